@@ -1,0 +1,355 @@
+"""The command line: ``python -m compare``. Arguments only; the work is in the modules beside it."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from compare.spec import Option, RunSpec
+
+CONTROL = "none"
+EPILOG = """other commands:
+  python -m compare list             backends and tasks, with traits and cost
+  python -m compare report DIR ...   draw charts and pages again, from records alone
+
+examples:
+  python -m compare --variants full,linformer --seq-len 8192
+  python -m compare --variants all --tasks mqar --seq-len 256 --seeds 3 --budget 60
+  python -m compare --variants full,linformer --set linformer.rank=128 --steps 500
+"""
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be; the message says what was expected and what came."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line; exit code 0 done, 1 no run succeeded, 2 usage, 130 interrupted."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        if words[:1] == ["list"]:
+            code = command_list(words[1:])
+        elif words[:1] == ["report"]:
+            code = command_report(words[1:])
+        else:
+            code = command_run(words)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (python -m compare --help lists the options)")
+
+
+def parser() -> Parser:
+    run = Parser(
+        prog="python -m compare",
+        description="Train and measure attention variants under the same conditions, and chart what came out.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = run.add_argument_group("what to compare")
+    what.add_argument("--variants", default="full,linformer", metavar="A,B", help="names, or all (%(default)s)")
+    what.add_argument("--tasks", default="bytes", metavar="A,B", help="names, or all (%(default)s)")
+    what.add_argument("--seq-len", type=positive_list, default=[8192], metavar="N,M", help="lengths (8192)")
+    what.add_argument("--seeds", type=positive, default=1, metavar="K", help="seeds 0 to K-1; 3 or more to rank (1)")
+    what.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="VARIANT.OPTION=VALUE",
+        help="change an option of a variant; again for more",
+    )
+    what.add_argument("--no-control", action="store_true", help=f"do not add the {CONTROL!r} control to the variants")
+
+    train = run.add_argument_group("training, the same for every variant (defaults depend on the task)")
+    length = train.add_mutually_exclusive_group()
+    length.add_argument("--budget", type=positive_float, metavar="SECONDS", help="training time of each run (90)")
+    length.add_argument("--steps", type=positive, metavar="K", help="optimizer steps of each run, instead of a budget")
+    train.add_argument("--batch-size", type=positive, metavar="B", help="samples in a micro-batch at full length")
+    train.add_argument("--accumulate", type=positive, default=1, metavar="K", help="micro-batches in a step (1)")
+    train.add_argument("--lr", type=positive_float, metavar="RATE", help="peak learning rate")
+    train.add_argument("--d-model", type=positive, metavar="C", help="width of the encoder")
+    train.add_argument("--n-heads", type=positive, metavar="H", help="attention heads")
+    train.add_argument("--n-layers", type=positive, metavar="L", help="encoder layers")
+    train.add_argument(
+        "--positions",
+        choices=("sinusoidal", "learned", "rotary", "none"),
+        default="sinusoidal",
+        help="position embedding (%(default)s)",
+    )
+    train.add_argument(
+        "--length-warmup",
+        action=argparse.BooleanOptionalAction,
+        help="train half the time at N/16, a quarter at N/4, the rest at N (tasks that allow it, from N 2048)",
+    )
+
+    where = run.add_argument_group("where")
+    where.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
+    where.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)")
+    where.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (results/DATE-TIME)")
+    where.add_argument("--resume", action="store_true", help="continue in --out: runs with a record are not repeated")
+    return run
+
+
+def command_run(words: list[str]) -> int:
+    options = parser().parse_args(words)
+    from rich.console import Console
+
+    console = Console()
+    command = shlex.join(["python", "-m", "compare", *words])
+    console.print("attention zoo: comparing", options.variants, "on", options.tasks, highlight=False)
+    if options.resume and options.out is None:
+        raise UsageError("--resume needs --out DIR: the folder to continue in")
+
+    import torch
+
+    from compare.record import describe_machine
+
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA device is available here; use --device cpu")
+    specs = make_specs(options, device, torch.get_num_threads())
+    out = prepare_folder(options.out, resume=options.resume)
+    gpu = torch.cuda.get_device_name() if device == "cuda" else None
+    machine = describe_machine(device=device, threads=torch.get_num_threads(), gpu=gpu, command=command)
+    return run_and_report(specs, machine, out, console)
+
+
+def run_and_report(specs: list[RunSpec], machine: dict[str, object], out: Path, console: object) -> int:
+    import json
+
+    from rich.console import Console
+
+    from compare.record import read_records, write_atomically
+    from compare.report import write_report
+    from compare.run import run_all
+
+    assert isinstance(console, Console)
+    write_atomically(out / "environment.json", json.dumps(machine, indent=1) + "\n")
+    records = out / "records.jsonl"
+    console.print(f"{len(specs)} runs, one after another; results in {out}", highlight=False)
+    interrupted = False
+    try:
+        run_all(specs, records, console)
+    except KeyboardInterrupt:
+        interrupted = True
+    finished = read_records(records)[0] if records.exists() else []
+    if finished:
+        write_report(out)
+        console.print(f"charts and tables: {out / 'report.html'}", highlight=False)
+    if interrupted:
+        again = f"--out {shlex.quote(str(out))} --resume"
+        console.print(f"interrupted: {len(finished)} finished runs are kept; continue with {again}", highlight=False)
+        return 130
+    wanted = {spec.run_id for spec in specs}
+    return 0 if any(r["status"] == "ok" for r in finished if r["run_id"] in wanted) else 1
+
+
+def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[RunSpec]:
+    """Every run that the arguments ask for, the seeds outermost, so that an interrupted comparison is balanced."""
+    import tasks
+    import zoo
+    from compare.spec import RunSpec
+    from zoo.contract import Dims
+
+    variants = choose(options.variants, zoo.available(), "variant")
+    if CONTROL not in variants and not options.no_control:
+        variants.append(CONTROL)
+    settings = read_settings(options.set)
+    unused = set(settings) - set(variants)
+    if unused:
+        raise UsageError(f"--set {min(unused)}.…: {min(unused)!r} is not among the variants {', '.join(variants)}")
+    specs = []
+    for task_name in choose(options.tasks, list(tasks.available()), "task"):
+        defaults = tasks.get(task_name).defaults
+        for seq_len in options.seq_len:
+            try:
+                tasks.get(task_name)(seq_len)
+                d_model, n_heads = options.d_model or defaults.d_model, options.n_heads or defaults.n_heads
+                Dims(d_model=d_model, n_heads=n_heads, max_len=seq_len)
+            except ValueError as error:
+                raise UsageError(str(error)) from error
+            warmup = options.length_warmup
+            if warmup and not defaults.length_warmup:
+                raise UsageError(f"--length-warmup: the task {task_name} has one length only")
+            specs += [
+                RunSpec(
+                    variant=variant,
+                    options=settings.get(variant, ()),
+                    task=task_name,
+                    seq_len=seq_len,
+                    seed=seed,
+                    budget=None if options.steps else options.budget or 90.0,
+                    steps=options.steps,
+                    batch_size=options.batch_size or max(1, defaults.tokens_per_step // seq_len),
+                    accumulate=options.accumulate,
+                    d_model=d_model,
+                    n_heads=n_heads,
+                    n_layers=options.n_layers or defaults.n_layers,
+                    conv_width=defaults.conv_width,
+                    positions=options.positions,
+                    lr=options.lr or defaults.lr,
+                    length_warmup=(defaults.length_warmup and seq_len >= 2048) if warmup is None else warmup,
+                    device=device,
+                    dtype=options.dtype,
+                    threads=threads,
+                )
+                for seed in range(options.seeds)
+                for variant in variants
+            ]
+    return sorted(specs, key=lambda spec: spec.seed)
+
+
+def choose(text: str, known: list[str], kind: str) -> list[str]:
+    """The names in ``text``, in order, each once; ``all`` is all of them."""
+    if text == "all":
+        return known
+    names = list(dict.fromkeys(name for name in (part.strip() for part in text.split(",")) if name))
+    if not names:
+        raise UsageError(f"expected at least one {kind}, got {text!r}; known: {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown {kind} {name!r}{closest(name, known)}; known: {', '.join(known)}")
+    return names
+
+
+def closest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def read_settings(words: list[str]) -> dict[str, tuple[tuple[str, Option], ...]]:
+    """``--set linformer.rank=128`` -> {"linformer": (("rank", 128),)}, checked against the variant's options."""
+    import zoo
+
+    settings: dict[str, dict[str, Option]] = {}
+    for word in words:
+        path, equals, value = word.partition("=")
+        variant, dot, option = path.partition(".")
+        if not (equals and dot):
+            raise UsageError(f"--set {word}: expected VARIANT.OPTION=VALUE, for example linformer.rank=128")
+        if variant not in zoo.available():
+            raise UsageError(f"--set {word}: unknown variant {variant!r}{closest(variant, zoo.available())}")
+        # Options that take no plain value, as a tensor, cannot be set from here.
+        known = {
+            name: default
+            for name, default in zoo.describe(variant).options.items()
+            if isinstance(default, int | float | str)
+        }
+        if option not in known:
+            listed = f"its options: {', '.join(known)}" if known else "it has no options"
+            raise UsageError(
+                f"--set {word}: {variant} has no option {option!r}{closest(option, list(known))}; {listed}"
+            )
+        settings.setdefault(variant, {})[option] = read_value(word, value, known[option])
+    for variant, chosen in settings.items():
+        try:
+            zoo.describe(variant).config(**chosen)
+        except ValueError as error:
+            raise UsageError(f"--set: {error}") from error
+    return {variant: tuple(sorted(chosen.items())) for variant, chosen in settings.items()}
+
+
+def read_value(word: str, text: str, default: Option) -> Option:
+    """``text`` as the type of the option's default."""
+    if isinstance(default, bool):
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        raise UsageError(f"--set {word}: expected true or false, got {text!r}")
+    try:
+        return type(default)(text)
+    except ValueError:
+        kind = {int: "an integer", float: "a number"}[type(default)]
+        raise UsageError(f"--set {word}: expected {kind}, got {text!r}") from None
+
+
+def prepare_folder(out: Path | None, *, resume: bool) -> Path:
+    """Create the folder of the results and see that it can be written to."""
+    folder = out or Path("results") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    if (folder / "records.jsonl").exists() and not resume:
+        raise UsageError(f"--out {folder} holds results already: add --resume to continue them, or name another folder")
+    if resume and not folder.exists():
+        raise UsageError(f"--resume: there is no folder {folder} to continue in")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"--out {folder} cannot be written: {error.strerror}") from error
+    return folder
+
+
+def command_list(words: list[str]) -> int:
+    Parser(prog="python -m compare list", description="List backends and tasks.").parse_args(words)
+    from compare.listing import show
+
+    show()
+    return 0
+
+
+def command_report(words: list[str]) -> int:
+    report = Parser(prog="python -m compare report", description="Draw charts and pages again, from records alone.")
+    report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders that hold a records.jsonl")
+    report.add_argument("--out", type=Path, metavar="DIR", help="draw all folders together into this one")
+    options = report.parse_args(words)
+    for folder in options.folders:
+        if not (folder / "records.jsonl").is_file():
+            raise UsageError(f"{folder} holds no records.jsonl")
+    from compare.report import write_report, write_report_many
+
+    if options.out is not None:
+        out = prepare_folder(options.out, resume=False)
+        write_report_many(options.folders, out)
+        print(out / "report.html")
+        return 0
+    for folder in options.folders:
+        write_report(folder)
+        print(folder / "report.html")
+    return 0
+
+
+def positive(text: str) -> int:
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+
+
+def positive_list(text: str) -> list[int]:
+    return list(dict.fromkeys(positive(part.strip()) for part in text.split(",")))
+
+
+def positive_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if 0 < value < float("inf"):
+        return value
+    raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+
+
+if __name__ == "__main__":
+    main()

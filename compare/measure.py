@@ -1,0 +1,119 @@
+"""Time, memory and FLOPs of one step. Everything here is measured in a process that does nothing else."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds: the median of several runs, and their quartiles."""
+
+    median: float
+    spread: tuple[float, float]
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def time_it(fn: Callable[[], object], device: torch.device, *, warm_up: int = 1, seconds: float = 3.0) -> Timing:
+    """Time ``fn`` after ``warm_up`` calls: at least 3 times, then until ``seconds`` are spent, at most 20 times."""
+    for _ in range(warm_up):
+        fn()
+    synchronise(device)
+    took: list[float] = []
+    while len(took) < 3 or (sum(took) < seconds and len(took) < 20):
+        start = time.perf_counter()
+        fn()
+        synchronise(device)
+        took.append(time.perf_counter() - start)
+    low, _, high = statistics.quantiles(took, n=4, method="inclusive")
+    return Timing(statistics.median(took), (low, high))
+
+
+def saved_bytes(forward: Callable[[], object], module: nn.Module) -> int:
+    """Bytes that ``forward`` keeps for backward: the storages of all saved tensors, each counted once.
+
+    Parameters and buffers are there anyway and do not count.
+    """
+    own = {x.untyped_storage().data_ptr() for x in (*module.parameters(), *module.buffers())}
+    saved: dict[int, int] = {}
+    alive: list[Tensor] = []  # so that no storage's address is given out twice
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+            alive.append(x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = forward()
+    del out
+    return sum(saved.values())
+
+
+def peak_memory(step: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes that one ``step`` takes at its peak above what is held before it; None where it cannot be told.
+
+    CUDA: the allocator's peak. Linux: the high-water mark of resident memory, reset before the step; memory that
+    earlier steps freed is handed back first, so that it does not hide what this one takes. Call it after a warm-up.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return None
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _resident("VmRSS")
+    reset.write_text("5")
+    step()
+    return max(0, _resident("VmHWM") - before)
+
+
+def _resident(field: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def count_flops(step: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products in ``step`` (a multiply-add is two), fused attention included.
+
+    What a custom backward computes again is counted, because it is done.
+    """
+    with FlopCounterMode(display=False, custom_mapping=CPU_FLASH) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def _forward_flops(q: Any, k: Any, v: Any, *rest: Any, **options: Any) -> int:
+    return int(sdpa_flop_count(q, k, v))
+
+
+def _backward_flops(grad: Any, q: Any, k: Any, v: Any, *rest: Any, **options: Any) -> int:
+    return int(sdpa_backward_flop_count(grad, q, k, v))
+
+
+CPU_FLASH = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward_flops,
+}

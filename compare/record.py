@@ -1,0 +1,117 @@
+"""Records on disk: one JSON line a run, and one file that says what machine it ran on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+STATUSES = ("ok", "oom", "diverged", "timeout", "unsupported", "error")
+PACKAGES = ("torch", "einops", "datasets", "matplotlib", "accelerate", "rich", "numpy", "xformers")
+Record = dict[str, Any]
+
+
+def read_records(path: Path) -> tuple[list[Record], list[str]]:
+    """All records of a file, and a warning for each damaged line, which is skipped.
+
+    Where a run was done again its last record counts.
+    """
+    records: dict[str, Record] = {}
+    warnings = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            missing = {"run_id", "variant", "task", "seq_len", "seed", "status"} - set(record)
+            if missing:
+                raise ValueError(f"no field {sorted(missing)[0]!r}")
+            if record.get("schema", SCHEMA) > SCHEMA:
+                raise ValueError(f"schema {record['schema']}, this version reads up to {SCHEMA}")
+        except (ValueError, TypeError, AttributeError) as error:
+            warnings.append(f"{path} line {number} is damaged and was skipped: {error}")
+            continue
+        records[record["run_id"]] = record
+    return list(records.values()), warnings
+
+
+def append_record(path: Path, record: Record) -> None:
+    """Add a line and see it to the disk. A line that an interrupted write left open is closed first."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file in one step: a reader sees the old text or the new."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def describe_machine(*, device: str, threads: int, gpu: str | None, command: str) -> Record:
+    """What the runs of a folder ran on. Contains no user or host name."""
+    installed = {name: version for name in PACKAGES if (version := _version(name))}
+    return {
+        "python": platform.python_version(),
+        "torch": installed.get("torch"),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": threads,
+        "memory_bytes": _memory_bytes(),
+        "device": device,
+        "gpu": gpu,
+        "packages": installed,
+        "git_commit": _git_commit(),
+        "command": command,
+        "started": now(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    if sys.platform == "win32":
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,64 @@
+"""Reports drawn from records alone: charts, a markdown report and a self-contained page.
+
+Nothing here imports torch: a report can be drawn anywhere the records can be read.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compare.record import read_records
+
+from .aggregate import Source, group_records, mixed_data
+from .charts import write_charts
+from .page import html_page
+from .tables import markdown_report
+
+__all__ = ["write_report", "write_report_many"]
+
+
+def write_report(folder: Path) -> None:
+    """Draw the report of one folder into that folder.
+
+    Args:
+        folder: holds records.jsonl and environment.json; receives report.md, report.html and charts/.
+    """
+    write_report_many([folder], folder)
+
+
+def write_report_many(folders: Sequence[Path], out: Path) -> None:
+    """Draw one report of several folders. What ran on different machines is kept apart.
+
+    Args:
+        folders: each holds records.jsonl and environment.json.
+        out: receives report.md, report.html and charts/.
+    """
+    sources, warnings = [], []
+    for folder in folders:
+        records, damaged = read_records(folder / "records.jsonl")
+        environment, complaint = read_environment(folder / "environment.json")
+        sources.append(Source(records, environment))
+        warnings += damaged + complaint
+    groups = group_records(sources)
+    warnings += mixed_data(groups)
+    charts = write_charts(groups, out / "charts")
+    write_text(out / "report.md", markdown_report(groups, charts, warnings))
+    write_text(out / "report.html", html_page(groups, charts, out / "charts", warnings))
+
+
+def read_environment(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The environment stamp, or an empty one and why."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return {}, [f"{path}: the environment could not be read ({error}); the machine is unknown."]
+    return (found, []) if isinstance(found, dict) else ({}, [f"{path}: not a JSON object; the machine is unknown."])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,389 @@
+"""Records in, groups out: which runs may be compared, their means over seeds, and what is beyond noise.
+
+A group is everything measured on one machine, on one task, at one length, under one set of conditions
+(steps or budget, width, depth, batch, dtype …). Within it a row is one variant, its seeds together.
+Scores are fractions between 0 and 1, and higher is better.
+"""
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Record = dict[str, Any]
+CONTROL = "none"
+REFERENCE = "full"
+ENOUGH_SEEDS = 3
+
+# Spec fields that may differ between the rows of one group. All others are conditions and split it.
+PER_ROW = frozenset({"variant", "options", "lr", "seed", "task", "seq_len"})
+# Conditions that do not change what one step of a given length costs, or that follow the length.
+NOT_COST = frozenset({"steps", "budget", "batch_size"})
+
+# Two-sided 95 % points of Student's t for 1 to 30 degrees of freedom.
+T95 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+class Estimate(NamedTuple):
+    """A mean over n seeds and the half-width of its 95 % t interval (None from a single seed)."""
+
+    mean: float
+    half: float | None
+    n: int
+
+
+def t95(degrees: int) -> float:
+    return T95[degrees - 1] if degrees <= len(T95) else 1.96 + 2.4 / degrees
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+    n = len(values)
+    if n == 0:
+        return None
+    if n == 1:
+        return Estimate(float(values[0]), None, 1)
+    half = t95(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return Estimate(float(np.mean(values)), half, n)
+
+
+def binomial_half(score: float, size: float) -> float:
+    """95 % half-width of a share counted over `size` independent predictions."""
+    return 1.96 * math.sqrt(max(score * (1 - score), 0.0) / size)
+
+
+def apart(a: Estimate, b: Estimate, floor: float = 0.0) -> bool:
+    """Whether two means differ beyond noise: enough seeds each, intervals that do not touch, and a
+    difference above `floor` (the sampling noise of the test set, where there is one)."""
+    if a.half is None or b.half is None or min(a.n, b.n) < ENOUGH_SEEDS:
+        return False
+    return abs(a.mean - b.mean) > max(a.half + b.half, floor)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices, by rising x, of the points that no other point beats: both coordinates better when larger."""
+    best = -math.inf
+    front = []
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], points[i][1]), reverse=True):
+        if points[index][1] > best:
+            best = points[index][1]
+            front.append(index)
+    return front[::-1]
+
+
+def as_number(value: object) -> float | None:
+    """The value as a finite float; None for anything else, so that old or failed records never crash."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def as_mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def numbers(records: Iterable[Record], field: str) -> list[float]:
+    values = (as_number(record.get(field)) for record in records)
+    return [value for value in values if value is not None]
+
+
+def status_of(record: Record) -> str:
+    return str(record.get("status") or "error")
+
+
+def as_key(config: Mapping[str, Any]) -> str:
+    """A config as text, the same for equal configs."""
+    return json.dumps(config, sort_keys=True)
+
+
+def tell_apart(key: str, rivals: Iterable[str]) -> str:
+    """The settings of one config in which it and its rivals (keys from `as_key`) differ, as "key=value" words."""
+    own, others = json.loads(key), [json.loads(rival) for rival in rivals]
+    names = sorted({name for config in (own, *others) for name in config})
+    varying = [name for name in names if any(config.get(name) != own.get(name) for config in others)]
+    return ", ".join(f"{name}={as_word(own.get(name))}" for name in varying)
+
+
+def as_word(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant in one group: its runs, one a seed."""
+
+    label: str
+    suffix: str
+    variant: str
+    records: tuple[Record, ...]
+
+    @property
+    def name(self) -> str:
+        shown = self.label.replace(CONTROL, f"{CONTROL} (control)", 1) if self.is_control else self.label
+        return f"{shown} {self.suffix}".strip()
+
+    @property
+    def is_control(self) -> bool:
+        return self.variant == CONTROL
+
+    @property
+    def finished(self) -> tuple[Record, ...]:
+        return tuple(record for record in self.records if status_of(record) == "ok")
+
+    @property
+    def fell_back(self) -> bool:
+        return any(record.get("kernel_fallback") is True for record in self.records)
+
+    @property
+    def kernels(self) -> str:
+        return ", ".join(sorted({str(r["kernel"]) for r in self.records if r.get("kernel")}))
+
+    @property
+    def status(self) -> str:
+        """ "ok", or how many runs ended how: "2 ok, 1 oom"."""
+        found = [status_of(record) for record in self.records]
+        kinds = sorted(set(found), key=lambda kind: (kind != "ok", kind))
+        return kinds[0] if len(found) == 1 or kinds == ["ok"] else ", ".join(f"{found.count(k)} {k}" for k in kinds)
+
+    def over_seeds(self, field: str) -> Estimate | None:
+        return estimate(numbers(self.finished, field))
+
+    def spread(self, field: str) -> tuple[float, float] | None:
+        """Mean over seeds of each run's quartiles, where they were recorded."""
+        pairs = [record.get(f"{field}_spread") for record in self.finished]
+        ends = [
+            (low, high)
+            for pair in pairs
+            if isinstance(pair, list) and len(pair) == 2
+            if (low := as_number(pair[0])) is not None and (high := as_number(pair[1])) is not None
+        ]
+        if not ends:
+            return None
+        low, high = np.mean(ends, axis=0)
+        return float(low), float(high)
+
+    def difference(self, other: "Row", field: str) -> Estimate | None:
+        """This row minus the other over the seeds both finished: paired, as the seeds are."""
+        mine, theirs = (
+            {r.get("seed"): v for r in row.finished if (v := as_number(r.get(field))) is not None}
+            for row in (self, other)
+        )
+        return estimate([mine[seed] - theirs[seed] for seed in mine if seed in theirs])
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that may be compared with one another."""
+
+    task: str
+    seq_len: int
+    conditions: str
+    cost_conditions: str
+    machine: str
+    where: str
+    environment: Mapping[str, Any]
+    rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        extra = "; ".join(part for part in (self.conditions, self.where) if part)
+        return f"{self.task}, length {self.seq_len:,}" + (f" ({extra})" if extra else "")
+
+    @property
+    def slug(self) -> str:
+        return slug(self.task, str(self.seq_len), self.where, self.conditions)
+
+    @property
+    def records(self) -> list[Record]:
+        return [record for row in self.rows for record in row.records]
+
+    @property
+    def metric(self) -> str:
+        return next((str(r["metric"]) for r in self.records if r.get("metric")), "score")
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        """Trivial predictors and their scores: the mean where they were measured once a seed."""
+        found: dict[str, list[float]] = {}
+        for record in self.records:
+            for name, value in as_mapping(record.get("baselines")).items():
+                if (score := as_number(value)) is not None:
+                    found.setdefault(str(name), []).append(score)
+        means = {name: float(np.mean(values)) for name, values in found.items()}
+        return dict(sorted(means.items(), key=lambda item: item[1]))
+
+    @property
+    def test_size(self) -> float | None:
+        """The smallest number of scored predictions of any run: the noisiest one counts."""
+        return min((value for value in numbers(self.records, "test_size") if value > 0), default=None)
+
+    @property
+    def reference(self) -> Row | None:
+        return next((row for row in self.rows if row.variant == REFERENCE), None)
+
+    @property
+    def control(self) -> Row | None:
+        return next((row for row in self.rows if row.is_control), None)
+
+    def test_noise(self, score: float) -> float:
+        """Half-width of the test set's own sampling noise at this score; 0 where its size is unknown."""
+        return binomial_half(score, self.test_size) if self.test_size else 0.0
+
+
+def slug(*parts: str) -> str:
+    """Words fit for a file name."""
+    words = (re.sub(r"[^A-Za-z0-9.=-]+", "-", part).strip("-") for part in parts)
+    return "_".join(word for word in words if word)
+
+
+def machine_name(environment: Mapping[str, Any]) -> str:
+    """Short: the processor that did the work and how much of it."""
+    gpu = environment.get("gpu")
+    if gpu and environment.get("device") != "cpu":
+        return str(gpu)
+    cpu = re.sub(r"\((R|TM)\)|\bCPU\b", "", str(environment.get("cpu") or "unknown machine"))
+    cores = environment.get("cores")
+    return " ".join(cpu.split()) + (f", {cores} cores" if cores else "")
+
+
+def machine_line(environment: Mapping[str, Any]) -> str:
+    """The machine and software on which a time means something."""
+    parts = [machine_name(environment)]
+    if threads := environment.get("threads"):
+        parts.append(f"{threads} threads")
+    if memory := as_number(environment.get("memory_bytes")):
+        parts.append(f"{memory / 2**30:.0f} GiB memory")
+    parts += [f"{name} {environment[name]}" for name in ("torch", "python") if environment.get(name)]
+    return " · ".join(parts)
+
+
+class Chart(NamedTuple):
+    """A drawn chart: its file name without ending, what it shows in words, and the group it belongs to
+    (its slug; "" for a chart across lengths)."""
+
+    stem: str
+    alt: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """One folder of results as read."""
+
+    records: Sequence[Record]
+    environment: Mapping[str, Any]
+
+
+def group_records(sources: Sequence[Source]) -> list[Group]:
+    """Sort records into groups and rows. Of two runs of the same thing with the same seed the later counts."""
+    machines: dict[str, Mapping[str, Any]] = {}
+    cells: dict[tuple[str, str, int, str], dict[tuple[str, str], dict[str, Record]]] = {}
+    for source in sources:
+        machine = machine_line(source.environment)
+        machines.setdefault(machine, source.environment)
+        for record in source.records:
+            spec = as_mapping(record.get("spec"))
+            conditions = {key: value for key, value in spec.items() if key not in PER_ROW}
+            own = {key: value for key, value in spec.items() if key in {"options", "lr"}}
+            cell = cells.setdefault(
+                (machine, str(record.get("task")), int(as_number(record.get("seq_len")) or 0), as_key(conditions)), {}
+            )
+            row = cell.setdefault((str(record.get("label") or record.get("variant")), as_key(own)), {})
+            row[str(record.get("seed"))] = record
+
+    where = tell_machines_apart(machines)
+    groups = []
+    for (machine, task, seq_len, setting), cell in sorted(cells.items(), key=lambda item: item[0]):
+        rivals = [key[3] for key in cells if key[:3] == (machine, task, seq_len)]
+        told_apart = tell_apart(setting, rivals)
+        cost = {key: value for key, value in json.loads(setting).items() if key not in NOT_COST}
+        groups.append(
+            Group(task, seq_len, told_apart, as_key(cost), machine, where[machine], machines[machine], make_rows(cell))
+        )
+    return groups
+
+
+def tell_machines_apart(machines: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What to call each machine in titles and file names: nothing where there is only one."""
+    names = {line: machine_name(environment) for line, environment in machines.items()}
+    if len(names) == 1:
+        return dict.fromkeys(names, "")
+    shared = [name for name in names.values() if list(names.values()).count(name) > 1]
+    return {line: line if name in shared else name for line, name in names.items()}
+
+
+def make_rows(cell: Mapping[tuple[str, str], Mapping[str, Record]]) -> tuple[Row, ...]:
+    """Rows with the reference first and the control last; two of one label are told apart by their settings."""
+    rows = []
+    for (label, own), seeds in cell.items():
+        suffix = tell_apart(own, [key[1] for key in cell if key[0] == label])
+        variant = str(next(iter(seeds.values())).get("variant") or label)
+        rows.append(Row(label, suffix, variant, tuple(seeds[seed] for seed in sorted(seeds))))
+    return tuple(sorted(rows, key=lambda row: (row.is_control, row.variant != REFERENCE, row.name)))
+
+
+class Curve(NamedTuple):
+    """A learning curve: where it was read, what was read, and where the training length changed."""
+
+    x: list[float]
+    score: list[float]
+    changes: list[tuple[float, int]]
+    validated: bool
+
+
+def learning_curve(record: Record, axis: str) -> Curve | None:
+    """Validation scores where there are at least two, else training scores, smoothed by a running mean.
+
+    Args:
+        record: one run.
+        axis: "step" or "seconds".
+    """
+    raw = record.get("curve")
+    points = [
+        (x, point)
+        for point in (raw if isinstance(raw, list) else [])
+        if isinstance(point, dict) and (x := as_number(point.get(axis))) is not None
+    ]
+    changes = [
+        (x, int(now))
+        for (_, before), (x, point) in itertools.pairwise(points)
+        if (now := as_number(point.get("seq_len"))) is not None
+        and (was := as_number(before.get("seq_len"))) is not None
+        and now != was
+    ]
+    for field in ("val_score", "train_score"):
+        seen = [(x, score) for x, point in points if (score := as_number(point.get(field))) is not None]
+        if len(seen) >= 2:
+            validated = field == "val_score"
+            scores = [score for _, score in seen]
+            return Curve([x for x, _ in seen], scores if validated else smooth(scores), changes, validated)
+    return None
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Centred running mean over about a tenth of the points; the window shrinks at the ends."""
+    reach = max(1, len(values) // 20)
+    return [float(np.mean(values[max(0, i - reach) : i + reach + 1])) for i in range(len(values))]
+
+
+def mixed_data(groups: Sequence[Group]) -> list[str]:
+    """A warning for each group whose runs were not made from the same data."""
+    warnings = []
+    for group in groups:
+        data = [as_mapping(record.get("data")) for record in group.records]
+        hashes = {key: {str(d[key]) for d in data if key in d} for d in data for key in d if key.endswith("sha256")}
+        warnings += [
+            f"{group.title}: the runs do not share one {key} ({', '.join(sorted(v[:8] for v in values))}); "
+            "their scores are not comparable."
+            for key, values in hashes.items()
+            if len(values) > 1
+        ]
+    return warnings

@@ -1,0 +1,47 @@
+"""Numbers as people read them: times, bytes, counts and percentages with their units."""
+
+import math
+
+SPACE = "\N{NO-BREAK SPACE}"
+
+
+def significant(value: float) -> str:
+    """Three significant digits at most and never an exponent: 1.6, 42.1, 5,120."""
+    if value == 0:
+        return "0"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def seconds(value: float) -> str:
+    for limit, factor, unit in ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms"), (120.0, 1.0, "s")):
+        if value < limit:
+            return f"{significant(value * factor)}{SPACE}{unit}"
+    return f"{significant(value / 60)}{SPACE}min"
+
+
+def size(value: float) -> str:
+    """Bytes in binary units."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = 0 if value < 1 else min(int(math.log2(value) // 10), len(units) - 1)
+    number = f"{value:.0f}" if power == 0 else significant(value / 1024**power)
+    return f"{number}{SPACE}{units[power]}"
+
+
+def count(value: float) -> str:
+    """Whole numbers up to 10,000, then k, M, G, T and P (powers of a thousand)."""
+    if value < 10_000:
+        return f"{value:,.0f}"
+    units = ("", "k", "M", "G", "T", "P", "E")
+    power = min(int(math.log10(value) // 3), len(units) - 1)
+    return f"{significant(value / 1000**power)}{SPACE}{units[power]}"
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}{SPACE}%"
+
+
+def plain(value: float) -> str:
+    """A whole number with thousands separators."""
+    return f"{value:,.0f}"

@@ -1,0 +1,77 @@
+"""What one run is. Everything that can change a result is a field here, and nothing else is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+Option = int | float | str | bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One variant on one task at one length with one seed.
+
+    Attributes:
+        options: the variant's options that differ from its defaults, sorted by name.
+        budget, steps: training stops after this many seconds, or after this many optimizer steps; one is None.
+        batch_size: samples in a micro-batch at ``seq_len``; shorter training lengths take more, so that the tokens
+            of a step stay equal.
+        accumulate: micro-batches in an optimizer step.
+        warmup_steps: optimizer steps over which the learning rate rises; it falls as a cosine to 0 afterwards.
+        length_warmup: train the first half at N/16, the next quarter at N/4, the rest at N.
+        device: ``cpu`` or ``cuda``. dtype: ``float32``, or the autocast type ``bfloat16`` or ``float16``.
+        threads: CPU threads of the process.
+    """
+
+    variant: str
+    options: tuple[tuple[str, Option], ...] = ()
+    task: str
+    seq_len: int
+    seed: int
+    budget: float | None
+    steps: int | None
+    batch_size: int
+    accumulate: int = 1
+    d_model: int
+    n_heads: int
+    n_layers: int
+    conv_width: int | None
+    positions: str = "sinusoidal"
+    norm: str = "pre"
+    activation: str = "gelu"
+    dropout: float = 0.0
+    lr: float
+    warmup_steps: int = 50
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    length_warmup: bool
+    device: str
+    dtype: str
+    threads: int
+
+    @property
+    def run_id(self) -> str:
+        """12 hex digits that name this spec."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+    @property
+    def label(self) -> str:
+        """The variant and what was set for it: what charts and tables call it."""
+        return " ".join([self.variant, *(f"{name}={value}" for name, value in self.options)])
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> RunSpec:
+        fields = json.loads(text)
+        fields["options"] = tuple((name, value) for name, value in fields["options"])
+        return cls(**fields)
+
+    def lengths(self) -> list[tuple[float, int]]:
+        """The training lengths: (share of the training at which it ends, length)."""
+        if not self.length_warmup:
+            return [(1.0, self.seq_len)]
+        return [(0.5, self.seq_len // 16), (0.75, self.seq_len // 4), (1.0, self.seq_len)]

@@ -1,0 +1,219 @@
+"""The single training loop, and the model that it trains."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from compare.measure import synchronise
+from compare.spec import RunSpec
+from tasks import IGNORE, Batch, Task
+from zoo import Encoder, describe
+from zoo.heads import ClassificationHead, TokenHead
+
+CURVE_POINTS = 100
+VALIDATIONS = 10
+VALIDATION_SHARE = 0.2  # of the training time, at most, apart from the last validation
+MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+
+class Diverged(Exception):
+    """The loss stopped being a finite number."""
+
+
+class Model(nn.Module):
+    """An encoder and the head that the task asks for."""
+
+    def __init__(self, spec: RunSpec, task: Task) -> None:
+        super().__init__()
+        self.encoder = Encoder(
+            describe(spec.variant).config(**dict(spec.options)),
+            d_model=spec.d_model,
+            n_heads=spec.n_heads,
+            n_layers=spec.n_layers,
+            dropout=spec.dropout,
+            max_len=spec.seq_len,
+            norm=spec.norm,  # type: ignore[arg-type]
+            activation=spec.activation,  # type: ignore[arg-type]
+            positions=spec.positions,  # type: ignore[arg-type]
+            conv_width=spec.conv_width,
+            vocab_size=task.vocab_size,
+        )
+        self.head: TokenHead | ClassificationHead
+        if task.kind == "token":
+            self.head = TokenHead(spec.d_model, task.n_classes)
+        else:
+            self.head = ClassificationHead(spec.d_model, task.n_classes)
+
+    def forward(self, inputs: Tensor, targets: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits and targets of what is asked: (asked, n_classes), (asked,)."""
+        encoded = self.encoder(inputs, key_padding_mask=padding)
+        if isinstance(self.head, ClassificationHead):
+            return self.head(encoded, key_padding_mask=padding), targets
+        asked = targets != IGNORE
+        return self.head(encoded[asked]), targets[asked]
+
+
+@dataclass
+class Tally:
+    """Loss and score summed over predictions, on the device until they are read."""
+
+    loss: Tensor | float = 0.0
+    correct: Tensor | float = 0.0
+    count: int = 0
+
+    def add(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Count a batch; returns its mean loss."""
+        loss = F.cross_entropy(logits.float(), targets)
+        self.loss = self.loss + loss.detach() * len(targets)
+        self.correct = self.correct + (logits.detach().argmax(-1) == targets).sum()
+        self.count += len(targets)
+        return loss
+
+    def read(self) -> tuple[float, float]:
+        """Mean loss and accuracy.
+
+        Raises:
+            Diverged: the loss is not finite.
+        """
+        loss, score = float(self.loss) / self.count, float(self.correct) / self.count
+        if not math.isfinite(loss):
+            raise Diverged(f"loss is {loss}")
+        return loss, score
+
+
+@dataclass
+class Trainer:
+    """Model, optimizer and accelerator of one run."""
+
+    spec: RunSpec
+    task: Task
+    model: Any = field(init=False)
+    optimizer: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(self.spec.seed)
+        self.accelerator = Accelerator(
+            cpu=self.spec.device == "cpu",
+            mixed_precision=MIXED_PRECISION[self.spec.dtype],
+            gradient_accumulation_steps=self.spec.accumulate,
+        )
+        self.device: torch.device = self.accelerator.device
+        model = Model(self.spec, self.task)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        optimizer = torch.optim.AdamW(decay_groups(model, self.spec.weight_decay), lr=self.spec.lr)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+
+    def to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        inputs, targets = (torch.from_numpy(x).to(self.device) for x in (batch.inputs, batch.targets))
+        padding = None if batch.padding is None else torch.from_numpy(batch.padding).to(self.device)
+        return inputs, targets, padding
+
+    def forward(self, batch: tuple[Tensor, Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
+        logits, targets = self.model(*batch)
+        return logits, targets
+
+    def step(self, batch: tuple[Tensor, Tensor, Tensor | None], tally: Tally) -> None:
+        """Forward, backward and, where the micro-batches are complete, the optimizer."""
+        with self.accelerator.accumulate(self.model):
+            self.accelerator.backward(tally.add(*self.forward(batch)))
+            if self.accelerator.sync_gradients:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), self.spec.clip_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def evaluate(self, split: Any, on_progress: Callable[[int], None] = lambda _: None) -> tuple[float, float, int]:
+        """Mean loss, score and number of predictions over all of a split."""
+        self.model.eval()
+        tally = Tally()
+        for number, batch in enumerate(self.task.eval_batches(split, self.spec.batch_size)):
+            on_progress(number)
+            tally.add(*self.forward(self.to_device(batch)))
+        self.model.train()
+        return *tally.read(), tally.count
+
+    def train(self, on_progress: Callable[[float, float], None]) -> dict[str, Any]:
+        """Train to the end of the budget.
+
+        Args:
+            on_progress: called with the share done, 0 to 1, and the latest mean loss.
+
+        Returns:
+            steps, seconds and tokens trained; the curve; the last validation's loss and score. Time spent on
+            validation is not training time.
+
+        Raises:
+            Diverged: the loss is not finite.
+        """
+        spec = self.spec
+        curve: list[dict[str, Any]] = []
+        step, tokens, seconds, validating = 0, 0, 0.0, 0.0
+        tally, batches, length = Tally(), iter(()), 0
+        lengths = spec.lengths()
+        self.model.train()
+        while (done := share_done(spec, step, seconds)) < 1 or step == 0:
+            wanted = next(size for end, size in lengths if done < end)
+            if wanted != length:
+                length, batches = wanted, self._batches(wanted)
+            for group in self.optimizer.param_groups:
+                group["lr"] = spec.lr * rate(step, spec.warmup_steps, done)
+            start = time.perf_counter()
+            for _ in range(spec.accumulate):
+                batch = next(batches)
+                tokens += batch.inputs.size
+                self.step(self.to_device(batch), tally)
+            synchronise(self.device)
+            seconds += time.perf_counter() - start
+            step += 1
+            done = share_done(spec, step, seconds)
+            if done < 1 and done * CURVE_POINTS < len(curve) + 1:
+                continue
+            loss, score = tally.read()
+            tally = Tally()
+            point = {"step": step, "seconds": seconds, "tokens": tokens, "seq_len": length}
+            point |= {"train_loss": loss, "train_score": score, "val_loss": None, "val_score": None}
+            validated = sum(p["val_loss"] is not None for p in curve)
+            if done >= 1 or (done * VALIDATIONS >= validated + 1 and validating <= VALIDATION_SHARE * seconds):
+                begun = time.perf_counter()
+                point["val_loss"], point["val_score"], _ = self.evaluate("validation")
+                validating += time.perf_counter() - begun
+            curve.append(point)
+            on_progress(min(done, 1.0), loss)
+        return {
+            "train_steps": step,
+            "train_seconds": seconds,
+            "train_tokens": tokens,
+            "curve": curve,
+            "val_loss": curve[-1]["val_loss"],
+            "val_score": curve[-1]["val_score"],
+        }
+
+    def _batches(self, length: int) -> Iterator[Batch]:
+        size = self.spec.batch_size * (self.spec.seq_len // length)
+        return self.task.train_batches(size, length, self.spec.seed)
+
+
+def share_done(spec: RunSpec, step: int, seconds: float) -> float:
+    """How much of the training is done, from 0 to 1 and, by the last step of a budget, a little above."""
+    return step / spec.steps if spec.steps is not None else seconds / (spec.budget or math.inf)
+
+
+def rate(step: int, warmup_steps: int, done: float) -> float:
+    """Factor of the learning rate: linear warm-up, then a cosine to 0 over the whole training."""
+    return min(1.0, (step + 1) / warmup_steps) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters with weight decay (matrices), and without (norms, biases)."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

@@ -1,0 +1,182 @@
+"""One run in a process of its own: reads a RunSpec as JSON on stdin, writes events as JSON lines on stdout.
+
+Events: ``{"phase": …, "done": 0..1 or null, "loss": … or null}`` while it works, at the end ``{"record": {…}}``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any, TextIO
+
+from compare.record import SCHEMA, Record, now
+from compare.spec import RunSpec
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+
+
+class Events:
+    """The line to the parent process."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.out = out
+
+    def send(self, event: Record) -> None:
+        self.out.write(json.dumps(event) + "\n")
+        self.out.flush()
+
+    def phase(self, name: str, done: float | None = None, loss: float | None = None) -> None:
+        self.send({"phase": name, "done": done, "loss": loss})
+
+
+def main() -> None:
+    # Only events go to the parent's pipe: whatever a library prints goes to stderr.
+    events = Events(os.fdopen(os.dup(1), "w"))
+    os.dup2(2, 1)
+    warnings.filterwarnings("ignore")
+    spec = RunSpec.from_json(sys.stdin.read())
+    if spec.device == "cpu":
+        limit_memory()
+    events.send({"record": run(spec, events)})
+
+
+def limit_memory() -> None:
+    """Let an allocation that does not fit fail in this process, before the system kills one of its choice."""
+    adjust = Path("/proc/self/oom_score_adj")
+    info = Path("/proc/meminfo")
+    if not (adjust.exists() and info.exists()):
+        return
+    adjust.write_text("1000")
+    available = next(line for line in info.read_text().splitlines() if line.startswith("MemAvailable"))
+    limit = int(int(available.split()[1]) * 1024 * 0.95)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def run(spec: RunSpec, events: Events) -> Record:
+    """Do the run. What fails is told in the record's status and reason; what was measured before stays."""
+    started = time.perf_counter()
+    record: Record = {
+        "schema": SCHEMA,
+        "run_id": spec.run_id,
+        "variant": spec.variant,
+        "label": spec.label,
+        "task": spec.task,
+        "seq_len": spec.seq_len,
+        "seed": spec.seed,
+        "status": "ok",
+        "reason": "",
+        "spec": json.loads(spec.to_json()),
+        "started": now(),
+    }
+    try:
+        events.phase("loading torch")
+        work(spec, record, events)
+    except Exception as error:
+        record["status"], record["reason"] = explain(error)
+    record["wall_seconds"] = time.perf_counter() - started
+    return record
+
+
+def work(spec: RunSpec, record: Record, events: Events) -> None:
+    """Measure, train and test, filling ``record`` as results come."""
+    import torch
+
+    import tasks
+    from compare import measure
+    from compare.train import Tally, Trainer
+
+    torch.set_num_threads(spec.threads)
+    if spec.dtype == "float16" and spec.device == "cpu":
+        raise NotImplementedError("float16 training needs a GPU; use bfloat16 or float32 on a CPU")
+    events.phase("preparing data")
+    task = tasks.get(spec.task)(spec.seq_len)
+    task.prepare()
+    record |= {"metric": task.metric, "baselines": task.baselines(), "data": task.provenance()}
+
+    events.phase("measuring")
+    trainer = Trainer(spec, task)
+    record["params"] = trainer.parameters
+    batch = trainer.to_device(next(task.train_batches(spec.batch_size, spec.seq_len, spec.seed)))
+    encoder = trainer.accelerator.unwrap_model(trainer.model).encoder
+    example = torch.empty(
+        *batch[0].shape,
+        spec.d_model,
+        device=trainer.device,
+        dtype=getattr(torch, spec.dtype),
+        requires_grad=True,
+    )
+    kernel = encoder.layers[0].attention.kernel(example, batch[2])
+    record |= {"kernel": kernel.name, "kernel_fallback": kernel.fallback}
+    del example
+
+    def forward() -> None:
+        with torch.no_grad():
+            trainer.forward(batch)
+
+    def forward_backward() -> None:
+        trainer.accelerator.backward(Tally().add(*trainer.forward(batch)))
+        trainer.model.zero_grad()
+
+    def step() -> None:
+        trainer.step(batch, Tally())
+
+    step()
+    record["peak_memory_bytes"] = measure.peak_memory(step, trainer.device)
+    record["saved_bytes"] = measure.saved_bytes(lambda: Tally().add(*trainer.forward(batch)), trainer.model)
+    record["flops"] = measure.count_flops(step)
+    warm_up = 3 if spec.device == "cuda" else 1
+    for name, fn in (("forward", forward), ("forward_backward", forward_backward), ("step", step)):
+        timing = measure.time_it(fn, trainer.device, warm_up=warm_up)
+        record[f"{name}_seconds"], record[f"{name}_seconds_spread"] = timing.median, list(timing.spread)
+    record["tokens_per_second"] = batch[0].numel() / record["step_seconds"]
+    del trainer, encoder, batch
+
+    events.phase("training", 0.0)
+    trainer = Trainer(spec, task)
+    record |= trainer.train(lambda done, loss: events.phase("training", done, loss))
+    events.phase("testing")
+    loss, score, size = trainer.evaluate("test", lambda _: events.phase("testing"))
+    record |= {"test_loss": loss, "test_score": score, "test_size": size}
+
+
+def explain(error: Exception) -> tuple[str, str]:
+    """Status and a one-line reason for what went wrong."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    kind = type(error).__name__
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in OUT_OF_MEMORY):
+        return "oom", text
+    if kind == "Diverged":
+        return "diverged", text
+    if isinstance(error, NotImplementedError):
+        return "unsupported", text
+    return "error", f"{kind}: {text}"
+
+
+def record_of_crash(spec: RunSpec, returncode: int, stderr: str, wall_seconds: float) -> dict[str, Any]:
+    """The record of a run whose process died without writing one."""
+    last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "no output")
+    killed = returncode == -9
+    reason = "killed by the system (signal 9), most likely out of memory" if killed else f"exit {returncode}: {last}"
+    return {
+        "schema": SCHEMA,
+        "run_id": spec.run_id,
+        "variant": spec.variant,
+        "label": spec.label,
+        "task": spec.task,
+        "seq_len": spec.seq_len,
+        "seed": spec.seed,
+        "status": "oom" if killed else "error",
+        "reason": reason,
+        "spec": json.loads(spec.to_json()),
+        "started": now(),
+        "wall_seconds": wall_seconds,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""What the encoders are trained on: one file per task, numpy batches out, neither torch nor zoo in.
+
+>>> task = get("mqar")(seq_len=64)
+>>> batch = next(task.train_batches(batch_size=8, seq_len=64, seed=0))
+>>> batch.inputs.shape
+(8, 64)
+"""
+
+import importlib
+import pkgutil
+
+from tasks.base import IGNORE, Batch, Task, TaskDefaults, available, get, register
+
+__all__ = ["IGNORE", "Batch", "Task", "TaskDefaults", "available", "get", "register"]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,199 @@
+"""Masked bytes: 15 % of the bytes of Python source are hidden, say which they were.
+
+The corpus is the standard library of the Python that runs this: real text on every machine, no download.
+An id is its byte + 1; 0 is padding, 257 stands for a hidden byte:
+
+>>> ids = encode(b"import re")[None]
+>>> print(ids[0])
+[106 110 113 112 115 117  33 115 102]
+>>> batch = mask(ids, np.random.default_rng(2))
+>>> print(batch.inputs[0])
+[106 110 113 257 115 117  33 257 102]
+>>> print(np.where(batch.targets[0] == IGNORE, 0, batch.targets[0]))  # 0 for "not asked", to line up
+[  0   0   0 112   0   0   0 115   0]
+
+Files, not windows, are dealt out to the splits, by a seeded hash of their path: *.py of 2 kB or more, no
+links, no tests, no exact copies. A split is one stream, its files in the order of that hash with a zero
+byte between them. Training windows start anywhere; validation and test are consecutive windows, the last
+one padded. Of the files dealt to validation at most 2^16 bytes are kept, to test 2^18: whole files, in
+order, as they fit.
+"""
+
+import hashlib
+import os
+import platform
+import re
+import sysconfig
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from tasks.base import IGNORE, SPLITS, Batch, EvalSplit, Task, TaskDefaults, register
+from tasks.cache import Columns, Split
+
+GENERATOR = 1  # raise it when the same corpus is split in another way
+SEED = 0
+MASK_RATE = 0.15
+SEPARATOR = b"\0"
+PAD, MASK = 0, 257
+MAX_TOKENS = {"validation": 2**16, "test": 2**18}
+MIN_FILE = 2_048
+LEFT_OUT = re.compile(
+    r"(tests?|idle_test|site-packages|dist-packages)$"  # not the library itself
+    r"|config-|_sysconfigdata"  # made when Python was built, for one machine
+    r"|encodings$"  # mostly tables from one template: near copies of each other across the splits
+)
+
+
+def read_corpus() -> dict[str, bytes]:
+    """Relative path -> contents, in the order of the paths; of files with the same contents the first."""
+    root = Path(sysconfig.get_path("stdlib"))
+    paths = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not LEFT_OUT.match(name)]
+        paths += [Path(folder, name) for name in names if name.endswith(".py") and not LEFT_OUT.match(name)]
+    first: dict[bytes, str] = {}
+    for path in sorted(paths, key=Path.as_posix):
+        if not path.is_symlink() and path.stat().st_size >= MIN_FILE:
+            first.setdefault(path.read_bytes(), path.relative_to(root).as_posix())
+    return {name: data for data, name in first.items()}
+
+
+def deal(corpus: dict[str, bytes]) -> dict[Split, dict[str, bytes]]:
+    """The files of each split, about 90 / 5 / 5 of them, in the order of a seeded hash of their path."""
+    splits: dict[Split, dict[str, bytes]] = {split: {} for split in SPLITS}
+    room = dict(MAX_TOKENS)
+    for name in sorted(corpus, key=rank):
+        split: Split = "test" if rank(name) < 0.05 else "validation" if rank(name) < 0.10 else "train"
+        size = len(corpus[name]) + len(SEPARATOR)
+        if split != "train":
+            if size > room[split]:
+                continue
+            room[split] -= size
+        splits[split][name] = corpus[name]
+    return splits
+
+
+def rank(name: str) -> float:
+    """In [0, 1): the same for a path on every machine and in every version of Python."""
+    return int.from_bytes(hashlib.sha256(f"{SEED}:{name}".encode()).digest()[:6]) / 2**48
+
+
+def encode(text: bytes) -> NDArray[np.int64]:
+    """The ids of a text, (N,)."""
+    return np.frombuffer(text, np.uint8).astype(np.int64) + 1
+
+
+def mask(ids: NDArray[np.int64], rng: np.random.Generator) -> Batch:
+    """Hide each real token with probability 0.15, and at least one in each row of ids (B, N)."""
+    padding = ids == PAD
+    lot = np.where(padding, np.inf, rng.random(ids.shape))
+    hidden = lot <= np.maximum(MASK_RATE, lot.min(axis=1, keepdims=True))
+    return Batch(
+        inputs=np.where(hidden, MASK, ids),
+        targets=np.where(hidden, ids, IGNORE),
+        padding=padding if padding.any() else None,
+    )
+
+
+def most_frequent(context: NDArray[np.int32], ids: NDArray[np.int32], size: int) -> NDArray[np.int64]:
+    """(size,) the id most often seen in each context, `PAD` in a context never seen; context, ids: (N,)."""
+    pairs, counts = np.unique(context * MASK + ids, return_counts=True)
+    ascending = pairs[np.argsort(counts, kind="stable")]
+    table = np.full(size, PAD, np.int64)
+    table[ascending // MASK] = ascending % MASK  # of several ids for a context the last stays
+    return table
+
+
+@register
+class Bytes(Task):
+    """Masked bytes of Python's standard library; see the module's docstring."""
+
+    name = "bytes"
+    kind = "token"
+    summary = "restore the hidden 15 % of the bytes of Python's standard library"
+    min_len = 16
+    max_len = 65_536
+    defaults = TaskDefaults(
+        d_model=128, n_heads=4, n_layers=2, lr=2e-3, conv_width=5, tokens_per_step=8192, length_warmup=True
+    )
+
+    vocab_size = 258
+    n_classes = 257  # `MASK` is never an answer
+
+    @cached_property
+    def corpus_sha256(self) -> str:
+        """Of the paths and contents of all files, whichever split they are in."""
+        digest = hashlib.sha256()
+        for name, data in read_corpus().items():
+            digest.update(b"%d %s %d " % (len(name), name.encode(), len(data)) + data)
+        return digest.hexdigest()
+
+    @property
+    def cache_key(self) -> str:
+        return f"{self.corpus_sha256[:16]}-g{GENERATOR}"
+
+    def build(self) -> dict[Split, Columns]:
+        dealt = deal(read_corpus())
+        return {split: {"path": list(files), "data": list(files.values())} for split, files in dealt.items()}
+
+    @cached_property
+    def streams(self) -> dict[Split, NDArray[np.uint8]]:
+        """The bytes of each split, (N,): its files in order, a zero byte between them."""
+        return {
+            split: np.frombuffer(SEPARATOR.join(table["data"][:]), np.uint8) for split, table in self.tables().items()
+        }
+
+    def prepare(self) -> None:
+        _ = self.streams
+
+    def draw(self, rng: np.random.Generator, batch_size: int, seq_len: int) -> Batch:
+        windows = sliding_window_view(self.streams["train"], seq_len)
+        rows = rng.integers(len(windows), size=batch_size)
+        return mask(windows[rows].astype(np.int64) + 1, rng)
+
+    def whole(self, split: EvalSplit) -> Batch:
+        stream = self.streams[split]
+        ids = np.full((-(-len(stream) // self.seq_len), self.seq_len), PAD, np.int64)
+        ids.flat[: len(stream)] = stream.astype(np.int64) + 1
+        return mask(ids, np.random.default_rng([SEED, SPLITS.index(split)]))
+
+    def baselines(self) -> dict[str, float]:
+        """The most frequent byte; the most frequent one between the two neighbours, as far as they show.
+
+        Where the pair of neighbours was never seen in train, or one of them is hidden, the left one alone
+        decides, then the right one alone, then nothing.
+        """
+        train = self.streams["train"].astype(np.int32) + 1
+        left, middle, right = train[:-2], train[1:-1], train[2:]
+        unigram = int(np.bincount(middle).argmax())
+        by_both = most_frequent(left * self.vocab_size + right, middle, self.vocab_size**2)
+        by_left = most_frequent(left, middle, self.vocab_size)
+        by_right = most_frequent(right, middle, self.vocab_size)
+
+        test = self.whole("test")
+        rows, columns = np.nonzero(test.targets != IGNORE)
+        answers = test.targets[rows, columns]
+        framed = np.pad(test.inputs, ((0, 0), (1, 1)), constant_values=PAD)
+        before, after = framed[rows, columns], framed[rows, columns + 2]
+        guesses = by_both[before * self.vocab_size + after]
+        for backed_off in (by_left[before], by_right[after], unigram):
+            guesses = np.where(guesses == PAD, backed_off, guesses)
+        return {"unigram": float(np.mean(answers == unigram)), "neighbours": float(np.mean(answers == guesses))}
+
+    def provenance(self) -> dict[str, str | int]:
+        tokens = {f"{split}_tokens": len(stream) for split, stream in self.streams.items()}
+        files = {
+            f"{split}_files": 1 + int(np.count_nonzero(stream == SEPARATOR[0]))
+            for split, stream in self.streams.items()
+        }
+        return {
+            "generator": GENERATOR,
+            "python": platform.python_version(),
+            "corpus_sha256": self.corpus_sha256,
+            **files,
+            **tokens,
+        }

@@ -1,0 +1,150 @@
+"""Multi-query associative recall: which value was this key paired with?
+
+Arora et al., "Zoology: Measuring and Improving Recall in Efficient Language Models" (arXiv 2312.04927).
+n key-value pairs, then each key once more, at a distance drawn from a power law; at each of these
+queries the answer is the value the key was paired with. Two pairs, sixteen tokens, twelve ids:
+
+>>> inputs, targets = generate(np.random.default_rng(2), 1, seq_len=16, n_pairs=2, vocab_size=12)
+>>> print(inputs[0])
+[ 4 10  3  8  0  0  0  0  0  0  4  0  0  0  3  0]
+>>> print(np.where(targets[0] == IGNORE, 0, targets[0]))  # 0 for "not asked", to line up
+[ 0  0  0  0  0  0  0  0  0  0 10  0  0  0  8  0]
+
+A value never appears after the context, so an encoder that sees both ways has nothing to copy from.
+
+Departures from the paper: the vocabulary grows with the number of pairs, V = max(128, 4n rounded up to a
+power of two), where Zoology has 8192 throughout; n = N // 16. The fill between queries is the id 0, as in
+the paper's figure; Zoology's present code draws it at random by default.
+"""
+
+import hashlib
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.base import IGNORE, SPLITS, Batch, EvalSplit, Task, TaskDefaults, register
+from tasks.cache import Columns, Split, matrix
+
+GENERATOR = 1  # raise it when the same arguments generate something else
+SEED = 231204927
+POWER = 0.01
+MAX_ROWS: dict[Split, int] = {"train": 100_000, "validation": 3_000, "test": 3_000}
+MAX_TOKENS: dict[Split, int] = {"train": 2**25, "validation": 2**21, "test": 2**21}
+
+Ids = NDArray[np.int16]
+
+
+def distinct(rng: np.random.Generator, rows: int, n: int, weights: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(rows, n) indices into weights, drawn one after the other without replacement, P(i) ∝ weights[i].
+
+    An exponential race: of clocks with these rates, the first n to ring, in the order they ring.
+    """
+    race = rng.standard_exponential((rows, len(weights)), dtype=np.float32) / weights
+    return np.argsort(race, axis=1)[:, :n]
+
+
+def generate(rng: np.random.Generator, rows: int, *, seq_len: int, n_pairs: int, vocab_size: int) -> tuple[Ids, Ids]:
+    """Inputs and targets, both (rows, N).
+
+    Keys are in [1, V/2), values in [V/2, V). Queries sit at even offsets 2s after the 2n tokens of context,
+    with P(slot s) ∝ (s + 1)^(a - 1), a = 0.01; 0 fills the rest and is an id like any other, not padding.
+    """
+    half, context = vocab_size // 2, 2 * n_pairs
+    keys = 1 + distinct(rng, rows, n_pairs, np.ones(half - 1, np.float32))
+    values = half + distinct(rng, rows, n_pairs, np.ones(half, np.float32))
+    slots = np.arange(1, (seq_len - context) // 2 + 1, dtype=np.float32)
+    queries = context + 2 * distinct(rng, rows, n_pairs, slots ** (POWER - 1))
+
+    inputs = np.zeros((rows, seq_len), np.int16)
+    inputs[:, 0:context:2] = keys
+    inputs[:, 1:context:2] = values
+    np.put_along_axis(inputs, queries, keys.astype(np.int16), axis=1)
+    targets = np.full((rows, seq_len), IGNORE, np.int16)
+    np.put_along_axis(targets, queries, values.astype(np.int16), axis=1)
+    return inputs, targets
+
+
+@register
+class Mqar(Task):
+    """Multi-query associative recall with N // 16 pairs; see the module's docstring."""
+
+    name = "mqar"
+    kind = "token"
+    summary = "recall the value each queried key was paired with; N // 16 pairs"
+    min_len = 32  # two pairs: with one there is nothing to choose from
+    max_len = 65_536
+    defaults = TaskDefaults(
+        d_model=64, n_heads=1, n_layers=2, lr=5e-3, conv_width=3, tokens_per_step=4096, length_warmup=False
+    )
+
+    def __init__(self, seq_len: int) -> None:
+        super().__init__(seq_len)
+        self.n_pairs = seq_len // 16
+        self.vocab_size = self.n_classes = max(128, 1 << (4 * self.n_pairs - 1).bit_length())
+
+    @property
+    def cache_key(self) -> str:
+        return f"{self.seq_len}-g{GENERATOR}"
+
+    def build(self) -> dict[Split, Columns]:
+        seen = np.empty(0, np.int64)
+        built: dict[Split, Columns] = {}
+        for stream, split in enumerate(reversed(SPLITS), start=1):
+            inputs, targets = generate(
+                np.random.default_rng([SEED, stream]),
+                min(MAX_ROWS[split], MAX_TOKENS[split] // self.seq_len),
+                seq_len=self.seq_len,
+                n_pairs=self.n_pairs,
+                vocab_size=self.vocab_size,
+            )
+            hashes = np.array([hash(row.tobytes()) for row in inputs])
+            fresh = ~np.isin(hashes, seen)
+            seen = np.concatenate([seen, hashes])
+            built[split] = {"inputs": inputs[fresh], "targets": targets[fresh]}
+        return built
+
+    @cached_property
+    def arrays(self) -> dict[Split, tuple[Ids, Ids]]:
+        """Inputs and targets of each split, both (rows, N)."""
+        return {split: (matrix(table, "inputs"), matrix(table, "targets")) for split, table in self.tables().items()}
+
+    def prepare(self) -> None:
+        _ = self.arrays
+
+    def draw(self, rng: np.random.Generator, batch_size: int, seq_len: int) -> Batch:
+        assert seq_len == self.seq_len
+        inputs, targets = self.arrays["train"]
+        rows = rng.integers(len(inputs), size=batch_size)
+        return Batch(inputs[rows].astype(np.int64), targets[rows].astype(np.int64), None)
+
+    def whole(self, split: EvalSplit) -> Batch:
+        inputs, targets = self.arrays[split]
+        return Batch(inputs.astype(np.int64), targets.astype(np.int64), None)
+
+    def baselines(self) -> dict[str, float]:
+        """The most frequent value of train; the context's last value; the context's values, in order.
+
+        Any value of the context is right once in n. Their order does better: slots are drawn for the keys in
+        the order of the context, and what is drawn first tends to be near, in Zoology's data too.
+        """
+        _, train = self.arrays["train"]
+        inputs, targets = self.arrays["test"]
+        asked = targets[targets != IGNORE].reshape(len(targets), self.n_pairs)
+        values = inputs[:, 1 : 2 * self.n_pairs : 2]
+        return {
+            "most frequent value": float(np.mean(asked == np.bincount(train[train != IGNORE]).argmax())),
+            "last value": float(np.mean(asked == values[:, -1:])),
+            "values in order": float(np.mean(asked == values)),
+        }
+
+    def provenance(self) -> dict[str, str | int]:
+        test = hashlib.sha256(b"".join(array.tobytes() for array in self.arrays["test"]))
+        rows = {f"{split}_samples": len(inputs) for split, (inputs, _) in self.arrays.items()}
+        return {
+            "generator": GENERATOR,
+            "numpy": np.__version__,
+            "n_pairs": self.n_pairs,
+            "test_sha256": test.hexdigest(),
+            **rows,
+        }

@@ -1,0 +1,315 @@
+"""What every backend holds. A new backend is picked up by its name; it needs an oracle and nothing else here."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from compare.measure import saved_bytes
+from tests.conftest import Case, find_oracle, heads
+from zoo import MultiHeadAttention, available, describe
+from zoo.contract import Attention, Dims, Mixer
+from zoo.registry import build
+
+LENGTHS = (1, 2, 7, 32, 33, 63, 64, 65, 96)
+
+
+def pad_right(batch: int, length: int, real: int) -> Tensor:
+    mask = torch.zeros(batch, length, dtype=torch.bool)
+    mask[:, real:] = True
+    return mask
+
+
+def scattered(batch: int, length: int) -> Tensor:
+    """Padding anywhere: left, middle, right; the first position of the first sample is real."""
+    mask = torch.rand(batch, length, generator=torch.Generator().manual_seed(5)) < 0.4
+    mask[0, 0] = False
+    return mask
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_output_has_shape_and_dtype_of_input(case: Case, length: int) -> None:
+    x = torch.randn(2, length, 16)
+    y = case.sublayer()(x)
+    assert y.shape == x.shape
+    assert y.dtype == x.dtype
+    assert y.isfinite().all()
+
+
+@pytest.mark.law("padding")
+@pytest.mark.parametrize(
+    "mask", [pad_right(2, 50, 33), pad_right(2, 50, 1), scattered(2, 50)], ids=["right", "one real", "anywhere"]
+)
+def test_padding_content_changes_nothing(case: Case, mask: Tensor) -> None:
+    sublayer = case.sublayer().double()
+    x = torch.randn(2, 50, 16, dtype=torch.float64)
+    results = []
+    for content in (0.0, 1e4):
+        filled = x.masked_fill(mask[..., None], content).requires_grad_()
+        y = sublayer(filled, key_padding_mask=mask)
+        sublayer.zero_grad()
+        (y * torch.arange(16)).sum().backward()
+        results.append([y, filled.grad, *(p.grad for p in sublayer.parameters())])
+    for clean, dirty in zip(*results, strict=True):
+        torch.testing.assert_close(clean, dirty, atol=1e-9, rtol=1e-9)
+    assert (results[0][1][mask] == 0).all(), "padding received a gradient"
+    assert (results[0][0][mask] == 0).all(), "padded positions are not 0"
+
+
+@pytest.mark.law("padding")
+@pytest.mark.parametrize("length", [34, 48, 64, 65, 96])
+def test_padding_to_the_right_by_any_amount_changes_nothing(case: Case, length: int) -> None:
+    sublayer = case.sublayer().double()
+    x = torch.randn(2, length, 16, dtype=torch.float64)
+    short = sublayer(x[:, :33])
+    long = sublayer(x, key_padding_mask=pad_right(2, length, 33))
+    torch.testing.assert_close(short, long[:, :33], atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.law("padding")
+def test_a_mask_without_padding_changes_nothing(case: Case) -> None:
+    sublayer = case.sublayer().double()
+    x = torch.randn(2, 50, 16, dtype=torch.float64)
+    torch.testing.assert_close(sublayer(x), sublayer(x, key_padding_mask=pad_right(2, 50, 50)), atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_samples_of_padding_alone_give_zero(case: Case, dtype: torch.dtype) -> None:
+    sublayer = case.sublayer().to(dtype)
+    mask = pad_right(3, 50, 0)
+    mask[1] = False
+    x = torch.randn(3, 50, 16, dtype=dtype, requires_grad=True)
+    y = sublayer(x, key_padding_mask=mask)
+    y.sum().backward()
+    assert (y[[0, 2]] == 0).all()
+    assert y.isfinite().all()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.law("batch")
+def test_a_sample_does_not_depend_on_its_batch_mates(case: Case) -> None:
+    sublayer = case.sublayer().double()
+    x = torch.randn(3, 50, 16, dtype=torch.float64)
+    x[1] *= 100
+    mask = torch.stack([pad_right(1, 50, real)[0] for real in (50, 9, 37)])
+    together = sublayer(x, key_padding_mask=mask)
+    for i in range(3):
+        alone = sublayer(x[i : i + 1], key_padding_mask=mask[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.law("causal")
+@pytest.mark.parametrize("edited", [1, 20, 49])
+@pytest.mark.parametrize("padded", [False, True])
+def test_causal_editing_a_token_leaves_earlier_outputs_alone(case: Case, edited: int, padded: bool) -> None:
+    if not case.causal:
+        pytest.skip("not causal")
+    sublayer = case.sublayer().double()
+    mask = scattered(2, 50) if padded else None
+    x = torch.randn(2, 50, 16, dtype=torch.float64)
+    before = sublayer(x, key_padding_mask=mask)
+    for scale in (1.0, 30.0):
+        changed = x.clone()
+        changed[:, edited] = scale * torch.randn(2, 16, dtype=torch.float64)
+        after = sublayer(changed, key_padding_mask=mask)
+        torch.testing.assert_close(after[:, :edited], before[:, :edited], atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.law("causal")
+def test_causal_future_gets_no_gradient_from_the_past(case: Case) -> None:
+    if not case.causal:
+        pytest.skip("not causal")
+    x = torch.randn(2, 50, 16, requires_grad=True)
+    case.sublayer()(x)[:, :30].square().sum().backward()
+    assert x.grad is not None
+    assert (x.grad[:, 30:] == 0).all()
+
+
+def test_causal_is_refused_where_there_is_no_causal_form(name: str) -> None:
+    if describe(name).traits.causal:
+        pytest.skip("has a causal form")
+    with pytest.raises(ValueError, match=f"{name} has no causal form; these have: .*full"):
+        MultiHeadAttention(name, d_model=16, n_heads=2, causal=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("padded", [False, True])
+def test_low_precision_stays_finite_and_close(case: Case, dtype: torch.dtype, padded: bool) -> None:
+    backend = case.backend().to(dtype)
+    mask = scattered(2, 65) if padded else None
+    inputs = [x.detach() for x in heads(backend, 65, dtype=dtype)]
+    low = backend(*inputs, key_padding_mask=mask)
+    want = backend.float()(*(x.float() for x in inputs), key_padding_mask=mask)
+    assert low.dtype == dtype
+    assert low.isfinite().all()
+    error = (low.float() - want).abs().max() / want.abs().max()
+    assert error < (0.02 if dtype == torch.bfloat16 else 0.003)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_autocast_stays_finite_with_large_activations(case: Case, dtype: torch.dtype, scale: float) -> None:
+    sublayer = case.sublayer()
+    x = (scale * torch.randn(2, 65, 16)).requires_grad_()
+    with torch.autocast("cpu", dtype=dtype):
+        y = sublayer(x, key_padding_mask=scattered(2, 65))
+    y.float().sum().backward()
+    assert y.isfinite().all()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+def test_evaluation_is_deterministic_and_state_dict_round_trips(case: Case) -> None:
+    first, second = case.sublayer(seed=0), case.sublayer(seed=1)
+    x = torch.randn(2, 65, 16)
+    y = first(x)
+    assert torch.equal(y, first(x))
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(y, second(x))
+
+
+def test_random_parts_are_seeded_and_change_by_redraw_only(case: Case) -> None:
+    first, second = case.sublayer(seed=3, max_len=1024), case.sublayer(seed=3, max_len=1024)
+    before = {key: value.clone() for key, value in first.state_dict().items()}
+    first.train()(torch.randn(2, 65, 16))
+    for key, value in second.state_dict().items():
+        assert torch.equal(value, before[key])
+        assert torch.equal(value, first.state_dict()[key]), f"{key} changed by a forward"
+    torch.manual_seed(99)
+    first.mixer.redraw()
+    changed = [key for key, value in first.state_dict().items() if not torch.equal(value, before[key])]
+    if not case.traits.stochastic:
+        assert not changed
+    elif dict(case.options).get("n_random") != 0:
+        assert changed
+    assert not set(changed) & {key for key, _ in first.named_parameters()}, "redraw() touched learned weights"
+
+
+@pytest.mark.parametrize("length", [1, 3, 33, 50])
+@pytest.mark.parametrize("padded", [False, True])
+def test_forward_and_gradients_match_the_oracle(case: Case, length: int, padded: bool) -> None:
+    backend = case.backend().double()
+    inputs = heads(backend, length)
+    mask = scattered(2, length) if padded else None
+    real = torch.ones(2, length, dtype=torch.bool) if mask is None else ~mask
+    weight = torch.randn(inputs[-1].shape, dtype=torch.float64)
+    leaves = [*dict.fromkeys(inputs), *backend.parameters()]
+    results = []
+    for compute in (backend, lambda *a, **kw: find_oracle(case.name).oracle(backend, *a, **kw)):
+        out = compute(*inputs, key_padding_mask=mask)
+        shown = real[:, None, :, None] if isinstance(backend, Attention) else real[..., None]
+        out = out * shown  # what stands at padded positions is the shell's business
+        grads = torch.autograd.grad((out * weight).sum(), leaves, allow_unused=True)
+        results.append(
+            [out, *(g if g is not None else torch.zeros_like(x) for g, x in zip(grads, leaves, strict=True))]
+        )
+    for ours, literal in zip(*results, strict=True):
+        torch.testing.assert_close(ours, literal, atol=1e-9, rtol=1e-7)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    length=st.integers(1, 96),
+    batch=st.integers(1, 3),
+    n_heads=st.sampled_from([1, 2, 4]),
+    seed=st.integers(0, 2**16),
+)
+@pytest.mark.parametrize("attention", available())
+def test_any_length_batch_and_mask(attention: str, length: int, batch: int, n_heads: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    options = find_oracle(attention).OPTIONS[0]
+    backend = build(describe(attention).config(**options), Dims(d_model=16, n_heads=n_heads, max_len=96)).double()
+    shape = (batch, n_heads, length, 16 // n_heads) if isinstance(backend, Attention) else (batch, length, 16)
+    q, k, v = (torch.randn(shape, dtype=torch.float64) for _ in range(3))
+    inputs = ((q, q, v) if backend.traits.shared_qk else (q, k, v)) if isinstance(backend, Attention) else (q,)
+    mask = torch.rand(batch, length) < torch.rand(())
+    ours = backend(*inputs, key_padding_mask=mask)
+    literal = find_oracle(attention).oracle(backend, *inputs, key_padding_mask=mask)
+    real = ~mask[:, None, :, None] if isinstance(backend, Attention) else ~mask[..., None]
+    torch.testing.assert_close(ours * real, literal * real, atol=1e-9, rtol=1e-7)
+
+
+@pytest.mark.law("subquadratic")
+def test_saved_bytes_grow_as_claimed(name: str) -> None:
+    def saved(length: int) -> int:
+        backend = build(name, Dims(d_model=16, n_heads=2, max_len=4096))
+        inputs = heads(backend, length, batch=1, dtype=torch.float32)
+        return saved_bytes(lambda: backend(*inputs), backend)
+
+    growth = saved(4096) / saved(2048)
+    if describe(name).traits.memory == "O(N²)":
+        assert growth > 3
+    else:
+        assert growth < 2.5
+
+
+def test_a_claim_to_be_subquadratic_is_a_claim_about_memory_too(name: str) -> None:
+    traits = describe(name).traits
+    assert not (traits.subquadratic and "N²" in traits.memory + traits.time)
+
+
+@pytest.mark.law("gradients")
+def test_every_parameter_gets_a_finite_gradient(case: Case) -> None:
+    sublayer = case.sublayer()
+    (sublayer(torch.randn(2, 96, 16)) * torch.randn(2, 96, 16)).sum().backward()
+    for key, parameter in sublayer.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.abs().sum() > 0, key
+
+
+def test_gradcheck(case: Case) -> None:
+    backend = case.backend(d_model=4, n_heads=2, max_len=12).double()
+    inputs = tuple(dict.fromkeys(heads(backend, 11, batch=1, d_model=4)))
+
+    def run(*leaves: Tensor) -> Tensor:
+        q, *rest = leaves
+        return backend(*((q, q, *rest) if case.traits.shared_qk else leaves))
+
+    assert torch.autograd.gradcheck(run, inputs, atol=1e-6)
+
+
+def test_signatures_are_exact(name: str) -> None:
+    cls = describe(name).cls
+    assert list(inspect.signature(cls.__init__).parameters) == ["self", "dims", "config"]
+    want = (
+        ["self", "q", "k", "v", "key_padding_mask"] if issubclass(cls, Attention) else ["self", "x", "key_padding_mask"]
+    )
+    forward = inspect.signature(cls.forward).parameters
+    assert list(forward) == want
+    assert forward["key_padding_mask"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert describe(name).config.__dataclass_params__.frozen
+
+
+def test_the_file_says_what_it_implements(name: str) -> None:
+    module = inspect.getmodule(describe(name).cls)
+    assert module is not None
+    doc = module.__doc__ or ""
+    assert "Cost:" in doc
+    assert "arXiv:" in doc or describe(name).traits.family == "control"
+    assert describe(name).summary
+
+
+def test_kernel_is_named(case: Case) -> None:
+    kernel = case.sublayer().kernel(torch.randn(2, 33, 16))
+    assert kernel.name
+
+
+def test_every_backend_has_an_oracle(name: str) -> None:
+    assert callable(find_oracle(name).oracle)
+
+
+def test_a_backend_without_an_oracle_is_found() -> None:
+    with pytest.raises(AssertionError, match="'unheard_of' has no oracle"):
+        find_oracle("unheard_of")
+
+
+def test_backends_are_attentions_or_mixers(name: str) -> None:
+    assert issubclass(describe(name).cls, Attention | Mixer)
+    assert issubclass(describe(name).cls, nn.Module)

@@ -1,0 +1,129 @@
+"""Made-up records for the tests of the report: no run stands behind them."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+ENVIRONMENT: dict[str, Any] = {
+    "python": "3.11.7",
+    "torch": "2.13.0",
+    "platform": "Linux-6.1-x86_64",
+    "cpu": "Intel(R) Xeon(R) CPU @ 2.60GHz",
+    "cores": 2,
+    "threads": 2,
+    "memory_bytes": 16 * 2**30,
+    "device": "cpu",
+    "gpu": None,
+    "packages": {"numpy": "2.4.6"},
+    "git_commit": "0123abc",
+    "command": "python -m compare --variants full,linformer --seq-len 8192",
+    "started": "2026-11-22T12:00:00+00:00",
+}
+BASELINES = {"bytes": {"unigram": 0.292, "neighbour bigram": 0.451}, "mqar": {"chance": 0.016}}
+
+# Final score, tokens per second, memory and parameters of an imagined variant at length 1,024.
+PROFILES: dict[str, tuple[float, float, float, int]] = {
+    "full": (0.52, 9_000, 420e6, 1_240_000),
+    "linformer": (0.47, 21_000, 190e6, 1_510_000),
+    "linear": (0.46, 26_500, 150e6, 1_240_000),
+    "performer": (0.465, 17_200, 240e6, 1_240_000),
+    "local": (0.515, 19_800, 205e6, 1_240_000),
+    "xformers": (0.521, 9_300, 400e6, 1_240_000),
+    "none": (0.44, 31_000, 120e6, 1_110_000),
+}
+QUADRATIC = {"full", "xformers"}
+
+
+def make_record(
+    variant: str, *, task: str = "bytes", seq_len: int = 1024, seed: int = 0, status: str = "ok", budget: int = 90
+) -> Record:
+    """One plausible record; a failed one has its measured fields empty."""
+    noise = random.Random(f"{variant} {task} {seq_len} {seed}")
+    score, speed, memory, params = PROFILES.get(variant, (0.4, 12_000, 250e6, 1_240_000))
+    longer = seq_len / 1024
+    speed *= noise.uniform(0.97, 1.03) / (longer if variant in QUADRATIC else 1)
+    memory *= longer ** (1.6 if variant in QUADRATIC else 1)
+    score += noise.gauss(0, 0.006) + (0.3 if task == "mqar" and variant in QUADRATIC else 0)
+    step = 2 * seq_len / speed
+    finished = status == "ok"
+    measured = {
+        "test_score": score,
+        "test_loss": 2.1,
+        "test_size": 49_152,
+        "val_score": score - 0.004,
+        "tokens_per_second": speed,
+        "step_seconds": step,
+        "step_seconds_spread": [0.96 * step, 1.07 * step],
+        "forward_seconds": 0.3 * step,
+        "forward_seconds_spread": [0.29 * step, 0.32 * step],
+        "forward_backward_seconds": 0.9 * step,
+        "forward_backward_seconds_spread": [0.87 * step, 0.96 * step],
+        "peak_memory_bytes": int(memory),
+        "saved_bytes": int(0.7 * memory),
+        "flops": 2.4e11 * longer,
+        "train_steps": int(budget / step),
+        "train_seconds": float(budget),
+        "train_tokens": int(budget * speed),
+    }
+    options = {"rank": 128} if variant == "linformer" else {}
+    return {
+        "schema": 1,
+        "run_id": f"{variant}-{task}-{seq_len}-{seed}",
+        "variant": variant,
+        "label": variant,
+        "task": task,
+        "seq_len": seq_len,
+        "seed": seed,
+        "status": status,
+        "reason": "" if finished else f"{status} after 3 steps <at {seq_len}>",
+        "kernel": "torch sdpa math" if variant == "xformers" else "sdpa flash" if variant == "full" else "torch",
+        "kernel_fallback": variant == "xformers",
+        "params": params,
+        "metric": "accuracy",
+        "baselines": BASELINES.get(task, {}),
+        **{field: value if finished else None for field, value in measured.items()},
+        "curve": make_curve(score, step, budget, seq_len, noise) if finished else [],
+        "data": {"corpus_sha256": "5f" * 32, "python": "3.11.7"},
+        "spec": {
+            **{"variant": variant, "options": options, "task": task, "seq_len": seq_len, "seed": seed},
+            **{"steps": None, "budget": budget, "batch_size": 2, "d_model": 128, "n_heads": 4, "n_layers": 2},
+            **{"lr": 1e-3, "device": "cpu", "dtype": "float32"},
+        },
+        "command": ENVIRONMENT["command"],
+        "started": "2026-11-22T12:00:00+00:00",
+        "wall_seconds": budget + 30.3,
+    }
+
+
+def make_curve(score: float, step: float, budget: float, seq_len: int, noise: random.Random) -> list[Record]:
+    """Thirty points of a rise from nearly nothing, the length warmed up in three stages."""
+    points, seconds, tokens, done = [], 0.0, 0, 0
+    for index in range(1, 31):
+        share = index / 30
+        length = seq_len // 16 if share <= 0.5 else seq_len // 4 if share <= 0.75 else seq_len
+        seconds = budget * share * noise.uniform(0.995, 1.0)
+        done = max(done + 1, int(seconds / step))
+        tokens = done * 2 * seq_len
+        reached = 0.2 + (score - 0.2) * (1 - 2.7 ** (-4 * share)) / 0.98 + noise.gauss(0, 0.004)
+        validated = index % 3 == 0
+        points.append(
+            {
+                **{"step": done, "seconds": seconds, "tokens": tokens, "seq_len": max(length, 16)},
+                **{"train_loss": 3 - share, "train_score": reached + noise.gauss(0, 0.02)},
+                **{"val_loss": 3 - share if validated else None, "val_score": reached if validated else None},
+            }
+        )
+    return points
+
+
+def write_folder(folder: Path, records: Sequence[Record], environment: Record = ENVIRONMENT) -> Path:
+    """A results folder as a comparison leaves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(record) + "\n" for record in records)
+    (folder / "records.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
+    return folder

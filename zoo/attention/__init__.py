@@ -1,0 +1,1 @@
+"""One file per backend. A new file here is found by itself: see CONTRIBUTING.md, "Add a backend"."""

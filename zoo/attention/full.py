@@ -1,0 +1,67 @@
+"""Full softmax attention on torch's fused kernels.
+
+Attention Is All You Need, arXiv:1706.03762, equation 1: ``softmax(q kᵀ / √D) v``; the fused kernels follow
+FlashAttention, arXiv:2205.14135. Cost: O(N² D) time, O(N D) memory.
+Departures from the paper: none (dropout on the attention weights is left out for every backend).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.attention import sdpa_kernel
+
+from zoo.contract import Attention, Dims, Kernel, Traits
+from zoo.functional import SDPA_NAMES, full_attention, one_of, sdpa_kernel_name
+from zoo.registry import register
+
+KERNELS = {name: backend for backend, name in SDPA_NAMES.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullConfig:
+    """kernel: ``auto`` lets torch choose; ``flash``, ``efficient``, ``cudnn`` or ``math`` run or fail."""
+
+    kernel: str = "auto"
+
+    def __post_init__(self) -> None:
+        one_of("full.kernel", self.kernel, ("auto", *KERNELS))
+
+
+@register("full", config=FullConfig)
+class FullAttention(Attention):
+    """Softmax attention, fused: the reference that the others are compared with."""
+
+    traits = Traits(
+        family="exact",
+        source="Vaswani 2017, arXiv:1706.03762",
+        time="O(N²)",
+        memory="O(N)",
+        causal=True,
+        exact=True,
+    )
+
+    def __init__(self, dims: Dims, config: FullConfig) -> None:
+        super().__init__()
+        self.causal, self.config = dims.causal, config
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        """See ``Attention.forward``. Raises NotImplementedError where the kernel asked for cannot run."""
+        if self.config.kernel == "auto":
+            return full_attention(q, k, v, key_padding_mask=key_padding_mask, causal=self.causal)
+        try:
+            with sdpa_kernel(KERNELS[self.config.kernel]):
+                return full_attention(q, k, v, key_padding_mask=key_padding_mask, causal=self.causal)
+        except RuntimeError as error:
+            if "backend" not in str(error) and "kernel" not in str(error):
+                raise
+            raise NotImplementedError(
+                f"full.kernel={self.config.kernel!r} cannot run on {q.device.type} with {q.dtype}"
+                f"{'' if key_padding_mask is None else ' and a padding mask'}; use kernel='auto'"
+            ) from error
+
+    def kernel(self, q: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        if self.config.kernel == "auto":
+            return sdpa_kernel_name(q, key_padding_mask, causal=self.causal)
+        return Kernel(f"torch SDPA {self.config.kernel} ({q.device.type})")

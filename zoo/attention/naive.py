@@ -1,0 +1,54 @@
+"""Full softmax attention, unfused: what O(N²) memory costs.
+
+Attention Is All You Need, arXiv:1706.03762, equation 1, as every textbook writes it:
+``softmax(q kᵀ / √D) v`` with the N × N weights held in memory. Cost: O(N² D) time, O(N²) memory.
+Departures from the paper: none (dropout on the attention weights is left out for every backend).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zoo.contract import Attention, Dims, Traits
+from zoo.functional import visible_keys
+from zoo.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class NaiveConfig:
+    """No options."""
+
+
+@register("naive", config=NaiveConfig)
+class NaiveAttention(Attention):
+    """Softmax attention with the N × N weights in memory: the textbook form."""
+
+    traits = Traits(
+        family="exact",
+        source="Vaswani 2017, arXiv:1706.03762",
+        time="O(N²)",
+        memory="O(N²)",
+        causal=True,
+        exact=True,
+    )
+
+    def __init__(self, dims: Dims, config: NaiveConfig) -> None:
+        super().__init__()
+        self.causal = dims.causal
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        n = q.shape[-2]
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, N, N)
+        visible = visible_keys(key_padding_mask)
+        if self.causal:
+            past = torch.ones(n, n, dtype=torch.bool, device=q.device).tril()
+            visible = past if visible is None else visible & past
+        if visible is not None:
+            # The smallest finite number, not -inf: a row that sees nothing must not become NaN.
+            logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
+        weights = logits.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype)
+        out: Tensor = weights @ v
+        return out if key_padding_mask is None else out.masked_fill(key_padding_mask[:, None, :, None], 0)

@@ -1,0 +1,36 @@
+"""No mixing between positions: the control.
+
+Not from a paper. Each position gets ``out(value(x))`` of itself alone, which is what attention computes when
+every position attends only to itself. A task that this control learns does not measure attention.
+Cost: O(N) time and memory. It has no query and key projections, so it has 2·d_model² fewer parameters a layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from zoo.contract import Dims, Mixer, Traits
+from zoo.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoneConfig:
+    """No options."""
+
+
+@register("none", config=NoneConfig)
+class NoMixing(Mixer):
+    """Control: each position sees only itself."""
+
+    traits = Traits(family="control", source="control", time="O(N)", memory="O(N)", causal=True, subquadratic=True)
+
+    def __init__(self, dims: Dims, config: NoneConfig) -> None:
+        super().__init__()
+        self.value = nn.Linear(dims.d_model, dims.d_model)
+        self.out = nn.Linear(dims.d_model, dims.d_model)
+
+    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        y: Tensor = self.out(self.value(x))
+        return y

@@ -1,0 +1,121 @@
+"""The two contracts that every backend keeps, and the facts that it declares.
+
+Shape letters, the same everywhere: ``B`` batch, ``H`` heads, ``N`` length, ``D`` head width, ``C`` d_model,
+``M`` reduced size (rank, landmarks, features). Masks are boolean and True means padding.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dims:
+    """What the model tells a backend about itself.
+
+    Raises:
+        ValueError: a size below 1, or ``d_model`` that the heads do not divide.
+    """
+
+    d_model: int
+    n_heads: int
+    max_len: int
+    causal: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_heads", "max_len"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.d_model % self.n_heads:
+            raise ValueError(
+                f"d_model must be a multiple of n_heads, got d_model={self.d_model}, n_heads={self.n_heads}"
+            )
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.n_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What a backend says of itself; the contract suite holds it to this.
+
+    Attributes:
+        family: one word for the idea: exact, sparse, low-rank, hashing, control …
+        source: paper with its arXiv number, or the library that the backend wraps.
+        time, memory: cost of one forward in N, ``memory`` being what is kept for backward.
+        causal: has a causal form.
+        exact: equals softmax attention on every input.
+        stochastic: holds random parts, drawn at construction and again by ``redraw()`` only.
+        subquadratic: time, and bytes saved for backward, grow slower than N².
+        shared_qk: keys are the queries, so the shell projects them once.
+        exceptions: contract law -> why this method cannot hold it (tested as a strict expected failure).
+    """
+
+    family: str
+    source: str
+    time: str
+    memory: str
+    causal: bool
+    exact: bool = False
+    stochastic: bool = False
+    subquadratic: bool = False
+    shared_qk: bool = False
+    exceptions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The code that ran. ``fallback``: it is not the one that the backend is named for."""
+
+    name: str
+    fallback: bool = False
+
+
+class Attention(nn.Module, ABC):
+    """A mechanism that mixes values between positions, given heads.
+
+    Subclasses take ``(dims: Dims, config)`` and set ``traits``. The multi-head shell owns the query, key, value
+    and output projections, checks every input, and sets the outputs at padded positions to 0.
+    """
+
+    traits: ClassVar[Traits]
+
+    @abstractmethod
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        """Mix ``v``. q, k, v and the result: (B, H, N, D); key_padding_mask: (B, N) bool, True = padding."""
+
+    def kernel(self, q: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        """What computes the mixing for inputs like ``q`` (B, H, N, D): the record and the charts name it."""
+        return Kernel("torch ops")
+
+    def redraw(self) -> None:
+        """Draw the random parts again, from the global generator. A method without random parts does nothing."""
+
+
+class Mixer(nn.Module, ABC):
+    """A whole sublayer, for methods that are not shaped as queries, keys and values.
+
+    Subclasses take ``(dims: Dims, config)``, set ``traits``, and end in the linear map ``out``, whose first weights
+    the encoder shrinks with depth.
+    """
+
+    traits: ClassVar[Traits]
+    out: nn.Linear
+
+    @abstractmethod
+    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        """Mix ``x``. x and the result: (B, N, C); key_padding_mask: (B, N) bool, True = padding."""
+
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        """What computes the mixing for inputs like ``x`` (B, N, C)."""
+        return Kernel("torch ops")
+
+    def redraw(self) -> None:
+        """Draw the random parts again, from the global generator. A method without random parts does nothing."""

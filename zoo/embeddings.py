@@ -1,0 +1,85 @@
+"""Positions, and the short convolution that every backend can have after its embedding."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BASE = 10_000.0
+
+
+def angles(length: int, width: int) -> Tensor:
+    """Position × frequency, (length, width / 2), with frequencies from 1 down to 1 / BASE, float32."""
+    frequency = BASE ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    return (torch.arange(length, dtype=torch.float64)[:, None] * frequency).float()
+
+
+class SinusoidalPositions(nn.Module):
+    """Adds sin and cos of position × frequency (arXiv:1706.03762, section 3.5). (B, N, C) -> (B, N, C)."""
+
+    table: Tensor
+
+    def __init__(self, max_len: int, d_model: int) -> None:
+        super().__init__()
+        angle = angles(max_len, d_model + d_model % 2)
+        table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :d_model]
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table[: x.shape[1]].to(x.dtype)
+
+
+class LearnedPositions(nn.Module):
+    """Adds a learned vector for each position. (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, max_len: int, d_model: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(max_len, d_model) * 0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table[: x.shape[1]]
+
+
+class RotaryPositions(nn.Module):
+    """Turns pairs of features by position × frequency (RoFormer, arXiv:2104.09864). (B, H, N, D) -> the same.
+
+    Raises:
+        ValueError: odd head width.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, max_len: int, d_head: int) -> None:
+        super().__init__()
+        if d_head % 2:
+            raise ValueError(f"rotary positions turn pairs of features: d_head must be even, got {d_head}")
+        angle = angles(max_len, d_head)
+        self.register_buffer("cos", angle.cos(), persistent=False)
+        self.register_buffer("sin", angle.sin(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[-2]
+        cos, sin = self.cos[:n].to(x.dtype), self.sin[:n].to(x.dtype)
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class ShortConvolution(nn.Module):
+    """Depthwise convolution over neighbouring positions, added to its input. (B, N, C) -> (B, N, C).
+
+    Centred for encoders; over the past only when causal. Padded positions count as zero.
+    """
+
+    def __init__(self, d_model: int, width: int, *, causal: bool) -> None:
+        super().__init__()
+        past = width - 1 if causal else (width - 1) // 2
+        self.reach = (past, width - 1 - past)
+        self.weight = nn.Parameter(torch.randn(d_model, 1, width) * width**-0.5)
+
+    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        if key_padding_mask is not None:
+            x = x.masked_fill(key_padding_mask[..., None], 0)
+        padded = F.pad(x.transpose(1, 2), self.reach)
+        return x + F.conv1d(padded, self.weight, groups=x.shape[-1]).transpose(1, 2)

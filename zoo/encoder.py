@@ -1,0 +1,334 @@
+"""The encoder that every backend plugs into, and the multi-head shell around an ``Attention``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from zoo.contract import Attention, Dims, Kernel, Mixer
+from zoo.embeddings import LearnedPositions, RotaryPositions, ShortConvolution, SinusoidalPositions
+from zoo.functional import at_least, one_of
+from zoo.registry import build
+
+Norm = Literal["pre", "post"]
+Activation = Literal["gelu", "relu", "swiglu"]
+Positions = Literal["sinusoidal", "learned", "rotary", "none"]
+
+
+class Heads(Mixer):
+    """The shell that turns an ``Attention`` into a ``Mixer``: projections, heads, rotary positions."""
+
+    def __init__(self, dims: Dims, attention: Attention, *, rotary: bool) -> None:
+        super().__init__()
+        self.n_heads = dims.n_heads
+        self.inputs = 2 if attention.traits.shared_qk else 3  # (q, v) or (q, k, v)
+        self.qkv = nn.Linear(dims.d_model, self.inputs * dims.d_model)
+        self.rotary = RotaryPositions(dims.max_len, dims.d_head) if rotary else None
+        self.attention = attention
+        self.out = nn.Linear(dims.d_model, dims.d_model)
+        nn.init.normal_(self.qkv.weight, std=dims.d_model**-0.5)
+        nn.init.normal_(self.out.weight, std=dims.d_model**-0.5)
+        nn.init.zeros_(self.qkv.bias)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        q, *k, v = rearrange(self.qkv(x), "b n (i h d) -> i b h n d", i=self.inputs, h=self.n_heads)
+        if self.rotary is not None:
+            q, k = self.rotary(q), [self.rotary(x) for x in k]
+        mixed = self.attention(q, *(k or [q]), v, key_padding_mask=key_padding_mask)
+        y: Tensor = self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+        return y
+
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        heads = rearrange(x, "b n (h d) -> b h n d", h=self.n_heads)
+        return self.attention.kernel(heads, key_padding_mask)
+
+    def redraw(self) -> None:
+        self.attention.redraw()
+
+
+class MultiHeadAttention(nn.Module):
+    """One attention sublayer with its projections. (B, N, d_model) -> (B, N, d_model).
+
+    Args:
+        attn: a name from ``available()``, or an instance of a backend's config class.
+        d_model, n_heads: width, and the heads that share it.
+        max_len: the longest input that will come.
+        causal: position t sees positions up to t only.
+        rotary: turn queries and keys by their position.
+
+    Raises:
+        ValueError: unknown name, sizes that do not fit, or ``causal`` for a method without a causal form.
+    """
+
+    def __init__(
+        self,
+        attn: object = "full",
+        *,
+        d_model: int,
+        n_heads: int,
+        max_len: int = 8192,
+        causal: bool = False,
+        rotary: bool = False,
+    ) -> None:
+        super().__init__()
+        dims = Dims(d_model=d_model, n_heads=n_heads, max_len=max_len, causal=causal)
+        backend = build(attn, dims)
+        self.d_model, self.max_len = d_model, max_len
+        self.mixer = backend if isinstance(backend, Mixer) else Heads(dims, backend, rotary=rotary)
+
+    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        """Mix ``x`` (B, N, d_model) between positions; padded positions of the result are 0.
+
+        Args:
+            key_padding_mask: (B, N) bool, True = padding, as in ``nn.MultiheadAttention``.
+
+        Raises:
+            ValueError: wrong shape or dtype, or N above ``max_len``.
+        """
+        check_input(x, key_padding_mask, self.d_model, self.max_len)
+        y: Tensor = self.mixer(x, key_padding_mask=key_padding_mask)
+        return y if key_padding_mask is None else y.masked_fill(key_padding_mask[..., None], 0)
+
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        """What computes the mixing for inputs like ``x`` (B, N, d_model)."""
+        return self.mixer.kernel(x, key_padding_mask)
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a nonlinearity between. (B, N, C) -> (B, N, C).
+
+    ``swiglu`` (arXiv:2002.05202) multiplies one half of the hidden features by the SiLU of the other.
+    """
+
+    def __init__(self, d_model: int, d_ff: int, *, activation: Activation, dropout: float) -> None:
+        super().__init__()
+        self.activation = activation
+        self.hidden = nn.Linear(d_model, 2 * d_ff if activation == "swiglu" else d_ff)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(d_ff, d_model)
+        for linear in (self.hidden, self.out):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.hidden(x)
+        if self.activation == "swiglu":
+            value, gate = h.chunk(2, dim=-1)
+            h = value * F.silu(gate)
+        else:
+            h = F.relu(h) if self.activation == "relu" else F.gelu(h)
+        y: Tensor = self.out(self.dropout(h))
+        return y
+
+
+class EncoderLayer(nn.Module):
+    """Mixing and feed-forward, each with a residual connection and a LayerNorm before (pre) or after (post)."""
+
+    def __init__(self, attention: MultiHeadAttention, feed_forward: FeedForward, *, norm: Norm, dropout: float) -> None:
+        super().__init__()
+        self.norm = norm
+        self.attention, self.feed_forward = attention, feed_forward
+        self.norm1, self.norm2 = nn.LayerNorm(attention.d_model), nn.LayerNorm(attention.d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        if self.norm == "pre":
+            x = x + self.dropout(self.attention(self.norm1(x), key_padding_mask=key_padding_mask))
+            y: Tensor = x + self.dropout(self.feed_forward(self.norm2(x)))
+            return y
+        x = self.norm1(x + self.dropout(self.attention(x, key_padding_mask=key_padding_mask)))
+        y = self.norm2(x + self.dropout(self.feed_forward(x)))
+        return y
+
+
+class Encoder(nn.Module):
+    """A Transformer encoder with the attention of your choice.
+
+    Takes (B, N, d_model) floats, or (B, N) token ids where ``vocab_size`` is given; returns (B, N, d_model).
+
+    Args:
+        attn: a name from ``available()``, or an instance of a backend's config class.
+        d_ff: hidden width of the feed-forward; 4 · d_model by default (8/3 · d_model for ``swiglu``, which has
+            three matrices, so that the parameters stay the same).
+        dropout: on the sum of embedding and position, inside the feed-forward and on every sublayer's output.
+            Attention weights have none: most backends never hold them.
+        max_len: the longest input that will come.
+        norm: LayerNorm before each sublayer (``pre``, with one more at the end) or after it (``post``).
+        positions: ``sinusoidal``, ``learned``, ``rotary`` (turns queries and keys) or ``none``.
+        conv_width: width of a depthwise convolution after the embedding; None for none.
+        vocab_size: number of token ids; None for float inputs.
+        causal: position t sees positions up to t only.
+
+    Raises:
+        ValueError: unknown name or option, sizes that do not fit, or ``causal`` for a method without a causal form.
+    """
+
+    def __init__(
+        self,
+        attn: object = "full",
+        *,
+        d_model: int = 512,
+        n_heads: int = 8,
+        n_layers: int = 6,
+        d_ff: int | None = None,
+        dropout: float = 0.1,
+        max_len: int = 8192,
+        norm: Norm = "pre",
+        activation: Activation = "gelu",
+        positions: Positions = "sinusoidal",
+        conv_width: int | None = None,
+        vocab_size: int | None = None,
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        at_least(0, n_layers=n_layers)
+        one_of("norm", norm, ("pre", "post"))
+        one_of("activation", activation, ("gelu", "relu", "swiglu"))
+        one_of("positions", positions, ("sinusoidal", "learned", "rotary", "none"))
+        if d_ff is None:
+            d_ff = 8 * d_model // 3 if activation == "swiglu" else 4 * d_model
+        at_least(1, d_ff=d_ff, conv_width=conv_width or 1, vocab_size=vocab_size or 1)
+
+        self.d_model, self.max_len, self.vocab_size = d_model, max_len, vocab_size
+        self.embedding = None if vocab_size is None else nn.Embedding(vocab_size, d_model)
+        self.conv = None if conv_width is None else ShortConvolution(d_model, conv_width, causal=causal)
+        self.positions: nn.Module = nn.Identity()
+        if positions == "sinusoidal":
+            self.positions = SinusoidalPositions(max_len, d_model)
+        elif positions == "learned":
+            self.positions = LearnedPositions(max_len, d_model)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList()
+        for _ in range(n_layers):
+            attention = MultiHeadAttention(
+                attn,
+                d_model=d_model,
+                n_heads=n_heads,
+                max_len=max_len,
+                causal=causal,
+                rotary=positions == "rotary",
+            )
+            feed_forward = FeedForward(d_model, d_ff, activation=activation, dropout=dropout)
+            self.layers.append(EncoderLayer(attention, feed_forward, norm=norm, dropout=dropout))
+        self.norm: nn.Module = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
+        self._shrink_residual_branches()
+
+    @torch.no_grad()
+    def _shrink_residual_branches(self) -> None:
+        """Scale what each sublayer adds by (2 · n_layers)^-1/2, so that the sum keeps its size at any depth."""
+        for layer in self.layers:
+            assert isinstance(layer, EncoderLayer)
+            for out in (layer.attention.mixer.out, layer.feed_forward.out):
+                out.weight.mul_((2 * len(self.layers)) ** -0.5)
+
+    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        """Encode ``x``; padded positions of the result are 0.
+
+        Args:
+            x: (B, N, d_model) floats, or (B, N) token ids where ``vocab_size`` is set.
+            key_padding_mask: (B, N) bool, True = padding.
+
+        Raises:
+            ValueError: wrong shape or dtype, or N above ``max_len``.
+        """
+        if self.embedding is not None:
+            if x.dim() != 2 or x.is_floating_point() or x.dtype == torch.bool:
+                raise ValueError(f"expected token ids of shape (B, N), got shape {tuple(x.shape)} of {x.dtype}")
+            x = self.embedding(x)
+        check_input(x, key_padding_mask, self.d_model, self.max_len)
+        if self.conv is not None:
+            x = self.conv(x, key_padding_mask=key_padding_mask)
+        x = self.dropout(self.positions(x))
+        for layer in self.layers:
+            x = layer(x, key_padding_mask=key_padding_mask)
+        y: Tensor = self.norm(x)
+        return y if key_padding_mask is None else y.masked_fill(key_padding_mask[..., None], 0)
+
+    def redraw(self) -> None:
+        """Draw the random parts of every backend again (hashes, features, sparse layouts)."""
+        for module in self.modules():
+            if isinstance(module, Attention | Mixer) and not isinstance(module, Heads):
+                module.redraw()
+
+    @classmethod
+    def from_torch(cls, encoder: nn.TransformerEncoder, attn: object = "full", *, max_len: int = 8192) -> Encoder:
+        """An Encoder with the weights of a ``torch.nn.TransformerEncoder``: the same output at every real position.
+
+        Positions are left out (torch's encoder has none). A backend's own parameters, as Linformer's projections,
+        keep their initial values.
+
+        Raises:
+            ValueError: an activation other than relu or gelu, or a backend that has no query, key and value
+                projections to load.
+        """
+        layers = [layer for layer in encoder.layers if isinstance(layer, nn.TransformerEncoderLayer)]
+        first = layers[0]
+        activation = ACTIVATIONS.get(first.activation)
+        if activation is None:
+            raise ValueError(f"expected an encoder with relu or gelu, got {first.activation}")
+        ours = cls(
+            attn,
+            d_model=first.self_attn.embed_dim,
+            n_heads=first.self_attn.num_heads,
+            n_layers=len(layers),
+            d_ff=first.linear1.out_features,
+            dropout=first.dropout.p,
+            max_len=max_len,
+            norm="pre" if first.norm_first else "post",
+            activation=activation,
+            positions="none",
+        )
+        ours.norm = nn.Identity() if encoder.norm is None else nn.LayerNorm(ours.d_model)
+        ours.to(first.linear1.weight)
+        if isinstance(encoder.norm, nn.LayerNorm):
+            _copy(encoder.norm, ours.norm)
+        for source, target in zip(layers, ours.layers, strict=True):
+            assert isinstance(target, EncoderLayer)
+            mixer = target.attention.mixer
+            if not isinstance(mixer, Heads) or mixer.inputs != 3:
+                raise ValueError(f"{attn!r} has no query, key and value projections to load weights into")
+            attention = source.self_attn
+            _copy(attention.out_proj, mixer.out)
+            _copy(attention, mixer.qkv, weight="in_proj_weight", bias="in_proj_bias")
+            _copy(source.linear1, target.feed_forward.hidden)
+            _copy(source.linear2, target.feed_forward.out)
+            _copy(source.norm1, target.norm1)
+            _copy(source.norm2, target.norm2)
+        return ours.train(encoder.training)
+
+
+ACTIVATIONS: dict[object, Activation] = {
+    F.relu: "relu",
+    F.gelu: "gelu",
+    torch.relu: "relu",
+}
+
+
+@torch.no_grad()
+def _copy(source: nn.Module, target: nn.Module, weight: str = "weight", bias: str = "bias") -> None:
+    """Copy weight, bias (absent means 0) and, for a LayerNorm, epsilon."""
+    target.get_parameter("weight").copy_(source.get_parameter(weight))
+    given = getattr(source, bias)
+    target.get_parameter("bias").copy_(torch.zeros_like(target.get_parameter("bias")) if given is None else given)
+    if isinstance(source, nn.LayerNorm) and isinstance(target, nn.LayerNorm):
+        target.eps = source.eps
+
+
+def check_input(x: Tensor, key_padding_mask: Tensor | None, d_model: int, max_len: int) -> None:
+    """Raise ValueError where ``x`` is not (B, N, d_model) floats or the mask not (B, N) bool, 1 <= N <= max_len."""
+    if x.dim() != 3 or x.shape[-1] != d_model or not x.is_floating_point():
+        raise ValueError(f"expected floats of shape (B, N, {d_model}), got shape {tuple(x.shape)} of {x.dtype}")
+    if not 1 <= x.shape[1] <= max_len:
+        raise ValueError(f"expected 1 to {max_len} positions (max_len), got {x.shape[1]}: build with a larger max_len")
+    if key_padding_mask is None:
+        return
+    if key_padding_mask.dtype != torch.bool or key_padding_mask.shape != x.shape[:2]:
+        raise ValueError(
+            f"expected key_padding_mask of shape {tuple(x.shape[:2])} of torch.bool (True = padding), "
+            f"got shape {tuple(key_padding_mask.shape)} of {key_padding_mask.dtype}"
+        )

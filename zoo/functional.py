@@ -1,0 +1,102 @@
+"""Helpers with two or more users among the backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend
+
+from zoo.contract import Kernel
+
+SDPA_NAMES = {
+    SDPBackend.MATH: "math",
+    SDPBackend.FLASH_ATTENTION: "flash",
+    SDPBackend.EFFICIENT_ATTENTION: "efficient",
+    SDPBackend.CUDNN_ATTENTION: "cudnn",
+}
+
+
+def at_least(low: int, **options: int) -> None:
+    """Raise ValueError for the first option that is no integer or lies below ``low``."""
+    for name, value in options.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
+
+
+def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise ValueError where ``value`` is none of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def pad_to_multiple(x: Tensor, multiple: int, dim: int, value: float = 0) -> Tensor:
+    """Pad ``x`` at the end of ``dim`` (negative) to the next multiple of ``multiple``."""
+    missing = -x.shape[dim] % multiple
+    return F.pad(x, (0, 0) * (-dim - 1) + (0, missing), value=value) if missing else x
+
+
+def visible_keys(key_padding_mask: Tensor | None) -> Tensor | None:
+    """(B, N) True = padding  ->  (B, 1, 1, N) True = may be attended to, as SDPA reads it."""
+    return None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]
+
+
+def sdpa_kernel_name(q: Tensor, key_padding_mask: Tensor | None = None, *, causal: bool = False) -> Kernel:
+    """The kernel that torch chooses in ``full_attention`` for inputs like ``q`` (B, H, N, D)."""
+    mask = None if causal else visible_keys(key_padding_mask)
+    choice = torch._fused_sdp_choice(q, q, q, mask, 0.0, causal)
+    return Kernel(f"torch SDPA {SDPA_NAMES[SDPBackend(choice)]} ({q.device.type})")
+
+
+def full_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """Softmax attention on torch's fused kernels, which never hold an N × N tensor, whatever the mask.
+
+    q, k, v and the result: (B, H, N, D); key_padding_mask: (B, N) bool, True = padding.
+
+    The fused kernels take either a causal flag or a mask. For both at once the padding travels as one more
+    feature: every query has 1 there, a padded key a large negative number, so q·k hides it.
+    """
+    if key_padding_mask is None or not causal:
+        mask = visible_keys(key_padding_mask)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    d_head = q.shape[-1]
+    hidden = key_padding_mask[:, None, :, None]
+    floor = torch.finfo(q.dtype).min / 4
+    extra = (0, 8 - d_head % 8)  # the kernels want a width that is a multiple of 8
+    q = F.pad(q, extra)
+    k = F.pad(k.masked_fill(hidden, 0), extra)
+    q = torch.cat([q[..., :d_head], torch.ones_like(q[..., :1]), q[..., d_head + 1 :]], dim=-1)
+    bias = torch.zeros_like(k[..., :1]).masked_fill(hidden, floor)
+    k = torch.cat([k[..., :d_head], bias, k[..., d_head + 1 :]], dim=-1)
+    out = F.scaled_dot_product_attention(q, k, F.pad(v, extra), is_causal=True, scale=d_head**-0.5)
+    return out[..., :d_head].masked_fill(hidden, 0)
+
+
+class _Recompute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, fn: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        ctx.fn = fn
+        ctx.save_for_backward(*inputs)
+        return fn(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.enable_grad():
+            inputs = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+            out = ctx.fn(*inputs)
+        return (None, *torch.autograd.grad(out, inputs, grad))
+
+
+def recompute(fn: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """``fn(*inputs)``, keeping only the inputs for backward, which runs ``fn`` again.
+
+    Unlike torch.utils.checkpoint this keeps them as saved tensors, so that a count of saved bytes sees them.
+    ``fn`` must be deterministic.
+    """
+    out: Tensor = _Recompute.apply(fn, *inputs)  # type: ignore[no-untyped-call]
+    return out
