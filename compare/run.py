@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -70,8 +70,9 @@ def run_one(spec: RunSpec, on_event: OnEvent) -> Record:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            process.stdin.write(spec.to_json())
-            process.stdin.close()
+            with suppress(BrokenPipeError):  # it died at once; its exit says why
+                process.stdin.write(spec.to_json())
+                process.stdin.close()
             for line in process.stdout:
                 event = json.loads(line)
                 if "record" in event:

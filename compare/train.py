@@ -25,7 +25,7 @@ VALIDATION_SHARE = 0.2  # of the training time, at most, apart from the last val
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
-class Diverged(Exception):
+class DivergedError(Exception):
     """The loss stopped being a finite number."""
 
 
@@ -82,11 +82,11 @@ class Tally:
         """Mean loss and accuracy.
 
         Raises:
-            Diverged: the loss is not finite.
+            DivergedError: the loss is not finite.
         """
         loss, score = float(self.loss) / self.count, float(self.correct) / self.count
         if not math.isfinite(loss):
-            raise Diverged(f"loss is {loss}")
+            raise DivergedError(f"loss is {loss}")
         return loss, score
 
 
@@ -131,12 +131,12 @@ class Trainer:
             self.optimizer.zero_grad()
 
     @torch.no_grad()
-    def evaluate(self, split: Any, on_progress: Callable[[int], None] = lambda _: None) -> tuple[float, float, int]:
+    def evaluate(self, split: Any, on_progress: Callable[[], None] = lambda: None) -> tuple[float, float, int]:
         """Mean loss, score and number of predictions over all of a split."""
         self.model.eval()
         tally = Tally()
-        for number, batch in enumerate(self.task.eval_batches(split, self.spec.batch_size)):
-            on_progress(number)
+        for batch in self.task.eval_batches(split, self.spec.batch_size):
+            on_progress()
             tally.add(*self.forward(self.to_device(batch)))
         self.model.train()
         return *tally.read(), tally.count
@@ -152,12 +152,13 @@ class Trainer:
             validation is not training time.
 
         Raises:
-            Diverged: the loss is not finite.
+            DivergedError: the loss is not finite.
         """
         spec = self.spec
         curve: list[dict[str, Any]] = []
         step, tokens, seconds, validating = 0, 0, 0.0, 0.0
-        tally, batches, length = Tally(), iter(()), 0
+        tally, length = Tally(), 0
+        batches: Iterator[Batch] = iter(())
         lengths = spec.lengths()
         self.model.train()
         while (done := share_done(spec, step, seconds)) < 1 or step == 0:
@@ -179,7 +180,7 @@ class Trainer:
                 continue
             loss, score = tally.read()
             tally = Tally()
-            point = {"step": step, "seconds": seconds, "tokens": tokens, "seq_len": length}
+            point: dict[str, Any] = {"step": step, "seconds": round(seconds, 3), "tokens": tokens, "seq_len": length}
             point |= {"train_loss": loss, "train_score": score, "val_loss": None, "val_score": None}
             validated = sum(p["val_loss"] is not None for p in curve)
             if done >= 1 or (done * VALIDATIONS >= validated + 1 and validating <= VALIDATION_SHARE * seconds):

@@ -12,10 +12,13 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from compare.record import SCHEMA, Record, now
 from compare.spec import RunSpec
+
+if TYPE_CHECKING:
+    from compare.train import Trainer
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
 
@@ -87,8 +90,7 @@ def work(spec: RunSpec, record: Record, events: Events) -> None:
     import torch
 
     import tasks
-    from compare import measure
-    from compare.train import Tally, Trainer
+    from compare.train import Trainer
 
     torch.set_num_threads(spec.threads)
     if spec.dtype == "float16" and spec.device == "cpu":
@@ -99,19 +101,29 @@ def work(spec: RunSpec, record: Record, events: Events) -> None:
     record |= {"metric": task.metric, "baselines": task.baselines(), "data": task.provenance()}
 
     events.phase("measuring")
+    measure_costs(Trainer(spec, task), record)
+
+    events.phase("training", 0.0)
     trainer = Trainer(spec, task)
-    record["params"] = trainer.parameters
+    record |= trainer.train(lambda done, loss: events.phase("training", done, loss))
+    loss, score, size = trainer.evaluate("test", lambda: events.phase("testing"))
+    record |= {"test_loss": loss, "test_score": score, "test_size": size}
+
+
+def measure_costs(trainer: Trainer, record: Record) -> None:
+    """Kernel, parameters, time, memory and FLOPs of one micro-batch at full length, before any training."""
+    import torch
+
+    from compare import measure
+    from compare.train import Tally
+
+    spec, task, device = trainer.spec, trainer.task, trainer.device
     batch = trainer.to_device(next(task.train_batches(spec.batch_size, spec.seq_len, spec.seed)))
-    encoder = trainer.accelerator.unwrap_model(trainer.model).encoder
-    example = torch.empty(
-        *batch[0].shape,
-        spec.d_model,
-        device=trainer.device,
-        dtype=getattr(torch, spec.dtype),
-        requires_grad=True,
-    )
-    kernel = encoder.layers[0].attention.kernel(example, batch[2])
-    record |= {"kernel": kernel.name, "kernel_fallback": kernel.fallback}
+    sublayer = trainer.accelerator.unwrap_model(trainer.model).encoder.layers[0].attention
+    shape = (*batch[0].shape, spec.d_model)
+    example = torch.empty(shape, device=device, dtype=getattr(torch, spec.dtype), requires_grad=True)
+    kernel = sublayer.kernel(example, batch[2])
+    record |= {"params": trainer.parameters, "kernel": kernel.name, "kernel_fallback": kernel.fallback}
     del example
 
     def forward() -> None:
@@ -126,22 +138,14 @@ def work(spec: RunSpec, record: Record, events: Events) -> None:
         trainer.step(batch, Tally())
 
     step()
-    record["peak_memory_bytes"] = measure.peak_memory(step, trainer.device)
+    record["peak_memory_bytes"] = measure.peak_memory(step, device)
     record["saved_bytes"] = measure.saved_bytes(lambda: Tally().add(*trainer.forward(batch)), trainer.model)
     record["flops"] = measure.count_flops(step)
-    warm_up = 3 if spec.device == "cuda" else 1
+    warm_up = 3 if device.type == "cuda" else 1
     for name, fn in (("forward", forward), ("forward_backward", forward_backward), ("step", step)):
-        timing = measure.time_it(fn, trainer.device, warm_up=warm_up)
+        timing = measure.time_it(fn, device, warm_up=warm_up)
         record[f"{name}_seconds"], record[f"{name}_seconds_spread"] = timing.median, list(timing.spread)
     record["tokens_per_second"] = batch[0].numel() / record["step_seconds"]
-    del trainer, encoder, batch
-
-    events.phase("training", 0.0)
-    trainer = Trainer(spec, task)
-    record |= trainer.train(lambda done, loss: events.phase("training", done, loss))
-    events.phase("testing")
-    loss, score, size = trainer.evaluate("test", lambda _: events.phase("testing"))
-    record |= {"test_loss": loss, "test_score": score, "test_size": size}
 
 
 def explain(error: Exception) -> tuple[str, str]:
@@ -150,7 +154,7 @@ def explain(error: Exception) -> tuple[str, str]:
     kind = type(error).__name__
     if isinstance(error, MemoryError) or any(words in text.lower() for words in OUT_OF_MEMORY):
         return "oom", text
-    if kind == "Diverged":
+    if kind == "DivergedError":
         return "diverged", text
     if isinstance(error, NotImplementedError):
         return "unsupported", text

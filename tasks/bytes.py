@@ -15,8 +15,8 @@ An id is its byte + 1; 0 is padding, 257 stands for a hidden byte:
 Files, not windows, are dealt out to the splits, by a seeded hash of their path: *.py of 2 kB or more, no
 links, no tests, no exact copies. A split is one stream, its files in the order of that hash with a zero
 byte between them. Training windows start anywhere; validation and test are consecutive windows, the last
-one padded. Of the files dealt to validation at most 2^16 bytes are kept, to test 2^18: whole files, in
-order, as they fit.
+one padded. Validation keeps at most 2^16 bytes and test 2^18: the first 2^14 of each of their files, in order,
+as they fit, so that no long file makes up the most of a split.
 """
 
 import hashlib
@@ -34,13 +34,13 @@ from numpy.typing import NDArray
 from tasks.base import IGNORE, SPLITS, Batch, EvalSplit, Task, TaskDefaults, register
 from tasks.cache import Columns, Split
 
-GENERATOR = 1  # raise it when the same corpus is split in another way
+GENERATOR = 2  # raise it when the same corpus is split in another way
 SEED = 0
 MASK_RATE = 0.15
 SEPARATOR = b"\0"
 PAD, MASK = 0, 257
 MAX_TOKENS = {"validation": 2**16, "test": 2**18}
-MIN_FILE = 2_048
+MIN_FILE, MAX_EVAL_FILE = 2_048, 2**14
 LEFT_OUT = re.compile(
     r"(tests?|idle_test|site-packages|dist-packages)$"  # not the library itself
     r"|config-|_sysconfigdata"  # made when Python was built, for one machine
@@ -68,12 +68,13 @@ def deal(corpus: dict[str, bytes]) -> dict[Split, dict[str, bytes]]:
     room = dict(MAX_TOKENS)
     for name in sorted(corpus, key=rank):
         split: Split = "test" if rank(name) < 0.05 else "validation" if rank(name) < 0.10 else "train"
-        size = len(corpus[name]) + len(SEPARATOR)
+        data = corpus[name]
         if split != "train":
-            if size > room[split]:
+            data = data[:MAX_EVAL_FILE]
+            if len(data) + len(SEPARATOR) > room[split]:
                 continue
-            room[split] -= size
-        splits[split][name] = corpus[name]
+            room[split] -= len(data) + len(SEPARATOR)
+        splits[split][name] = data
     return splits
 
 

@@ -67,7 +67,7 @@ def cases() -> list[Case]:
         has_oracle = importlib.util.find_spec(f"tests.oracles.{name}") is not None
         for options in find_oracle(name).OPTIONS if has_oracle else [{}]:
             for causal in (False, True) if describe(name).traits.causal else (False,):
-                found.append(Case(name, tuple(options.items()), causal))
+                found += [Case(name, tuple(options.items()), causal)]
     return found
 
 

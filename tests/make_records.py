@@ -39,7 +39,14 @@ QUADRATIC = {"full", "xformers"}
 
 
 def make_record(
-    variant: str, *, task: str = "bytes", seq_len: int = 1024, seed: int = 0, status: str = "ok", budget: int = 90
+    variant: str,
+    *,
+    label: str | None = None,
+    task: str = "bytes",
+    seq_len: int = 1024,
+    seed: int = 0,
+    status: str = "ok",
+    budget: int = 90,
 ) -> Record:
     """One plausible record; a failed one has its measured fields empty."""
     noise = random.Random(f"{variant} {task} {seq_len} {seed}")
@@ -69,12 +76,11 @@ def make_record(
         "train_seconds": float(budget),
         "train_tokens": int(budget * speed),
     }
-    options = {"rank": 128} if variant == "linformer" else {}
     return {
         "schema": 1,
-        "run_id": f"{variant}-{task}-{seq_len}-{seed}",
+        "run_id": f"{label or variant}-{task}-{seq_len}-{seed}-{budget}",
         "variant": variant,
-        "label": variant,
+        "label": label or variant,
         "task": task,
         "seq_len": seq_len,
         "seed": seed,
@@ -89,7 +95,13 @@ def make_record(
         "curve": make_curve(score, step, budget, seq_len, noise) if finished else [],
         "data": {"corpus_sha256": "5f" * 32, "python": "3.11.7"},
         "spec": {
-            **{"variant": variant, "options": options, "task": task, "seq_len": seq_len, "seed": seed},
+            **{
+                "variant": variant,
+                "options": [] if label is None else [["set", label]],
+                "task": task,
+                "seq_len": seq_len,
+                "seed": seed,
+            },
             **{"steps": None, "budget": budget, "batch_size": 2, "d_model": 128, "n_heads": 4, "n_layers": 2},
             **{"lr": 1e-3, "device": "cpu", "dtype": "float32"},
         },

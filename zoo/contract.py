@@ -15,6 +15,19 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 
+def at_least(low: int, **options: int) -> None:
+    """Raise ValueError for the first option that is no integer or lies below ``low``."""
+    for name, value in options.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
+
+
+def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise ValueError where ``value`` is none of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dims:
     """What the model tells a backend about itself.
@@ -29,9 +42,7 @@ class Dims:
     causal: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "n_heads", "max_len"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least(1, d_model=self.d_model, n_heads=self.n_heads, max_len=self.max_len)
         if self.d_model % self.n_heads:
             raise ValueError(
                 f"d_model must be a multiple of n_heads, got d_model={self.d_model}, n_heads={self.n_heads}"

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from zoo.contract import Attention, Dims, Kernel, Mixer
+from zoo.contract import Attention, Dims, Kernel, Mixer, at_least, one_of
 from zoo.embeddings import LearnedPositions, RotaryPositions, ShortConvolution, SinusoidalPositions
-from zoo.functional import at_least, one_of
 from zoo.registry import build
 
 Norm = Literal["pre", "post"]
@@ -186,13 +185,15 @@ class Encoder(nn.Module):
         causal: bool = False,
     ) -> None:
         super().__init__()
+        Dims(d_model=d_model, n_heads=n_heads, max_len=max_len)
         at_least(0, n_layers=n_layers)
         one_of("norm", norm, ("pre", "post"))
         one_of("activation", activation, ("gelu", "relu", "swiglu"))
         one_of("positions", positions, ("sinusoidal", "learned", "rotary", "none"))
         if d_ff is None:
             d_ff = 8 * d_model // 3 if activation == "swiglu" else 4 * d_model
-        at_least(1, d_ff=d_ff, conv_width=conv_width or 1, vocab_size=vocab_size or 1)
+        given = {"d_ff": d_ff, "conv_width": conv_width, "vocab_size": vocab_size}
+        at_least(1, **{name: value for name, value in given.items() if value is not None})
 
         self.d_model, self.max_len, self.vocab_size = d_model, max_len, vocab_size
         self.embedding = None if vocab_size is None else nn.Embedding(vocab_size, d_model)

@@ -20,19 +20,6 @@ SDPA_NAMES = {
 }
 
 
-def at_least(low: int, **options: int) -> None:
-    """Raise ValueError for the first option that is no integer or lies below ``low``."""
-    for name, value in options.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
-
-
-def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise ValueError where ``value`` is none of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-
-
 def pad_to_multiple(x: Tensor, multiple: int, dim: int, value: float = 0) -> Tensor:
     """Pad ``x`` at the end of ``dim`` (negative) to the next multiple of ``multiple``."""
     missing = -x.shape[dim] % multiple

@@ -4,12 +4,11 @@ Nothing here imports torch: a report can be drawn anywhere the records can be re
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compare.record import read_records
+from compare.record import read_records, write_atomically
 
 from .aggregate import Source, group_records, mixed_data
 from .charts import write_charts
@@ -44,8 +43,8 @@ def write_report_many(folders: Sequence[Path], out: Path) -> None:
     groups = group_records(sources)
     warnings += mixed_data(groups)
     charts = write_charts(groups, out / "charts")
-    write_text(out / "report.md", markdown_report(groups, charts, warnings))
-    write_text(out / "report.html", html_page(groups, charts, out / "charts", warnings))
+    write_atomically(out / "report.md", markdown_report(groups, charts, warnings))
+    write_atomically(out / "report.html", html_page(groups, charts, out / "charts", warnings))
 
 
 def read_environment(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -55,10 +54,3 @@ def read_environment(path: Path) -> tuple[dict[str, Any], list[str]]:
     except (OSError, ValueError) as error:
         return {}, [f"{path}: the environment could not be read ({error}); the machine is unknown."]
     return (found, []) if isinstance(found, dict) else ({}, [f"{path}: not a JSON object; the machine is unknown."])
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

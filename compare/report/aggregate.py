@@ -22,8 +22,10 @@ ENOUGH_SEEDS = 3
 
 # Spec fields that may differ between the rows of one group. All others are conditions and split it.
 PER_ROW = frozenset({"variant", "options", "lr", "seed", "task", "seq_len"})
-# Conditions that do not change what one step of a given length costs, or that follow the length.
-NOT_COST = frozenset({"steps", "budget", "batch_size"})
+# Conditions that do not change what one forward and backward pass costs, or that follow the length.
+NOT_COST = frozenset(
+    {"steps", "budget", "batch_size", "accumulate", "warmup_steps", "weight_decay", "clip_norm", "length_warmup"}
+)
 
 # Two-sided 95 % points of Student's t for 1 to 30 degrees of freedom.
 T95 = (

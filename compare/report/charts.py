@@ -57,6 +57,7 @@ STYLE = {
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
     "text.color": INK,
+    "text.parse_math": False,
     "xtick.color": INK,
     "ytick.color": INK,
     "svg.hashsalt": "attention zoo",
@@ -160,9 +161,6 @@ def save(figure: Figure, path: Path) -> None:
         temporary = path.with_name(f".{path.name}{suffix}.tmp")
         figure.savefig(temporary, format=suffix[1:], dpi=dpi, metadata=metadata)
         os.replace(temporary, path.with_name(path.name + suffix))
-
-
-# Layout
 
 
 def sheet(
@@ -293,7 +291,7 @@ def boxes_along(axes: Axes, points: Sequence[tuple[float, float]]) -> list[Box]:
     corners = axes.transData.transform(np.array(points, dtype=float))
     boxes = []
     for start, end in itertools.pairwise(corners):
-        for share in np.linspace(0, 1, max(2, int(math.dist(start, end) / 5))):
+        for share in np.linspace(0, 1, 1 + int(math.dist(start, end) / 5)):
             x, y = start + share * (end - start)
             boxes.append(Box(x - 2, y - 2, x + 2, y + 2))
     return boxes
@@ -358,9 +356,6 @@ def seeds_note(estimates: Mapping[str, Estimate]) -> str:
     if few:
         text += f" Fewer than {ENOUGH_SEEDS} seeds ({', '.join(few) if len(few) < len(counts) else 'all'}): no ranking."
     return text
-
-
-# Accuracy against speed
 
 
 @dataclass(frozen=True)
@@ -477,9 +472,6 @@ def draw_size_legend(axes: Axes, memories: Sequence[float]) -> None:
     )
 
 
-# Learning curves
-
-
 @dataclass(frozen=True)
 class Course:
     """The learning curves of one row, and their mean where they overlap."""
@@ -575,7 +567,7 @@ def course_of(row: Row, axis: str) -> Course | None:
     if not curves:
         return None
     start, stop = max(curve.x[0] for curve in curves), min(curve.x[-1] for curve in curves)
-    grid = np.linspace(start, stop, 200) if start < stop else np.array([])
+    grid = np.linspace(start, stop, 60) if start < stop else np.array([])
     mean = np.mean([np.interp(grid, curve.x, curve.score) for curve in curves], axis=0)
     return Course(row, curves, tuple(map(float, grid)), tuple(map(float, mean)))
 
@@ -617,9 +609,6 @@ def draw_changes(axes: Axes, changes: Sequence[tuple[float, int]]) -> None:
     for (x, _), text, centre in zip(changes, texts, spread(middles, widths, box.x0, box.x1), strict=True):
         axes.axvline(x, color="#bbbbbb", linewidth=1, zorder=1)
         write(figure_of(axes), text, centre, box.y1 + 9, ha="center")
-
-
-# Cost against length
 
 
 def families(groups: Sequence[Group]) -> list[list[Group]]:

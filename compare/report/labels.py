@@ -70,7 +70,12 @@ def place(anchors: Sequence[Anchor], area: Box, marks: Sequence[Box], lines: Seq
             leaders = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2] * 2, axis=1)  # (K, 4): centre twice
             start = np.array([anchor.x, anchor.y, anchor.x, anchor.y])
             crossings = sum(shared_areas(start + share * (leaders - start) + HAIR, placed) for share in (0.3, 0.5, 0.7))
-            cost = reach + LINE_COST * shared_areas(boxes, avoided) + CROSSING_COST * crossings + 1e6 * shared_areas(boxes, taken)
+            cost = (
+                reach
+                + LINE_COST * shared_areas(boxes, avoided)
+                + CROSSING_COST * crossings
+                + 1e6 * shared_areas(boxes, taken)
+            )
             if cost.min() < lowest:
                 best, lowest = Box(*map(float, boxes[cost.argmin()])), float(cost.min())
         assert best is not None

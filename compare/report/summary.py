@@ -61,12 +61,12 @@ def leader(
     (best, top), rest = ranked[0], ranked[1:]
     claim, number = words
     if not rest:
-        return f"{number}: {best.name}, {show(top.mean)}, the only variant measured ({seeds(top)})."
+        return f"{number}: {best.name}, {show(top.mean)}, the only variant measured ({seeds(top)}: no ranking)."
     second, runner = rest[0]
     if min(top.n, runner.n) < ENOUGH_SEEDS:
         return (
-            f"{number}: {best.name}, {show(top.mean)}, next {second.name}, {show(runner.mean)}. "
-            f"With {seeds(top, runner)} (fewer than {ENOUGH_SEEDS}) this is not a ranking."
+            f"{number}: {best.name}, {show(top.mean)}, next {second.name}, {show(runner.mean)} "
+            f"({seeds(top, runner)}: no ranking)."
         )
     tied = [row.name for row, other in rest if not apart(top, other, floor)]
     if tied:
@@ -116,4 +116,4 @@ def listing(names: Sequence[str]) -> str:
 def few_seeds(estimates: Sequence[Estimate]) -> str:
     if min(found.n for found in estimates) >= ENOUGH_SEEDS:
         return ""
-    return f" With {seeds(*estimates)} (fewer than {ENOUGH_SEEDS}) this is an observation, not a ranking."
+    return f" ({seeds(*estimates)}: no ranking.)"

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from zoo.contract import Attention, Dims, Kernel, Traits
-from zoo.functional import at_least, pad_to_multiple, recompute, sdpa_kernel_name
+from zoo.contract import Attention, Dims, Kernel, Traits, at_least
+from zoo.functional import pad_to_multiple, recompute, sdpa_kernel_name
 from zoo.registry import register
 
 

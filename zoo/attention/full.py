@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
-from zoo.contract import Attention, Dims, Kernel, Traits
-from zoo.functional import SDPA_NAMES, full_attention, one_of, sdpa_kernel_name
+from zoo.contract import Attention, Dims, Kernel, Traits, one_of
+from zoo.functional import SDPA_NAMES, full_attention, sdpa_kernel_name
 from zoo.registry import register
 
 KERNELS = {name: backend for backend, name in SDPA_NAMES.items()}

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.contract import Attention, Dims, Kernel, Traits
-from zoo.functional import at_least, one_of, sdpa_kernel_name
+from zoo.contract import Attention, Dims, Kernel, Traits, at_least, one_of
+from zoo.functional import sdpa_kernel_name
 from zoo.registry import register
 
 

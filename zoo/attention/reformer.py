@@ -26,8 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.contract import Attention, Dims, Kernel, Traits
-from zoo.functional import at_least
+from zoo.contract import Attention, Dims, Kernel, Traits, at_least
 from zoo.registry import register
 
 SELF = -1e5

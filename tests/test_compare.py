@@ -1,0 +1,317 @@
+"""The comparison as a user meets it: runs, records, failures, interruptions, and what one can type wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from compare.record import append_record, read_records
+from compare.run import run_one
+from compare.spec import RunSpec
+from compare.worker import record_of_crash
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--tasks", "mqar", "--seq-len", "32", "--d-model", "16", "--batch-size", "4", "--steps", "2"]
+SPEC = RunSpec(
+    variant="full",
+    task="mqar",
+    seq_len=32,
+    seed=0,
+    budget=None,
+    steps=2,
+    batch_size=4,
+    d_model=16,
+    n_heads=1,
+    n_layers=1,
+    conv_width=3,
+    lr=1e-3,
+    length_warmup=False,
+    device="cpu",
+    dtype="float32",
+    threads=2,
+)
+
+
+def compare(*words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "compare", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout, check=False)
+
+
+def records_of(folder: Path) -> list[dict]:
+    return read_records(folder / "records.jsonl")[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """One comparison: three variants and the control, two of them bound to fail."""
+    out = tmp_path_factory.mktemp("run")
+    words = [*TINY, "--variants", "full,xformers", "--set", "full.kernel=efficient", "--out", str(out)]
+    return out, compare(*words)
+
+
+def test_a_comparison_writes_records_charts_and_page(finished) -> None:
+    out, done = finished
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    by_variant = {r["variant"]: r for r in records_of(out)}
+    assert set(by_variant) == {"full", "xformers", "none"}, "the control runs unasked"
+    for name in ("report.md", "report.html", "environment.json"):
+        assert (out / name).stat().st_size > 0
+    assert {p.suffix for p in (out / "charts").iterdir()} == {".png", ".svg"}
+    assert json.loads((out / "environment.json").read_text())["cpu"]
+
+
+def test_a_record_holds_what_is_promised(finished) -> None:
+    record = next(r for r in records_of(finished[0]) if r["variant"] == "xformers")
+    assert record["status"] == "ok", record["reason"]
+    assert record["reason"] == ""
+    assert record["spec"]["steps"] == 2
+    assert record["train_steps"] == 2
+    assert 0 <= record["test_score"] <= 1
+    assert record["metric"] == "accuracy"
+    assert all(0 <= score <= 1 for score in record["baselines"].values())
+    for field in ("params", "tokens_per_second", "step_seconds", "saved_bytes", "flops", "test_size", "wall_seconds"):
+        assert record[field] > 0, field
+    for field in ("forward_seconds", "forward_backward_seconds", "step_seconds"):
+        low, high = record[f"{field}_spread"]
+        assert 0 < low <= record[field] <= high, field
+    assert record["forward_seconds"] < record["forward_backward_seconds"]
+    if sys.platform == "linux":
+        assert record["peak_memory_bytes"] >= 0
+    assert record["kernel_fallback"]
+    assert "xformers has no cpu kernel" in record["kernel"]
+    assert [p["step"] for p in record["curve"]] == [1, 2]
+    assert record["curve"][-1]["val_score"] == record["val_score"]
+
+
+def test_a_kernel_that_cannot_run_is_a_row_with_status_and_reason(finished) -> None:
+    record = next(r for r in records_of(finished[0]) if r["variant"] == "full")
+    assert record["status"] == "unsupported"
+    assert "full.kernel='efficient' cannot run on cpu" in record["reason"]
+    assert record["label"] == "full kernel=efficient"
+
+
+def test_report_redraws_from_records_alone(finished) -> None:
+    out, _ = finished
+    before = (out / "report.html").read_text()
+    (out / "report.html").unlink()
+    done = compare("report", str(out))
+    assert done.returncode == 0, done.stderr
+    assert (out / "report.html").read_text() == before
+
+
+def test_resume_repeats_nothing_and_adds_what_is_missing(finished) -> None:
+    out, _ = finished
+    words = [*TINY, "--variants", "full,xformers", "--set", "full.kernel=efficient", "--out", str(out)]
+    refused = compare(*words)
+    assert refused.returncode == 2
+    assert "add --resume" in refused.stderr
+    lines = (out / "records.jsonl").read_text().splitlines()
+    (out / "records.jsonl").write_text("\n".join([lines[0], "{damaged", lines[1]]) + "\n" + lines[2][:50])
+    done = compare(*words, "--resume")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "line 2 is damaged and was skipped" in said
+    assert "line 4 is damaged and was skipped" in said
+    assert "2 of 3 runs are already in" in said
+    after = (out / "records.jsonl").read_text().splitlines()
+    assert after[0] == lines[0]
+    assert after[2] == lines[1]
+    assert len(records_of(out)) == 3
+
+
+def test_interrupting_keeps_what_is_finished(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "compare", *TINY, "--variants", "full,none", "--seeds", "20", "--out", str(out)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    give_up = time.monotonic() + 100
+    while not (out / "records.jsonl").exists() and time.monotonic() < give_up:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    said, complained = process.communicate(timeout=60)
+    assert process.returncode == 130, complained
+    assert "Traceback" not in said + complained
+    assert "finished runs are kept; continue with --out" in " ".join(said.split())
+    assert 1 <= len(records_of(out)) < 40
+    assert (out / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "reason"),
+    [
+        ({"lr": 1e30, "steps": 6}, "diverged", "loss is nan|loss is inf"),
+        ({"variant": "naive", "seq_len": 32768, "batch_size": 64}, "oom", "allocate memory"),
+        ({"dtype": "float16"}, "unsupported", "float16 training needs a GPU"),
+        ({"d_model": 15, "n_heads": 2}, "error", "d_model must be a multiple of n_heads"),
+    ],
+)
+def test_a_failed_run_is_a_row(change: dict[str, object], status: str, reason: str) -> None:
+    record = run_one(replace(SPEC, **change), lambda _: None)
+    assert record["status"] == status, record["reason"]
+    assert re.search(reason, record["reason"])
+    assert "\n" not in record["reason"]
+    assert record["spec"]["variant"] == record["variant"]
+
+
+def test_bfloat16_and_accumulation_train() -> None:
+    record = run_one(replace(SPEC, dtype="bfloat16", accumulate=3), lambda _: None)
+    assert record["status"] == "ok", record["reason"]
+    assert record["train_tokens"] == 2 * 3 * 4 * 32
+
+
+def test_the_same_steps_and_seed_give_the_same_result() -> None:
+    first, second = (run_one(replace(SPEC, variant="reformer", steps=4), lambda _: None) for _ in range(2))
+    assert first["test_loss"] == second["test_loss"]
+    other = run_one(replace(SPEC, variant="reformer", steps=4, seed=1), lambda _: None)
+    assert other["test_loss"] != first["test_loss"]
+
+
+def test_a_worker_that_dies_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho 'fatal: it broke' >&2\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    record = run_one(SPEC, lambda _: None)
+    assert (record["status"], record["reason"]) == ("error", "exit 3: fatal: it broke")
+    assert record_of_crash(SPEC, -9, "", 1.0)["status"] == "oom"
+
+
+def test_where_every_run_fails_the_exit_code_is_1(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = compare(*TINY, "--variants", "none", "--dtype", "float16", "--device", "cpu", "--out", str(out))
+    assert done.returncode == 1
+    assert records_of(out)[0]["status"] == "unsupported"
+    assert (out / "report.html").exists()
+
+
+def test_spec_round_trips_and_names_itself() -> None:
+    spec = replace(SPEC, options=(("rank", 128),), variant="linformer")
+    assert RunSpec.from_json(spec.to_json()) == spec
+    assert hash(spec) == hash(RunSpec.from_json(spec.to_json()))
+    assert spec.label == "linformer rank=128"
+    assert len({spec.run_id, SPEC.run_id, replace(SPEC, seed=1).run_id}) == 3
+
+
+def test_length_warmup_keeps_tokens_and_ends_at_full_length() -> None:
+    spec = replace(SPEC, seq_len=8192, length_warmup=True)
+    assert spec.lengths() == [(0.5, 512), (0.75, 2048), (1.0, 8192)]
+    assert replace(spec, length_warmup=False).lengths() == [(1.0, 8192)]
+
+
+def test_records_survive_damage(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    good = {"run_id": "a", "variant": "full", "task": "t", "seq_len": 1, "seed": 0, "status": "ok"}
+    append_record(path, good)
+    path.write_bytes(path.read_bytes() + b'{"run_id": "torn')
+    append_record(path, good | {"run_id": "b"})
+    path.write_bytes(path.read_bytes() + b"[1]\n\xff\xfe\n" + json.dumps(good | {"schema": 99}).encode() + b"\n")
+    records, warnings = read_records(path)
+    assert [r["run_id"] for r in records] == ["a", "b"]
+    assert [re.search(r"line (\d)", w)[1] for w in warnings] == ["2", "4", "5", "6"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--variants", "linfromer"],
+            r"unknown variant 'linfromer' \(did you mean 'linformer'\?\); known: block_sparse",
+        ),
+        (["--variants", ""], "expected at least one variant"),
+        (["--tasks", "mqr"], r"unknown task 'mqr' \(did you mean 'mqar'\?\); known: bytes"),
+        (["--seq-len", "0"], "--seq-len: expected a positive integer, got '0'"),
+        (["--seq-len", "-5"], "expected a positive integer, got '-5'"),
+        (["--seq-len", "many"], "expected a positive integer, got 'many'"),
+        (["--seq-len", "1024,"], "expected a positive integer, got ''"),
+        (["--seq-len", "9999999"], "seq_len.*9999999"),
+        (["--seeds", "0"], "--seeds: expected a positive integer"),
+        (["--budget", "nan"], "--budget: expected a positive number, got 'nan'"),
+        (["--budget", "5", "--steps", "5"], "not allowed with"),
+        (["--d-model", "30", "--n-heads", "4"], "d_model must be a multiple of n_heads, got d_model=30, n_heads=4"),
+        (
+            ["--set", "linformer.rnk=3"],
+            r"linformer has no option 'rnk' \(did you mean 'rank'\?\); its options: rank, sh",
+        ),
+        (["--set", "linformer.rank=big"], "expected an integer, got 'big'"),
+        (["--set", "linformer.rank=0"], "linformer.rank must be an integer of at least 1, got 0"),
+        (["--set", "linformer.rank"], "expected VARIANT.OPTION=VALUE"),
+        (["--set", "nobody.rank=3"], "unknown variant 'nobody'"),
+        (["--set", "reformer.n_hashes=3"], "'reformer' is not among the variants"),
+        (["--set", "block_sparse.layout=3"], "block_sparse has no option 'layout'"),
+        (["--tasks", "mqar", "--seq-len", "64", "--length-warmup"], "mqar has one length only"),
+        (["--resume"], "--resume needs --out"),
+        (["--resume", "--out", "/nonexistent/x"], "there is no folder /nonexistent/x"),
+        (["--out", "/proc/x"], "--out /proc/x cannot be written"),
+        (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--frobnicate"], "unrecognized arguments: --frobnicate"),
+        (["report", "/nonexistent"], "/nonexistent holds no records.jsonl"),
+        (["report"], "required: DIR"),
+        (["list", "extra"], "unrecognized arguments: extra"),
+    ],
+)
+def test_usage_errors_are_one_line_and_exit_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compare.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    complaint = capsys.readouterr().err
+    assert stop.value.code == 2, complaint
+    assert re.search(message, complaint), complaint
+    assert complaint.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "a usage error left something behind"
+
+
+def test_help_is_quick_and_does_not_import_torch() -> None:
+    start = time.perf_counter()
+    done = compare("--help")
+    assert time.perf_counter() - start < 1
+    assert done.returncode == 0
+    assert "--variants" in done.stdout
+    code = "import sys\nfrom compare.__main__ import parser\nparser().format_help()\nsys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_list_names_backends_and_tasks() -> None:
+    done = compare("list")
+    assert done.returncode == 0
+    for name in ("block_sparse", "linformer", "mqar", "bytes"):
+        assert name in done.stdout
+
+
+def test_a_sign_of_life_comes_within_three_seconds(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "compare", *TINY, "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    took = time.perf_counter() - start
+    process.kill()
+    process.communicate()
+    assert "comparing full,linformer on mqar" in first
+    assert took < 3
+
+
+def test_rooms_import_one_way_only() -> None:
+    """zoo knows neither tasks nor compare, tasks knows neither; a report knows records and no torch."""
+    forbidden = {
+        "zoo": ("tasks", "compare"),
+        "tasks": ("zoo", "compare", "torch"),
+        "compare/report": ("torch", "zoo", "tasks", "datasets", "compare.train", "compare.worker", "compare.run"),
+    }
+    for room, names in forbidden.items():
+        for path in (ROOT / room).rglob("*.py"):
+            imported = re.findall(r"^\s*(?:from|import)\s+([\w.]+)", path.read_text(), re.MULTILINE)
+            for name in names:
+                wrong = [i for i in imported if i == name or i.startswith(name + ".")]
+                assert not wrong, f"{path.relative_to(ROOT)} imports {wrong[0]}"

@@ -1,0 +1,225 @@
+"""The encoder: shapes, options, what users can get wrong, and torch's own encoder as a witness."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from zoo import Encoder, MultiHeadAttention, available
+from zoo.attention.linformer import LinformerConfig
+from zoo.attention.reformer import ReformerConfig
+from zoo.heads import ClassificationHead, TokenHead
+
+SMALL = {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_len": 64}
+
+
+def test_defaults_work_as_they_stand() -> None:
+    encoder = Encoder(attn="linformer").eval()
+    assert (encoder.d_model, len(encoder.layers), encoder.max_len) == (512, 6, 8192)
+    assert encoder.layers[0].feed_forward.hidden.out_features == 2048
+    assert encoder(torch.randn(1, 100, 512)).shape == (1, 100, 512)
+
+
+def test_every_backend_runs_in_the_encoder_and_as_a_sublayer(name: str) -> None:
+    x = torch.randn(2, 50, 32)
+    assert Encoder(attn=name, **SMALL)(x).shape == x.shape
+    assert MultiHeadAttention(attn=name, d_model=32, n_heads=4, max_len=64)(x).shape == x.shape
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary", "none"])
+@pytest.mark.parametrize("activation", ["gelu", "relu", "swiglu"])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_options_combine(positions: str, activation: str, norm: str) -> None:
+    encoder = Encoder(positions=positions, activation=activation, norm=norm, conv_width=4, vocab_size=10, **SMALL)
+    y = encoder(torch.randint(10, (2, 50)))
+    y.square().sum().backward()
+    assert y.shape == (2, 50, 32)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
+def test_positions_tell_permutations_apart(positions: str) -> None:
+    def pooled_difference(kind: str) -> float:
+        torch.manual_seed(0)
+        encoder = Encoder(positions=kind, vocab_size=10, **SMALL).eval()
+        a, b = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[3, 1, 4, 2]])
+        return (encoder(a).mean(1) - encoder(b).mean(1)).abs().max().item()
+
+    assert pooled_difference("none") < 1e-5
+    assert pooled_difference(positions) > 1e-3
+
+
+@pytest.mark.parametrize("conv_width", [None, 1, 4, 5])
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+def test_padding_and_batch_mates_change_nothing(name: str, conv_width: int | None, positions: str) -> None:
+    encoder = Encoder(name, conv_width=conv_width, positions=positions, **SMALL).double().eval()
+    x = torch.randn(2, 40, 32, dtype=torch.float64)
+    mask = torch.zeros(2, 40, dtype=torch.bool)
+    mask[0, 23:] = True
+    y = encoder(x.masked_fill(mask[..., None], 1e4), key_padding_mask=mask)
+    torch.testing.assert_close(y[:1, :23], encoder(x[:1, :23]), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(y[1:], encoder(x[1:]), atol=1e-9, rtol=1e-9)
+    assert (y[mask] == 0).all()
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
+def test_causal_encoder_does_not_see_the_future(positions: str) -> None:
+    encoder = Encoder(causal=True, conv_width=4, positions=positions, **SMALL).eval()
+    x = torch.randn(1, 40, 32)
+    edited = x.clone()
+    edited[:, 20] += 1
+    difference = (encoder(x) - encoder(edited)).abs().amax((0, 2))
+    assert (difference[:20] == 0).all()
+    assert difference[20] > 0
+
+
+@pytest.mark.parametrize(
+    ("norm_first", "activation", "final_norm", "bias"),
+    [*itertools.product([False, True], ["relu", "gelu"], [False, True], [True]), (True, "gelu", True, False)],
+)
+def test_weights_of_torch_encoder_give_the_same_output(
+    norm_first: bool, activation: str, final_norm: bool, bias: bool
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(
+        32, 4, 80, activation=activation, norm_first=norm_first, batch_first=True, layer_norm_eps=1e-4, bias=bias
+    )
+    norm = nn.LayerNorm(32) if final_norm else None
+    theirs = nn.TransformerEncoder(layer, 3, norm=norm, enable_nested_tensor=False).eval()
+    for parameter in theirs.parameters():  # torch starts biases and norms at 0 and 1, which would hide mistakes
+        nn.init.normal_(parameter, std=0.2)
+    ours = Encoder.from_torch(theirs, max_len=64)
+    x = torch.randn(2, 33, 32)
+    mask = torch.zeros(2, 33, dtype=torch.bool)
+    mask[0, 20:] = True
+    torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
+    padded = theirs(x, src_key_padding_mask=mask)
+    torch.testing.assert_close(ours(x, key_padding_mask=mask)[~mask], padded[~mask], atol=1e-5, rtol=1e-5)
+
+
+def test_from_torch_takes_another_attention_and_refuses_what_it_cannot_load() -> None:
+    theirs = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, batch_first=True), 2, enable_nested_tensor=False)
+    assert Encoder.from_torch(theirs, LinformerConfig(rank=8), max_len=64)(torch.randn(1, 20, 32)).shape == (1, 20, 32)
+    with pytest.raises(ValueError, match="no query, key and value projections"):
+        Encoder.from_torch(theirs, "none")
+    odd = nn.TransformerEncoderLayer(32, 4, batch_first=True, activation=nn.functional.silu)
+    with pytest.raises(ValueError, match="expected an encoder with relu or gelu"):
+        Encoder.from_torch(nn.TransformerEncoder(odd, 1, enable_nested_tensor=False))
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("attn", ["full", "linformer", "reformer"])
+def test_twelve_layers_train_without_nan(norm: str, attn: str) -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(attn, d_model=32, n_heads=4, n_layers=12, max_len=64, norm=norm, vocab_size=20, dropout=0.0)
+    head = TokenHead(32, 20)
+    parameters = [*encoder.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+    tokens = torch.randint(20, (8, 32), generator=torch.Generator().manual_seed(0))
+    losses = []
+    for _ in range(40):
+        loss = nn.functional.cross_entropy(head(encoder(tokens)).flatten(0, 1), tokens.flatten())
+        loss.backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in parameters)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0], losses
+
+
+def test_activations_keep_their_size_with_depth() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(d_model=64, n_heads=4, n_layers=24, max_len=64, dropout=0.0)
+    x = torch.randn(2, 64, 64)
+    for layer in encoder.layers:
+        x = layer(x)
+    assert 0.5 < x.std() < 3
+
+
+def test_redraw_reaches_every_layer() -> None:
+    encoder = Encoder(ReformerConfig(bucket_size=8), **SMALL)
+    before = [layer.attention.mixer.attention.rotations.clone() for layer in encoder.layers]
+    encoder.redraw()
+    after = [layer.attention.mixer.attention.rotations for layer in encoder.layers]
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_heads_pool_over_real_positions() -> None:
+    x = torch.randn(2, 10, 32)
+    mask = torch.zeros(2, 10, dtype=torch.bool)
+    mask[0, 4:] = True
+    head = ClassificationHead(32, 3)
+    torch.testing.assert_close(head(x, key_padding_mask=mask)[0], head(x[:1, :4])[0])
+    cls = ClassificationHead(32, 3, pool="cls")
+    torch.testing.assert_close(cls(x), cls(x[:, :1]))
+    assert TokenHead(32, 7)(x).shape == (2, 10, 7)
+    with pytest.raises(ValueError, match="pool must be one of mean, cls; got 'max'"):
+        ClassificationHead(32, 3, pool="max")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attn": "linfromer"}, "unknown attention 'linfromer'. Did you mean 'linformer'.*Available: .*full"),
+        ({"attn": 3}, "attn must be a name or a registered config, got 3"),
+        ({"d_model": 30, "n_heads": 4}, "d_model must be a multiple of n_heads, got d_model=30, n_heads=4"),
+        ({"d_model": 0}, "d_model must be an integer of at least 1, got 0"),
+        ({"n_heads": -1}, "n_heads must be an integer of at least 1, got -1"),
+        ({"max_len": 0}, "max_len must be an integer of at least 1, got 0"),
+        ({"norm": "middle"}, "norm must be one of pre, post; got 'middle'"),
+        ({"activation": "tanh"}, "activation must be one of"),
+        ({"positions": "absolute"}, "positions must be one of"),
+        ({"d_model": 12, "n_heads": 4, "positions": "rotary"}, "d_head must be even, got 3"),
+        ({"conv_width": -2}, "conv_width must be an integer of at least 1, got -2"),
+        ({"conv_width": 0}, "conv_width must be an integer of at least 1, got 0"),
+        ({"vocab_size": 0}, "vocab_size must be an integer of at least 1, got 0"),
+        ({"n_layers": -1}, "n_layers must be an integer of at least 0, got -1"),
+        ({"attn": "linformer", "causal": True}, "linformer has no causal form; these have: .*full"),
+    ],
+)
+def test_wrong_construction_is_said_in_one_line(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        Encoder(**(SMALL | options))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("x", "mask", "message"),
+    [
+        (torch.randn(2, 65, 32), None, r"expected 1 to 64 positions \(max_len\), got 65"),
+        (torch.randn(2, 0, 32), None, "expected 1 to 64 positions"),
+        (torch.randn(2, 9, 31), None, r"expected floats of shape \(B, N, 32\), got shape \(2, 9, 31\)"),
+        (torch.randn(9, 32), None, r"expected floats of shape \(B, N, 32\)"),
+        (torch.randint(5, (2, 9)), None, r"expected floats of shape \(B, N, 32\), got shape \(2, 9\) of torch.int64"),
+        (torch.randn(2, 9, 32), torch.zeros(2, 8, dtype=torch.bool), r"mask of shape \(2, 9\).*got shape \(2, 8\)"),
+        (torch.randn(2, 9, 32), torch.zeros(2, 9), "torch.bool .*got shape .* of torch.float32"),
+        (torch.randn(2, 9, 32), torch.zeros(9, dtype=torch.bool), "mask of shape"),
+    ],
+)
+def test_wrong_input_is_said_in_one_line(x: torch.Tensor, mask: torch.Tensor | None, message: str) -> None:
+    for module in (Encoder(**SMALL), MultiHeadAttention("none", d_model=32, n_heads=4, max_len=64)):
+        with pytest.raises(ValueError, match=message):
+            module(x, key_padding_mask=mask)
+
+
+def test_floats_for_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected token ids of shape \(B, N\), got shape \(2, 9, 32\)"):
+        Encoder(vocab_size=10, **SMALL)(torch.randn(2, 9, 32))
+
+
+@pytest.mark.parametrize("heavy", ["datasets", "matplotlib", "accelerate", "xformers", "compare", "tasks"])
+def test_import_zoo_stays_light(heavy: str) -> None:
+    code = f"import sys, zoo; zoo.available(); sys.exit({heavy!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_names_a_user_imports() -> None:
+    import zoo
+
+    assert set(zoo.__all__) == {"Encoder", "MultiHeadAttention", "available", "describe", "register"}
+    assert {"full", "naive", "linformer", "reformer", "block_sparse", "xformers", "none"} <= set(available())
