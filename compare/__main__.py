@@ -94,7 +94,7 @@ def parser() -> Parser:
     train.add_argument(
         "--positions",
         choices=("sinusoidal", "learned", "rotary", "none"),
-        default="sinusoidal",
+        default="rotary",
         help="position embedding (%(default)s)",
     )
     train.add_argument(
@@ -209,6 +209,7 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
                     n_heads=n_heads,
                     n_layers=options.n_layers or defaults.n_layers,
                     conv_width=defaults.conv_width,
+                    embedding_std=defaults.embedding_std,
                     positions=options.positions,
                     lr=options.lr or defaults.lr,
                     length_warmup=(defaults.length_warmup and seq_len >= 2048) if warmup is None else warmup,

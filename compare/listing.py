@@ -14,7 +14,7 @@ def show() -> None:
     console = Console()
     backends = Table(title="Backends: Encoder(attn=NAME), --variants NAME", title_justify="left")
     for header in ("name", "family", "time", "memory", "causal", "options", "what it does"):
-        backends.add_column(header, overflow="fold")
+        backends.add_column(header, overflow="fold", no_wrap=header == "name")
     for name in zoo.available():
         entry = zoo.describe(name)
         traits = entry.traits
@@ -24,7 +24,7 @@ def show() -> None:
     console.print(backends)
     listed = Table(title="Tasks: --tasks NAME", title_justify="left")
     for header in ("name", "metric", "lengths", "what it asks"):
-        listed.add_column(header, overflow="fold")
+        listed.add_column(header, overflow="fold", no_wrap=header == "name")
     for name in tasks.available():
         task = tasks.get(name)
         listed.add_row(name, task.metric, f"{task.min_len} to {task.max_len}", task.summary)

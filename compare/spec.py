@@ -38,12 +38,13 @@ class RunSpec:
     n_heads: int
     n_layers: int
     conv_width: int | None
-    positions: str = "sinusoidal"
+    embedding_std: float
+    positions: str = "rotary"
     norm: str = "pre"
     activation: str = "gelu"
     dropout: float = 0.0
     lr: float
-    warmup_steps: int = 50
+    warmup_steps: int = 30
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     length_warmup: bool

@@ -45,6 +45,7 @@ class Model(nn.Module):
             activation=spec.activation,  # type: ignore[arg-type]
             positions=spec.positions,  # type: ignore[arg-type]
             conv_width=spec.conv_width,
+            embedding_std=spec.embedding_std,
             vocab_size=task.vocab_size,
         )
         self.head: TokenHead | ClassificationHead

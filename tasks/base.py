@@ -42,6 +42,7 @@ class TaskDefaults:
     """What `compare` uses where the command line is silent; the same for every variant.
 
     Attributes:
+        embedding_std: size of the initial token embeddings.
         conv_width: width of the convolution after the embedding; None = no convolution.
         tokens_per_step: batch size = max(1, tokens_per_step // seq_len).
         length_warmup: train on shorter lengths first.
@@ -52,6 +53,7 @@ class TaskDefaults:
     n_layers: int
     lr: float
     conv_width: int | None
+    embedding_std: float
     tokens_per_step: int
     length_warmup: bool
 

@@ -119,7 +119,14 @@ class Bytes(Task):
     min_len = 16
     max_len = 65_536
     defaults = TaskDefaults(
-        d_model=128, n_heads=4, n_layers=2, lr=2e-3, conv_width=5, tokens_per_step=8192, length_warmup=True
+        d_model=128,
+        n_heads=4,
+        n_layers=2,
+        lr=4e-3,
+        conv_width=5,
+        embedding_std=1.0,
+        tokens_per_step=8192,
+        length_warmup=True,
     )
 
     vocab_size = 258

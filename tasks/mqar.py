@@ -75,7 +75,14 @@ class Mqar(Task):
     min_len = 32  # two pairs: with one there is nothing to choose from
     max_len = 65_536
     defaults = TaskDefaults(
-        d_model=64, n_heads=1, n_layers=2, lr=5e-3, conv_width=3, tokens_per_step=4096, length_warmup=False
+        d_model=64,
+        n_heads=1,
+        n_layers=2,
+        lr=5e-3,
+        conv_width=3,
+        embedding_std=0.1,
+        tokens_per_step=4096,
+        length_warmup=False,
     )
 
     def __init__(self, seq_len: int) -> None:

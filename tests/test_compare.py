@@ -32,6 +32,7 @@ SPEC = RunSpec(
     n_heads=1,
     n_layers=1,
     conv_width=3,
+    embedding_std=0.1,
     lr=1e-3,
     length_warmup=False,
     device="cpu",

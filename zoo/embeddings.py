@@ -16,15 +16,19 @@ def angles(length: int, width: int) -> Tensor:
 
 
 class SinusoidalPositions(nn.Module):
-    """Adds sin and cos of position × frequency (arXiv:1706.03762, section 3.5). (B, N, C) -> (B, N, C)."""
+    """Adds sin and cos of position × frequency (arXiv:1706.03762, section 3.5). (B, N, C) -> (B, N, C).
+
+    Args:
+        scale: amplitude; that of the token embedding, so that positions do not drown small tokens.
+    """
 
     table: Tensor
 
-    def __init__(self, max_len: int, d_model: int) -> None:
+    def __init__(self, max_len: int, d_model: int, *, scale: float) -> None:
         super().__init__()
         angle = angles(max_len, d_model + d_model % 2)
         table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :d_model]
-        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("table", scale * table, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.table[: x.shape[1]].to(x.dtype)

@@ -161,6 +161,8 @@ class Encoder(nn.Module):
         positions: ``sinusoidal``, ``learned``, ``rotary`` (turns queries and keys) or ``none``.
         conv_width: width of a depthwise convolution after the embedding; None for none.
         vocab_size: number of token ids; None for float inputs.
+        embedding_std: size of the initial token embeddings, beside sublayers that add about 1. Small embeddings let
+            a layer overwrite its input at once (recall), large ones keep it (local patterns).
         causal: position t sees positions up to t only.
 
     Raises:
@@ -182,6 +184,7 @@ class Encoder(nn.Module):
         positions: Positions = "sinusoidal",
         conv_width: int | None = None,
         vocab_size: int | None = None,
+        embedding_std: float = 1.0,
         causal: bool = False,
     ) -> None:
         super().__init__()
@@ -197,10 +200,13 @@ class Encoder(nn.Module):
 
         self.d_model, self.max_len, self.vocab_size = d_model, max_len, vocab_size
         self.embedding = None if vocab_size is None else nn.Embedding(vocab_size, d_model)
+        if self.embedding is not None:
+            nn.init.normal_(self.embedding.weight, std=embedding_std)
         self.conv = None if conv_width is None else ShortConvolution(d_model, conv_width, causal=causal)
         self.positions: nn.Module = nn.Identity()
         if positions == "sinusoidal":
-            self.positions = SinusoidalPositions(max_len, d_model)
+            scale = 1.0 if vocab_size is None else embedding_std
+            self.positions = SinusoidalPositions(max_len, d_model, scale=scale)
         elif positions == "learned":
             self.positions = LearnedPositions(max_len, d_model)
         self.dropout = nn.Dropout(dropout)

@@ -121,7 +121,7 @@ READING = (
     "Test score: mean over seeds ± half of the 95 % t interval; n is the number of seeds. The test split is scored "
     "once, after training. Fewer than 3 seeds allow no ranking.",
     "Δ to full: the difference on the same seeds, with its own interval.",
-    "tokens/s: tokens trained on per second of training time.",
+    "tokens/s: tokens of one step at full length over its median time.",
     "step, forward, forward + backward: median [quartiles] of timed repetitions after warm-up, averaged over seeds.",
     "Peak memory: the most held during a training step; saved for backward: bytes autograd keeps between "
     "the forward and the backward pass.",
