@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from compare.spec import Option, RunSpec
 
 CONTROL = "none"
+DEFAULT_BUDGET = 100.0  # seconds
 EPILOG = """other commands:
   python -m compare list             backends and tasks, with traits and cost
   python -m compare report DIR ...   draw charts and pages again, from records alone
@@ -83,7 +84,9 @@ def parser() -> Parser:
 
     train = run.add_argument_group("training, the same for every variant (defaults depend on the task)")
     length = train.add_mutually_exclusive_group()
-    length.add_argument("--budget", type=positive_float, metavar="SECONDS", help="training time of each run (90)")
+    length.add_argument(
+        "--budget", type=positive_float, metavar="SECONDS", help=f"training time of each run ({DEFAULT_BUDGET:g})"
+    )
     length.add_argument("--steps", type=positive, metavar="K", help="optimizer steps of each run, instead of a budget")
     train.add_argument("--batch-size", type=positive, metavar="B", help="samples in a micro-batch at full length")
     train.add_argument("--accumulate", type=positive, default=1, metavar="K", help="micro-batches in a step (1)")
@@ -201,7 +204,7 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
                     task=task_name,
                     seq_len=seq_len,
                     seed=seed,
-                    budget=None if options.steps else options.budget or 90.0,
+                    budget=None if options.steps else options.budget or DEFAULT_BUDGET,
                     steps=options.steps,
                     batch_size=options.batch_size or max(1, defaults.tokens_per_step // seq_len),
                     accumulate=options.accumulate,

@@ -21,7 +21,7 @@ from zoo.heads import ClassificationHead, TokenHead
 
 CURVE_POINTS = 100
 VALIDATIONS = 10
-VALIDATION_SHARE = 0.2  # of the training time, at most, apart from the last validation
+VALIDATION_SHARE = 0.1  # of the training time, at most, apart from the last validation
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
