@@ -307,10 +307,15 @@ def prepare_folder(out: Path | None, *, resume: bool) -> Path:
 
 
 def command_list(words: list[str]) -> int:
-    Parser(prog="python -m compare list", description="List backends and tasks.").parse_args(words)
-    from compare.listing import show
+    listing = Parser(prog="python -m compare list", description="List backends and tasks.")
+    listing.add_argument("--markdown", action="store_true", help="as the Markdown tables of the README")
+    options = listing.parse_args(words)
+    from compare.listing import BACKEND_HEADERS, TASK_HEADERS, backend_rows, markdown_table, show, task_rows
 
-    show()
+    if options.markdown:
+        print(markdown_table(BACKEND_HEADERS, backend_rows()), markdown_table(TASK_HEADERS, task_rows()), sep="\n\n")
+    else:
+        show()
     return 0
 
 

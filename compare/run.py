@@ -56,7 +56,7 @@ def run_all(specs: list[RunSpec], records: Path, console: Console) -> list[Recor
 def run_one(spec: RunSpec, on_event: OnEvent) -> Record:
     """Run one spec in a fresh Python and return its record, whatever becomes of it."""
     started = time.perf_counter()
-    environment = os.environ | {"OMP_NUM_THREADS": str(spec.threads), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(spec.threads)}
     with tempfile.TemporaryFile("w+", errors="replace") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", "compare.worker"],

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 import warnings
@@ -54,6 +53,8 @@ def limit_memory() -> None:
     info = Path("/proc/meminfo")
     if not (adjust.exists() and info.exists()):
         return
+    import resource  # exists where /proc does
+
     adjust.write_text("1000")
     available = next(line for line in info.read_text().splitlines() if line.startswith("MemAvailable"))
     limit = int(int(available.split()[1]) * 1024 * 0.95)

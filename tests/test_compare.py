@@ -19,7 +19,7 @@ from compare.spec import RunSpec
 from compare.worker import record_of_crash
 
 ROOT = Path(__file__).parents[1]
-TINY = ["--tasks", "mqar", "--seq-len", "32", "--d-model", "16", "--batch-size", "4", "--steps", "2"]
+TINY = ["--tasks", "mqar", "--seq-len", "32", "--d-model", "16", "--batch-size", "64", "--steps", "2"]
 SPEC = RunSpec(
     variant="full",
     task="mqar",
@@ -27,7 +27,7 @@ SPEC = RunSpec(
     seed=0,
     budget=None,
     steps=2,
-    batch_size=4,
+    batch_size=64,
     d_model=16,
     n_heads=1,
     n_layers=1,
@@ -165,7 +165,7 @@ def test_a_failed_run_is_a_row(change: dict[str, object], status: str, reason: s
 def test_bfloat16_and_accumulation_train() -> None:
     record = run_one(replace(SPEC, dtype="bfloat16", accumulate=3), lambda _: None)
     assert record["status"] == "ok", record["reason"]
-    assert record["train_tokens"] == 2 * 3 * 4 * 32
+    assert record["train_tokens"] == 2 * 3 * 64 * 32
 
 
 def test_the_same_steps_and_seed_give_the_same_result() -> None:
@@ -288,6 +288,14 @@ def test_list_names_backends_and_tasks() -> None:
     assert done.returncode == 0
     for name in ("block_sparse", "linformer", "mqar", "bytes"):
         assert name in done.stdout
+
+
+def test_the_tables_of_the_readme_are_those_of_the_registries() -> None:
+    done = compare("list", "--markdown")
+    assert done.returncode == 0
+    readme = (ROOT / "README.md").read_text()
+    for table in done.stdout.strip().split("\n\n"):
+        assert table in readme, f"README.md lacks this table of `python -m compare list --markdown`:\n{table}"
 
 
 def test_a_sign_of_life_comes_within_three_seconds(tmp_path: Path) -> None:

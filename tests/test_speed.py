@@ -1,0 +1,117 @@
+"""What the project promises about cost at 8192 tokens. Ratios within one run, with room for a noisy machine."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compare.measure import count_flops, peak_memory, saved_bytes, time_it
+from zoo import MultiHeadAttention
+from zoo.contract import Dims
+from zoo.registry import build
+
+CPU = torch.device("cpu")
+
+
+class Bare(nn.Module):
+    """torch's fused attention and its projections, nothing else."""
+
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.qkv, self.out = nn.Linear(d_model, 3 * d_model), nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, C = x.shape
+        q, k, v = self.qkv(x).view(B, N, 3, self.n_heads, C // self.n_heads).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, C))
+
+
+def layer_step(layer: nn.Module, length: int) -> Callable[[], None]:
+    x, grad = torch.randn(1, length, 256, requires_grad=True), torch.randn(1, length, 256)
+    return lambda: layer(x).backward(grad)
+
+
+def paired_ratio(step: Callable[[], None], reference: Callable[[], None], rounds: int) -> float:
+    """Median over rounds of the time of ``step`` over that of ``reference``, timed in turn."""
+    ratios = []
+    for number in range(rounds + 1):
+        times = []
+        for fn in (step, reference):
+            start = time.perf_counter()
+            fn()
+            times.append(time.perf_counter() - start)
+        if number:  # the first round warms up
+            ratios.append(times[0] / times[1])
+    return statistics.median(ratios)
+
+
+def sublayer(name: str, length: int) -> nn.Module:
+    return MultiHeadAttention(name, d_model=256, n_heads=4, max_len=length)
+
+
+@pytest.mark.slow
+def test_full_costs_no_more_than_bare_sdpa_with_projections() -> None:
+    ratio = paired_ratio(layer_step(sublayer("full", 8192), 8192), layer_step(Bare(256, 4), 8192), 3)
+    assert ratio < 1.1  # measured: 0.98
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linformer", "block_sparse", "reformer"])
+def test_efficient_backends_beat_full_at_8192(name: str) -> None:
+    ratio = paired_ratio(layer_step(sublayer(name, 8192), 8192), layer_step(sublayer("full", 8192), 8192), 2)
+    assert ratio < 0.8  # measured: linformer 0.12, block_sparse 0.25, reformer 0.41
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory on a CPU is read from /proc")
+@pytest.mark.parametrize("name", ["linformer", "block_sparse", "reformer", "full"])
+def test_peak_memory_grows_linearly(name: str) -> None:
+    def peak(length: int) -> int:
+        step = layer_step(sublayer(name, length), length)
+        step()
+        return peak_memory(step, CPU) or 0
+
+    assert peak(8192) < 2.6 * peak(4096)
+
+
+# The meters themselves
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory on a CPU is read from /proc")
+def test_peak_memory_sees_what_a_step_takes_and_gives_back() -> None:
+    def step() -> None:
+        torch.ones(64, 2**20)  # 256 MiB
+
+    assert 250 < (peak_memory(step, CPU) or 0) / 2**20 < 270
+    assert (peak_memory(lambda: None, CPU) or 0) < 2**22
+
+
+def test_saved_bytes_counts_each_storage_once_and_no_parameters() -> None:
+    linear = nn.Linear(16, 16)
+    x = torch.randn(8, 16, requires_grad=True)
+    assert saved_bytes(lambda: linear(x), linear) == 8 * 16 * 4
+    assert saved_bytes(lambda: linear(x) + linear(x), linear) == 8 * 16 * 4
+    assert saved_bytes(lambda: torch.exp(x), linear) == 8 * 16 * 4
+
+
+def test_flops_count_fused_attention() -> None:
+    linear = nn.Linear(32, 32, bias=False)
+    assert count_flops(lambda: linear(torch.randn(8, 32))) == 2 * 8 * 32 * 32
+    attention = build("full", Dims(d_model=32, n_heads=2, max_len=64))
+    q, k, v = (torch.randn(1, 2, 64, 16, requires_grad=True) for _ in range(3))
+    one_product = 2 * 2 * 64 * 64 * 16
+    assert count_flops(lambda: attention(q, k, v)) == 2 * one_product
+    assert count_flops(lambda: attention(q, k, v).sum().backward()) == 7 * one_product
+
+
+def test_timing_gives_median_within_its_quartiles() -> None:
+    timing = time_it(lambda: time.sleep(0.01), CPU, seconds=0.1)
+    assert 0.01 <= timing.spread[0] <= timing.median <= timing.spread[1] < 0.1
