@@ -44,7 +44,7 @@ class RunSpec:
     activation: str = "gelu"
     dropout: float = 0.0
     lr: float
-    warmup_steps: int = 30
+    warmup_steps: int = 50
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     length_warmup: bool
