@@ -78,7 +78,7 @@ class Mqar(Task):
         d_model=64,
         n_heads=1,
         n_layers=2,
-        lr=5e-3,
+        lr=2e-3,
         conv_width=3,
         embedding_std=0.1,
         tokens_per_step=4096,
