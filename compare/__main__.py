@@ -103,7 +103,7 @@ def parser() -> Parser:
     train.add_argument(
         "--length-warmup",
         action=argparse.BooleanOptionalAction,
-        help="train half the time at N/16, a quarter at N/4, the rest at N (tasks that allow it, from N 2048)",
+        help="train half the time at N/16, a quarter at N/4, the rest at N (where the task allows it, from N 2048)",
     )
 
     where = run.add_argument_group("where")
