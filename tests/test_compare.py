@@ -224,15 +224,24 @@ def test_a_killed_comparison_leaves_no_worker_behind(tmp_path: Path) -> None:
     workers: list[str] = []
     while not workers and time.monotonic() < give_up:
         time.sleep(0.5)
-        running = children.read_text().split()
-        workers = [pid for pid in running if "compare.worker" in Path(f"/proc/{pid}/cmdline").read_text()]
+        workers = [pid for pid in children.read_text().split() if "compare.worker" in proc(pid, "cmdline")]
     time.sleep(3)
     process.kill()
     process.wait()
-    while time.monotonic() < give_up and any(Path(f"/proc/{pid}").exists() for pid in workers):
-        time.sleep(0.2)
     assert workers
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    alive = workers
+    while alive and time.monotonic() < give_up:
+        time.sleep(0.2)
+        alive = [pid for pid in workers if proc(pid, "stat").rpartition(")")[2].split()[:1] not in ([], ["Z"])]
+    assert not alive
+
+
+def proc(pid: str, name: str) -> str:
+    """A file of a process; empty where the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except OSError:
+        return ""
 
 
 def test_records_survive_damage(tmp_path: Path) -> None:
