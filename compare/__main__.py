@@ -103,7 +103,7 @@ def parser() -> Parser:
     train.add_argument(
         "--length-warmup",
         action=argparse.BooleanOptionalAction,
-        help="train half the time at N/16, a quarter at N/4, the rest at N (tasks that allow it, from N 2048)",
+        help="train half the time at N/16, a quarter at N/4, the rest at N (where the task allows it, from N 2048)",
     )
 
     where = run.add_argument_group("where")
@@ -120,7 +120,7 @@ def command_run(words: list[str]) -> int:
 
     console = Console()
     command = shlex.join(["python", "-m", "compare", *words])
-    console.print("attention zoo: comparing", options.variants, "on", options.tasks, highlight=False)
+    console.print("attention zoo: comparing", options.variants, "on", options.tasks, highlight=False, soft_wrap=True)
     if options.resume and options.out is None:
         raise UsageError("--resume needs --out DIR: the folder to continue in")
 
@@ -152,7 +152,7 @@ def run_and_report(specs: list[RunSpec], machine: dict[str, object], out: Path, 
     assert isinstance(console, Console)
     write_atomically(out / "environment.json", json.dumps(machine, indent=1) + "\n")
     records = out / "records.jsonl"
-    console.print(f"{len(specs)} runs, one after another; results in {out}", highlight=False)
+    console.print(f"{len(specs)} runs, one after another; results in {out}", highlight=False, soft_wrap=True)
     interrupted = False
     try:
         run_all(specs, records, console)
@@ -161,10 +161,10 @@ def run_and_report(specs: list[RunSpec], machine: dict[str, object], out: Path, 
     finished = read_records(records)[0] if records.exists() else []
     if finished:
         write_report(out)
-        console.print(f"charts and tables: {out / 'report.html'}", highlight=False)
+        console.print(f"charts and tables: {out / 'report.html'}", highlight=False, soft_wrap=True)
     if interrupted:
         again = f"--out {shlex.quote(str(out))} --resume"
-        console.print(f"interrupted: {len(finished)} finished runs are kept; continue with {again}", highlight=False)
+        console.print(f"interrupted: {len(finished)} finished runs are kept; continue with {again}", highlight=False, soft_wrap=True)
         return 130
     wanted = {spec.run_id for spec in specs}
     return 0 if any(r["status"] == "ok" for r in finished if r["run_id"] in wanted) else 1

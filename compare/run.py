@@ -36,12 +36,12 @@ def run_all(specs: list[RunSpec], records: Path, console: Console) -> list[Recor
     if records.exists():
         known, warnings = read_records(records)
         for warning in warnings:
-            console.print(f"[yellow]warning:[/] {escape(warning)}")
+            console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
         finished = {r["run_id"]: r for r in known if r["status"] != "error"}
     done = [finished[s.run_id] for s in specs if s.run_id in finished]
     todo = [s for s in specs if s.run_id not in finished]
     if done:
-        console.print(f"{len(done)} of {len(specs)} runs are already in {escape(str(records))}")
+        console.print(f"{len(done)} of {len(specs)} runs are already in {escape(str(records))}", soft_wrap=True)
     for number, spec in enumerate(todo, len(done) + 1):
         title = f"{number}/{len(specs)} {spec.label} · {spec.task} · N {spec.seq_len} · seed {spec.seed}"
         with show_progress(title, spec, console) as on_event:
@@ -49,7 +49,7 @@ def run_all(specs: list[RunSpec], records: Path, console: Console) -> list[Recor
         record["command"] = reproduce(spec)
         append_record(records, record)
         done.append(record)
-        console.print(f"{escape(title)}: {escape(outcome(record))}", highlight=False)
+        console.print(f"{escape(title)}: {escape(outcome(record))}", highlight=False, soft_wrap=True)
     return done
 
 
@@ -91,7 +91,7 @@ def run_one(spec: RunSpec, on_event: OnEvent) -> Record:
 def show_progress(title: str, spec: RunSpec, console: Console) -> Iterator[OnEvent]:
     """A bar with the time left on a terminal; a line now and then elsewhere."""
     if not console.is_terminal:
-        console.print(f"{escape(title)}: started", highlight=False)
+        console.print(f"{escape(title)}: started", highlight=False, soft_wrap=True)
         yield plain_progress(console, spec)
         return
     columns = (
@@ -126,7 +126,7 @@ def plain_progress(console: Console, spec: RunSpec) -> OnEvent:
         if time.perf_counter() - last >= PLAIN_SECONDS:
             last = time.perf_counter()
             left = describe_left(event, spec, last - since)
-            console.print(f"  {describe_phase(event)} {left}", highlight=False)
+            console.print(f"  {describe_phase(event)} {left}", highlight=False, soft_wrap=True)
 
     return on_event
 

@@ -16,11 +16,11 @@ class RunSpec:
     Attributes:
         options: the variant's options that differ from its defaults, sorted by name.
         budget, steps: training stops after this many seconds, or after this many optimizer steps; one is None.
-        batch_size: samples in a micro-batch at ``seq_len``; shorter training lengths take more, so that the tokens
-            of a step stay equal.
+        batch_size: samples in a micro-batch at ``seq_len``.
         accumulate: micro-batches in an optimizer step.
         warmup_steps: optimizer steps over which the learning rate rises; it falls as a cosine to 0 afterwards.
-        length_warmup: train the first half at N/16, the next quarter at N/4, the rest at N.
+        length_warmup: train the first half at N/16, the next quarter at N/4, both with a quarter of the tokens a
+            step, the rest at N: many short steps learn what is local, few long ones what is far.
         device: ``cpu`` or ``cuda``. dtype: ``float32``, or the autocast type ``bfloat16`` or ``float16``.
         threads: CPU threads of the process.
     """
@@ -71,8 +71,9 @@ class RunSpec:
         fields["options"] = tuple((name, value) for name, value in fields["options"])
         return cls(**fields)
 
-    def lengths(self) -> list[tuple[float, int]]:
-        """The training lengths: (share of the training at which it ends, length)."""
+    def phases(self) -> list[tuple[float, int, int]]:
+        """The phases of training: (share of the training at which it ends, length, samples in a micro-batch)."""
+        full = (1.0, self.seq_len, self.batch_size)
         if not self.length_warmup:
-            return [(1.0, self.seq_len)]
-        return [(0.5, self.seq_len // 16), (0.75, self.seq_len // 4), (1.0, self.seq_len)]
+            return [full]
+        return [(0.5, self.seq_len // 16, 4 * self.batch_size), (0.75, self.seq_len // 4, self.batch_size), full]

@@ -160,12 +160,11 @@ class Trainer:
         step, tokens, seconds, validating = 0, 0, 0.0, 0.0
         tally, length = Tally(), 0
         batches: Iterator[Batch] = iter(())
-        lengths = spec.lengths()
         self.model.train()
         while (done := share_done(spec, step, seconds)) < 1 or step == 0:
-            wanted = next(size for end, size in lengths if done < end)
+            wanted, size = next((length, size) for end, length, size in spec.phases() if done < end)
             if wanted != length:
-                length, batches = wanted, self._batches(wanted)
+                length, batches = wanted, self.task.train_batches(size, wanted, spec.seed)
             for group in self.optimizer.param_groups:
                 group["lr"] = spec.lr * rate(step, spec.warmup_steps, done)
             start = time.perf_counter()
@@ -198,10 +197,6 @@ class Trainer:
             "val_loss": curve[-1]["val_loss"],
             "val_score": curve[-1]["val_score"],
         }
-
-    def _batches(self, length: int) -> Iterator[Batch]:
-        size = self.spec.batch_size * (self.spec.seq_len // length)
-        return self.task.train_batches(size, length, self.spec.seed)
 
 
 def share_done(spec: RunSpec, step: int, seconds: float) -> float:

@@ -5,8 +5,10 @@ Events: ``{"phase": …, "done": 0..1 or null, "loss": … or null}`` while it w
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 import warnings
@@ -19,6 +21,7 @@ from compare.spec import RunSpec
 if TYPE_CHECKING:
     from compare.train import Trainer
 
+PR_SET_PDEATHSIG = 1
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
 
 
@@ -41,6 +44,8 @@ def main() -> None:
     events = Events(os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)
     warnings.filterwarnings("ignore")
+    if sys.platform == "linux":  # an orphan would train on beside what is measured next
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     spec = RunSpec.from_json(sys.stdin.read())
     if spec.device == "cpu":
         limit_memory()

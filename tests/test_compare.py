@@ -201,10 +201,47 @@ def test_spec_round_trips_and_names_itself() -> None:
     assert len({spec.run_id, SPEC.run_id, replace(SPEC, seed=1).run_id}) == 3
 
 
-def test_length_warmup_keeps_tokens_and_ends_at_full_length() -> None:
-    spec = replace(SPEC, seq_len=8192, length_warmup=True)
-    assert spec.lengths() == [(0.5, 512), (0.75, 2048), (1.0, 8192)]
-    assert replace(spec, length_warmup=False).lengths() == [(1.0, 8192)]
+def test_length_warmup_ends_at_full_length() -> None:
+    spec = replace(SPEC, seq_len=8192, batch_size=2, length_warmup=True)
+    assert spec.phases() == [(0.5, 512, 8), (0.75, 2048, 2), (1.0, 8192, 2)]
+    assert replace(spec, length_warmup=False).phases() == [(1.0, 8192, 2)]
+
+
+def test_training_goes_through_the_lengths() -> None:
+    change = {"task": "bytes", "seq_len": 512, "batch_size": 2, "length_warmup": True, "steps": 8}
+    record = run_one(replace(SPEC, **change), lambda _: None)
+    assert record["status"] == "ok", record["reason"]
+    assert [p["seq_len"] for p in record["curve"]] == [32] * 4 + [128] * 2 + [512] * 2
+    assert record["train_tokens"] == 4 * 8 * 32 + 2 * 2 * 128 + 2 * 2 * 512
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel to end the worker with its parent")
+def test_a_killed_comparison_leaves_no_worker_behind(tmp_path: Path) -> None:
+    words = [*TINY[:-1], "100000", "--variants", "none", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen([sys.executable, "-m", "compare", *words], cwd=ROOT, stdout=subprocess.DEVNULL)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    give_up = time.monotonic() + 60
+    workers: list[str] = []
+    while not workers and time.monotonic() < give_up:
+        time.sleep(0.5)
+        workers = [pid for pid in children.read_text().split() if "compare.worker" in proc(pid, "cmdline")]
+    time.sleep(3)
+    process.kill()
+    process.wait()
+    assert workers
+    alive = workers
+    while alive and time.monotonic() < give_up:
+        time.sleep(0.2)
+        alive = [pid for pid in workers if proc(pid, "stat").rpartition(")")[2].split()[:1] not in ([], ["Z"])]
+    assert not alive
+
+
+def proc(pid: str, name: str) -> str:
+    """A file of a process; empty where the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except OSError:
+        return ""
 
 
 def test_records_survive_damage(tmp_path: Path) -> None:

@@ -89,44 +89,39 @@ class Kernel:
     fallback: bool = False
 
 
-class Attention(nn.Module, ABC):
-    """A mechanism that mixes values between positions, given heads.
-
-    Subclasses take ``(dims: Dims, config)`` and set ``traits``. The multi-head shell owns the query, key, value
-    and output projections, checks every input, and sets the outputs at padded positions to 0.
-    """
+class Backend(nn.Module):
+    """What an ``Attention`` and a ``Mixer`` have in common. Subclasses take ``(dims: Dims, config)``."""
 
     traits: ClassVar[Traits]
+
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        """What computes the mixing for inputs like ``x``, the first that forward takes. Records and charts name it."""
+        return Kernel("torch ops")
+
+    def redraw(self) -> None:
+        """Draw the random parts again, from torch's global generator. Without random parts it does nothing."""
+
+
+class Attention(Backend, ABC):
+    """A mechanism that mixes values between positions, given heads.
+
+    The multi-head shell owns the query, key, value and output projections, checks every input, and sets the outputs
+    at padded positions to 0.
+    """
 
     @abstractmethod
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         """Mix ``v``. q, k, v and the result: (B, H, N, D); key_padding_mask: (B, N) bool, True = padding."""
 
-    def kernel(self, q: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
-        """What computes the mixing for inputs like ``q`` (B, H, N, D): the record and the charts name it."""
-        return Kernel("torch ops")
 
-    def redraw(self) -> None:
-        """Draw the random parts again, from the global generator. A method without random parts does nothing."""
-
-
-class Mixer(nn.Module, ABC):
+class Mixer(Backend, ABC):
     """A whole sublayer, for methods that are not shaped as queries, keys and values.
 
-    Subclasses take ``(dims: Dims, config)``, set ``traits``, and end in the linear map ``out``, whose first weights
-    the encoder shrinks with depth.
+    It ends in the linear map ``out``, whose first weights the encoder shrinks with depth.
     """
 
-    traits: ClassVar[Traits]
     out: nn.Linear
 
     @abstractmethod
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         """Mix ``x``. x and the result: (B, N, C); key_padding_mask: (B, N) bool, True = padding."""
-
-    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
-        """What computes the mixing for inputs like ``x`` (B, N, C)."""
-        return Kernel("torch ops")
-
-    def redraw(self) -> None:
-        """Draw the random parts again, from the global generator. A method without random parts does nothing."""

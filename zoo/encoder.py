@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from zoo.contract import Attention, Dims, Kernel, Mixer, at_least, one_of
+from zoo.contract import Attention, Backend, Dims, Kernel, Mixer, at_least, one_of
 from zoo.embeddings import LearnedPositions, RotaryPositions, ShortConvolution, SinusoidalPositions
 from zoo.registry import build
 
@@ -77,8 +77,11 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         dims = Dims(d_model=d_model, n_heads=n_heads, max_len=max_len, causal=causal)
         backend = build(attn, dims)
+        if isinstance(backend, Attention):
+            backend = Heads(dims, backend, rotary=rotary)
+        assert isinstance(backend, Mixer)
         self.d_model, self.max_len = d_model, max_len
-        self.mixer = backend if isinstance(backend, Mixer) else Heads(dims, backend, rotary=rotary)
+        self.mixer: Mixer = backend
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         """Mix ``x`` (B, N, d_model) between positions; padded positions of the result are 0.
@@ -259,7 +262,7 @@ class Encoder(nn.Module):
     def redraw(self) -> None:
         """Draw the random parts of every backend again (hashes, features, sparse layouts)."""
         for module in self.modules():
-            if isinstance(module, Attention | Mixer) and not isinstance(module, Heads):
+            if isinstance(module, Backend) and not isinstance(module, Heads):
                 module.redraw()
 
     @classmethod

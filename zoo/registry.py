@@ -9,10 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from zoo.contract import Attention, Dims, Mixer, Traits
+from zoo.contract import Backend, Dims, Traits
 
-Backend = type[Attention] | type[Mixer]
-T = TypeVar("T", bound=Backend)
+T = TypeVar("T", bound=type[Backend])
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Entry:
     """One registered backend: its name, its class and the dataclass of its options."""
 
     name: str
-    cls: Backend
+    cls: type[Backend]
     config: type
 
     @property
@@ -85,7 +84,7 @@ def describe(name: str) -> Entry:
     return _entries[name]
 
 
-def build(attn: object, dims: Dims) -> Attention | Mixer:
+def build(attn: object, dims: Dims) -> Backend:
     """Make the backend that ``attn`` asks for: a name (default options) or an instance of a config class.
 
     Raises:

@@ -317,10 +317,10 @@ def log_ticks(axes: Axes, which: str, ticks: Sequence[float], show: Callable[[fl
 
 
 def score_axis(axes: Axes, label: str, values: Sequence[float]) -> None:
-    low, high = min(values), max(values)
-    pad = max(0.08 * (high - low), 0.01)
-    axes.set_ylim(max(low - pad, -0.02), min(high + pad, 1.02))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}")
+    low, high = max(min(values), 0.0), min(max(values), 1.0)
+    pad = max(0.08 * (high - low), 0.01)  # room for a marker at 0 or 100 %
+    axes.set_ylim(low - pad, high + pad)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}" if -1e-9 < value < 1 + 1e-9 else "")
     axes.set_ylabel(label)
 
 

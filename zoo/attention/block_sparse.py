@@ -173,8 +173,8 @@ class BlockSparseAttention(Attention):
         out = F.scaled_dot_product_attention(rearrange(q, "b r h s d -> (b r) h s d"), gather(k), gather(v), mask)
         return rearrange(out, "(b r) h s d -> b r h s d", r=R)
 
-    def kernel(self, q: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
-        return Kernel(f"gathered blocks on {sdpa_kernel_name(q).name}")
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        return Kernel(f"gathered blocks on {sdpa_kernel_name(x).name}")
 
 
 def merge(visible: Tensor | None, more: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class FullAttention(Attention):
                 f"{'' if key_padding_mask is None else ' and a padding mask'}; use kernel='auto'"
             ) from error
 
-    def kernel(self, q: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         if self.config.kernel == "auto":
-            return sdpa_kernel_name(q, key_padding_mask, causal=self.causal)
-        return Kernel(f"torch SDPA {self.config.kernel} ({q.device.type})")
+            return sdpa_kernel_name(x, key_padding_mask, causal=self.causal)
+        return Kernel(f"torch SDPA {self.config.kernel} ({x.device.type})")

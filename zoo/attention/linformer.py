@@ -65,5 +65,5 @@ class LinformerAttention(Attention):
         projection = self.projection[..., : k.shape[-2]]
         return F.scaled_dot_product_attention(q, projection[0] @ k, projection[-1] @ v)
 
-    def kernel(self, q: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
-        return sdpa_kernel_name(q)
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        return sdpa_kernel_name(x)

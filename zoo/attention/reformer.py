@@ -128,7 +128,7 @@ class ReformerAttention(Attention):
             out[:, :, part] = torch.where(high >= -low, at_high, at_low + columns)
         return out
 
-    def kernel(self, q: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return Kernel("chunked matmul, recomputed in backward")
 
 

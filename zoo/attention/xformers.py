@@ -65,11 +65,11 @@ class XformersAttention(Attention):
             out[real] = memory_efficient_attention(*packed, bias.make_causal() if self.causal else bias)[0]
         return out.transpose(1, 2)
 
-    def kernel(self, q: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
-        missing = missing_kernel(q)
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        missing = missing_kernel(x)
         if not missing:
             return Kernel("xformers memory_efficient_attention")
-        torch_kernel = sdpa_kernel_name(q, key_padding_mask, causal=self.causal).name
+        torch_kernel = sdpa_kernel_name(x, key_padding_mask, causal=self.causal).name
         return Kernel(f"{torch_kernel}: {missing}", fallback=True)
 
 
