@@ -164,7 +164,11 @@ def run_and_report(specs: list[RunSpec], machine: dict[str, object], out: Path, 
         console.print(f"charts and tables: {out / 'report.html'}", highlight=False, soft_wrap=True)
     if interrupted:
         again = f"--out {shlex.quote(str(out))} --resume"
-        console.print(f"interrupted: {len(finished)} finished runs are kept; continue with {again}", highlight=False, soft_wrap=True)
+        console.print(
+            f"interrupted: {len(finished)} finished runs are kept; continue with {again}",
+            highlight=False,
+            soft_wrap=True,
+        )
         return 130
     wanted = {spec.run_id for spec in specs}
     return 0 if any(r["status"] == "ok" for r in finished if r["run_id"] in wanted) else 1
