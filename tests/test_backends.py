@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -239,4 +237,4 @@ def test_options_larger_than_the_input_are_merely_unusual(config: object) -> Non
     q, _, v = qkv()
     out = attention(config)(q, q, v)
     assert out.isfinite().all()
-    assert not math.isclose(float(out.std()), 0)
+    assert out.std().item() > 0
