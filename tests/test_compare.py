@@ -132,12 +132,23 @@ def test_resume_repeats_nothing_and_adds_what_is_missing(finished) -> None:
 def test_interrupting_keeps_what_is_finished(tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "compare", *TINY, "--variants", "full,none", "--seeds", "20", "--out", str(out)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    give_up = time.monotonic() + 100
-    while not (out / "records.jsonl").exists() and time.monotonic() < give_up:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    said, complained = process.communicate(timeout=60)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts background jobs with Ctrl-C ignored, and the tests may run in one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        give_up = time.monotonic() + 100
+        while not (out / "records.jsonl").exists() and time.monotonic() < give_up:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        said, complained = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, complained
     assert "Traceback" not in said + complained
     assert "finished runs are kept; continue with --out" in " ".join(said.split())
