@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from compare.record import SCHEMA, Record, now
 from compare.spec import RunSpec
@@ -66,10 +66,9 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
-def run(spec: RunSpec, events: Events) -> Record:
-    """Do the run. What fails is told in the record's status and reason; what was measured before stays."""
-    started = time.perf_counter()
-    record: Record = {
+def new_record(spec: RunSpec, status: str, reason: str) -> Record:
+    """The fields that every record has, whatever became of its run."""
+    return {
         "schema": SCHEMA,
         "run_id": spec.run_id,
         "variant": spec.variant,
@@ -77,11 +76,17 @@ def run(spec: RunSpec, events: Events) -> Record:
         "task": spec.task,
         "seq_len": spec.seq_len,
         "seed": spec.seed,
-        "status": "ok",
-        "reason": "",
+        "status": status,
+        "reason": reason,
         "spec": json.loads(spec.to_json()),
         "started": now(),
     }
+
+
+def run(spec: RunSpec, events: Events) -> Record:
+    """Do the run. What fails is told in the record's status and reason; what was measured before stays."""
+    started = time.perf_counter()
+    record = new_record(spec, "ok", "")
     try:
         events.phase("loading torch")
         work(spec, record, events)
@@ -167,25 +172,12 @@ def explain(error: Exception) -> tuple[str, str]:
     return "error", f"{kind}: {text}"
 
 
-def record_of_crash(spec: RunSpec, returncode: int, stderr: str, wall_seconds: float) -> dict[str, Any]:
+def record_of_crash(spec: RunSpec, returncode: int, stderr: str, wall_seconds: float) -> Record:
     """The record of a run whose process died without writing one."""
     last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "no output")
     killed = returncode == -9
     reason = "killed by the system (signal 9), most likely out of memory" if killed else f"exit {returncode}: {last}"
-    return {
-        "schema": SCHEMA,
-        "run_id": spec.run_id,
-        "variant": spec.variant,
-        "label": spec.label,
-        "task": spec.task,
-        "seq_len": spec.seq_len,
-        "seed": spec.seed,
-        "status": "oom" if killed else "error",
-        "reason": reason,
-        "spec": json.loads(spec.to_json()),
-        "started": now(),
-        "wall_seconds": wall_seconds,
-    }
+    return new_record(spec, "oom" if killed else "error", reason) | {"wall_seconds": wall_seconds}
 
 
 if __name__ == "__main__":
