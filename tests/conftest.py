@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from dataclasses import dataclass, replace
 from types import ModuleType
 
@@ -15,7 +16,7 @@ from zoo import MultiHeadAttention, available, describe
 from zoo.contract import Attention, Dims, Traits
 from zoo.registry import build
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 def find_oracle(name: str) -> ModuleType:

@@ -22,7 +22,7 @@ class PlainConfig:
 class PlainAttention(Attention):
     """Values, scaled."""
 
-    traits = Traits(family="test", source="none", time="O(N)", memory="O(N)", causal=False)
+    traits = Traits(family="test", source="none", year=None, time="O(N)", memory="O(N)", causal=False)
 
     def __init__(self, dims: Dims, config: PlainConfig) -> None:
         super().__init__()

@@ -32,6 +32,9 @@ def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
 class Dims:
     """What the model tells a backend about itself.
 
+    ``rotary``: queries and keys are turned by their position. The shell turns them for every ``Attention``; a ``Mixer``
+    that has queries and keys of its own turns them itself.
+
     Raises:
         ValueError: a size below 1, or ``d_model`` that the heads do not divide.
     """
@@ -40,6 +43,7 @@ class Dims:
     n_heads: int
     max_len: int
     causal: bool = False
+    rotary: bool = False
 
     def __post_init__(self) -> None:
         at_least(1, d_model=self.d_model, n_heads=self.n_heads, max_len=self.max_len)
@@ -58,10 +62,12 @@ class Traits:
     """What a backend says of itself; the contract suite holds it to this.
 
     Attributes:
-        family: one word for the idea: exact, sparse, low-rank, hashing, control …
+        family: the idea: exact, fixed sparse, content sparse, low-rank, learned pattern, kernel, control …
         source: paper with its arXiv number, or the library that the backend wraps.
+        year: of that paper; None where there is none.
         time, memory: cost of one forward in N, ``memory`` being what is kept for backward.
         causal: has a causal form.
+        capacity: the config's field that buys accuracy for cost: rank, window, features … None where there is none.
         exact: equals softmax attention on every input.
         stochastic: holds random parts, drawn at construction and again by ``redraw()`` only.
         subquadratic: time, and bytes saved for backward, grow slower than N².
@@ -71,9 +77,11 @@ class Traits:
 
     family: str
     source: str
+    year: int | None
     time: str
     memory: str
     causal: bool
+    capacity: str | None = None
     exact: bool = False
     stochastic: bool = False
     subquadratic: bool = False

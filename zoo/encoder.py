@@ -21,12 +21,12 @@ Positions = Literal["sinusoidal", "learned", "rotary", "none"]
 class Heads(Mixer):
     """The shell that turns an ``Attention`` into a ``Mixer``: projections, heads, rotary positions."""
 
-    def __init__(self, dims: Dims, attention: Attention, *, rotary: bool) -> None:
+    def __init__(self, dims: Dims, attention: Attention) -> None:
         super().__init__()
         self.n_heads = dims.n_heads
         self.inputs = 2 if attention.traits.shared_qk else 3  # (q, v) or (q, k, v)
         self.qkv = nn.Linear(dims.d_model, self.inputs * dims.d_model)
-        self.rotary = RotaryPositions(dims.max_len, dims.d_head) if rotary else None
+        self.rotary = RotaryPositions(dims.max_len, dims.d_head) if dims.rotary else None
         self.attention = attention
         self.out = nn.Linear(dims.d_model, dims.d_model)
         nn.init.normal_(self.qkv.weight, std=dims.d_model**-0.5)
@@ -75,10 +75,10 @@ class MultiHeadAttention(nn.Module):
         rotary: bool = False,
     ) -> None:
         super().__init__()
-        dims = Dims(d_model=d_model, n_heads=n_heads, max_len=max_len, causal=causal)
+        dims = Dims(d_model=d_model, n_heads=n_heads, max_len=max_len, causal=causal, rotary=rotary)
         backend = build(attn, dims)
         if isinstance(backend, Attention):
-            backend = Heads(dims, backend, rotary=rotary)
+            backend = Heads(dims, backend)
         assert isinstance(backend, Mixer)
         self.d_model, self.max_len = d_model, max_len
         self.mixer: Mixer = backend

@@ -59,11 +59,13 @@ class BlockSparseAttention(Attention):
     """Window, global and random blocks, or any layout of blocks."""
 
     traits = Traits(
-        family="sparse",
-        source="Child 2019, arXiv:1904.10509; Zaheer 2020, arXiv:2007.14062",
+        family="fixed sparse",
+        source="Child et al., arXiv:1904.10509; Zaheer et al., arXiv:2007.14062",
+        year=2019,
         time="O(N·W·S)",
         memory="O(N)",
         causal=True,
+        capacity="window",
         stochastic=True,
         subquadratic=True,
     )

@@ -35,7 +35,8 @@ class FullAttention(Attention):
 
     traits = Traits(
         family="exact",
-        source="Vaswani 2017, arXiv:1706.03762",
+        source="Vaswani et al., arXiv:1706.03762",
+        year=2017,
         time="O(N²)",
         memory="O(N)",
         causal=True,

@@ -44,10 +44,12 @@ class LinformerAttention(Attention):
 
     traits = Traits(
         family="low-rank",
-        source="Wang 2020, arXiv:2006.04768",
+        source="Wang et al., arXiv:2006.04768",
+        year=2020,
         time="O(N·M)",
         memory="O(N)",
         causal=False,
+        capacity="rank",
         subquadratic=True,
     )
 

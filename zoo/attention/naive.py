@@ -28,7 +28,8 @@ class NaiveAttention(Attention):
 
     traits = Traits(
         family="exact",
-        source="Vaswani 2017, arXiv:1706.03762",
+        source="Vaswani et al., arXiv:1706.03762",
+        year=2017,
         time="O(N²)",
         memory="O(N²)",
         causal=True,

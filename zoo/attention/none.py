@@ -24,7 +24,9 @@ class NoneConfig:
 class NoMixing(Mixer):
     """Control: each position sees only itself."""
 
-    traits = Traits(family="control", source="control", time="O(N)", memory="O(N)", causal=True, subquadratic=True)
+    traits = Traits(
+        family="control", source="control", year=None, time="O(N)", memory="O(N)", causal=True, subquadratic=True
+    )
 
     def __init__(self, dims: Dims, config: NoneConfig) -> None:
         super().__init__()

@@ -51,11 +51,13 @@ class ReformerAttention(Attention):
     """Positions attend within chunks of hash-sorted neighbours; queries and keys are shared."""
 
     traits = Traits(
-        family="hashing",
-        source="Kitaev 2020, arXiv:2001.04451",
+        family="content sparse",
+        source="Kitaev et al., arXiv:2001.04451",
+        year=2020,
         time="O(N·R·S), hash O(N²·R/S)",
         memory="O(N·R)",
         causal=True,
+        capacity="n_hashes",
         stochastic=True,
         subquadratic=True,
         shared_qk=True,

@@ -35,7 +35,8 @@ class XformersAttention(Attention):
 
     traits = Traits(
         family="exact",
-        source="Rabe 2021, arXiv:2112.05682; xformers",
+        source="Rabe and Staats, arXiv:2112.05682; xformers",
+        year=2021,
         time="O(N²)",
         memory="O(N)",
         causal=True,
