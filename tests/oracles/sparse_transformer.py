@@ -1,0 +1,29 @@
+"""Softmax over the sets of section 4.3 of arXiv:1904.10509, as one dense masked matrix."""
+
+import torch
+from torch import Tensor
+
+OPTIONS: list[dict[str, object]] = [
+    {"stride": 5},
+    {"stride": 7, "pattern": "fixed", "summary": 2},
+    {"stride": 1},
+    {"stride": 8, "pattern": "fixed", "summary": 8},
+    {},
+]
+
+
+def oracle(module, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
+    N, D = q.shape[-2:]
+    stride = module.config.stride
+    i, j = torch.arange(N)[:, None], torch.arange(N)
+    if module.config.pattern == "strided":
+        allowed = ((i - j).abs() <= stride) | ((i - j) % stride == 0)
+    else:
+        allowed = (i // stride == j // stride) | (j % stride >= stride - module.config.summary)
+    if module.causal:
+        allowed = allowed & (j <= i)
+    if key_padding_mask is not None:
+        allowed = allowed & ~key_padding_mask[:, None, None, :]
+    weights = torch.exp(q @ k.mT / D**0.5) * allowed
+    total = weights.sum(-1, keepdim=True)
+    return torch.where(total > 0, weights / total.clamp(min=1e-300), torch.zeros_like(weights)) @ v

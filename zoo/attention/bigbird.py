@@ -1,0 +1,86 @@
+"""Big Bird: a window, a few global blocks, and random blocks of its own for every head.
+
+Big Bird: Transformers for Longer Sequences, arXiv:2007.14062, section 2 and appendix D; the internal construction (ITC),
+in which existing blocks are made global. ``out_i = softmax_j(q_i k_jᵀ / √D) v_j`` over the keys j whose block the layout
+shows to the block of i. Cost: O(N · W · S) time and O(N) memory, for W blocks of size S in a row of the layout.
+
+Departures from the paper:
+- The global blocks are the first ones. The authors' code takes the first and the last; which block is the last depends
+  on the padding.
+- Random blocks of row i are drawn below twice i, so that a layout drawn for ``max_len`` keeps at least half of them at
+  any shorter length; causal: below i.
+- The causal form (the paper has encoders only): the same layout without the blocks after the row's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zoo.blocks import Part, attend, causal_bias, kernel_name, layout_groups, random_layout
+from zoo.contract import Attention, Dims, Kernel, Traits, at_least
+from zoo.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class BigBirdConfig:
+    """block_size: S, positions in a block.
+    window: blocks around the diagonal that a row sees, its own included (odd).
+    n_global: g, leading blocks that see all and are seen by all.
+    n_random: r, random blocks of a row, drawn for each head.
+    """
+
+    block_size: int = 64
+    window: int = 3
+    n_global: int = 2
+    n_random: int = 3
+
+    def __post_init__(self) -> None:
+        at_least(1, **{"bigbird.block_size": self.block_size, "bigbird.window": self.window})
+        at_least(0, **{"bigbird.n_global": self.n_global, "bigbird.n_random": self.n_random})
+        if self.window % 2 == 0:
+            raise ValueError(f"bigbird.window must be odd (the row's own block in the middle), got {self.window}")
+
+
+@register("bigbird", config=BigBirdConfig)
+class BigBirdAttention(Attention):
+    """Window, global blocks, and random blocks for each head."""
+
+    traits = Traits(
+        family="fixed sparse",
+        source="Zaheer et al., arXiv:2007.14062",
+        year=2020,
+        time="O(N·W·S)",
+        memory="O(N)",
+        causal=True,
+        capacity="n_random",
+        stochastic=True,
+        subquadratic=True,
+    )
+    layout: Tensor
+
+    def __init__(self, dims: Dims, config: BigBirdConfig) -> None:
+        super().__init__()
+        self.causal, self.config, self.n_heads = dims.causal, config, dims.n_heads
+        self.blocks = -(-dims.max_len // config.block_size)
+        self.register_buffer("layout", self._draw())  # (H, blocks, blocks) bool
+
+    def _draw(self) -> Tensor:
+        c = self.config
+        heads = range(self.n_heads)
+        return torch.stack([random_layout(self.blocks, c.window, c.n_global, c.n_random, self.causal) for _ in heads])
+
+    def redraw(self) -> None:
+        self.layout.copy_(self._draw())
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        size = self.config.block_size
+        blocks = -(-q.shape[2] // size)
+        biases = causal_bias(size, q.device) if self.causal else {}
+        groups = layout_groups(self.layout[:, :blocks, :blocks], q.shape[1], size, biases)
+        return attend(q, k, v, [Part(groups=groups, size=size)], key_padding_mask=key_padding_mask)
+
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        return kernel_name(x)

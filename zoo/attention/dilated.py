@@ -1,0 +1,77 @@
+"""Dilated attention: near positions in full, far ones ever more thinly.
+
+LongNet: Scaling Transformers to 1,000,000,000 Tokens, arXiv:2307.02486, section 2.2. Level p cuts the sequence into
+segments of w_p positions and attends within each between every r_p-th of them, in head h those with offset h mod r_p;
+w_p = w a^p and r_p = a^p (equation 11), up to the first level whose segment holds ``max_len``. The levels are joined by
+their softmax denominators (equation 10), which makes them one softmax over the pairs of all levels.
+Cost: O(N · w · a / (a − 1)) time, O(N) memory: each level has w keys a query, and 1 / a of the queries of the last one.
+
+Departures from the paper: none known; the paper's own w and r (2,048 up to 32,768, and 1 up to 12) are for far longer
+inputs. A pair that meets in several levels counts once in each, as equation 10 has it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zoo.blocks import Part, Span, attend, causal_bias, kernel_name
+from zoo.contract import Attention, Dims, Kernel, Traits, at_least
+from zoo.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class DilatedConfig:
+    """segment: w, positions in a segment of the first level, and keys that a query sees in each level.
+    growth: a, how much longer and thinner the segments are from level to level.
+    """
+
+    segment: int = 256
+    growth: int = 4
+
+    def __post_init__(self) -> None:
+        at_least(1, **{"dilated.segment": self.segment})
+        at_least(2, **{"dilated.growth": self.growth})
+
+
+@register("dilated", config=DilatedConfig)
+class DilatedAttention(Attention):
+    """Segments that grow longer and thinner from level to level."""
+
+    traits = Traits(
+        family="fixed sparse",
+        source="Ding et al., arXiv:2307.02486",
+        year=2023,
+        time="O(N·w)",
+        memory="O(N)",
+        causal=True,
+        capacity="segment",
+        subquadratic=True,
+    )
+
+    def __init__(self, dims: Dims, config: DilatedConfig) -> None:
+        super().__init__()
+        self.causal, self.config = dims.causal, config
+        self.dilations = [1]  # r_p
+        while config.segment * self.dilations[-1] < dims.max_len:
+            self.dilations.append(self.dilations[-1] * config.growth)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        _, H, N, _ = q.shape
+        size = self.config.segment
+        bias = causal_bias(size, q.device)[0] if self.causal else None
+        parts = []
+        for dilation in self.dilations:
+            segments = -(-N // (size * dilation))
+            slot = dilation * torch.arange(segments * size, device=q.device).view(segments, size)
+            offset = torch.arange(H, device=q.device) % dilation
+            position = slot + offset[:, None, None]  # (H, segments, w)
+            position = position.masked_fill(position >= N, -1)
+            groups = [Span(first=0, last=segments, bias=bias)]
+            parts.append(Part(groups=groups, size=size, positions=None if dilation == 1 else position))
+        return attend(q, k, v, parts, key_padding_mask=key_padding_mask)
+
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        return kernel_name(x)

@@ -1,0 +1,101 @@
+"""Sparse Transformer: a local part and a part that reaches far with a stride.
+
+Generating Long Sequences with Sparse Transformers, arXiv:1904.10509, section 4.3, with l the stride.
+``strided``: query i sees the keys j with |i − j| <= l, and those with (i − j) mod l = 0.
+``fixed``: query i sees its own block of l positions, and the last c positions of every block (the summary).
+Both parts stand in one softmax, the paper's "merged" head (section 4.2).
+Cost: O(N · (l + N / l)) time for ``strided``, O(N · (l + c N / l)) for ``fixed``, so O(N √N) where l is near √N;
+O(N) memory.
+
+The strided part is attention within residue classes: positions that share i mod l are laid side by side.
+
+Departures from the paper:
+- Besides the causal form of the paper there is one for both directions, with the same sets without j <= i.
+- Every head sees both parts; the paper also tries one part a layer and one part a head.
+- The stride is an option and does not follow N, so that padding changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zoo.blocks import Part, Span, attend, causal_bias, hide, kernel_name, window_block, window_spans
+from zoo.contract import Attention, Dims, Kernel, Traits, at_least, one_of
+from zoo.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseTransformerConfig:
+    """stride: l, reach of the local part, and distance between the positions of the far part.
+    pattern: ``strided`` or ``fixed``.
+    summary: c, positions at the end of each block that all may see; at most the stride (``fixed`` only).
+    """
+
+    stride: int = 128
+    pattern: str = "strided"
+    summary: int = 8
+
+    def __post_init__(self) -> None:
+        at_least(1, **{"sparse_transformer.stride": self.stride, "sparse_transformer.summary": self.summary})
+        one_of("sparse_transformer.pattern", self.pattern, ("strided", "fixed"))
+        if self.pattern == "fixed" and self.summary > self.stride:
+            raise ValueError(
+                f"sparse_transformer.summary must be at most the stride, {self.stride}, got {self.summary}"
+            )
+
+
+@register("sparse_transformer", config=SparseTransformerConfig)
+class SparseTransformerAttention(Attention):
+    """A local window, and every l-th position (strided) or the ends of all blocks (fixed)."""
+
+    traits = Traits(
+        family="fixed sparse",
+        source="Child et al., arXiv:1904.10509",
+        year=2019,
+        time="O(N·(l + N/l))",
+        memory="O(N)",
+        causal=True,
+        capacity="stride",
+        subquadratic=True,
+    )
+
+    def __init__(self, dims: Dims, config: SparseTransformerConfig) -> None:
+        super().__init__()
+        self.causal, self.config = dims.causal, config
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        parts = self._strided if self.config.pattern == "strided" else self._fixed
+        return attend(q, k, v, parts(q.shape[2], q.device), key_padding_mask=key_padding_mask)
+
+    def _strided(self, length: int, device: torch.device) -> list[Part]:
+        stride, size = self.config.stride, window_block(self.config.stride)
+        reach = (-stride, 0 if self.causal else stride)
+        window = Part(groups=window_spans(-(-length // size), size, reach, device=device), size=size)
+        members = -(-length // stride)
+        position = torch.arange(stride, device=device)[:, None] + stride * torch.arange(members, device=device)
+        position = position.masked_fill(position >= length, -1)  # (l, N / l): the residue classes
+        step = torch.arange(members, device=device)
+        ahead = step - step[:, None]
+        visible = ahead < -1 if self.causal else ahead.abs() > 1  # nearer ones stand in the window
+        classes = [Span(first=0, last=stride, bias=hide(visible))]
+        return [window, Part(groups=classes, size=members, positions=position)]
+
+    def _fixed(self, length: int, device: torch.device) -> list[Part]:
+        size, summary = self.config.stride, self.config.summary
+        blocks = -(-length // size)
+        if self.causal:
+            own = causal_bias(size, device)[0]
+            far = [Span(first=row, last=row + 1, offset=-row, width=row) for row in range(1, blocks)]
+        else:  # every query sees every summary, its own block's among them
+            own = hide(torch.arange(size, device=device) < size - summary).expand(size, size)
+            far = [Span(first=row, last=row + 1, offset=-row, width=blocks) for row in range(blocks)]
+        ends = size * torch.arange(1, blocks + 1, device=device)[:, None] - torch.arange(summary, 0, -1, device=device)
+        ends = ends.masked_fill(ends >= length, -1)  # (N / l, c)
+        near = Part(groups=[Span(first=0, last=blocks, bias=own)], size=size)
+        return [near, Part(groups=far, size=size, keys=ends)]
+
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        return kernel_name(x)
