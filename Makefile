@@ -1,11 +1,13 @@
 # make compare   the main job: full and linformer attention at 8192 tokens
 # make test      lint, types, tests
+# make bench-peers   time and memory beside public packages (about 20 minutes)
+# make readme    the tables of backends and tasks in README.md
 # make setup     the virtual environment alone
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: compare test setup check lint clean
+.PHONY: compare test setup check lint readme bench-peers clean
 
 compare: setup
 	$(BIN)/python -m compare --variants full,linformer --seq-len 8192
@@ -14,12 +16,18 @@ test: lint
 	$(BIN)/python -m pytest
 
 check: lint
-	$(BIN)/python -m pytest tests/contract tests/test_backends.py
+	$(BIN)/python -m pytest tests/contract tests/backends
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench-peers: setup
+	$(BIN)/python -m benchmarks.peers
+
+readme: setup
+	$(BIN)/python -m compare list --write README.md
 
 setup: $(VENV)/installed
 

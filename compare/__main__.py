@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from compare.spec import Option, RunSpec
+    from zoo.registry import Entry
 
 CONTROL = "none"
 DEFAULT_BUDGET = 100.0  # seconds
 EPILOG = """other commands:
   python -m compare list             backends and tasks, with traits and cost
+  python -m compare list NAME        all about one backend, its options explained
   python -m compare report DIR ...   draw charts and pages again, from records alone
 
 examples:
   python -m compare --variants full,linformer --seq-len 8192
   python -m compare --variants all --tasks mqar --seq-len 256 --seeds 3 --budget 60
   python -m compare --variants full,linformer --set linformer.rank=128 --steps 500
+  python -m compare --variants full,my_module:MyAttention --set my_attention.scale=5
 """
 
 
@@ -69,7 +72,12 @@ def parser() -> Parser:
         allow_abbrev=False,
     )
     what = run.add_argument_group("what to compare")
-    what.add_argument("--variants", default="full,linformer", metavar="A,B", help="names, or all (%(default)s)")
+    what.add_argument(
+        "--variants",
+        default="full,linformer",
+        metavar="A,B",
+        help="names, module:Class of your own, or all (%(default)s)",
+    )
     what.add_argument("--tasks", default="bytes", metavar="A,B", help="names, or all (%(default)s)")
     what.add_argument("--seq-len", type=positive_list, default=[8192], metavar="N,M", help="lengths (8192)")
     what.add_argument("--seeds", type=positive, default=1, metavar="K", help="seeds 0 to K-1; 3 or more to rank (1)")
@@ -177,13 +185,12 @@ def run_and_report(specs: list[RunSpec], machine: dict[str, object], out: Path, 
 def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[RunSpec]:
     """Every run that the arguments ask for, the seeds outermost, so that an interrupted comparison is balanced."""
     import tasks
-    import zoo
     from compare.spec import RunSpec
     from zoo.contract import Dims
 
-    variants = choose(options.variants, zoo.available(), "variant")
-    if CONTROL not in variants and not options.no_control:
-        variants.append(CONTROL)
+    variants = choose_variants(options.variants)
+    if not options.no_control:
+        variants.setdefault(CONTROL, CONTROL)
     settings = read_settings(options.set)
     unused = set(settings) - set(variants)
     if unused:
@@ -203,8 +210,8 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
                 raise UsageError(f"--length-warmup: the task {task_name} has one length only")
             specs += [
                 RunSpec(
-                    variant=variant,
-                    options=settings.get(variant, ()),
+                    variant=typed,
+                    options=settings.get(name, ()),
                     task=task_name,
                     seq_len=seq_len,
                     seed=seed,
@@ -225,21 +232,49 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
                     threads=threads,
                 )
                 for seed in range(options.seeds)
-                for variant in variants
+                for name, typed in variants.items()
             ]
     return sorted(specs, key=lambda spec: spec.seed)
+
+
+def choose_variants(text: str) -> dict[str, str]:
+    """Registered name -> what was typed for it, the name or ``module:Class``; in order, each once."""
+    import zoo
+
+    chosen: dict[str, str] = {}
+    for typed in split(text, "variant", ["all", *zoo.available()]):
+        for name in zoo.available() if typed == "all" else [typed]:
+            chosen.setdefault(find(name, "--variants").name, name)
+    return chosen
+
+
+def find(name: str, where: str) -> Entry:
+    """The backend of that name or ``module:Class``, found from the current folder as a worker finds it."""
+    import zoo
+
+    if ":" in name and os.getcwd() not in sys.path:  # the console script leaves it out
+        sys.path.insert(0, os.getcwd())
+    try:
+        return zoo.describe(name)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from error
 
 
 def choose(text: str, known: list[str], kind: str) -> list[str]:
     """The names in ``text``, in order, each once; ``all`` is all of them."""
     if text == "all":
         return known
-    names = list(dict.fromkeys(name for name in (part.strip() for part in text.split(",")) if name))
-    if not names:
-        raise UsageError(f"expected at least one {kind}, got {text!r}; known: {', '.join(known)}")
+    names = split(text, kind, known)
     for name in names:
         if name not in known:
             raise UsageError(f"unknown {kind} {name!r}{closest(name, known)}; known: {', '.join(known)}")
+    return names
+
+
+def split(text: str, kind: str, known: list[str]) -> list[str]:
+    names = list(dict.fromkeys(name for name in (part.strip() for part in text.split(",")) if name))
+    if not names:
+        raise UsageError(f"expected at least one {kind}, got {text!r}; known: {', '.join(known)}")
     return names
 
 
@@ -250,31 +285,24 @@ def closest(name: str, known: list[str]) -> str:
 
 def read_settings(words: list[str]) -> dict[str, tuple[tuple[str, Option], ...]]:
     """``--set linformer.rank=128`` -> {"linformer": (("rank", 128),)}, checked against the variant's options."""
-    import zoo
-
     settings: dict[str, dict[str, Option]] = {}
     for word in words:
         path, equals, value = word.partition("=")
-        variant, dot, option = path.partition(".")
+        variant, dot, option = path.rpartition(".")
         if not (equals and dot):
             raise UsageError(f"--set {word}: expected VARIANT.OPTION=VALUE, for example linformer.rank=128")
-        if variant not in zoo.available():
-            raise UsageError(f"--set {word}: unknown variant {variant!r}{closest(variant, zoo.available())}")
+        entry = find(variant, "--set")
         # Options that take no plain value, as a tensor, cannot be set from here.
-        known = {
-            name: default
-            for name, default in zoo.describe(variant).options.items()
-            if isinstance(default, int | float | str)
-        }
+        known = {name: default for name, default in entry.options.items() if isinstance(default, int | float | str)}
         if option not in known:
             listed = f"its options: {', '.join(known)}" if known else "it has no options"
             raise UsageError(
                 f"--set {word}: {variant} has no option {option!r}{closest(option, list(known))}; {listed}"
             )
-        settings.setdefault(variant, {})[option] = read_value(word, value, known[option])
+        settings.setdefault(entry.name, {})[option] = read_value(word, value, known[option])
     for variant, chosen in settings.items():
         try:
-            zoo.describe(variant).config(**chosen)
+            find(variant, "--set").config(**chosen)
         except ValueError as error:
             raise UsageError(f"--set: {error}") from error
     return {variant: tuple(sorted(chosen.items())) for variant, chosen in settings.items()}
@@ -311,13 +339,23 @@ def prepare_folder(out: Path | None, *, resume: bool) -> Path:
 
 
 def command_list(words: list[str]) -> int:
-    listing = Parser(prog="python -m compare list", description="List backends and tasks.")
-    listing.add_argument("--markdown", action="store_true", help="as the Markdown tables of the README")
+    listing = Parser(prog="python -m compare list", description="List backends and tasks, or tell all of one backend.")
+    form = listing.add_mutually_exclusive_group()
+    form.add_argument("name", nargs="?", metavar="NAME", help="a backend, or module:Class of your own")
+    form.add_argument("--markdown", action="store_true", help="the zoo's own, as the Markdown tables of the README")
+    form.add_argument("--write", type=Path, metavar="FILE", help="put those tables into FILE, between its markers")
     options = listing.parse_args(words)
-    from compare.listing import BACKEND_HEADERS, TASK_HEADERS, backend_rows, markdown_table, show, task_rows
+    from compare.listing import markdown, show, write
 
-    if options.markdown:
-        print(markdown_table(BACKEND_HEADERS, backend_rows()), markdown_table(TASK_HEADERS, task_rows()), sep="\n\n")
+    if options.name is not None:
+        print(find(options.name, "list"))
+    elif options.write is not None:
+        try:
+            write(options.write)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--write {options.write}: {error}") from error
+    elif options.markdown:
+        print(*markdown().values(), sep="\n\n")
     else:
         show()
     return 0
@@ -331,8 +369,13 @@ def command_report(words: list[str]) -> int:
     for folder in options.folders:
         if not (folder / "records.jsonl").is_file():
             raise UsageError(f"{folder} holds no records.jsonl")
+    from compare.record import read_records
     from compare.report import write_report, write_report_many
 
+    empty = [folder for folder in options.folders if not read_records(folder / "records.jsonl")[0]]
+    if empty and (options.out is None or len(empty) == len(options.folders)):
+        print(f"error: {empty[0] / 'records.jsonl'} holds no record that can be read", file=sys.stderr)
+        return 1
     if options.out is not None:
         out = prepare_folder(options.out, resume=False)
         write_report_many(options.folders, out)

@@ -2,28 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 import tasks
 import zoo
+from compare.record import write_atomically
+from zoo.registry import Entry, format_added
 
 Rows = list[list[str]]
-BACKEND_HEADERS = ["name", "what it does", "family", "time", "memory", "exact", "causal", "options", "source"]
 TASK_HEADERS = ["name", "what it asks", "metric", "lengths"]
+WHAT = ["name", "year", "what it does", "options"]
+COST = ["name", "time", "memory", "parameters added", "capacity", "exact", "causal"]
+MARKDOWN = ["name", "what it does", "family", "year", *COST[1:], "exceptions", "options", "source"]
+WRAPPED = ("time", "what it does", "options", "what it asks")
 
 
-def backend_rows() -> Rows:
-    """One row a registered backend, under ``BACKEND_HEADERS``."""
-    rows = []
-    for name in zoo.available():
-        entry = zoo.describe(name)
-        traits = entry.traits
-        options = ", ".join(f"{option}={default}" for option, default in entry.options.items())
-        exact, causal = ("yes" if trait else "no" for trait in (traits.exact, traits.causal))
-        cost = [traits.family, traits.time, traits.memory]
-        rows.append([name, entry.summary.rstrip("."), *cost, exact, causal, options, traits.source])
-    return rows
+def backends() -> list[Entry]:
+    """The registered backends, families together: exact first, then by their oldest year, controls last."""
+    entries = [zoo.describe(name) for name in zoo.available()]
+    first: dict[str, int] = {}
+    for entry in entries:
+        family, year = entry.traits.family, entry.traits.year or 9999
+        first[family] = min(year, first.get(family, year))
+
+    def order(entry: Entry) -> tuple[bool, bool, int, str, int, str]:
+        family, year = entry.traits.family, entry.traits.year or 9999
+        return family == "control", family != "exact", first[family], family, year, entry.name
+
+    return sorted(entries, key=order)
+
+
+def columns(entry: Entry) -> dict[str, str]:
+    """All that a table may say of a backend, by header."""
+    traits, capacity, added = entry.traits, entry.capacity, entry.parameters_added
+    return {
+        "name": entry.name,
+        "what it does": entry.summary.rstrip("."),
+        "family": traits.family,
+        "year": "" if traits.year is None else str(traits.year),
+        "time": traits.time,
+        "memory": traits.memory,
+        "parameters added": "unknown" if added is None else format_added(added),
+        "capacity": "" if capacity is None else "{}={}".format(*capacity),
+        "exact": "yes" if traits.exact else "no",
+        "causal": "yes" if traits.causal else "no",
+        "exceptions": ", ".join(traits.exceptions),
+        "options": ", ".join(f"{option}={default}" for option, default in entry.options.items()),
+        "source": traits.source,
+    }
 
 
 def task_rows() -> Rows:
@@ -33,22 +66,62 @@ def task_rows() -> Rows:
 
 
 def show() -> None:
-    """Print the backends with their traits and cost, and the tasks."""
+    """Print the backends, by family, with their cost, and the tasks."""
     console = Console()
-    for title, headers, rows in (
-        ("Backends: Encoder(attn=NAME), --variants NAME", BACKEND_HEADERS[:-2], [row[:-2] for row in backend_rows()]),
-        ("Options: --set NAME.OPTION=VALUE", ["name", "options", "source"], [[r[0], *r[-2:]] for r in backend_rows()]),
-        ("Tasks: --tasks NAME", TASK_HEADERS, task_rows()),
+    entries = backends()
+    for title, headers in (
+        ("Backends: Encoder(attn=NAME), --variants NAME, --set NAME.OPTION=VALUE", WHAT),
+        ("Their cost and traits (all of one: python -m compare list NAME)", COST),
     ):
-        table = Table(title=title, title_justify="left")
-        for number, header in enumerate(headers):
-            table.add_column(header, no_wrap=number == 0)
-        for row in rows:
-            table.add_row(*row)
+        table = make_table(title, headers)
+        for family, members in groupby(entries, key=lambda entry: entry.traits.family):
+            table.add_row(f"[bold]{family}[/]")
+            for entry in members:
+                cells = columns(entry)
+                table.add_row(*(cells[header] for header in headers))
+            table.add_section()
         console.print(table)
+    table = make_table("Tasks: --tasks NAME", TASK_HEADERS)
+    for row in task_rows():
+        table.add_row(*row)
+    console.print(table)
+
+
+def make_table(title: str, headers: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for header in headers:
+        justify: Literal["left", "right"] = "right" if header == "parameters added" else "left"
+        shown = header.replace("parameters added", "added\nparams")
+        table.add_column(shown, no_wrap=header not in WRAPPED, justify=justify, overflow="fold")
+    return table
+
+
+def markdown() -> dict[str, str]:
+    """The README's tables, by the name of their markers: the zoo's own backends, and the tasks."""
+    own = [columns(entry) for entry in backends() if entry.own]
+    return {
+        "backends": markdown_table(MARKDOWN, [[row[header] for header in MARKDOWN] for row in own]),
+        "tasks": markdown_table(TASK_HEADERS, task_rows()),
+    }
 
 
 def markdown_table(headers: list[str], rows: Rows) -> str:
-    """A Markdown table; the README's tables are made by this."""
     lines = [headers, ["---"] * len(headers), *([f"`{first}`", *rest] for first, *rest in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write(path: Path) -> None:
+    """Replace what stands between ``<!-- backends -->`` and ``<!-- /backends -->`` in a file, and so for the tasks.
+
+    Raises:
+        ValueError: the file has no such markers.
+    """
+    text = path.read_text(encoding="utf-8")
+    for name, table in markdown().items():
+        start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+        before, found, rest = text.partition(start)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise ValueError(f"it has no lines {start.strip()} and {end.strip()}")
+        text = before + start + table + end + after
+    write_atomically(path, text)

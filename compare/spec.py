@@ -14,6 +14,7 @@ class RunSpec:
     """One variant on one task at one length with one seed.
 
     Attributes:
+        variant: a name from ``zoo.available()``, or ``module:Class`` of a class from outside, which the worker imports.
         options: the variant's options that differ from its defaults, sorted by name.
         budget, steps: training stops after this many seconds, or after this many optimizer steps; one is None.
         batch_size: samples in a micro-batch at ``seq_len``.

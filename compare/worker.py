@@ -68,18 +68,26 @@ def limit_memory() -> None:
 
 def new_record(spec: RunSpec, status: str, reason: str) -> Record:
     """The fields that every record has, whatever became of its run."""
+    started = now()
+    import zoo
+
+    try:
+        family = zoo.describe(spec.variant).traits.family
+    except ValueError:  # a backend that cannot be found, which the run tells itself
+        family = None
     return {
         "schema": SCHEMA,
         "run_id": spec.run_id,
         "variant": spec.variant,
         "label": spec.label,
+        "family": family,
         "task": spec.task,
         "seq_len": spec.seq_len,
         "seed": spec.seed,
         "status": status,
         "reason": reason,
         "spec": json.loads(spec.to_json()),
-        "started": now(),
+        "started": started,
     }
 
 

@@ -45,7 +45,8 @@ class Case:
     def backend(self, *, d_model: int = 16, n_heads: int = 2, max_len: int = 96, seed: int = 0) -> nn.Module:
         """The bare Attention or Mixer."""
         torch.manual_seed(seed)
-        return build(self.config(), Dims(d_model=d_model, n_heads=n_heads, max_len=max_len, causal=self.causal))
+        dims = Dims(d_model=d_model, n_heads=n_heads, max_len=max_len, causal=self.causal)
+        return build(self.config(), dims).eval()
 
     def sublayer(self, *, d_model: int = 16, n_heads: int = 2, max_len: int = 96, seed: int = 0) -> MultiHeadAttention:
         torch.manual_seed(seed)
@@ -83,8 +84,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A declared exception to a law is a strict expected failure."""
     for item in items:
         law = item.get_closest_marker("law")
-        case = getattr(item, "callspec", None) and item.callspec.params.get("case")
-        if law and case and law.args[0] in case.traits.exceptions:
+        callspec = getattr(item, "callspec", None)
+        if not law or not callspec:
+            continue
+        case = callspec.params.get("case") or Case(callspec.params.get("name", "none"))
+        if law.args[0] in case.traits.exceptions:
             item.add_marker(pytest.mark.xfail(strict=True, reason=case.traits.exceptions[law.args[0]]))
 
 

@@ -35,7 +35,25 @@ PROFILES: dict[str, tuple[float, float, float, int]] = {
     "xformers": (0.521, 9_300, 400e6, 1_240_000),
     "none": (0.44, 31_000, 120e6, 1_110_000),
 }
-QUADRATIC = {"full", "xformers"}
+QUADRATIC = {"full", "naive", "xformers"}
+FAMILIES = {
+    "exact": ("full", "naive", "xformers"),
+    "fixed sparse": ("local", "block_sparse", "bigbird", "longformer", "dilated"),
+    "content sparse": ("reformer", "routing", "sinkhorn", "clusterformer"),
+    "low-rank": ("linformer", "nystromformer", "luna", "skyformer"),
+    "learned pattern": ("synthesizer_dense", "synthesizer_random", "tensorized"),
+    "kernel": ("linear", "performer", "cosformer", "random_features", "fastmax", "gated_linear"),
+    "control": ("none",),
+}
+MANY = tuple(name for names in FAMILIES.values() for name in names)  # 26 of them
+FAMILY_OF = {name: family for family, names in FAMILIES.items() for name in names}
+OPTIONS = {
+    "linformer": "rank=128",
+    "local": "window=64",
+    "block_sparse": "block_size=32",
+    "performer": "features=256",
+    "reformer": "bucket_size=64",
+}
 
 
 def make_record(
@@ -50,7 +68,7 @@ def make_record(
 ) -> Record:
     """One plausible record; a failed one has its measured fields empty."""
     noise = random.Random(f"{variant} {task} {seq_len} {seed}")
-    score, speed, memory, params = PROFILES.get(variant, (0.4, 12_000, 250e6, 1_240_000))
+    score, speed, memory, params = PROFILES.get(variant) or make_profile(variant)
     longer = seq_len / 1024
     speed *= noise.uniform(0.97, 1.03) / (longer if variant in QUADRATIC else 1)
     memory *= longer ** (1.6 if variant in QUADRATIC else 1)
@@ -81,6 +99,7 @@ def make_record(
         "run_id": f"{label or variant}-{task}-{seq_len}-{seed}-{budget}",
         "variant": variant,
         "label": label or variant,
+        "family": FAMILY_OF.get(variant),
         "task": task,
         "seq_len": seq_len,
         "seed": seed,
@@ -109,6 +128,30 @@ def make_record(
         "started": "2026-11-22T12:00:00+00:00",
         "wall_seconds": budget + 30.3,
     }
+
+
+def make_profile(variant: str) -> tuple[float, float, float, int]:
+    own = random.Random(variant)
+    return own.uniform(0.45, 0.52), own.uniform(9_000, 28_000), own.uniform(140e6, 420e6), 1_240_000
+
+
+def many_records(lengths: Sequence[int] = (1024, 4096), seeds: int = 3, task: str = "bytes") -> list[Record]:
+    """26 variants of seven families. Naive attention does not fit the longest, two runs diverge, one variant fails."""
+    records = []
+    for variant in MANY:
+        for length in lengths:
+            for seed in range(seeds):
+                status = "ok"
+                if variant == "naive" and length == max(lengths):
+                    status = "oom"
+                elif variant == "clusterformer":
+                    status = "error"
+                elif variant in ("fastmax", "synthesizer_random") and seed == 1:
+                    status = "diverged"
+                label = f"{variant} {OPTIONS[variant]}" if variant in OPTIONS else None
+                record = make_record(variant, label=label, task=task, seq_len=length, seed=seed, status=status)
+                records.append(record)
+    return records
 
 
 def make_curve(score: float, step: float, budget: float, seq_len: int, noise: random.Random) -> list[Record]:

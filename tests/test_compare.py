@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from compare.record import append_record, read_records
-from compare.run import run_one
+from compare.run import run_all, run_one
 from compare.spec import RunSpec
 from compare.worker import record_of_crash
 
@@ -41,9 +45,9 @@ SPEC = RunSpec(
 )
 
 
-def compare(*words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def compare(*words: str, timeout: float = 120, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "compare", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout, check=False)
 
 
 def records_of(folder: Path) -> list[dict]:
@@ -272,7 +276,7 @@ def test_records_survive_damage(tmp_path: Path) -> None:
     [
         (
             ["--variants", "linfromer"],
-            r"unknown variant 'linfromer' \(did you mean 'linformer'\?\); known: block_sparse",
+            r"--variants: unknown attention 'linfromer'. Did you mean 'linformer'\? Available: .*block_sparse, ",
         ),
         (["--variants", ""], "expected at least one variant"),
         (["--tasks", "mqr"], r"unknown task 'mqr' \(did you mean 'mqar'\?\); known: bytes"),
@@ -292,7 +296,12 @@ def test_records_survive_damage(tmp_path: Path) -> None:
         (["--set", "linformer.rank=big"], "expected an integer, got 'big'"),
         (["--set", "linformer.rank=0"], "linformer.rank must be an integer of at least 1, got 0"),
         (["--set", "linformer.rank"], "expected VARIANT.OPTION=VALUE"),
-        (["--set", "nobody.rank=3"], "unknown variant 'nobody'"),
+        (["--set", "nobody.rank=3"], "--set: unknown attention 'nobody'. Available: "),
+        (["--set", "linfromer.rank=3"], r"--set: unknown attention 'linfromer'. Did you mean 'linformer'\?"),
+        (["--set", "full.size=3"], "full has no option 'size'; its options: kernel"),
+        (["--set", "naive.size=3"], "naive has no option 'size'; it has no options"),
+        (["--variants", "nowhere:MyAttention"], "--variants: there is no module 'nowhere'"),
+        (["--set", "nowhere:MyAttention.rank=3"], "--set: there is no module 'nowhere'"),
         (["--set", "reformer.n_hashes=3"], "'reformer' is not among the variants"),
         (["--set", "block_sparse.layout=3"], "block_sparse has no option 'layout'"),
         (["--tasks", "mqar", "--seq-len", "64", "--length-warmup"], "mqar has one length only"),
@@ -303,7 +312,14 @@ def test_records_survive_damage(tmp_path: Path) -> None:
         (["--frobnicate"], "unrecognized arguments: --frobnicate"),
         (["report", "/nonexistent"], "/nonexistent holds no records.jsonl"),
         (["report"], "required: DIR"),
-        (["list", "extra"], "unrecognized arguments: extra"),
+        (["list", "linfromer"], r"list: unknown attention 'linfromer'. Did you mean 'linformer'\?"),
+        (["list", "full", "extra"], "unrecognized arguments: extra"),
+        (["list", "full", "--markdown"], "not allowed with"),
+        (["list", "--write", "/nonexistent/README.md"], "--write /nonexistent/README.md: .*No such file"),
+        (
+            ["list", "--write", str(ROOT / "LICENSE")],
+            "it has no lines <!-- backends --> and <!-- /backends -->",
+        ),
     ],
 )
 def test_usage_errors_are_one_line_and_exit_2(
@@ -331,11 +347,32 @@ def test_help_is_quick_and_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_list_names_backends_and_tasks() -> None:
-    done = compare("list")
-    assert done.returncode == 0
-    for name in ("block_sparse", "linformer", "mqar", "bytes"):
-        assert name in done.stdout
+@pytest.mark.parametrize("columns", [80, 100, 160])
+def test_list_fits_the_terminal(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compare.__main__ import main
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit) as stop:
+        main(["list"])
+    listed = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert max(map(len, listed.splitlines())) <= columns
+    assert "…" not in listed, "a cell is cut short"
+    for part in ("block_sparse", "linformer", "rank=256", "low-rank", "+524,288", "mqar", "bytes"):
+        assert part in listed
+    assert listed.index("exact") < listed.index("low-rank") < listed.index("control")
+
+
+def test_list_of_one_is_what_describe_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    import zoo
+    from compare.__main__ import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(["list", "linformer"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"{zoo.describe('linformer')}\n"
 
 
 def test_the_tables_of_the_readme_are_those_of_the_registries() -> None:
@@ -343,7 +380,142 @@ def test_the_tables_of_the_readme_are_those_of_the_registries() -> None:
     assert done.returncode == 0
     readme = (ROOT / "README.md").read_text()
     for table in done.stdout.strip().split("\n\n"):
-        assert table in readme, f"README.md lacks this table of `python -m compare list --markdown`:\n{table}"
+        assert table in readme, f"README.md lacks this table, which `make readme` writes:\n{table}"
+
+
+def test_the_tables_are_written_between_their_markers(tmp_path: Path) -> None:
+    from compare.listing import markdown, write
+
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- tasks -->\nold\n<!-- /tasks -->\nb\n<!-- backends -->\n| old |\n<!-- /backends -->\nc\n")
+    write(page)
+    tables = markdown()
+    written = page.read_text()
+    assert written == (
+        f"a\n<!-- tasks -->\n{tables['tasks']}\n<!-- /tasks -->\n"
+        f"b\n<!-- backends -->\n{tables['backends']}\n<!-- /backends -->\nc\n"
+    )
+    write(page)
+    assert page.read_text() == written
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The example of CONTRIBUTING.md, in a current folder of its own; the registry is left as it was."""
+    import zoo
+    from zoo.registry import _entries
+
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("## Add a backend from your own package")[2]
+    path = tmp_path / "my_module.py"
+    path.write_text(text.partition("```python\n")[2].partition("```")[0])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    zoo.available()
+    before = dict(_entries)
+    yield path
+    sys.modules.pop("my_module", None)
+    _entries.clear()
+    _entries.update(before)
+
+
+def test_the_example_of_contributing_runs_from_its_own_folder(module: Path) -> None:
+    from compare.__main__ import make_specs, parser
+
+    words = [*TINY, "--variants", "my_module:MyAttention", "--set", "my_attention.scale=5", "--no-control"]
+    done = compare(*words, "--out", "out", cwd=module.parent)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    (record,) = records_of(module.parent / "out")
+    assert (record["status"], record["variant"]) == ("ok", "my_module:MyAttention"), record["reason"]
+    assert record["label"] == "my_module:MyAttention scale=5.0"
+    assert "my_module:MyAttention" in (module.parent / "out" / "report.html").read_text()
+
+    command = record["command"].removeprefix("python -m compare ").split()
+    (spec,) = make_specs(parser().parse_args(command), "cpu", record["spec"]["threads"])
+    assert spec.run_id == record["run_id"], "the command of the record repeats another run"
+    said = Console(file=io.StringIO())
+    assert run_all([spec], module.parent / "out" / "records.jsonl", said) == [record]
+    assert "1 of 1 runs are already in" in said.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("module")
+def test_a_class_of_ones_own_stands_beside_the_zoos() -> None:
+    from compare.__main__ import choose_variants, read_settings
+
+    assert choose_variants("full,my_module:MyAttention, full") == {
+        "full": "full",
+        "my_attention": "my_module:MyAttention",
+    }
+    assert read_settings(["my_attention.scale=2", "my_module:MyAttention.scale=3"]) == {
+        "my_attention": (("scale", 3.0),)
+    }
+    assert {"linformer", "my_attention"} <= set(choose_variants("all,my_module:MyAttention"))
+
+
+@pytest.mark.parametrize(
+    ("change", "variant", "message"),
+    [
+        (
+            ("def forward", "def forwards"),
+            "my_module:MyAttention",
+            "MyAttention breaks the contract: it must define",
+        ),
+        (("*, key_padding_mask=None", "**kwargs"), "my_module:MyAttention", r"got \(q, k, v, \*\*kwargs\)"),
+        (("frozen=True, ", ""), "my_module:MyAttention", "config must be a dataclass that is frozen, got MyConfig"),
+        (("class MyConfig:", "class MyConfig"), "my_module:MyAttention", "cannot import my_module: SyntaxError: "),
+        (("@register", "# @register"), "my_module:MyAttention", "my_module:MyAttention is not registered: decorate it"),
+        (("", ""), "my_module:MyAtention", "my_module has no class 'MyAtention', did you mean 'MyAttention'"),
+        (('"my_attention"', '"full"'), "my_module:MyAttention", "as 'full' .* zoo.attention.full:FullAttention is"),
+    ],
+)
+def test_a_class_that_cannot_be_compared_is_one_line_and_exit_2(
+    change: tuple[str, str], variant: str, message: str, module: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from compare.__main__ import main
+
+    module.write_text(module.read_text().replace(*change))
+    with pytest.raises(SystemExit) as stop:
+        main([*TINY, "--variants", f"full,{variant}"])
+    complaint = capsys.readouterr().err
+    assert stop.value.code == 2, complaint
+    assert re.search(f"^error: --variants: .*{message}", complaint), complaint
+    assert complaint.count("\n") == 1
+    assert not (module.parent / "results").exists()
+
+
+def test_a_class_that_fails_at_work_is_a_row(module: Path) -> None:
+    module.write_text(
+        module.read_text().replace("return F.scaled_dot_product_attention(q, ", "return v[..., :1, :]  # (")
+    )
+    record = run_one(replace(SPEC, variant="my_module:MyAttention", threads=1), lambda _: None)
+    assert record["status"] == "error"
+    assert re.fullmatch(
+        r"ValueError: my_module:MyAttention breaks the contract: forward must return what it takes, .* got shape .*",
+        record["reason"],
+    )
+
+
+def test_an_installed_plugin_is_one_of_all_and_runs(module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = module.parent / "site"
+    info = site / "my_plugin-0.1.dist-info"
+    info.mkdir(parents=True)
+    module.rename(site / module.name)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-plugin\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text(
+        "[attention_zoo.backends]\nmy_attention = my_module:MyAttention\nbroken = nowhere:Broken\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
+    code = "from compare.__main__ import *; print(*choose_variants('all')); main(['list', 'broken'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert {"my_attention", "full", "linformer"} <= set(done.stdout.split())
+    assert "broken" not in done.stdout
+    refused = (
+        r"attention plug-in 'broken' of my-plugin 0.1 \(nowhere:Broken\) is left out: there is no module 'nowhere'.*\n"
+    )
+    assert re.fullmatch(f"{refused}error: list: {refused}", done.stderr), done.stderr
+    record = run_one(replace(SPEC, variant="my_attention", threads=1), lambda _: None)
+    assert record["status"] == "ok", record["reason"]
 
 
 def test_a_sign_of_life_comes_within_three_seconds(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def column(browser: webdriver.Chrome, index: int) -> list[str]:
 
 def test_every_chart_is_drawn(opened: webdriver.Chrome) -> None:
     charts = opened.find_elements(By.CSS_SELECTOR, "figure img")
-    assert len(charts) == 8
+    assert len(charts) == 10
     for chart in charts:
         assert opened.execute_script("return arguments[0].complete && arguments[0].naturalWidth", chart) > 0
         assert chart.size["width"] > 300
@@ -76,16 +76,16 @@ def test_the_browser_has_nothing_to_complain_of(opened: webdriver.Chrome) -> Non
 
 
 def test_a_click_sorts_up_and_the_next_one_down(opened: webdriver.Chrome) -> None:
-    head = opened.find_elements(By.CSS_SELECTOR, "table.results th")[3]
+    head = opened.find_elements(By.CSS_SELECTOR, "table.results th")[4]
     button = head.find_element(By.TAG_NAME, "button")
     button.click()
-    keys = column(opened, 3)
+    keys = column(opened, 4)
     speeds = [float(key) for key in keys if key]
     assert head.get_attribute("aria-sort") == "ascending"
     assert speeds == sorted(speeds)
     assert keys[: len(speeds)] == [key for key in keys if key]
     button.click()
-    speeds = [float(key) for key in column(opened, 3) if key]
+    speeds = [float(key) for key in column(opened, 4) if key]
     assert head.get_attribute("aria-sort") == "descending"
     assert speeds == sorted(speeds, reverse=True)
     assert len(opened.find_elements(By.CSS_SELECTOR, "table.results th[aria-sort]")) == 1
@@ -93,12 +93,22 @@ def test_a_click_sorts_up_and_the_next_one_down(opened: webdriver.Chrome) -> Non
 
 @pytest.mark.parametrize("key", [Keys.ENTER, Keys.SPACE])
 def test_the_keyboard_sorts_too(opened: webdriver.Chrome, key: str) -> None:
-    head = opened.find_elements(By.CSS_SELECTOR, "table.results th")[1]
+    head = opened.find_elements(By.CSS_SELECTOR, "table.results th")[2]
     opened.execute_script("arguments[0].focus()", head.find_element(By.TAG_NAME, "button"))
     opened.switch_to.active_element.send_keys(key)
     assert head.get_attribute("aria-sort") == "ascending"
-    scores = [float(score) for score in column(opened, 1) if score]
+    scores = [float(score) for score in column(opened, 2) if score]
     assert scores == sorted(scores)
+
+
+def test_each_family_stands_beside_its_colour(opened: webdriver.Chrome) -> None:
+    cells = opened.find_elements(By.CSS_SELECTOR, "table.results tbody tr td:nth-child(2)")
+    shown = {
+        cell.text: cell.find_element(By.CLASS_NAME, "swatch").value_of_css_property("background-color")
+        for cell in cells
+    }
+    assert {"exact", "low-rank", "kernel", "fixed sparse", "control"} <= set(shown)
+    assert len(set(shown.values())) == len(shown)
 
 
 def test_a_run_unfolds(opened: webdriver.Chrome) -> None:

@@ -1,17 +1,52 @@
-"""Registering a backend from one's own file, and what goes wrong there."""
+"""Describing backends, registering them from one's own file or package, and what goes wrong there."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from zoo import Encoder, available, describe, register
-from zoo.contract import Attention, Dims, Traits
-from zoo.registry import _entries
+from zoo import Encoder, MultiHeadAttention, available, describe, register
+from zoo.contract import Attention, Dims, Mixer, Traits
+from zoo.registry import REFERENCE, Entry, _entries, _load_plugins
+
+TRAITS = Traits(family="test", source="none", year=None, time="O(N)", memory="O(N)", causal=False)
+PLUGIN = '''
+from dataclasses import dataclass
+
+from zoo import register
+from zoo.contract import Attention, Traits
+
+
+@dataclass(frozen=True)
+class Config:
+    """scale: of the values."""
+
+    scale: float = 1.0
+
+
+@register("NAME", config=Config)
+class Scaled(Attention):
+    """Values, scaled."""
+
+    traits = Traits(family="test", source="none", year=None, time="O(N)", memory="O(N)", causal=False)
+
+    def __init__(self, dims, config):
+        super().__init__()
+        self.scale = config.scale
+
+    def forward(self, q, k, v, *, key_padding_mask=None):
+        return self.scale * v
+
+
+class Loose:
+    pass
+'''
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +57,7 @@ class PlainConfig:
 class PlainAttention(Attention):
     """Values, scaled."""
 
-    traits = Traits(family="test", source="none", year=None, time="O(N)", memory="O(N)", causal=False)
+    traits = TRAITS
 
     def __init__(self, dims: Dims, config: PlainConfig) -> None:
         super().__init__()
@@ -32,12 +67,38 @@ class PlainAttention(Attention):
         return self.scale * v
 
 
-@pytest.fixture
-def plain() -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def _registry() -> Iterator[None]:
+    """Leave the registry as it was."""
     available()
-    register("plain", config=PlainConfig)(PlainAttention)
+    before = dict(_entries)
     yield
-    del _entries["plain"]
+    _entries.clear()
+    _entries.update(before)
+
+
+@pytest.fixture
+def plain() -> None:
+    register("plain", config=PlainConfig)(PlainAttention)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder to put modules and distributions in; plug-ins are looked for anew."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    _load_plugins.cache_clear()
+    yield tmp_path
+    monkeypatch.undo()
+    _load_plugins.cache_clear()
+
+
+def install(folder: Path, distribution: str, **points: str) -> None:
+    """A distribution with entry points, as pip leaves it."""
+    info = folder / f"{distribution.replace('-', '_')}-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 0.1\n")
+    listed = "".join(f"{name} = {value}\n" for name, value in points.items())
+    (info / "entry_points.txt").write_text(f"[attention_zoo.backends]\n{listed}")
 
 
 @pytest.mark.usefixtures("plain")
@@ -45,6 +106,7 @@ def test_a_registered_backend_is_available_everywhere() -> None:
     assert "plain" in available()
     assert describe("plain").options == {"scale": 1.0}
     assert describe("plain").summary == "Values, scaled."
+    assert not describe("plain").own
     encoder = Encoder(PlainConfig(scale=2.0), d_model=8, n_heads=2, n_layers=1, max_len=16)
     assert encoder(torch.randn(1, 5, 8)).shape == (1, 5, 8)
 
@@ -58,12 +120,371 @@ def test_two_backends_of_one_name_are_refused_and_both_are_named() -> None:
     class Other(PlainAttention):
         pass
 
-    with pytest.raises(
-        ValueError, match=r"cannot register .*Other as 'plain'.*PlainAttention is registered as 'plain'"
-    ):
+    said = r"cannot register .*test_registry:.*Other as 'plain'.*test_registry:PlainAttention is registered as 'plain'"
+    with pytest.raises(ValueError, match=said):
         register("plain", config=OtherConfig)(Other)
+    with pytest.raises(ValueError, match=r"cannot register .*Other as 'other' with PlainConfig"):
+        register("other", config=PlainConfig)(Other)
+    with pytest.raises(ValueError, match=r"PlainAttention as 'other' .*PlainAttention is registered as 'plain'"):
+        register("other", config=PlainConfig)(PlainAttention)
+    assert register("plain", config=PlainConfig)(PlainAttention) is PlainAttention
+
+
+def test_a_class_defined_again_takes_the_place_of_the_former() -> None:
+    def cell(default: float) -> None:
+        @dataclass(frozen=True)
+        class Config:
+            scale: float = default
+
+        @register("again", config=Config)
+        class Again(PlainAttention):
+            pass
+
+    cell(1.0)
+    cell(2.0)
+    assert describe("again").options == {"scale": 2.0}
 
 
 def test_unknown_names_get_the_closest_match_and_the_list() -> None:
-    with pytest.raises(ValueError, match=r"unknown attention 'reforme'. Did you mean 'reformer'\? Available: block"):
+    with pytest.raises(ValueError, match=r"unknown attention 'reforme'. Did you mean 'reformer'\? Available: .*full, "):
         describe("reforme")
+
+
+def test_describe_prints_all_of_a_backend() -> None:
+    text = str(describe("linformer"))
+    for part in (
+        "linformer: Keys and values projected along the sequence to a fixed rank.",
+        "low-rank",
+        "Wang et al., arXiv:2006.04768 (2020)",
+        "O(N·M) for a forward",
+        "O(N) kept for backward",
+        "no causal form, subquadratic",
+        "+524,288 beside full, in one layer of d_model 512, 8 heads, max_len 1024",
+        "capacity    rank=256",
+        "rank=256: M, how many positions",
+        "sharing=heads: ``none`` (E and F for each head)",
+        "exceptions  none",
+        "zoo.attention.linformer:LinformerAttention",
+    ):
+        assert part in text, part
+    assert max(map(len, text.splitlines())) <= 100
+    assert describe("linformer").capacity == ("rank", 256)
+    assert describe("full").capacity is None
+
+
+def test_every_option_of_one_line_or_of_many_is_explained() -> None:
+    assert describe("reformer").explanations == {
+        "n_hashes": "R, rounds of hashing.",
+        "bucket_size": "S, mean positions in a bucket, and the chunk length.",
+    }
+    assert set(describe("block_sparse").explanations) == set(describe("block_sparse").options)
+
+
+def test_exceptions_and_defaults_from_a_factory_are_described() -> None:
+    class Odd(PlainAttention):
+        """Odd."""
+
+        traits = replace(TRAITS, exceptions={"batch": "it sees its batch-mates"})
+
+    assert "batch: it sees its batch-mates" in str(Entry("odd", Odd, PlainConfig))
+
+
+def test_parameters_added_are_those_of_a_layer(name: str) -> None:
+    def count(attn: str) -> int:
+        layer = MultiHeadAttention(attn, d_model=REFERENCE.d_model, n_heads=REFERENCE.n_heads, max_len=1024)
+        return sum(parameter.numel() for parameter in layer.parameters())
+
+    state = torch.get_rng_state()
+    assert Entry(name, describe(name).cls, describe(name).config).parameters_added == count(name) - count("full")
+    torch.set_rng_state(state)
+    Entry(name, describe(name).cls, describe(name).config).parameters_added  # noqa: B018
+    assert torch.equal(torch.get_rng_state(), state), "counting draws from the caller's generator"
+
+
+def test_parameters_of_the_controls_are_fewer_and_of_a_broken_plugin_unknown() -> None:
+    assert describe("none").parameters_added == -2 * (512**2 + 512)
+
+    class Broken(PlainAttention):
+        def __init__(self, dims: Dims, config: PlainConfig) -> None:
+            raise RuntimeError("not today")
+
+    entry = Entry("broken", Broken, PlainConfig)
+    assert entry.parameters_added is None
+    assert "unknown beside full" in str(entry)
+
+
+@dataclass
+class ThawedConfig:
+    pass
+
+
+@dataclass(frozen=True)
+class NeedyConfig:
+    size: int
+
+
+class WithoutTraits(Attention):
+    def __init__(self, dims: Dims, config: PlainConfig) -> None:
+        super().__init__()
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        return v
+
+
+class WrongCapacity(PlainAttention):
+    traits = replace(TRAITS, capacity="rank")
+
+
+class WithoutForward(Attention):
+    traits = TRAITS
+
+    def __init__(self, dims: Dims, config: PlainConfig) -> None:
+        super().__init__()
+
+
+class WithoutMask(PlainAttention):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
+        return v
+
+
+class PositionalMask(PlainAttention):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
+        return v
+
+
+class HeadsForMixer(Mixer):
+    traits = TRAITS
+
+    def __init__(self, dims: Dims, config: PlainConfig) -> None:
+        super().__init__()
+
+    def forward(self, q, k, v, *, key_padding_mask=None):
+        return v
+
+
+class OwnSizes(PlainAttention):
+    def __init__(self, d_model: int, config: PlainConfig) -> None:
+        super().__init__(d_model, config)
+
+
+class WithoutInit(Attention):
+    traits = TRAITS
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        return v
+
+
+@pytest.mark.parametrize(
+    ("title", "cls", "config", "rule"),
+    [
+        ("My-Attention", PlainAttention, PlainConfig, "name is made of a-z, 0-9 and _, .* got 'My-Attention'"),
+        ("2mine", PlainAttention, PlainConfig, "starts with a letter, got '2mine'"),
+        ("mine", nn.Linear, PlainConfig, "must subclass zoo.contract.Attention or zoo.contract.Mixer, got Module"),
+        ("mine", describe, PlainConfig, "must subclass .* got no class"),
+        ("mine", PlainAttention, dict, "config must be a dataclass that is frozen, got dict: write @dataclass"),
+        ("mine", PlainAttention, PlainConfig(), r"config must be .* got PlainConfig\(scale=1.0\): write @dataclass"),
+        ("mine", PlainAttention, ThawedConfig, "config must be a dataclass that is frozen, got ThawedConfig"),
+        ("mine", PlainAttention, NeedyConfig, "every option needs a default, NeedyConfig.size has none"),
+        ("mine", WithoutTraits, PlainConfig, "traits must be a zoo.contract.Traits, got None: write traits = Traits"),
+        ("mine", WrongCapacity, PlainConfig, r"capacity must name an option of PlainConfig \(scale\), got 'rank'"),
+        ("mine", WithoutForward, PlainConfig, "must define forward, got none"),
+        (
+            "mine",
+            WithoutMask,
+            PlainConfig,
+            r"forward must take \(q, k, v, \*, key_padding_mask=None\), got \(q, k, v\)",
+        ),
+        ("mine", PositionalMask, PlainConfig, r"got \(q, k, v, key_padding_mask=None\)"),
+        ("mine", HeadsForMixer, PlainConfig, r"forward must take \(x, \*, key_padding_mask=None\), got \(q, k, v,"),
+        ("mine", OwnSizes, PlainConfig, r"__init__ must take \(dims, config\), got \(d_model, config\)"),
+        ("mine", WithoutInit, PlainConfig, r"__init__ must take \(dims, config\), got \(\*args"),
+    ],
+)
+def test_what_breaks_the_contract_is_refused_and_the_rule_is_named(title: str, cls, config, rule: str) -> None:
+    with pytest.raises(ValueError, match=rf"^\S+:\S+ breaks the contract: .*{rule}") as caught:
+        register(title, config=config)(cls)
+    assert "\n" not in str(caught.value)
+    assert title not in _entries
+
+
+def test_a_mixer_without_its_last_map_is_refused_when_built() -> None:
+    class Endless(Mixer):
+        traits = TRAITS
+
+        def __init__(self, dims: Dims, config: PlainConfig) -> None:
+            super().__init__()
+
+        def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+            return x
+
+    register("endless", config=PlainConfig)(Endless)
+    with pytest.raises(ValueError, match=r"Endless breaks the contract: a Mixer must end in .* out, got NoneType"):
+        MultiHeadAttention("endless", d_model=8, n_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("returns", "got"),
+    [
+        (lambda v: v[..., :-1, :], r"got shape \(2, 2, 4, 4\) of torch.float32"),
+        (lambda v: v.transpose(1, 2), r"got shape \(2, 5, 2, 4\)"),
+        (lambda v: v.double(), r"got shape \(2, 2, 5, 4\) of torch.float64"),
+        (lambda v: (v, None), "got tuple"),
+        (lambda v: None, "got NoneType"),  # noqa: ARG005
+    ],
+)
+def test_a_layer_names_the_rule_that_an_output_breaks(returns, got: str) -> None:
+    class Wrong(PlainAttention):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+            result: Tensor = returns(v)
+            return result
+
+    register("wrong", config=PlainConfig)(Wrong)
+    layer = MultiHeadAttention("wrong", d_model=8, n_heads=2)
+    said = (
+        rf"Wrong breaks the contract: forward must return what it takes, shape \(2, 2, 5, 4\) of torch.float32, {got}"
+    )
+    with pytest.raises(ValueError, match=said):
+        layer(torch.randn(2, 5, 8))
+
+
+def test_a_layer_names_the_rule_that_a_mixer_breaks() -> None:
+    class Short(Mixer):
+        traits = TRAITS
+
+        def __init__(self, dims: Dims, config: PlainConfig) -> None:
+            super().__init__()
+            self.out = nn.Linear(dims.d_model, dims.d_model)
+
+        def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+            y: Tensor = self.out(x[:, :1])
+            return y
+
+    register("short", config=PlainConfig)(Short)
+    layer = MultiHeadAttention("short", d_model=8, n_heads=2)
+    with pytest.raises(ValueError, match=r"Short breaks the contract: .* shape \(2, 5, 8\) .* got shape \(2, 1, 8\)"):
+        layer(torch.randn(2, 5, 8))
+
+
+def test_a_class_in_a_module_of_ones_own_is_found_by_its_place(folder: Path) -> None:
+    (folder / "mine_by_place.py").write_text(PLUGIN.replace("NAME", "mine_by_place"))
+    entry = describe("mine_by_place:Scaled")
+    assert entry.name == "mine_by_place"
+    assert entry.explanations == {"scale": "of the values."}
+    assert describe("mine_by_place") is entry
+    assert "mine_by_place" in available()
+    encoder = Encoder("mine_by_place:Scaled", d_model=8, n_heads=2, n_layers=1, max_len=16)
+    assert encoder(torch.randn(1, 5, 8)).shape == (1, 5, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "message"),
+    [
+        (
+            None,
+            "nowhere:Scaled",
+            "there is no module 'nowhere': name it as in `import nowhere`, from the current folder",
+        ),
+        (None, "nowhere.py:Scaled", "there is no module 'nowhere.py': name it as in `import nowhere`"),
+        (None, ":Scaled", "cannot import : ValueError: Empty module name"),
+        ("def (:\n", "MODULE:Scaled", r"cannot import MODULE: SyntaxError: .*\(MODULE.py, line 1\)"),
+        (
+            "import not_there\n",
+            "MODULE:Scaled",
+            "cannot import MODULE: ModuleNotFoundError: No module named 'not_there'",
+        ),
+        (PLUGIN + "1 / 0\n", "MODULE:Scaled", "cannot import MODULE: ZeroDivisionError: division by zero"),
+        ("import sys\nsys.exit(3)\n", "MODULE:Scaled", "cannot import MODULE: SystemExit: 3"),
+        (PLUGIN, "MODULE:Scald", "^MODULE has no class 'Scald', did you mean 'Scaled'"),
+        (PLUGIN, "MODULE:", "MODULE has no class ''"),
+        (PLUGIN, "MODULE:Loose", "MODULE:Loose is not registered: decorate it with @register"),
+        (
+            PLUGIN.replace("v, *, key_padding_mask=None", "v"),
+            "MODULE:Scaled",
+            r"^MODULE:Scaled breaks the contract: forward must take \(q, k, v, \*, key_padding_mask=None\)",
+        ),
+        (
+            PLUGIN.replace("NAME", "full"),
+            "MODULE:Scaled",
+            "^cannot register MODULE:Scaled as 'full' with Config: zoo.attention.full:FullAttention is registered as",
+        ),
+    ],
+)
+def test_a_module_that_cannot_be_used_is_told_in_one_line(
+    text: str | None, place: str, message: str, folder: Path
+) -> None:
+    module = folder.name  # another one in each test
+    if text is not None:
+        (folder / f"{module}.py").write_text(text.replace("NAME", module))
+    before = set(available())
+    with pytest.raises(ValueError, match=message.replace("MODULE", module)) as caught:
+        describe(place.replace("MODULE", module))
+    assert "\n" not in str(caught.value)
+    if "1 / 0" in (text or ""):
+        assert set(available()) == before, "half a module stays registered"
+
+
+def test_a_package_brings_backends_by_entry_points(folder: Path) -> None:
+    for module in ("plugin_a", "plugin_b"):
+        (folder / f"{module}.py").write_text(PLUGIN.replace("NAME", f"from_{module}"))
+    install(folder, "two-plugins", from_plugin_a="plugin_a:Scaled", from_plugin_b="plugin_b")
+    assert {"from_plugin_a", "from_plugin_b"} <= set(available())
+    assert describe("from_plugin_a").cls.__module__ == "plugin_a"
+
+
+def test_a_broken_plugin_is_named_in_one_line_and_the_others_go_on(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "plugin_good.py").write_text(PLUGIN.replace("NAME", "good_one"))
+    (folder / "plugin_bad.py").write_text(PLUGIN.replace("NAME", "bad_one") + "import not_there\n")
+    (folder / "plugin_rule.py").write_text(PLUGIN.replace("NAME", "rule_one").replace("dims, config", "d_model"))
+    (folder / "plugin_thief.py").write_text(PLUGIN.replace("NAME", "linformer"))
+    (folder / "plugin_other.py").write_text(PLUGIN.replace("NAME", "another_name"))
+    install(
+        folder,
+        "my-plugins",
+        good_one="plugin_good:Scaled",
+        bad_one="plugin_bad:Scaled",
+        rule_one="plugin_rule",
+        linformer="plugin_thief:Scaled",
+        reformer="plugin_good",
+        promised="plugin_other:Scaled",
+    )
+    with caplog.at_level(logging.WARNING):
+        names = available()
+        available()
+    assert "good_one" in names
+    assert "bad_one" not in names
+    said = {record.getMessage() for record in caplog.records}
+    left_out = "attention plug-in '{}' of my-plugins 0.1 ({}) is left out: {}".format
+    assert said == {
+        left_out("bad_one", "plugin_bad:Scaled", f"cannot import plugin_bad: {missing('not_there')}"),
+        left_out("rule_one", "plugin_rule", "plugin_rule:Scaled breaks the contract: __init__ must take "
+                 "(dims, config), got (d_model)"),
+        left_out("linformer", "plugin_thief:Scaled", "cannot register plugin_thief:Scaled as 'linformer' with Config: "
+                 "zoo.attention.linformer:LinformerAttention is registered as 'linformer' with LinformerConfig"),
+        left_out("reformer", "plugin_good", "plugin_good registers nothing of that name"),
+        left_out("promised", "plugin_other:Scaled", "plugin_other:Scaled registers 'another_name'"),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"'bad_one' of my-plugins 0.1 .* is left out: cannot import plugin_bad"):
+        describe("bad_one")
+    assert describe("linformer").own
+
+
+def missing(module: str) -> str:
+    return f"ModuleNotFoundError: No module named '{module}'"
+
+
+def test_two_plugins_of_one_name_are_refused_and_both_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for module in ("plugin_first", "plugin_second"):
+        (folder / f"{module}.py").write_text(PLUGIN.replace("NAME", "wanted_twice"))
+    install(folder, "first", wanted_twice="plugin_first:Scaled")
+    install(folder, "second", wanted_twice="plugin_second:Scaled")
+    with caplog.at_level(logging.WARNING):
+        assert "wanted_twice" not in available()
+    assert len(caplog.records) == 1
+    for part in ("first 0.1 (plugin_first:Scaled)", "second 0.1 (plugin_second:Scaled)"):
+        assert part in caplog.text
+    with pytest.raises(
+        ValueError, match=r"first 0.1 \(.*\) and second 0.1 \(.*\) have one name|second 0.1 .* and first"
+    ):
+        describe("wanted_twice")

@@ -4,13 +4,19 @@ import json
 import math
 import subprocess
 import sys
+import time
 from itertools import combinations, pairwise
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from numpy.typing import NDArray
 
 from compare.report import write_report, write_report_many
 from compare.report.aggregate import (
@@ -24,11 +30,37 @@ from compare.report.aggregate import (
     learning_curve,
     pareto_front,
 )
-from compare.report.charts import TIME, accuracy_speed, choose_styles, cost_against_length, families, learning_curves
+from compare.report.canvas import SOFT, STYLE, choose_styles, folded, shown_name
+from compare.report.charts import (
+    SPEED,
+    TIME,
+    WEIGHT,
+    Against,
+    accuracy_chart,
+    cost_against_length,
+    learning_curves,
+    length_series,
+    near_baselines,
+    plan,
+    write_charts,
+)
+from compare.report.curves import PANEL_FOLD, course_name, course_of
+from compare.report.families import COLOURS, EXTERNAL, colour_of, in_order
 from compare.report.labels import Anchor, Box, place, spread
 from compare.report.summary import summarise
 from compare.report.units import count, seconds, size
-from tests.make_records import ENVIRONMENT, PROFILES, Record, make_record, write_folder
+from compare.spec import RunSpec
+from compare.worker import new_record
+from tests.make_records import (
+    ENVIRONMENT,
+    FAMILIES,
+    MANY,
+    PROFILES,
+    Record,
+    make_record,
+    many_records,
+    write_folder,
+)
 
 CROWD = (
     *("bigbird", "cosformer", "fnet", "fourier mixer", "gated linear", "hyena", "linear", "linformer rank=128"),
@@ -50,15 +82,56 @@ def overlaps(boxes: list[Box]) -> list[tuple[Box, Box]]:
     ]
 
 
-def rendered_labels(figure: Figure) -> dict[str, Box]:
-    """Boxes of the labels as they come out at the size of the PNG."""
+def render(figure: Figure) -> None:
+    """Lay everything out at the size of the PNG."""
     figure.set_dpi(200)
     FigureCanvasAgg(figure).draw()
-    return {
-        text.get_text(): Box(*(float(edge) for edge in text.get_window_extent().extents))
-        for text in figure.texts
-        if text.get_gid() == "label"
-    }
+
+
+def box_of(text: Text) -> Box:
+    return Box(*(float(edge) for edge in text.get_window_extent().extents))
+
+
+def labels_of(figure: Figure) -> list[tuple[str, Box]]:
+    return [(text.get_text(), box_of(text)) for text in figure.texts if text.get_gid() == "label"]
+
+
+def texts_of(figure: Figure) -> list[tuple[str, Box]]:
+    """Everything that is written: titles, notes, labels, legends, axes and their ticks."""
+    texts = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = zip(axis.get_major_ticks(), axis.get_majorticklocs(), strict=False)
+            texts += [axis.label, *(tick.label1 for tick, place in ticks if low <= place <= high)]
+    return [(text.get_text(), box_of(text)) for text in texts if text.get_text()]
+
+
+def points_of(axes: Axes) -> list[tuple[float, float]]:
+    """Where the axes hold a mark, in pixels."""
+    found = [c.get_offsets() for c in axes.collections if isinstance(c, PathCollection)]
+    found += [line.get_xydata() for line in axes.lines if line.get_marker() not in ("", "None", None)]
+    return [tuple(point) for points in found if len(points) for point in axes.transData.transform(points)]
+
+
+def assert_readable(figure: Figure) -> None:
+    """No text over another, over a point, or over a trivial predictor's line, and none off the page."""
+    render(figure)
+    texts = texts_of(figure)
+    clashes = [(a[0], b[0]) for a, b in combinations(texts, 2) if overlaps([a[1], b[1]])]
+    assert clashes == []
+    width, height = figure.bbox.size
+    assert [t for t, b in texts if b.left < 0 or b.bottom < 0 or b.right > width or b.top > height] == []
+    for axes in figure.axes:
+        area = axes.get_window_extent()
+        names = [(t, b) for t, b in labels_of(figure) if area.x0 < b.right and b.left < area.x1 and b.bottom < area.y1]
+        names = [(t, b) for t, b in names if b.top > area.y0]
+        for x, y in points_of(axes):
+            assert [t for t, b in names if b.left < x < b.right and b.bottom < y < b.top] == []
+        for line in axes.lines:
+            if line.get_color() == SOFT:
+                y = float(axes.transData.transform((0.5, line.get_ydata()[0]))[1])
+                assert [t for t, b in names if b.bottom < y < b.top] == []
 
 
 @pytest.mark.parametrize(("n", "t"), [(2, 12.706), (3, 4.303), (5, 2.776), (31, 2.042), (61, 2.000), (121, 1.980)])
@@ -198,25 +271,158 @@ def crowd() -> list[Record]:
     return records
 
 
-def test_25_names_do_not_overlap_on_the_chart_of_accuracy_against_speed() -> None:
+@pytest.mark.parametrize("against", [SPEED, WEIGHT], ids=["speed", "memory"])
+def test_25_names_close_together_do_not_overlap(against: Against) -> None:
     (group,) = groups_of(crowd())
-    figure = accuracy_speed(group, choose_styles([group]))
+    figure = accuracy_chart(group, against, choose_styles([group]))
     assert figure is not None
-    labels = rendered_labels(figure)
-    assert len(labels) == 25 + len(group.baselines)
-    assert overlaps(list(labels.values())) == []
-    assert "none (control)" in labels
-    assert "xformers*" in labels
+    assert_readable(figure)
+    labels = [name for name, _ in labels_of(figure)]
+    assert len(labels) == len(set(labels)) >= 25 + len(group.baselines)
+    assert {"none (control)", "xformers*"} <= set(labels)
 
 
 @pytest.mark.parametrize("axis", ["step", "seconds"])
-def test_25_names_do_not_overlap_on_learning_curves(axis: str) -> None:
-    (group,) = groups_of(crowd())
+def test_25_names_of_one_family_do_not_overlap_on_learning_curves(axis: str) -> None:
+    records = [record | {"family": "kernel"} for record in crowd()]
+    (group,) = groups_of(records)
     figure = learning_curves(group, axis, choose_styles([group]))
     assert figure is not None
-    labels = rendered_labels(figure)
-    assert overlaps(list(labels.values())) == []
+    assert_readable(figure)
+    assert len(figure.axes) == 1
+    labels = [name for name, _ in labels_of(figure)]
     assert len([name for name in labels if not name.startswith("length ")]) == 25 + len(group.baselines)
+
+
+def expected_names(stem: str, groups: list[Group]) -> set[str]:
+    """How each variant that has a value must be named on a chart of many."""
+    if stem.startswith("cost"):
+        field = "forward_backward_seconds" if "time" in stem else "peak_memory_bytes"
+        starred = {row.label for group in groups for row in group.rows if row.fell_back}
+        rows = [row for group in groups for row in group.rows if row.over_seeds(field)]
+        return {folded(row.name + ("*" if row.label in starred else "")) for row in rows}
+    (group,) = (group for group in groups if stem.endswith(group.slug))
+    if stem.startswith("accuracy"):
+        return {folded(shown_name(row)) for row in group.rows if row.over_seeds("test_score")}
+    return {folded(course_name(row), PANEL_FOLD) for row in group.rows if course_of(row, "step")}
+
+
+MANY_GROUPS = groups_of(many_records())
+MANY_CHARTS = {chart.stem: draw for chart, draw in plan(MANY_GROUPS, choose_styles(MANY_GROUPS))}
+
+
+@pytest.mark.parametrize("stem", MANY_CHARTS)
+def test_every_one_of_26_variants_is_named_on_every_chart_and_every_text_is_readable(stem: str) -> None:
+    with matplotlib.rc_context(STYLE):
+        figure = MANY_CHARTS[stem]()
+        assert figure is not None
+        assert_readable(figure)
+    names = {name for name, _ in labels_of(figure)}
+    expected = expected_names(stem, MANY_GROUPS)
+    assert len(expected) >= 24
+    assert expected - names == set()
+    assert set(FAMILIES) - {"control"} <= names
+
+
+def test_learning_curves_of_many_have_a_panel_for_each_family() -> None:
+    figure = MANY_CHARTS["curves_steps_bytes_1024"]()
+    assert figure is not None
+    assert len(figure.axes) == len(FAMILIES) - 1
+    names = [name for name, _ in labels_of(figure)]
+    assert names.count("full") == names.count("none (control)") == len(figure.axes)
+    assert names.count("linear") == 1
+
+
+def test_all_charts_of_26_variants_are_drawn_in_20_seconds(tmp_path: Path) -> None:
+    assert len(MANY) == 26
+    started = time.process_time()
+    drawn = write_charts(MANY_GROUPS, tmp_path)
+    assert time.process_time() - started < 20
+    assert len(drawn) == 10
+
+
+def oklab(linear: NDArray[np.float64]) -> NDArray[np.float64]:
+    cones = linear @ np.array([[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]]).T
+    return (
+        np.cbrt(cones) @ np.array([[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]]).T
+    )
+
+
+# How others see linear RGB, after Machado et al. 2009.
+SIGHTS = {
+    "all cones": np.eye(3),
+    "no green cones": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "no red cones": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+}
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_family_colours_can_be_told_apart(sight: str) -> None:
+    colours = [*COLOURS.values(), *EXTERNAL]
+    coded = np.array([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in colours])
+    linear = np.where(coded <= 0.04045, coded / 12.92, ((coded + 0.055) / 1.055) ** 2.4)
+    seen = oklab(np.clip(linear @ np.array(SIGHTS[sight]).T, 0, 1))
+    distances = {
+        (a, b): float(np.linalg.norm(seen[i] - seen[j])) for (i, a), (j, b) in combinations(enumerate(colours), 2)
+    }
+    assert {pair: round(far, 3) for pair, far in distances.items() if far < 0.085} == {}
+    assert all(1.05 / (line @ [0.2126, 0.7152, 0.0722] + 0.05) > 1.9 for line in linear)  # contrast with white
+
+
+def test_families_from_elsewhere_keep_their_colours() -> None:
+    assert colour_of("wavelets") == colour_of("wavelets")
+    assert colour_of("wavelets") in EXTERNAL
+    assert in_order({"control", "wavelets", "other", "kernel", "exact"}) == [
+        *("exact", "kernel", "wavelets", "other", "control"),
+    ]
+
+
+def test_no_two_variants_of_a_family_look_alike_and_full_is_the_reference() -> None:
+    styles = choose_styles(MANY_GROUPS)
+    looks = [styles[row.name] for row in MANY_GROUPS[0].rows]
+    assert len({(look.colour, look.marker) for look in looks}) == len(looks)
+    assert styles["full"].weight == "bold"
+    assert styles["full"].width > max(look.width for name, look in styles.items() if name != "full")
+    assert styles["naive"].colour == styles["full"].colour
+    assert styles["none (control)"].colour == COLOURS["control"]
+
+
+def test_a_record_without_its_family_takes_it_from_another_or_is_other() -> None:
+    old, new, unknown, control = (
+        make_record(v, seed=s) for v, s in (("linear", 0), ("linear", 1), ("full", 0), ("none", 0))
+    )
+    for record in (old, unknown, control):
+        del record["family"]
+    unknown["family"] = None
+    rows = {row.variant: row.family for row in groups_of([old, unknown, control])[0].rows}
+    assert rows == {"linear": "other", "full": "other", "none": "control"}
+    assert {row.family for row in groups_of([old, new])[0].rows} == {"kernel"}
+
+
+@pytest.mark.parametrize(("variant", "family"), [("linformer", "low-rank"), ("none", "control"), ("no_such", None)])
+def test_every_record_names_the_family_of_its_variant(variant: str, family: str | None) -> None:
+    sizes = {"seq_len": 64, "seed": 0, "batch_size": 1, "d_model": 8, "n_heads": 1, "n_layers": 1, "threads": 1}
+    training = {"budget": None, "steps": 1, "conv_width": None, "embedding_std": 0.1, "lr": 0.1, "length_warmup": False}
+    spec = RunSpec(variant=variant, task="mqar", device="cpu", dtype="float32", **sizes, **training)
+    assert new_record(spec, "ok", "")["family"] == family
+
+
+def test_long_notes_stay_on_the_page() -> None:
+    records = [
+        make_record(v, label=f"{v} an_option={n} another={n}", seed=s) for v in MANY for n, s in ((512, 0), (64, 1))
+    ]
+    groups = groups_of(records)
+    figure = accuracy_chart(groups[0], SPEED, choose_styles(groups))
+    assert figure is not None
+    render(figure)
+    assert max(box.right for _, box in texts_of(figure)) < figure.bbox.width
+
+
+def test_baselines_far_below_do_not_stretch_the_axis() -> None:
+    assert near_baselines({"low": 0.1, "best": 0.45}, [0.46, 0.52]) == ({"best": 0.45}, ["low"])
+    assert near_baselines({"low": 0.44, "best": 0.45}, [0.46, 0.52]) == ({"low": 0.44, "best": 0.45}, [])
+    assert near_baselines({"best": 0.1}, [0.46, 0.52]) == ({"best": 0.1}, [])
+    assert near_baselines({}, [0.5]) == ({}, [])
 
 
 def test_failures_are_named_on_the_chart_of_cost() -> None:
@@ -225,12 +431,13 @@ def test_failures_are_named_on_the_chart_of_cost() -> None:
         for n in (1024, 4096)
         for variant in PROFILES
     ]
+    records += [make_record("local", label="local window=0", seq_len=n, status="error") for n in (1024, 4096)]
     groups = groups_of(records)
-    figure = cost_against_length(families(groups)[0], TIME, choose_styles(groups))
+    figure = cost_against_length(length_series(groups)[0], TIME, choose_styles(groups))
     assert figure is not None
-    labels = rendered_labels(figure)
-    assert "oom: full" in labels
-    assert overlaps(list(labels.values())) == []
+    assert_readable(figure)
+    assert "oom: full" in [name for name, _ in labels_of(figure)]
+    assert any("Nothing measured at any length: local window=0 (error)." in text for text, _ in texts_of(figure))
 
 
 def test_curves_prefer_validation_and_find_the_changes_of_length() -> None:
@@ -251,7 +458,8 @@ def test_a_full_report_names_everything(tmp_path: Path) -> None:
     records = [make_record(v, seq_len=n, seed=s) for n in (512, 1024) for v in PROFILES for s in range(2)]
     write_report(write_folder(tmp_path, records))
     stems = {"cost_time_bytes", "cost_memory_bytes"}
-    stems |= {f"{kind}_bytes_{n}" for kind in ("accuracy_speed", "curves_steps", "curves_seconds") for n in (512, 1024)}
+    kinds = ("accuracy_speed", "accuracy_memory", "curves_steps", "curves_seconds")
+    stems |= {f"{kind}_bytes_{n}" for kind in kinds for n in (512, 1024)}
     assert {path.name for path in (tmp_path / "charts").iterdir()} == {s + e for s in stems for e in (".png", ".svg")}
     report = (tmp_path / "report.md").read_text()
     assert all(f"(charts/{stem}.png)" in report for stem in stems)
@@ -307,10 +515,11 @@ def test_any_field_may_be_absent(field: str, how: str) -> None:
     styles = choose_styles(groups)
     for group in groups:
         assert summarise(group)
-        accuracy_speed(group, styles)
+        accuracy_chart(group, SPEED, styles)
+        accuracy_chart(group, WEIGHT, styles)
         learning_curves(group, "step", styles)
-    for family in families(groups):
-        cost_against_length(family, TIME, styles)
+    for series in length_series(groups):
+        cost_against_length(series, TIME, styles)
 
 
 def test_the_barest_record_is_reported(tmp_path: Path) -> None:
@@ -319,7 +528,7 @@ def test_the_barest_record_is_reported(tmp_path: Path) -> None:
     (tmp_path / "environment.json").unlink()
     write_report(tmp_path)
     assert "the machine is unknown" in (tmp_path / "report.md").read_text()
-    assert "| full |" in (tmp_path / "report.md").read_text()
+    assert "| full | other |" in (tmp_path / "report.md").read_text()
 
 
 def test_damaged_lines_are_named_in_both_reports(tmp_path: Path) -> None:
@@ -350,3 +559,19 @@ def test_reports_are_drawn_without_torch(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def report(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "compare", "report", *words]
+    return subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["in place", "--out"])
+def test_nothing_is_drawn_of_records_that_are_all_damaged(tmp_path: Path, *, together: bool) -> None:
+    folder = write_folder(tmp_path / "damaged", [])
+    (folder / "records.jsonl").write_text('{"run_id": "cut of\n[]\n')
+    before = sorted(tmp_path.rglob("*"))
+    done = report(str(folder), *(["--out", str(tmp_path / "out")] if together else []))
+    assert done.returncode == 1
+    assert done.stderr == f"error: {folder / 'records.jsonl'} holds no record that can be read\n"
+    assert sorted(tmp_path.rglob("*")) == before

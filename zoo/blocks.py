@@ -252,7 +252,7 @@ def _empty(q: Tensor) -> tuple[Tensor, Tensor]:
 
 def _forward_part(blocks: _Blocks, q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, lse: Tensor) -> None:
     """Write one part's result and log-sum-exp into ``out`` and ``lse``, at the queries that the part has."""
-    qs, ks, vs = blocks.queries.take(q), blocks.keys.take(k), blocks.keys.take(v)
+    (qs,), (ks, vs) = blocks.take_queries(q), blocks.take_keys(k, v)
     part_out = torch.zeros(qs.shape, dtype=out.dtype, device=q.device)
     part_lse = out.new_full(qs.shape[:-1], HIDDEN)
     for tile in blocks.tiles():
@@ -275,9 +275,9 @@ def _backward_part(
     grads: list[Tensor],
 ) -> None:
     """Add the gradients through one part to ``grads``: of q, k and v."""
-    qs, gs, os = (blocks.queries.take(x) for x in (q, grad, out))
-    ls = blocks.queries.take(lse[..., None])[..., 0]
-    ks, vs = blocks.keys.take(k), blocks.keys.take(v)
+    qs, gs, os, ls = blocks.take_queries(q, grad, out, lse[..., None])
+    ls = ls[..., 0]
+    ks, vs = blocks.take_keys(k, v)
     dq = torch.zeros(qs.shape, dtype=lse.dtype, device=q.device)
     dk, dv = (torch.zeros(ks.shape, dtype=lse.dtype, device=q.device) for _ in range(2))
     for tile in blocks.tiles():
@@ -318,15 +318,16 @@ class _Cut:
         self.absent = slot < 0
         self.slot = (slot.clamp(min=0) + base * slots).flatten()
 
-    def take(self, x: Tensor) -> Tensor:
-        """(B, H, N, ·) -> (G, blocks, S, ·); empty slots hold 0."""
+    def take(self, x: Tensor, *, contiguous: bool = False) -> Tensor:
+        """(B, H, N, ·) -> (G, blocks, S, ·), a view where that is possible; empty slots hold 0."""
         if self.positions is None:
             x = pad_to_multiple(x, self.size, -2)
         else:
             x = x.reshape(-1, x.shape[-1]).index_select(0, self.source)
             if self.empty is not None:
                 x.masked_fill_(self.empty, 0)
-        return x.reshape(self.B * self.H, self.blocks, self.size, x.shape[-1])
+        x = x.reshape(self.B * self.H, self.blocks, self.size, x.shape[-1])
+        return x.contiguous() if contiguous else x
 
     def hidden(self, padding: Tensor | None) -> Tensor | None:
         """(G, blocks, S) bool: slots that hold padding or nothing; None where there are none."""
@@ -382,9 +383,18 @@ class _Blocks:
         self.queries = _Cut(part.positions, part.size, shape, device)
         self.keys = self.queries if part.keys is None else _Cut(part.keys, part.keys.shape[-1], shape, device)
         self.hidden = self.keys.hidden(padding)
+        self.gathers = any(isinstance(group, Group) for group in part.groups)
         self.causal = (self.queries.places(), self.keys.places()) if part.causal else None
         # the label of each query slot and key slot: (G, blocks, S)
         self.labels = None if part.labels is None else part.labels.flatten(0, 1)[..., None].expand(-1, -1, part.size)
+
+    def take_queries(self, *tensors: Tensor) -> list[Tensor]:
+        """(B, H, N, ·) -> (G, blocks, S, ·) each, laid out so that tiles are cut without a copy of the whole."""
+        return [self.queries.take(x, contiguous=self.gathers) for x in tensors]
+
+    def take_keys(self, *tensors: Tensor) -> list[Tensor]:
+        """(B, H, N, ·) -> (G, key blocks, S, ·) each, likewise."""
+        return [self.keys.take(x, contiguous=self.gathers) for x in tensors]
 
     def tiles(self) -> Iterator[_Tile]:
         """The work, a few rows at a time."""

@@ -35,10 +35,12 @@ class Heads(Mixer):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        q, *k, v = rearrange(self.qkv(x), "b n (i h d) -> i b h n d", i=self.inputs, h=self.n_heads)
+        parts = self.qkv(x).chunk(self.inputs, dim=-1)  # cut first: backward then joins the gradients in one pass
+        q, *k, v = (rearrange(part, "b n (h d) -> b h n d", h=self.n_heads) for part in parts)
         if self.rotary is not None:
             q, k = self.rotary(q), [self.rotary(x) for x in k]
         mixed = self.attention(q, *(k or [q]), v, key_padding_mask=key_padding_mask)
+        check_output(self.attention, mixed, v)
         y: Tensor = self.out(rearrange(mixed, "b h n d -> b n (h d)"))
         return y
 
@@ -90,10 +92,11 @@ class MultiHeadAttention(nn.Module):
             key_padding_mask: (B, N) bool, True = padding, as in ``nn.MultiheadAttention``.
 
         Raises:
-            ValueError: wrong shape or dtype, or N above ``max_len``.
+            ValueError: wrong shape or dtype, or N above ``max_len``; or a backend that breaks its contract.
         """
         check_input(x, key_padding_mask, self.d_model, self.max_len)
         y: Tensor = self.mixer(x, key_padding_mask=key_padding_mask)
+        check_output(self.mixer, y, x)
         return y if key_padding_mask is None else y.masked_fill(key_padding_mask[..., None], 0)
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
@@ -342,3 +345,19 @@ def check_input(x: Tensor, key_padding_mask: Tensor | None, d_model: int, max_le
             f"expected key_padding_mask of shape {tuple(x.shape[:2])} of torch.bool (True = padding), "
             f"got shape {tuple(key_padding_mask.shape)} of {key_padding_mask.dtype}"
         )
+
+
+def check_output(backend: Backend, y: object, like: Tensor) -> None:
+    """Raise ValueError where a backend does not return the shape and dtype of its input, as its contract says.
+
+    Under autocast the dtype is that of the last operation, whatever came in.
+    """
+    any_dtype = torch.is_autocast_enabled(like.device.type)
+    if isinstance(y, Tensor) and y.shape == like.shape and (any_dtype or y.dtype == like.dtype):
+        return
+    got = f"shape {tuple(y.shape)} of {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
+    cls = type(backend)
+    raise ValueError(
+        f"{cls.__module__}:{cls.__qualname__} breaks the contract: forward must return what it takes, "
+        f"shape {tuple(like.shape)} of {like.dtype}, got {got}"
+    )

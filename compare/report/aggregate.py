@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .families import CONTROL_FAMILY, UNKNOWN_FAMILY
+
 Record = dict[str, Any]
 CONTROL = "none"
 REFERENCE = "full"
@@ -125,6 +127,7 @@ class Row:
     label: str
     suffix: str
     variant: str
+    family: str
     records: tuple[Record, ...]
 
     @property
@@ -135,6 +138,11 @@ class Row:
     @property
     def is_control(self) -> bool:
         return self.variant == CONTROL
+
+    @property
+    def is_reference(self) -> bool:
+        """The reference with its usual settings, of which there is one."""
+        return self.variant == REFERENCE and self.name == self.label
 
     @property
     def finished(self) -> tuple[Record, ...]:
@@ -302,15 +310,24 @@ def group_records(sources: Sequence[Source]) -> list[Group]:
             row[str(record.get("seed"))] = record
 
     where = tell_machines_apart(machines)
+    families = families_of(record for source in sources for record in source.records)
     groups = []
     for (machine, task, seq_len, setting), cell in sorted(cells.items(), key=lambda item: item[0]):
         rivals = [key[3] for key in cells if key[:3] == (machine, task, seq_len)]
         told_apart = tell_apart(setting, rivals)
         cost = {key: value for key, value in json.loads(setting).items() if key not in NOT_COST}
-        groups.append(
-            Group(task, seq_len, told_apart, as_key(cost), machine, where[machine], machines[machine], make_rows(cell))
-        )
+        rows = make_rows(cell, families)
+        groups.append(Group(task, seq_len, told_apart, as_key(cost), machine, where[machine], machines[machine], rows))
     return groups
+
+
+def families_of(records: Iterable[Record]) -> dict[str, str]:
+    """The family of each variant. One record that names it is enough: old ones do not."""
+    found = {CONTROL: CONTROL_FAMILY}
+    for record in records:
+        if isinstance(family := record.get("family"), str) and family.strip():
+            found.setdefault(str(record.get("variant")), " ".join(family.split()))
+    return found
 
 
 def tell_machines_apart(machines: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -322,13 +339,14 @@ def tell_machines_apart(machines: Mapping[str, Mapping[str, Any]]) -> dict[str, 
     return {line: line if name in shared else name for line, name in names.items()}
 
 
-def make_rows(cell: Mapping[tuple[str, str], Mapping[str, Record]]) -> tuple[Row, ...]:
+def make_rows(cell: Mapping[tuple[str, str], Mapping[str, Record]], families: Mapping[str, str]) -> tuple[Row, ...]:
     """Rows with the reference first and the control last; two of one label are told apart by their settings."""
     rows = []
     for (label, own), seeds in cell.items():
         suffix = tell_apart(own, [key[1] for key in cell if key[0] == label])
         variant = str(next(iter(seeds.values())).get("variant") or label)
-        rows.append(Row(label, suffix, variant, tuple(seeds[seed] for seed in sorted(seeds))))
+        family = families.get(variant, UNKNOWN_FAMILY)
+        rows.append(Row(label, suffix, variant, family, tuple(seeds[seed] for seed in sorted(seeds))))
     return tuple(sorted(rows, key=lambda row: (row.is_control, row.variant != REFERENCE, row.name)))
 
 

@@ -3,8 +3,7 @@
 Everything here is plain geometry in pixels, y upwards, and deterministic.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,27 +31,60 @@ class Anchor(NamedTuple):
 
 GAP = 4.0  # between a mark and its name, and between names
 LINE_COST = 0.15  # pixels a name moves away rather than cover one square pixel of a line
-CROSSING_COST = 10.0  # the same for a name that its leader would cross
-HAIR = np.array([-1.0, -1.0, 1.0, 1.0])  # a point made a box of 2 pixels
-ANGLES = np.deg2rad([0, 180, 90, 270, 45, 315, 135, 225, 22, 338, 158, 202, 68, 292, 112, 248])
+CROSSING_COST = 50.0  # the same for a leader that crosses a name, a mark or another leader
+TOUCHING_COST = 1e4  # the same for one square pixel of a mark or another name
+SWEEPS = 3  # times that every name is placed anew among the others
+ANGLES = np.deg2rad(np.arange(0, 360, 22.5))
+REACHES = np.concatenate([np.arange(0, 60, 5), np.arange(60, 200, 14), np.arange(200, 1000, 80)])
+SAMPLES = np.linspace(0.1, 0.95, 12)  # where a leader is looked at
 
 
-def shared_areas(boxes: FloatArray, others: Sequence[Box]) -> FloatArray:
-    """Area that each of `boxes` (K, 4) shares with all of `others` together: (K,)."""
-    if not others:
-        return np.zeros(len(boxes))
-    rest = np.array(others)  # (M, 4)
-    low = np.maximum(boxes[:, None, :2], rest[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], rest[None, :, 2:])
-    overlaps: FloatArray = np.prod(np.clip(high - low, 0, None), axis=-1)
-    return np.asarray(overlaps.sum(axis=1))
+def shared_areas(boxes: FloatArray, others: FloatArray) -> FloatArray:
+    """Area that each of `boxes` (K, 4) shares with all of `others` (M, 4) together: (K,)."""
+    width = np.minimum(boxes[:, None, 2], others[:, 2]) - np.maximum(boxes[:, None, 0], others[:, 0])  # (K, M)
+    height = np.minimum(boxes[:, None, 3], others[:, 3]) - np.maximum(boxes[:, None, 1], others[:, 1])
+    areas: FloatArray = (np.clip(width, 0, None) * np.clip(height, 0, None)).sum(axis=1)
+    return areas
+
+
+def leaders(starts: FloatArray, boxes: FloatArray) -> FloatArray:
+    """From points (…, 2) to the nearest points of their boxes (…, 4): the points between, (…, S, 2)."""
+    nearest = np.clip(starts, boxes[..., :2], boxes[..., 2:])
+    between: FloatArray = starts[..., None, :] + SAMPLES[:, None] * (nearest - starts)[..., None, :]
+    return between
+
+
+def hits(points: FloatArray, boxes: FloatArray) -> NDArray[np.bool_]:
+    """Whether any of the points (K, S, 2) of each leader lies in each box (M, 4): (K, M)."""
+    x, y = points[:, None, :, 0], points[:, None, :, 1]  # (K, 1, S)
+    left, bottom, right, top = boxes.T[:, None, :, None]  # (1, M, 1) each
+    inside: NDArray[np.bool_] = ((x > left) & (x < right) & (y > bottom) & (y < top)).any(axis=-1)
+    return inside
+
+
+def crossings(leader: FloatArray, others: FloatArray) -> FloatArray:
+    """How many of the straight `others` (M, S, 2) each leader (K, S, 2) crosses: (K,)."""
+    a, b = leader[:, None, 0], leader[:, None, -1]  # (K, 1, 2)
+    c, d = others[None, :, 0], others[None, :, -1]  # (1, M, 2)
+
+    def side(p: FloatArray, q: FloatArray, r: FloatArray) -> FloatArray:
+        turn: FloatArray = (q[..., 0] - p[..., 0]) * (r[..., 1] - p[..., 1])
+        return turn - (q[..., 1] - p[..., 1]) * (r[..., 0] - p[..., 0])
+
+    crossed = (side(a, b, c) * side(a, b, d) < 0) & (side(c, d, a) * side(c, d, b) < 0)
+    found: FloatArray = crossed.sum(axis=1).astype(float)
+    return found
+
+
+def as_boxes(boxes: Sequence[Box]) -> FloatArray:
+    return np.array(boxes, dtype=float).reshape(-1, 4)
 
 
 def place(anchors: Sequence[Anchor], area: Box, marks: Sequence[Box], lines: Sequence[Box]) -> list[Box]:
     """A box for each anchor's name, as near to it as can be.
 
-    Names keep off the marks and off each other wherever the area has room left; lines, and the leaders
-    of names placed before, are avoided where that costs little.
+    Names keep off the marks and off each other wherever the area has room left; lines are avoided where that costs
+    little, and leaders keep off other names, other marks and other leaders where that costs no more than a detour.
 
     Args:
         anchors: the marks to be named, in order of precedence.
@@ -60,46 +92,45 @@ def place(anchors: Sequence[Anchor], area: Box, marks: Sequence[Box], lines: Seq
         marks: boxes no name may touch (markers, text already there).
         lines: boxes better left free (small boxes along lines and error bars).
     """
-    taken, avoided = list(marks), list(lines)
-    placed: list[Box] = []
-    for anchor in anchors:
-        best, lowest = None, math.inf
-        for reach, boxes in rings(anchor, area):
-            if reach >= lowest:
-                break
-            leaders = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2] * 2, axis=1)  # (K, 4): centre twice
-            start = np.array([anchor.x, anchor.y, anchor.x, anchor.y])
-            crossings = sum(shared_areas(start + share * (leaders - start) + HAIR, placed) for share in (0.3, 0.5, 0.7))
-            cost = (
-                reach
-                + LINE_COST * shared_areas(boxes, avoided)
-                + CROSSING_COST * crossings
-                + 1e6 * shared_areas(boxes, taken)
-            )
-            if cost.min() < lowest:
-                best, lowest = Box(*map(float, boxes[cost.argmin()])), float(cost.min())
-        assert best is not None
-        placed.append(best)
-        taken.append(Box(best.left - GAP / 2, best.bottom - GAP / 2, best.right + GAP / 2, best.top + GAP / 2))
-        x, y = (best.left + best.right) / 2, (best.bottom + best.top) / 2
-        avoided += [
-            Box(*(np.array([x, y, x, y]) + share * np.array([anchor.x - x, anchor.y - y] * 2) + HAIR))
-            for share in np.linspace(0, 1, 2 + int(math.dist((x, y), (anchor.x, anchor.y)) / 5))
-        ]
-    return placed
+    fixed, soft = as_boxes(marks), as_boxes(lines)
+    points = np.array([(anchor.x, anchor.y) for anchor in anchors]).reshape(-1, 2)
+    around = [candidates(anchor, area) for anchor in anchors]
+    standing = []  # what does not depend on where the other names are
+    for (reach, boxes), point in zip(around, points, strict=True):
+        elsewhere = fixed[~((fixed[:, :2] <= point) & (fixed[:, 2:] >= point)).all(axis=1)]
+        passed = hits(leaders(np.broadcast_to(point, (len(boxes), 2)), boxes), elsewhere).sum(axis=1)
+        standing.append(
+            reach
+            + LINE_COST * shared_areas(boxes, soft)
+            + TOUCHING_COST * shared_areas(boxes, fixed)
+            + CROSSING_COST * passed
+        )
+
+    placed: dict[int, FloatArray] = {}
+    for _ in range(1 + SWEEPS):
+        for index, ((_, boxes), cost) in enumerate(zip(around, standing, strict=True)):
+            others = [other for other in placed if other != index]
+            if others:
+                names = np.array([placed[other] for other in others])  # (M, 4)
+                lead = leaders(points[others], names)
+                own = leaders(np.broadcast_to(points[index], (len(boxes), 2)), boxes)
+                met = hits(own, names).sum(axis=1) + hits(lead, boxes).sum(axis=0) + crossings(own, lead)
+                apart = names + GAP * np.array([-1.5, -0.5, 1.5, 0.5])
+                cost = cost + CROSSING_COST * met + TOUCHING_COST * shared_areas(boxes, apart)
+            placed[index] = boxes[cost.argmin()]
+    return [Box(*map(float, placed[index])) for index in range(len(anchors))]
 
 
-def rings(anchor: Anchor, area: Box) -> Iterator[tuple[float, FloatArray]]:
-    """Boxes (K, 4) around an anchor, kept inside the area, at growing distances."""
-    reach = 0.0
+def candidates(anchor: Anchor, area: Box) -> tuple[FloatArray, FloatArray]:
+    """Boxes (K, 4) around an anchor, kept inside the area, and how far each is from the anchor (K,)."""
     half = np.array([anchor.width, anchor.height]) / 2
     low, high = np.array(area[:2]) + half, np.array(area[2:]) - half
-    directions = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)  # (K, 2)
-    while reach <= max(area.right - area.left, area.top - area.bottom):
-        centres = np.array([anchor.x, anchor.y]) + directions * (anchor.radius + GAP + reach + half)
-        centres = np.clip(centres, low, high)
-        yield reach, np.concatenate([centres - half, centres + half], axis=1)
-        reach += 4 if reach < 60 else 10
+    directions = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)  # (A, 2)
+    away = anchor.radius + GAP + REACHES[:, None, None] + half  # (R, 1, 2)
+    centres = np.clip(np.array([anchor.x, anchor.y]) + directions * away, low, high).reshape(-1, 2)
+    boxes = np.concatenate([centres - half, centres + half], axis=1)
+    nearest = np.clip(np.array([anchor.x, anchor.y]), boxes[:, :2], boxes[:, 2:])
+    return np.linalg.norm(nearest - [anchor.x, anchor.y], axis=1), boxes
 
 
 def spread(centres: Sequence[float], heights: Sequence[float], low: float, high: float) -> list[float]:

@@ -39,6 +39,7 @@ table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabu
 th, td { padding: .35rem .6rem; text-align: left; border-bottom: 1px solid var(--rule); vertical-align: top; }
 td:not(.text) { white-space: nowrap; }
 td.text { min-width: 11ch; }
+td:has(.swatch) { white-space: nowrap; }
 thead th { background: var(--card); vertical-align: bottom; }
 tbody tr:last-child > * { border-bottom: 0; }
 .results tr > :first-child { position: sticky; left: 0; background: var(--page); min-width: 7rem; max-width: 14rem;
@@ -49,6 +50,8 @@ th button:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 th button::after { content: " ↕"; color: var(--soft); }
 th[aria-sort=ascending] button::after { content: " ↑"; color: inherit; }
 th[aria-sort=descending] button::after { content: " ↓"; color: inherit; }
+.swatch { display: inline-block; width: .75em; height: .75em; margin-right: .4em; border-radius: 2px;
+  outline: 1px solid var(--rule); }
 tr.control > * { color: var(--soft); font-style: italic; }
 details { border: 1px solid var(--rule); border-radius: 6px; padding: .3rem .7rem; margin: .3rem 0; }
 summary { cursor: pointer; overflow-wrap: anywhere; }
@@ -156,7 +159,8 @@ def table_cell(cell: Cell, tag: str) -> str:
     key = "" if cell.key is None else str(cell.key)
     scope = ' scope="row"' if tag == "th" else ""
     css = ' class="text"' if isinstance(cell.key, str) else ""
-    return f'<{tag}{scope}{css} data-key="{escape(key)}">{escape(cell.text)}</{tag}>'
+    swatch = f'<span class="swatch" style="background:{cell.colour}"></span>' if cell.colour else ""
+    return f'<{tag}{scope}{css} data-key="{escape(key)}">{swatch}{escape(cell.text)}</{tag}>'
 
 
 def simple_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

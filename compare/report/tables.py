@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .aggregate import ENOUGH_SEEDS, Chart, Group, Row, binomial_half, status_of
+from .families import colour_of
 from .summary import summarise
 from .units import count, percent, plain, seconds, size
 
@@ -12,10 +13,11 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Cell:
-    """What is shown, and what it sorts by (None: missing, sorts last)."""
+    """What is shown, what it sorts by (None: missing, sorts last), and the colour that stands for it on charts."""
 
     text: str
     key: float | str | None
+    colour: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ def measured(field: str, show: Callable[[float], str]) -> Callable[[Row, Group],
 def variant(row: Row, group: Group) -> Cell:
     del group
     return Cell(f"{row.name} (ran {row.kernels or 'another kernel'})" if row.fell_back else row.name, row.name)
+
+
+def family(row: Row, group: Group) -> Cell:
+    del group
+    return Cell(row.family, row.family, colour_of(row.family))
 
 
 def score(row: Row, group: Group) -> Cell:
@@ -84,6 +91,7 @@ def status(row: Row, group: Group) -> Cell:
 
 COLUMNS = (
     Column("variant", variant),
+    Column("family", family),
     Column("test score, %", score),
     Column("Δ to full, points", difference),
     Column("tokens/s", measured("tokens_per_second", plain)),

@@ -1,0 +1,61 @@
+"""cosFormer: linear attention with relu features, re-weighted by a cosine of the distance.
+
+cosFormer: Rethinking Softmax in Attention, arXiv:2202.08791, equations 9 to 12: weights
+``relu(q_i) relu(k_j)ᵀ cos(π (i - j) / 2M)``, divided by their sum over j. The cosine of a difference splits into
+products, so the features are ``[relu(x_i) cos(π i / 2M), relu(x_i) sin(π i / 2M)]``, twice as wide as a head.
+Cost: O(N D²) time, O(N D) memory.
+
+Departures from the paper:
+- M is ``max_len``, for every input, where the authors' code takes the length of the (padded) input: so a distance
+  weighs the same in every sample, padding changes nothing, and a causal row knows nothing of how much is to come.
+  Choose ``max_len`` close to the lengths in use; far above them the cosine is nearly flat.
+- i counts all places of the input, padded ones too, as the encoder's positions do.
+- A query whose relu features meet no key's gives 0, where the authors' code divides by 1e-6 at least.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zoo.contract import Attention, Dims, Traits
+from zoo.kernel_attention import FeatureMap, kernel_attention
+from zoo.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosformerConfig:
+    """No options."""
+
+
+@register("cosformer", config=CosformerConfig)
+class CosformerAttention(Attention):
+    """Kernel attention with relu features that favour near positions by a cosine."""
+
+    traits = Traits(
+        family="kernel",
+        source="Qin et al., arXiv:2202.08791",
+        year=2022,
+        time="O(N)",
+        memory="O(N)",
+        causal=True,
+        subquadratic=True,
+    )
+
+    def __init__(self, dims: Dims, config: CosformerConfig) -> None:
+        super().__init__()
+        self.causal, self.max_len = dims.causal, dims.max_len
+
+    def _features(self, x: Tensor, first: int) -> Tensor:
+        """(B, H, n, D) -> (B, H, n, 2D)."""
+        place = torch.arange(first, first + x.shape[-2], dtype=x.dtype, device=x.device)
+        angle = (math.pi / 2 / self.max_len * place)[:, None]
+        x = x.relu()
+        return torch.cat([x * angle.cos(), x * angle.sin()], dim=-1)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        features = FeatureMap(self._features, self._features, size=2 * q.shape[-1])
+        return kernel_attention(q, k, v, features, key_padding_mask=key_padding_mask, causal=self.causal)

@@ -1,0 +1,53 @@
+"""The mean of all values at every position: the control with mixing but without choice.
+
+Not from a paper. Each position gets ``out(mean_j value(x_j))`` over the real positions j, which is what attention
+computes when all its logits are equal. A task that this control learns needs a bag of tokens and no attention.
+Cost: O(N) time, O(N) memory. It has no query and key projections, so it has 2·d_model² fewer parameters a layer.
+
+``value`` is linear, so it is applied to the mean: one row a sample instead of N.
+The causal form is the running mean, over the real positions up to the own one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zoo.contract import Dims, Mixer, Traits
+from zoo.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanConfig:
+    """No options."""
+
+
+@register("mean", config=MeanConfig)
+class MeanMixing(Mixer):
+    """Control: each position receives the mean of the values."""
+
+    traits = Traits(
+        family="control", source="control", year=None, time="O(N)", memory="O(N)", causal=True, subquadratic=True
+    )
+
+    def __init__(self, dims: Dims, config: MeanConfig) -> None:
+        super().__init__()
+        self.causal = dims.causal
+        self.value = nn.Linear(dims.d_model, dims.d_model)
+        self.out = nn.Linear(dims.d_model, dims.d_model)
+
+    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        real = x.new_ones(x.shape[:2], dtype=torch.bool)
+        if key_padding_mask is not None:
+            real = ~key_padding_mask
+            x = x.masked_fill(key_padding_mask[..., None], 0)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        if self.causal:
+            total, count = x.cumsum(1, dtype=dtype), real.cumsum(1)
+        else:
+            total, count = x.sum(1, keepdim=True, dtype=dtype), real.sum(1, keepdim=True)
+        mean = (total / count.clamp(min=1)[..., None]).to(x.dtype)  # (B, N or 1, C)
+        y: Tensor = self.out(self.value(mean))
+        return y.expand(-1, x.shape[1], -1)

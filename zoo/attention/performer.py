@@ -1,0 +1,88 @@
+"""Performer: the softmax kernel estimated without bias by M positive random features (FAVOR+).
+
+Rethinking Attention with Performers, arXiv:2009.14794, lemma 1 and section 2.4: with ``x' = x / D^¼``,
+``φ(x) = exp(W x' - |x'|² / 2) / √M``, so that the mean of ``φ(q) φ(k)ᵀ`` over W is ``exp(q·k / √D)``. The rows of W are
+Gaussian, and orthogonal within blocks of D, which lowers the variance; all heads share W.
+Cost: O(N M D) time, O(N D) memory.
+
+Departures from the paper:
+- No epsilon is added to the features. The authors' code needs one because it divides all keys by one maximum; with
+  keys larger than in a fresh model it drowns the features. Here each feature has a maximum of its own (see
+  ``zoo.kernel_attention``), so no denominator vanishes, and what is computed is the equation itself.
+- When causal, that maximum is over the keys of earlier chunks; a key that exceeds it by more than e⁵⁹ (float32) counts
+  as e⁵⁹ for the rows of its own chunk.
+- W is drawn again by ``redraw()`` only, not every so many steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zoo.contract import Attention, Dims, Traits, at_least
+from zoo.kernel_attention import FeatureMap, kernel_attention
+from zoo.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerformerConfig:
+    """features: M, random features a head (m in the paper)."""
+
+    features: int = 256
+
+    def __post_init__(self) -> None:
+        at_least(1, **{"performer.features": self.features})
+
+
+@register("performer", config=PerformerConfig)
+class PerformerAttention(Attention):
+    """Kernel attention with random features that estimate softmax attention."""
+
+    traits = Traits(
+        family="kernel",
+        source="Choromanski et al., arXiv:2009.14794",
+        year=2020,
+        time="O(N·M)",
+        memory="O(N)",
+        causal=True,
+        capacity="features",
+        stochastic=True,
+        subquadratic=True,
+    )
+    projection: Tensor
+
+    def __init__(self, dims: Dims, config: PerformerConfig) -> None:
+        super().__init__()
+        self.causal = dims.causal
+        self.register_buffer("projection", orthogonal_gaussian(config.features, dims.d_head))  # W: (M, D)
+
+    def redraw(self) -> None:
+        self.projection.copy_(orthogonal_gaussian(*self.projection.shape))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, H, n, D) -> x' (B, H, n, D), W x' (B, H, n, M)."""
+        x = x * x.shape[-1] ** -0.25
+        return x, x @ self.projection.to(x.dtype).mT
+
+    def _queries(self, q: Tensor, first: int) -> Tensor:
+        return self._project(q)[1]  # |q'|² / 2 is the same for all features of a query and cancels
+
+    def _keys(self, k: Tensor, first: int) -> Tensor:
+        k, projected = self._project(k)
+        return projected.sub_(k.square().sum(-1, keepdim=True) / 2)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        features = FeatureMap(self._queries, self._keys, size=len(self.projection), logarithmic=True)
+        return kernel_attention(q, k, v, features, key_padding_mask=key_padding_mask, causal=self.causal)
+
+
+def orthogonal_gaussian(rows: int, columns: int) -> Tensor:
+    """(rows, columns): directions orthogonal within blocks of ``columns`` rows, lengths as of Gaussian rows."""
+    blocks = -(-rows // columns)
+    q, r = torch.linalg.qr(torch.randn(blocks, columns, columns))
+    directions = q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]  # uniform over rotations and reflections
+    lengths = torch.randn(rows, columns).norm(dim=-1, keepdim=True)
+    drawn: Tensor = directions.mT.flatten(0, 1)[:rows] * lengths
+    return drawn

@@ -1,0 +1,206 @@
+"""Skyformer: attention by a Gaussian kernel, through M of its rows by the Nyström method.
+
+Skyformer: Remodel Self-Attention with Gaussian Kernel and Nyström Method, arXiv:2111.00035. Kernelized attention is
+``κ(Q, K) V`` with ``κ(q, k) = exp(-‖q - k‖² / 2√D)``: softmax attention's scores divided by the square roots of their
+diagonals instead of row sums, so no row is normalised. ``κ(Q, K)`` is a block of the positive semi-definite
+``κ([Q; K], [Q; K])``, which the Nyström method rebuilds from M landmark rows Z of ``[Q; K]``:
+``out = κ(Q, Z) (κ(Z, Z) + γ I)⁻¹ κ(Z, K) V``. With ``S = κ(Z, Z) + γ I`` and the diagonal of its row sums R, the
+eigenvalues of ``A = R^-½ S R^-½`` lie in (0, 1], and ``S⁻¹ = R^-½ A⁻¹ R^-½`` by a few matrix iterations.
+Cost: O(N M D + M³) time, O(N D + M²) memory: rows go by in chunks, whose N × M kernels backward computes again.
+
+Departures from the paper:
+- Landmarks are M/2 queries and M/2 keys, as in the authors' code, but drawn at construction and by ``redraw()`` instead
+  of in every forward: one random position out of each of M/2 consecutive segments of the real positions. So they depend
+  on a sample's own real length alone, none comes twice, and a short sample has every position as a landmark.
+- The scale is √D for any head width D (their code holds it at the √32 of their models).
+- γ is 0.001 by default; their code adds 0.1, an error that no number of landmarks takes away.
+- The iterations start from I, which ``‖I - A‖ < 1`` allows. Their code starts from Aᵀ over a maximum in the whole
+  batch, by which a sample's output depends on its batch-mates, and which squares the small eigenvalues.
+There is no causal form: landmarks after a query stand between it and every key.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from zoo.contract import Attention, Dims, Kernel, Traits, at_least
+from zoo.functional import recompute
+from zoo.landmarks import iterate_inverse, segments
+from zoo.registry import register
+
+CHUNK = 512  # positions whose kernel to all landmarks is held at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkyformerConfig:
+    """landmarks: M, rows of queries and keys that the kernel is rebuilt from; half of them are queries (of an odd number, the smaller half).
+    gamma: γ, what is added to the diagonal before the inverse.
+    iterations: steps towards the inverse.
+    """
+
+    landmarks: int = 128
+    gamma: float = 1e-3
+    iterations: int = 6
+
+    def __post_init__(self) -> None:
+        at_least(1, **{"skyformer.landmarks": self.landmarks})
+        at_least(1, **{"skyformer.iterations": self.iterations})
+        if not (isinstance(self.gamma, int | float) and 0 < self.gamma < math.inf):
+            raise ValueError(f"skyformer.gamma must be a positive number, got {self.gamma!r}")
+
+
+@register("skyformer", config=SkyformerConfig)
+class SkyformerAttention(Attention):
+    """A Gaussian kernel in place of softmax, rebuilt from landmarks by the Nyström method."""
+
+    traits = Traits(
+        family="low-rank",
+        source="Chen et al., arXiv:2111.00035",
+        year=2021,
+        time="O(N·M)",
+        memory="O(N)",
+        causal=False,
+        capacity="landmarks",
+        stochastic=True,
+        subquadratic=True,
+    )
+    draws: Tensor
+
+    def __init__(self, dims: Dims, config: SkyformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        # (M,) integers: which position of its segment a landmark is, modulo the segment's size.
+        self.register_buffer("draws", torch.randint(2**31, (config.landmarks,)))
+
+    def redraw(self) -> None:
+        self.draws.random_(2**31)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        if key_padding_mask is not None:
+            v = v.masked_fill(key_padding_mask[:, None, :, None], 0)
+        with torch.autocast(q.device.type, enabled=False):
+            z, used = self._landmarks(q, k, key_padding_mask)
+            inverse = recompute(lambda z: self._inverse(z, used), z)
+            values = inverse @ _Collect.apply(k, v, z)  # type: ignore[no-untyped-call]
+            out: Tensor = _Spread.apply(q, values, z)  # type: ignore[no-untyped-call]
+        return out
+
+    def _landmarks(self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """z: (B, H, M, D), in float32 at least, and which of them are used: (B, 1, M, 1) bool."""
+        B, H, N, D = q.shape
+        order = None
+        real = torch.full((B,), N, device=q.device)
+        if key_padding_mask is not None:
+            order = key_padding_mask.argsort(dim=1, stable=True)  # the real positions, then the padding
+            real = N - key_padding_mask.sum(1)
+        landmarks, used = [], []
+        half = self.config.landmarks // 2
+        for x, draws in ((q, self.draws[:half]), (k, self.draws[half:])):
+            count = min(len(draws), N)
+            starts, sizes = segments(real, count)
+            place = (starts + draws[:count] % sizes.clamp(min=1)).clamp(max=N - 1)
+            index = place if order is None else order.gather(1, place)
+            landmarks.append(x.gather(2, index[:, None, :, None].expand(-1, H, -1, D)))
+            used.append(sizes > 0)
+        present = torch.cat(used, dim=1)[:, None, :, None]
+        z = torch.cat(landmarks, dim=2).masked_fill(~present, 0)
+        return z.to(torch.promote_types(z.dtype, torch.float32)), present
+
+    def _inverse(self, z: Tensor, used: Tensor) -> Tensor:
+        """S⁻¹ on the landmarks in use, 0 elsewhere. (B, H, M, D) -> (B, H, M, M)."""
+        present = used & used.mT
+        eye = torch.eye(z.shape[2], dtype=z.dtype, device=z.device)
+        regular = gaussian(z, z) * present + self.config.gamma * eye
+        scale = regular.sum(-1, keepdim=True).rsqrt()  # R^-½
+        a = scale * regular * scale.mT
+        return scale * iterate_inverse(a, eye.expand_as(a), self.config.iterations) * scale.mT * present
+
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        return Kernel("torch ops in chunks")
+
+
+def gaussian(x: Tensor, z: Tensor) -> Tensor:
+    """κ(x, z). (B, H, N, D), (B, H, M, D) -> (B, H, N, M)."""
+    products = x @ z.mT - 0.5 * (x.square().sum(-1, keepdim=True) + z.square().sum(-1)[..., None, :])
+    # -‖x - z‖² / 2 is never above 0, but rounding may be.
+    exponents: Tensor = products.clamp(max=0) * x.shape[-1] ** -0.5
+    return exponents.exp()
+
+
+def gaussian_grad(x: Tensor, z: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Of x and of z, given the gradient of the exponents of κ(x, z), ``-‖x - z‖² / 2√D``."""
+    grad = grad * x.shape[-1] ** -0.5
+    return grad @ z - grad.sum(-1, keepdim=True) * x, grad.mT @ x - grad.sum(-2)[..., None] * z
+
+
+def rows(x: Tensor) -> Tensor:
+    """A tensor to fill, as x, whose heads of one position lie together."""
+    B, H, N, D = x.shape
+    return x.new_empty(B, N, H, D).transpose(1, 2)
+
+
+def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same stretch of positions of each (B, H, N, D), one after another."""
+    for i in range(0, tensors[0].shape[2], CHUNK):
+        yield tuple(x[:, :, i : i + CHUNK] for x in tensors)
+
+
+class _Collect(torch.autograd.Function):
+    """κ(z, k) v, a chunk of positions at a time. k, v: (B, H, N, D); z and the result: (B, H, M, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, k: Tensor, v: Tensor, z: Tensor) -> Tensor:
+        ctx.save_for_backward(k, v, z)
+        out = torch.zeros_like(z)
+        for k_part, v_part in chunks(k, v):
+            out += gaussian(k_part.to(z.dtype), z).mT @ v_part.to(z.dtype)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        k, v, z = ctx.saved_tensors
+        k_grad, v_grad, z_grad = rows(k), rows(v), torch.zeros_like(z)
+        with torch.autocast(z.device.type, enabled=False):
+            for parts in chunks(k, v, k_grad, v_grad):
+                k_part, v_part = (x.to(z.dtype) for x in parts[:2])
+                kernel = gaussian(k_part, z)
+                parts[3].copy_(kernel @ grad)
+                to_k, to_z = gaussian_grad(k_part, z, v_part @ grad.mT * kernel)
+                parts[2].copy_(to_k)
+                z_grad += to_z
+        return k_grad, v_grad, z_grad
+
+
+class _Spread(torch.autograd.Function):
+    """κ(q, z) values, a chunk of positions at a time. q and the result: (B, H, N, D); values, z: (B, H, M, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, values: Tensor, z: Tensor) -> Tensor:
+        ctx.save_for_backward(q, values, z)
+        out = rows(q)
+        for q_part, part in chunks(q, out):
+            part.copy_(gaussian(q_part.to(z.dtype), z) @ values)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        q, values, z = ctx.saved_tensors
+        q_grad, values_grad, z_grad = rows(q), torch.zeros_like(values), torch.zeros_like(z)
+        with torch.autocast(z.device.type, enabled=False):
+            for parts in chunks(q, grad, q_grad):
+                q_part, part = (x.to(z.dtype) for x in parts[:2])
+                kernel = gaussian(q_part, z)
+                values_grad += kernel.mT @ part
+                to_q, to_z = gaussian_grad(q_part, z, part @ values.mT * kernel)
+                parts[2].copy_(to_q)
+                z_grad += to_z
+        return q_grad, values_grad, z_grad

@@ -1,0 +1,151 @@
+"""Synthesizer: attention whose logits are learned, not products of queries and keys.
+
+Synthesizer: Rethinking Self-Attention in Transformer Models, arXiv:2005.00743, section 3: ``Y = softmax(B) G(X)``,
+G a linear map, on heads. With L = ``max_len`` and M = ``rank`` (k in the paper) the logits are
+
+- ``dense``: ``B_i = W_2 relu(W_1 x_i)``, W_1: M × C, W_2: L × M, so that each token chooses positions;
+- ``random``: ``B = R``, L × L, learned, the same for all inputs;
+- ``factorised_dense``: ``B_ij = a_i[j // b] · b_i[j % b]``, with a_i and b_i linear maps of x_i to about √L numbers;
+- ``factorised_random``: ``B = R_1 R_2ᵀ``, both L × M, learned.
+
+An input of N positions uses the first N rows and columns.
+Cost: O(N² (M + D)) time, O(N (M + D)) memory; ``random`` has H · L² parameters besides, and a gradient of that size.
+
+``dense`` is attention with queries ``relu(W_1 x)`` and learned keys W_2, ``factorised_random`` attention with learned
+queries and keys: both run on torch's fused kernels, at the cost of full attention less its two projections. The other
+two have no such form: they run on chunks of rows, which backward computes again.
+
+Departures from the paper:
+- The hidden width of ``dense`` is ``rank`` for each head, so that it can be chosen; biases are left out.
+- Logits of padded and, when causal, of later positions are hidden, as in any attention. Nothing else is needed for a
+  causal form: row i of the logits depends on x_i alone.
+- Positions are absolute, so rotary positions add nothing and are not applied.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from zoo.contract import Dims, Kernel, Mixer, Traits, at_least, one_of
+from zoo.functional import full_attention, recompute, sdpa_kernel_name
+from zoo.registry import register
+
+BUDGET = 2**22  # logits of one chunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesizerConfig:
+    """kind: where the logits come from: ``dense``, ``random``, ``factorised_dense`` or ``factorised_random``.
+    rank: M, the rank of the logits in ``dense`` and ``factorised_random``; the other two have no use for it.
+    """
+
+    kind: str = "factorised_random"
+    rank: int = 32
+
+    def __post_init__(self) -> None:
+        one_of("synthesizer.kind", self.kind, ("dense", "random", "factorised_dense", "factorised_random"))
+        at_least(1, **{"synthesizer.rank": self.rank})
+
+
+@register("synthesizer", config=SynthesizerConfig)
+class Synthesizer(Mixer):
+    """Learned attention patterns, of positions or of single tokens."""
+
+    traits = Traits(
+        family="learned pattern",
+        source="Tay et al., arXiv:2005.00743",
+        year=2020,
+        time="O(N²)",
+        memory="O(N)",
+        causal=True,
+        capacity="rank",
+    )
+
+    def __init__(self, dims: Dims, config: SynthesizerConfig) -> None:
+        super().__init__()
+        C, H, L, M = dims.d_model, dims.n_heads, dims.max_len, config.rank
+        self.causal, self.config, self.n_heads = dims.causal, config, H
+        self.value = nn.Linear(C, C)
+        self.out = nn.Linear(C, C)
+        # Logits of about unit variance, from inputs of unit variance.
+        if config.kind == "dense":
+            self.hidden = nn.Linear(C, H * M, bias=False)
+            nn.init.normal_(self.hidden.weight, std=C**-0.5)
+            self.columns = nn.Parameter(torch.randn(H, L, M) * (2 / M) ** 0.5)
+        elif config.kind == "factorised_random":
+            self.rows = nn.Parameter(torch.randn(H, L, M) * M**-0.25)
+            self.columns = nn.Parameter(torch.randn(H, L, M) * M**-0.25)
+        elif config.kind == "random":
+            self.logits = nn.Parameter(torch.randn(H, L, L))
+        else:
+            self.inner = math.isqrt(L - 1) + 1  # b in the docstring
+            self.outer = -(-L // self.inner)
+            self.factors = nn.Linear(C, H * (self.outer + self.inner), bias=False)
+            nn.init.normal_(self.factors.weight, std=C**-0.5)
+
+    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        v = self._heads(self.value(x))
+        if self.config.kind in ("dense", "factorised_random"):
+            mixed = self._fused(x, v, key_padding_mask)
+        else:
+            mixed = self._chunked(x, v, key_padding_mask)
+        y: Tensor = self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+        return y
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b n (h d) -> b h n d", h=self.n_heads)
+
+    def _fused(self, x: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
+        """Attention with learned keys, and queries that are learned or made of single tokens. (B, H, N, D)."""
+        B, _, N, D = v.shape
+        rows = F.relu(self._heads(self.hidden(x))) if self.config.kind == "dense" else self.rows[None, :, :N]
+        # The kernels want one width for all three, and divide the logits by its root.
+        width = max(D, rows.shape[-1])
+        rows, columns = (
+            F.pad(part, (0, width - part.shape[-1])).to(v.dtype).expand(B, -1, -1, -1)
+            for part in (rows * width**0.5, self.columns[None, :, :N])
+        )
+        v = F.pad(v, (0, width - D))
+        return full_attention(rows, columns, v, key_padding_mask=hidden, causal=self.causal)[..., :D]
+
+    def _chunked(self, x: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
+        """Softmax over logits that exist for a chunk of rows at a time. (B, H, N, D)."""
+        B, H, N, _ = v.shape
+        dtype = torch.promote_types(v.dtype, torch.float32)
+        floor = torch.finfo(dtype).min
+        place = torch.arange(N, device=x.device)
+        step = max(1, BUDGET // (B * H * N))
+
+        def attend(start: int, v: Tensor, source: Tensor, *weight: Tensor) -> Tensor:
+            logits = self._product(source, *weight, dtype=dtype, length=N) if weight else source.to(dtype)
+            if hidden is not None:
+                logits = logits.masked_fill(hidden[:, None, None], floor)
+            if self.causal:
+                logits = logits.masked_fill(place > place[start : start + step, None], floor)
+            return logits.softmax(-1).to(v.dtype) @ v
+
+        if self.config.kind == "random":
+            sources, weights = torch.split(self.logits[None, :, :N, :N], step, dim=-2), []
+        else:
+            sources, weights = torch.split(x, step, dim=1), [self.factors.weight]
+        chunks = zip(range(0, N, step), sources, strict=True)
+        return torch.cat([recompute(partial(attend, start), v, source, *weights) for start, source in chunks], dim=-2)
+
+    def _product(self, x: Tensor, weight: Tensor, *, dtype: torch.dtype, length: int) -> Tensor:
+        """Logits of ``factorised_dense`` for some rows x (B, rows, C): (B, H, rows, length)."""
+        factors = self._heads(F.linear(x, weight)).to(dtype)
+        needed = -(-length // self.inner)
+        outer, inner = factors[..., :needed, None], factors[..., None, self.outer :]
+        return (outer * inner).flatten(-2)[..., :length]
+
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        if self.config.kind in ("dense", "factorised_random"):
+            return sdpa_kernel_name(self._heads(x), key_padding_mask, causal=self.causal)
+        return Kernel("torch ops on chunks")

@@ -1,0 +1,189 @@
+"""Exact top-k attention: each query attends to the keys of its k largest logits.
+
+Memory-efficient Transformers via Top-k Attention, arXiv:2106.06899, section 2:
+``out_i = Σ_{j ∈ S_i} softmax_j(q_i k_jᵀ / √D) v_j``, S_i the k keys with the largest q_i k_jᵀ.
+Cost: O(N² D) time in forward, O(N k D) in backward; O(N k) memory.
+
+All N² logits are computed, since the largest cannot be known otherwise, and then searched. In forward that is slower
+than fused full attention: the search passes over the logits cost more than the product with the values that they
+save. Backward touches the chosen keys alone, so a training step can still be faster on long inputs; in order of
+growth nothing is gained but memory for what attends.
+
+Logits exist for a chunk of queries at a time. Chosen rows are gathered rather than multiplied as a dense (chunk, N)
+matrix of weights, which takes N / k times the operations. In backward a scatter of k rows for each query would be the
+slow part; instead the choices are sorted by key, and each key sums over the queries that chose it, which is a gather
+again and has a fixed order. Kept for backward: q, k, v and the indices, as int32.
+
+Departures from the paper:
+- The logits are float32 at least: in half precision they overflow, and rounding makes ties of different keys.
+- Equal logits at the k-th place: torch.topk chooses, so any of them. Equal keys of equal tokens have equal values,
+  and then the output is the same.
+- Backward uses the k chosen columns only; the paper's autograd runs the forward of each chunk again.
+A query that sees k keys or fewer attends to all of them. Where N <= k the method is full attention, and runs as such.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from zoo.contract import Attention, Dims, Kernel, Traits, at_least
+from zoo.functional import full_attention, sdpa_kernel_name
+from zoo.registry import register
+
+BUDGET = 2**22  # numbers in the largest temporary
+ROWS = 256  # queries in a chunk of forward
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopKConfig:
+    """k: keys that a query attends to."""
+
+    k: int = 64
+
+    def __post_init__(self) -> None:
+        at_least(1, **{"topk.k": self.k})
+
+
+@register("topk", config=TopKConfig)
+class TopKAttention(Attention):
+    """Each query attends to the keys of its k largest logits."""
+
+    traits = Traits(
+        family="content sparse",
+        source="Gupta et al., arXiv:2106.06899",
+        year=2021,
+        time="O(N²)",
+        memory="O(N·k)",
+        causal=True,
+        capacity="k",
+    )
+
+    def __init__(self, dims: Dims, config: TopKConfig) -> None:
+        super().__init__()
+        self.causal, self.config = dims.causal, config
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        if q.shape[-2] <= self.config.k:
+            return full_attention(q, k, v, key_padding_mask=key_padding_mask, causal=self.causal)
+        out: Tensor = _TopK.apply(q, k, v, key_padding_mask, self.config.k, self.causal)  # type: ignore[no-untyped-call]
+        return out
+
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        if x.shape[-2] <= self.config.k:
+            return sdpa_kernel_name(x, key_padding_mask, causal=self.causal)
+        return Kernel("torch.topk on chunks, gathered rows")
+
+
+class _TopK(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, n_kept: int, causal: bool) -> Tensor:
+        B, H, N, D = q.shape
+        rows = [_rows(x) for x in (q, k, v)]  # each (B · H · N, D)
+        queries, keys = (x.view(B * H, N, D) for x in rows[:2])
+        chosen = torch.empty(B * H, N, n_kept, dtype=torch.int32, device=q.device)
+        out = torch.empty(B * H, N, D, dtype=rows[2].dtype, device=q.device)
+        place = torch.arange(N, device=q.device)
+        with torch.autocast(q.device.type, enabled=False):
+            for heads, span in _chunks(B * H, N):
+                seen = max(span.stop, n_kept) if causal else N
+                logits = D**-0.5 * queries[heads, span] @ keys[heads, :seen].mT  # (heads, chunk, seen)
+                floor = torch.finfo(logits.dtype).min
+                if hidden is not None:
+                    sample = torch.arange(heads.start, heads.stop, device=q.device) // H
+                    logits.masked_fill_(hidden[sample, None, :seen], floor)
+                if causal:
+                    logits.masked_fill_(place[:seen] > place[span, None], floor)
+                values, index = largest(logits, n_kept)
+                unseen = values == floor
+                weights = values.softmax(-1).masked_fill_(unseen, 0)
+                index += N * torch.arange(heads.start, heads.stop, device=q.device)[:, None, None]
+                bags = F.embedding_bag(
+                    index.flatten(0, 1), rows[2], per_sample_weights=weights.flatten(0, 1), mode="sum"
+                )
+                out[heads, span] = bags.view(*index.shape[:2], D)
+                chosen[heads, span] = index.masked_fill_(unseen, -1).int()
+        ctx.save_for_backward(q, k, v, chosen)
+        return out.view(B, H, N, D).to(q.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, chosen = ctx.saved_tensors
+        B, H, N, D = q.shape
+        n_kept = chosen.shape[-1]
+        chosen = chosen.flatten(0, 1)  # (B · H · N, k)
+        queries, grads = _rows(q), _rows(grad)
+        dq, dk, dv = (torch.empty_like(queries) for _ in range(3))
+        together = N * max(1, BUDGET // (4 * N * n_kept))
+        step = max(1, BUDGET // (4 * D * n_kept))
+        with torch.autocast(grad.device.type, enabled=False):
+            pairs = torch.cat([_rows(k), _rows(v)], dim=-1)  # a key and its value are read together
+            for first in range(0, len(queries), together):
+                heads = slice(first, first + together)
+                index = chosen[heads]
+                weights, ds = (torch.empty(index.shape, dtype=dq.dtype, device=q.device) for _ in range(2))
+                for start in range(0, len(index), step):
+                    rows = slice(start, start + step)
+                    all_rows = slice(first + start, first + min(start + step, len(index)))
+                    near = pairs.index_select(0, index[rows].clamp(min=0).flatten())
+                    near = near.view(-1, n_kept, 2 * D)
+                    keys, values = near[..., :D], near[..., D:]  # (chunk, k, D)
+                    unseen = index[rows] < 0
+                    logits = D**-0.5 * (queries[all_rows, None] @ keys.mT)[:, 0]
+                    logits.masked_fill_(unseen, torch.finfo(logits.dtype).min)
+                    weights[rows] = w = logits.softmax(-1).masked_fill_(unseen, 0)
+                    dw = (grads[all_rows, None] @ values.mT)[:, 0]
+                    ds[rows] = d = D**-0.5 * w * (dw - (w * dw).sum(-1, keepdim=True))
+                    dq[all_rows] = (d[:, None] @ keys)[:, 0]
+                # Sorted by key, so that each key sums over the queries that chose it.
+                by_key, order = (index.clamp(min=first) - first).flatten().sort()
+                offsets = torch.searchsorted(by_key, torch.arange(len(index), dtype=by_key.dtype, device=q.device))
+                chooser = order // n_kept
+                for d, source, factor in ((dk, queries, ds), (dv, grads, weights)):
+                    d[heads] = F.embedding_bag(
+                        chooser, source[heads], offsets, per_sample_weights=factor.flatten()[order], mode="sum"
+                    )
+        return *(d.view_as(grad).to(grad.dtype) for d in (dq, dk, dv)), None, None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, H, N, D) -> (B · H · N, D), contiguous, in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).reshape(-1, x.shape[-1]).contiguous()
+
+
+def _chunks(heads: int, length: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of heads and of queries, such that the logits of each pair keep to the budget."""
+    rows = max(1, min(ROWS, length, BUDGET // length))
+    together = max(1, BUDGET // (rows * length))
+    for first in range(0, heads, together):
+        for start in range(0, length, rows):
+            yield slice(first, min(first + together, heads)), slice(start, min(start + rows, length))
+
+
+def largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest along the last axis, in any order, and where they are. (…, n) -> two of (…, k).
+
+    torch.topk is slow on long rows. So first the k groups with the largest maxima: they hold k numbers that nothing
+    in another group exceeds. Then the k largest in those groups, each of √(n/k) columns so that both searches are
+    equally short: √(n k).
+    """
+    n = x.shape[-1]
+    width = math.isqrt(n // k)
+    if width < 3:
+        values, index = x.topk(k, sorted=False)
+        return values, index
+    groups = n // width
+    columns = torch.arange(n, device=x.device)
+    # Group j is columns j, j + groups, …: its maximum is taken across rows of memory.
+    best = rearrange(x[..., : width * groups], "... (w g) -> ... w g", w=width).amax(-2).topk(k, sorted=False).indices
+    index = (best[..., None, :] + groups * columns[:width, None]).flatten(-2)
+    index = torch.cat([index, columns[width * groups :].expand(*index.shape[:-1], -1)], dim=-1)
+    values, chosen = x.gather(-1, index).topk(k, sorted=False)
+    return values, index.gather(-1, chosen)
