@@ -94,9 +94,9 @@ def new_record(spec: RunSpec, status: str, reason: str) -> Record:
 def run(spec: RunSpec, events: Events) -> Record:
     """Do the run. What fails is told in the record's status and reason; what was measured before stays."""
     started = time.perf_counter()
+    events.phase("loading torch")
     record = new_record(spec, "ok", "")
     try:
-        events.phase("loading torch")
         work(spec, record, events)
     except Exception as error:
         record["status"], record["reason"] = explain(error)

@@ -236,31 +236,38 @@ class _BlockAttention(torch.autograd.Function):
         q, k, v, padding, out, lse, *content = ctx.saved_tensors
         grad = grad.masked_fill((lse < HIDDEN / 2)[..., None], 0)
         grads = [torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in (q, k, v)]
-        for part, positions, labels in zip(ctx.parts, content[::2], content[1::2], strict=True):
+        for number, (part, positions, labels) in enumerate(zip(ctx.parts, content[::2], content[1::2], strict=True)):
             blocks = _Blocks(replace(part, positions=positions, labels=labels), q.shape, padding, q.device)
-            _backward_part(blocks, grad, q, k, v, out, lse, ctx.scale, grads)
+            _backward_part(blocks, grad, q, k, v, out, lse, ctx.scale, grads, first=number == 0)
         dq, dk, dv = (g.to(x.dtype) for g, x in zip(grads, (q, k, v), strict=True))
         return dq, dk, dv, None, None, None
 
 
 def _empty(q: Tensor) -> tuple[Tensor, Tensor]:
-    """The result and its log-sum-exp before any part: (B, H, N, D) and (B, H, N), in at least float32."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    out = torch.zeros(q.shape, dtype=wide, device=q.device)
-    return out, out.new_full(q.shape[:-1], HIDDEN)
+    """The result and its log-sum-exp before any part: (B, H, N, D) and (B, H, N), in at least float32.
+
+    The heads of a position are neighbours in memory, as the shell joins them.
+    """
+    B, H, N, D = q.shape
+    out = torch.zeros(B, N, H, D, dtype=torch.promote_types(q.dtype, torch.float32), device=q.device).transpose(1, 2)
+    return out, out.new_full((B, H, N), HIDDEN)
 
 
 def _forward_part(blocks: _Blocks, q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, lse: Tensor) -> None:
     """Write one part's result and log-sum-exp into ``out`` and ``lse``, at the queries that the part has."""
     (qs,), (ks, vs) = blocks.take_queries(q), blocks.take_keys(k, v)
-    part_out = torch.zeros(qs.shape, dtype=out.dtype, device=q.device)
-    part_lse = out.new_full(qs.shape[:-1], HIDDEN)
+    part_out, part_lse = blocks.queries.view(out, blocks.gathers), blocks.queries.view(lse[..., None], blocks.gathers)
+    direct = part_out is not None and part_lse is not None
+    if part_out is None or part_lse is None:
+        part_out = torch.zeros(qs.shape, dtype=out.dtype, device=q.device)
+        part_lse = out.new_full((*qs.shape[:-1], 1), HIDDEN)
     for tile in blocks.tiles():
         tile_out, tile_lse = _forward_kernel(tile.rows(qs), tile.columns(ks), tile.columns(vs), tile.bias(), scale)
         tile.write(part_out, tile_out)
-        tile.write(part_lse, tile_lse)
-    blocks.queries.put(part_out, out, 0)
-    blocks.queries.put(part_lse[..., None], lse[..., None], HIDDEN)
+        tile.write(part_lse, tile_lse[..., None])
+    if not direct:
+        blocks.queries.put(part_out, out, 0)
+        blocks.queries.put(part_lse, lse[..., None], HIDDEN)
 
 
 def _backward_part(
@@ -273,13 +280,19 @@ def _backward_part(
     lse: Tensor,
     scale: float,
     grads: list[Tensor],
+    *,
+    first: bool,
 ) -> None:
-    """Add the gradients through one part to ``grads``: of q, k and v."""
+    """Add the gradients through one part to ``grads``: of q, k and v. They are 0 before the ``first`` one."""
     qs, gs, os, ls = blocks.take_queries(q, grad, out, lse[..., None])
     ls = ls[..., 0]
     ks, vs = blocks.take_keys(k, v)
-    dq = torch.zeros(qs.shape, dtype=lse.dtype, device=q.device)
-    dk, dv = (torch.zeros(ks.shape, dtype=lse.dtype, device=q.device) for _ in range(2))
+    views = [blocks.queries.view(grads[0], blocks.gathers) if first else None]
+    views += [blocks.keys.view(x, blocks.gathers) for x in grads[1:]]
+    dq, dk, dv = (
+        torch.zeros(x.shape, dtype=lse.dtype, device=q.device) if view is None else view
+        for x, view in zip((qs, ks, vs), views, strict=True)
+    )
     for tile in blocks.tiles():
         tile_dq, tile_dk, tile_dv = _backward_kernel(
             tile.rows(gs), tile.rows(qs), tile.columns(ks), tile.columns(vs), tile.rows(os), tile.rows(ls),
@@ -288,9 +301,11 @@ def _backward_part(
         tile.write(dq, tile_dq)
         tile.add(dk, tile_dk)
         tile.add(dv, tile_dv)
-    blocks.queries.add(dq, grads[0])
-    blocks.keys.add(dk, grads[1])
-    blocks.keys.add(dv, grads[2])
+    for cut, x, view, target in zip(
+        (blocks.queries, blocks.keys, blocks.keys), (dq, dk, dv), views, grads, strict=True
+    ):
+        if view is None:
+            cut.add(x, target)
 
 
 class _Cut:
@@ -328,6 +343,16 @@ class _Cut:
                 x.masked_fill_(self.empty, 0)
         x = x.reshape(self.B * self.H, self.blocks, self.size, x.shape[-1])
         return x.contiguous() if contiguous else x
+
+    def view(self, x: Tensor, contiguous: bool) -> Tensor | None:
+        """``x`` (B, H, N, ·) itself as blocks (G, blocks, S, ·), to write into; None where it does not lie so."""
+        if (
+            self.positions is not None
+            or self.N % self.size
+            or not (x.is_contiguous() or (self.B == 1 and not contiguous))
+        ):
+            return None
+        return x.view(self.B * self.H, self.blocks, self.size, x.shape[-1])
 
     def hidden(self, padding: Tensor | None) -> Tensor | None:
         """(G, blocks, S) bool: slots that hold padding or nothing; None where there are none."""
@@ -514,6 +539,11 @@ def _forward_kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale:
             q, k, v, attn_mask=_as_mask(bias, q), scale=scale
         )
         return out, lse
+    return _plain_forward(q, k, v, bias, scale)
+
+
+def _plain_forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """The same from matrix products, for devices without that kernel."""
     logits = _logits(q, k, bias, scale)
     lse = logits.logsumexp(-1, keepdim=True)
     return (logits - lse).exp_().to(v.dtype) @ v, lse[..., 0]
@@ -528,6 +558,13 @@ def _backward_kernel(
             grad, q, k, v, out, lse, 0.0, False, attn_mask=_as_mask(bias, q), scale=scale
         )
         return dq, dk, dv
+    return _plain_backward(grad, q, k, v, out, lse, bias, scale)
+
+
+def _plain_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same from matrix products, for devices without that kernel."""
     weights = (_logits(q, k, bias, scale) - lse[..., None]).exp_()
     delta = (grad * out).to(lse.dtype).sum(-1, keepdim=True)
     slope = (weights * ((grad @ v.mT).to(lse.dtype) - delta)).mul_(scale).to(q.dtype)

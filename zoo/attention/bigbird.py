@@ -1,8 +1,8 @@
 """Big Bird: a window, a few global blocks, and random blocks of its own for every head.
 
-Big Bird: Transformers for Longer Sequences, arXiv:2007.14062, section 2 and appendix D; the internal construction (ITC),
-in which existing blocks are made global. ``out_i = softmax_j(q_i k_jᵀ / √D) v_j`` over the keys j whose block the layout
-shows to the block of i. Cost: O(N · W · S) time and O(N) memory, for W blocks of size S in a row of the layout.
+Big Bird: Transformers for Longer Sequences, arXiv:2007.14062, section 2 and appendix D, the internal construction:
+``out_i = softmax_j(q_i k_jᵀ / √D) v_j`` over the keys j whose block the layout shows to the block of i. Global blocks
+are blocks of the input. Cost: O(N · W · S) time and O(N) memory, for W blocks of size S in a row of the layout.
 
 Departures from the paper:
 - The global blocks are the first ones. The authors' code takes the first and the last; which block is the last depends

@@ -40,7 +40,7 @@ CHUNK = 512  # positions whose kernel to all landmarks is held at a time
 
 @dataclass(frozen=True, kw_only=True)
 class SkyformerConfig:
-    """landmarks: M, rows of queries and keys that the kernel is rebuilt from; half of them are queries (of an odd number, the smaller half).
+    """landmarks: M, rows of queries and keys that the kernel is rebuilt from; half of them, rounded down, are queries.
     gamma: γ, what is added to the diagonal before the inverse.
     iterations: steps towards the inverse.
     """

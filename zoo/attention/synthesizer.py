@@ -46,7 +46,7 @@ class SynthesizerConfig:
     rank: M, the rank of the logits in ``dense`` and ``factorised_random``; the other two have no use for it.
     """
 
-    kind: str = "factorised_random"
+    kind: str = "dense"
     rank: int = 32
 
     def __post_init__(self) -> None:
