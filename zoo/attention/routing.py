@@ -1,0 +1,244 @@
+"""Routing attention: attention within clusters that k-means finds among queries and keys.
+
+Efficient Content-Based Sparse Attention with Routing Transformers, arXiv:2003.05997, sections 4.1 and 4.2. Each head
+has centroids μ_c, shared by its queries and keys. Cluster c takes the w queries and the w keys with the largest
+``x·μ_c / |x|``; its queries attend to its keys; a position's output is the mean over the clusters that took its query,
+0 where none did. N real positions use ⌈N / w⌉ clusters.
+Cost: O(N w D) time for attention and O(N² D / w) for the similarities: O(N^1.5) at the w = √N of the paper; for a fixed
+w quadratic with a small factor, as much as the attention itself at N = w², 16,384 for w = 128. O(N D) memory.
+
+In training each forward moves the centroids, after it has used them, towards the mean of the unit vectors nearest to
+each: ``μ <- decay μ + (1 - decay) mean / |mean|``. Evaluation moves nothing.
+
+Departures from the paper:
+- The number of clusters follows each sample's own real length, so neither padding nor batch-mates change anything: a
+  sample uses the first ⌈N / w⌉ centroids of the ⌈max_len / w⌉ that there are.
+- Vectors are scaled to length 1 for the clusters only, as in the public package; the paper normalises the queries and
+  keys of the attention too, and takes off their mean.
+- Centroids start as random unit vectors; the package takes them from the first batch. ``redraw()`` starts anew.
+- There is no commitment loss: a backend returns one output. Queries and keys learn from the attention alone.
+- Equal similarities are taken in no particular order.
+There is no causal form: whether a cluster takes position t depends on the similarities of all later positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo.contract import Attention, Dims, Kernel, Traits, at_least
+from zoo.functional import sdpa_kernel_name
+from zoo.registry import register
+
+CHUNK_ELEMENTS = 2**18  # of queries worked on at once, or one head of one sample
+SIMILARITIES = 2**20  # held at once, or those of one cluster
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingConfig:
+    """window: w, queries and keys in a cluster. decay: how much of a centroid stays in one step of training."""
+
+    window: int = 128
+    decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        at_least(1, **{"routing.window": self.window})
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"routing.decay must be from 0 to 1, got {self.decay!r}")
+
+
+@register("routing", config=RoutingConfig)
+class RoutingAttention(Attention):
+    """Each k-means cluster takes the queries and keys nearest to it and attends within."""
+
+    traits = Traits(
+        family="content sparse",
+        source="Roy et al., arXiv:2003.05997",
+        year=2020,
+        time="O(N·w), clusters O(N²/w)",
+        memory="O(N)",
+        causal=False,
+        capacity="window",
+        stochastic=True,
+        subquadratic=True,
+        exceptions={"state": "k-means moves its centroids in every training forward"},
+    )
+    centroids: Tensor
+
+    def __init__(self, dims: Dims, config: RoutingConfig) -> None:
+        super().__init__()
+        self.config = config
+        clusters = -(-dims.max_len // config.window)
+        self.register_buffer("centroids", F.normalize(torch.randn(dims.n_heads, clusters, dims.d_head), dim=-1))
+
+    def redraw(self) -> None:
+        self.centroids.copy_(F.normalize(torch.randn(self.centroids.shape), dim=-1))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        k = k.to(q.dtype)
+        with torch.autocast(q.device.type, enabled=False):
+            with torch.no_grad():
+                moves = _Moves(self.centroids) if self.training else None
+                queries, keys = (self._select(x, key_padding_mask, moves) for x in (q, k))
+                if moves is not None:
+                    self.centroids.lerp_(moves.means(self.centroids), 1 - self.config.decay)
+                at, to = (_Slots(x, q.shape[2], masked=key_padding_mask is not None) for x in (queries, keys))
+            mixed = F.scaled_dot_product_attention(at.take(q), to.take(k), to.take(v), to.mask)
+            return at.mean(mixed, like=q)
+
+    def _select(self, x: Tensor, padding: Tensor | None, moves: _Moves | None) -> Tensor:
+        """The positions that each cluster takes, (B, H, clusters, w); -1 = nothing.
+
+        ``moves`` collects the vectors by their nearest centroid.
+        """
+        B, H, N, _ = x.shape
+        width = min(self.config.window, N)
+        clusters = -(-N // self.config.window)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        centroids = self.centroids[:, :clusters].to(wide)
+        if padding is not None:
+            used = ((~padding).sum(1) + self.config.window - 1) // self.config.window  # (B,)
+            unused = (torch.arange(clusters, device=x.device) >= used[:, None])[:, None, :, None]
+        chosen = torch.empty(B, H, clusters, width, dtype=torch.long, device=x.device)
+        for samples, heads in parts(x):
+            units = F.normalize(x[samples, heads].to(wide), dim=-1)
+            nearest, nearness = units.new_zeros(units.shape[:3], dtype=torch.long), None
+            step = max(1, SIMILARITIES // units[..., 0].numel())
+            for start in range(0, clusters, step):
+                some = slice(start, start + step)
+                near = centroids[heads, some] @ units.mT  # (b, h, clusters, N)
+                if padding is not None:
+                    near.masked_fill_(unused[samples, :, some] | padding[samples, None, None], -torch.inf)
+                top = near.topk(width, sorted=False)
+                chosen[samples, heads, some] = top.indices.masked_fill(top.values == -torch.inf, -1)
+                if moves is not None:
+                    best, at = near.max(2)
+                    closer = torch.ones_like(best, dtype=torch.bool) if nearness is None else best > nearness
+                    nearest = torch.where(closer, at + start, nearest)
+                    nearness = best if nearness is None else torch.maximum(best, nearness)
+            if moves is not None:
+                moves.add(units, nearest, heads, None if padding is None else padding[samples])
+        return chosen
+
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        return Kernel(f"gathered clusters on {sdpa_kernel_name(x).name}")
+
+
+def parts(x: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Samples and heads to take together, so that x (B, H, N, D) is worked through in chunks."""
+    B, H, N, D = x.shape
+    heads = min(H, max(1, CHUNK_ELEMENTS // (N * D)))
+    samples = max(1, CHUNK_ELEMENTS // (H * N * D))
+    for b in range(0, B, samples):
+        for h in range(0, H, heads):
+            yield slice(b, b + samples), slice(h, h + heads)
+
+
+class _Bags:
+    """Sums rows by where they belong: sorted once, so that no row is added to another one at a time."""
+
+    def __init__(self, place: Tensor, places: int) -> None:
+        """place: (rows,) below ``places``, or equal to it for rows that belong nowhere."""
+        place, self.order = place.sort(stable=True)
+        self.offsets = torch.searchsorted(place, torch.arange(places + 2, device=place.device))
+        self.counts = self.offsets.diff()[:-1, None]
+
+    def sum(self, x: Tensor) -> Tensor:
+        """(rows, D) -> (places, D), in at least float32."""
+        return bag_sum(x, self.order, self.offsets)
+
+
+def bag_sum(x: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return F.embedding_bag(order, x, offsets, mode="sum", include_last_offset=True)[:-1]
+
+
+class _Moves:
+    """Sums and counts of the unit vectors nearest to each centroid."""
+
+    def __init__(self, centroids: Tensor) -> None:
+        wide = torch.promote_types(centroids.dtype, torch.float32)
+        self.sums = torch.zeros_like(centroids, dtype=wide)  # (H, clusters, D)
+        self.counts = torch.zeros_like(self.sums[..., :1])
+
+    def add(self, units: Tensor, nearest: Tensor, heads: slice, padding: Tensor | None) -> None:
+        """units: (b, h, N, D); nearest: (b, h, N)."""
+        h, clusters = self.sums[heads].shape[:2]
+        place = nearest + clusters * torch.arange(h, device=units.device)[:, None]
+        if padding is not None:
+            place = place.masked_fill(padding[:, None], h * clusters)
+        bags = _Bags(place.flatten(), h * clusters)
+        self.sums[heads] += bags.sum(units.flatten(0, 2)).view(h, clusters, -1)
+        self.counts[heads] += bags.counts.view(h, clusters, 1)
+
+    def means(self, centroids: Tensor) -> Tensor:
+        """Unit vectors, one for each centroid; a centroid that is nearest to nothing stays."""
+        return torch.where(self.counts > 0, F.normalize(self.sums, dim=-1), centroids).to(centroids.dtype)
+
+
+class _Slots:
+    """Moves vectors between positions (B, H, N, D) and clusters (B H, clusters, w, D)."""
+
+    def __init__(self, position: Tensor, length: int, *, masked: bool) -> None:
+        """position: (B, H, clusters, w), -1 = nothing, which is only where ``masked``."""
+        position = position.flatten(0, 1)
+        self.shape, places = position.shape, position.shape[0] * length
+        row = position + length * torch.arange(position.shape[0], device=position.device)[:, None, None]
+        self.row, place = row.flatten(), row.flatten()
+        self.filled = None
+        if masked:
+            self.filled = position >= 0
+            self.row = self.row.clamp(min=0)
+            place = place.masked_fill(~self.filled.flatten(), places)
+        self.bags = _Bags(place, places)
+
+    def take(self, x: Tensor) -> Tensor:
+        """(B, H, N, D) -> (B H, clusters, w, D)."""
+        out: Tensor = _Take.apply(x, self.row, self.bags.order, self.bags.offsets)  # type: ignore[no-untyped-call]
+        return out.view(*self.shape, -1)
+
+    def mean(self, x: Tensor, like: Tensor) -> Tensor:
+        """(B H, clusters, w, D) -> (B, H, N, D); 0 where nothing belongs."""
+        out: Tensor = _Mean.apply(x, self, like)  # type: ignore[no-untyped-call]
+        return out
+
+    @property
+    def mask(self) -> Tensor | None:
+        """As SDPA reads it: (B H, clusters, 1, w), True = may be attended to; None = all."""
+        return None if self.filled is None else self.filled[:, :, None]
+
+
+class _Take(torch.autograd.Function):
+    """Gathers rows; its gradient sums them in bags."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, row: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
+        ctx.save_for_backward(order, offsets)
+        ctx.shape = x.shape
+        return x.flatten(0, 2).index_select(0, row)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return bag_sum(grad, *ctx.saved_tensors).view(ctx.shape).to(grad.dtype), None, None, None
+
+
+class _Mean(torch.autograd.Function):
+    """Means of the rows of a position; its gradient gathers."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slots: _Slots, like: Tensor) -> Tensor:
+        counts = slots.bags.counts.clamp(min=1)
+        ctx.shape = x.shape
+        ctx.save_for_backward(slots.row, counts, slots.filled)
+        return (slots.bags.sum(x.flatten(0, 2)) / counts).view_as(like).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        row, counts, filled = ctx.saved_tensors
+        share = (grad.flatten(0, 2) / counts).to(grad.dtype).index_select(0, row).view(ctx.shape)
+        return share if filled is None else share.masked_fill(~filled[..., None], 0), None, None

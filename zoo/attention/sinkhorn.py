@@ -1,0 +1,238 @@
+"""Sinkhorn attention: each bucket attends to itself and to the bucket that a learned sort moves next to it.
+
+Sparse Sinkhorn Attention, arXiv:2002.11296, sections 3.1 to 3.3. Positions stand in buckets of S; a sorting network
+scores every bucket u against every bucket v; Sinkhorn normalisation, rows and columns in turn, makes the scores a
+(nearly) doubly stochastic R; a query of bucket u attends to the keys of its own bucket and to the sorted ones:
+``out_u = softmax(q_u [R_u K; K_u]ᵀ / √D) [R_u V; V_u]`` with ``R_u K = Σ_v R_uv K_v``, offset by offset.
+With ``sort="top"`` R_u is a softmax over v of which only the largest entry is kept, with its weight.
+Cost: O(N S D) time for attention; the soft sort mixes whole buckets, O(N² D / S): quadratic with a small factor, as
+much as the attention itself at N = 2 S², 8,192 for S = 64; the top sort moves each bucket once. Memory O(N D) and
+(N / S)² for R, whose iterations are computed again in backward.
+
+Departures from the paper:
+- The sorting network is the scaled product of the mean query of u and the mean key of v, as in the public package;
+  the paper learns a map from a bucket's sum to bucket numbers, which ties it to one length.
+- The scores are ``log(relu(score) + 1e-6) / temperature``, as in that package. There is no Gumbel noise: evaluation
+  and training are deterministic.
+- Only real positions enter the means and the mixtures; buckets of padding alone take no part in the sort.
+Causal form (section 3.3): the descriptor of a query bucket is the mean over all queries up to its first position, only
+buckets strictly before it may be sorted in, and columns are normalised by the sum over the rows so far, so that nothing
+from later buckets reaches R_u. The first bucket sees itself alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from zoo.contract import Attention, Dims, Kernel, Traits, at_least, one_of
+from zoo.functional import pad_to_multiple, recompute, sdpa_kernel_name
+from zoo.registry import register
+
+HIDDEN = -1e30
+FLOOR = 1e-6  # of a score, before its logarithm
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinkhornConfig:
+    """bucket_size: S, positions in a bucket.
+    sort: ``soft`` (every bucket receives a mixture of buckets, as in the paper) or ``top`` (only the best one).
+    iterations: rounds of row and column normalisation of the soft sort.
+    temperature: what scores are divided by; lower is nearer to a permutation.
+    """
+
+    bucket_size: int = 64
+    sort: str = "soft"
+    iterations: int = 7
+    temperature: float = 0.75
+
+    def __post_init__(self) -> None:
+        at_least(1, **{"sinkhorn.bucket_size": self.bucket_size, "sinkhorn.iterations": self.iterations})
+        one_of("sinkhorn.sort", self.sort, ("soft", "top"))
+        if not self.temperature > 0:
+            raise ValueError(f"sinkhorn.temperature must be above 0, got {self.temperature!r}")
+
+
+@register("sinkhorn", config=SinkhornConfig)
+class SinkhornAttention(Attention):
+    """Each bucket of positions attends to itself and to what a differentiable sort puts beside it."""
+
+    traits = Traits(
+        family="content sparse",
+        source="Tay et al., arXiv:2002.11296",
+        year=2020,
+        time="O(N·S), soft sort O(N²/S)",
+        memory="O(N)",
+        causal=True,
+        capacity="bucket_size",
+        subquadratic=True,
+    )
+
+    def __init__(self, dims: Dims, config: SinkhornConfig) -> None:
+        super().__init__()
+        self.causal, self.config = dims.causal, config
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        N = q.shape[2]
+        size = min(self.config.bucket_size, N)
+        real = None if key_padding_mask is None else ~key_padding_mask
+        if N % size and real is None:
+            real = torch.ones(q.shape[0], N, dtype=torch.bool, device=q.device)
+        if real is not None:
+            real = rearrange(pad_to_multiple(real[..., None], size, -2), "b (n s) 1 -> b n s", s=size)
+        with torch.autocast(q.device.type, enabled=False):
+            return self._attend(q, k.to(q.dtype), v, real, size)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, size: int) -> Tensor:
+        """q, k, v and the result: (b, h, N, D); real: (b, n, S) bool, None = all."""
+        b, h, N, D = q.shape
+        q, k, v = (pad_to_multiple(x, size, -2).reshape(b, h, -1, size, D) for x in (q, k, v))
+        if real is not None:
+            q, k, v = (x.masked_fill(~real[:, None, ..., None], 0) for x in (q, k, v))
+        allowed = self._allowed(real, q.shape[2], q.device)
+        scores = self._scores(q, k, real)
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (b h, n, S, D)
+        if self.config.sort == "soft":
+            weights = recompute(lambda scores: self._balance(scores, allowed), scores).to(k.dtype).flatten(0, 1)
+            keys, values = (_BesideMixture.apply(x, weights) for x in (k, v))  # type: ignore[no-untyped-call]
+            seen = self._mixture_seen(allowed, real)
+        else:
+            weight, best, seen = self._pick(scores, allowed, real)
+            weight, best = weight.to(k.dtype).flatten(0, 1), best.flatten(0, 1)
+            keys, values = (_BesidePick.apply(x, weight, best) for x in (k, v))  # type: ignore[no-untyped-call]
+        out = F.scaled_dot_product_attention(q, keys, values, self._mask(seen, real, (b, h), q))
+        return out.reshape(b, h, -1, D)[:, :, :N]
+
+    def _allowed(self, real: Tensor | None, n: int, device: torch.device) -> Tensor | None:
+        """Which buckets may be sorted to which: (b or 1, 1, n, n) bool, None = all to all."""
+        allowed = None
+        if real is not None:
+            filled = real.any(-1)
+            allowed = (filled[:, :, None] & filled[:, None, :])[:, None]
+        if self.causal:
+            past = torch.ones(n, n, dtype=torch.bool, device=device).tril(-1)
+            allowed = past[None, None] if allowed is None else allowed & past
+        return allowed
+
+    def _scores(self, q: Tensor, k: Tensor, real: Tensor | None) -> Tensor:
+        """The sorting network: (b, h, n, S, D) twice -> (b, h, n, n), in at least float32."""
+        *_, n, size, D = q.shape
+        wide = torch.promote_types(q.dtype, torch.float32)
+        queries, keys = q.sum(3, dtype=wide), k.sum(3, dtype=wide)
+        counts = torch.full((1, n), size, device=q.device) if real is None else real.sum(2)
+        reached = counts
+        if self.causal:  # all buckets before, and the first position of the bucket
+            first = torch.ones_like(counts) if real is None else real[:, :, 0].long()
+            queries = queries.cumsum(2) - queries + q[:, :, :, 0]
+            reached = counts.cumsum(1) - counts + first
+        queries = queries / reached.clamp(min=1)[:, None, :, None]
+        keys = keys / counts.clamp(min=1)[:, None, :, None]
+        scores: Tensor = queries @ keys.mT * D**-0.5
+        return scores
+
+    def _balance(self, scores: Tensor, allowed: Tensor | None) -> Tensor:
+        """R of the soft sort, (b, h, n, n)."""
+
+        def hide(x: Tensor) -> Tensor:
+            return x if allowed is None else x.masked_fill(~allowed, HIDDEN)
+
+        log = hide((scores.relu() + FLOOR).log() / self.config.temperature)
+        for _ in range(self.config.iterations):
+            log = hide(log - log.logsumexp(-1, keepdim=True))
+            log = hide(log - (log.logcumsumexp(-2) if self.causal else log.logsumexp(-2, keepdim=True)))
+        return log.exp()
+
+    def _mixture_seen(self, allowed: Tensor | None, real: Tensor | None) -> Tensor | None:
+        """The offsets of a mixture to which any real position contributes: broadcasts to (b, h, n, S), None = all."""
+        if allowed is None:
+            return None
+        if real is None:
+            return allowed.any(-1, keepdim=True)
+        return (allowed.float() @ real[:, None].float()) > 0
+
+    def _pick(
+        self, scores: Tensor, allowed: Tensor | None, real: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The weight and the number of the best bucket, (b, h, n), and which of it is seen, as in a mixture."""
+        scores = scores / self.config.temperature
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, HIDDEN)
+        weight, best = scores.softmax(-1).max(-1)
+        if allowed is None:
+            return weight, best, None
+        seen = allowed.any(-1, keepdim=True)
+        if real is not None:
+            index = best[..., None].expand(-1, -1, -1, real.shape[-1])
+            seen = seen & real[:, None].expand(-1, best.shape[1], -1, -1).gather(2, index)
+        return weight, best, seen
+
+    def _mask(self, seen: Tensor | None, real: Tensor | None, heads: tuple[int, int], q: Tensor) -> Tensor | None:
+        """What the queries of a bucket see of [moved; own]: (b h or 1, n, S or 1, 2S) bool, None = all."""
+        if seen is None:
+            return None
+        n, size = q.shape[1:3]
+        b = heads if real is not None else (1, 1)
+        own = torch.ones(1, 1, 1, 1, 1, dtype=torch.bool, device=q.device) if real is None else real[:, None, :, None]
+        rows = 1
+        if self.causal:
+            rows = size
+            own = own & torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
+        mask = torch.cat([x.expand(*b, n, rows, size) for x in (seen[..., None, :], own)], -1)
+        return mask.flatten(0, 1)
+
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        return Kernel(f"sorted buckets on {sdpa_kernel_name(x).name}")
+
+
+class _BesidePick(torch.autograd.Function):
+    """[weight · x_best; x] for each bucket, written once.
+
+    x: (G, n, S, D); weight, best: (G, n); result: (G, n, 2S, D).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, best: Tensor) -> Tensor:
+        G, n, size, D = x.shape
+        rows = (best + n * torch.arange(G, device=x.device)[:, None]).flatten()
+        flat = x.reshape(G * n, -1)
+        out = x.new_empty(G * n, 2, size * D)
+        torch.mul(flat.index_select(0, rows), weight.reshape(-1, 1), out=out[:, 0])
+        out[:, 1] = flat
+        ctx.save_for_backward(out, weight, rows)
+        return out.view(G, n, 2 * size, D)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        out, weight, rows = ctx.saved_tensors
+        G, n, both, D = grad.shape
+        moved, own = grad.reshape(out.shape).unbind(1)
+        factor = weight.reshape(-1, 1)
+        slope = (moved[:, None] @ out[:, 0, :, None])[:, 0] / factor
+        dx = own.clone(memory_format=torch.contiguous_format).index_add_(0, rows, moved * factor)
+        return dx.view(G, n, both // 2, D), slope.view_as(weight), None
+
+
+class _BesideMixture(torch.autograd.Function):
+    """[Σ_v R_uv x_v; x_u] for each bucket u. x: (G, n, S, D); R: (G, n, n); result: (G, n, 2S, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor) -> Tensor:
+        G, n, size, D = x.shape
+        out = x.new_empty(G, n, 2, size * D)
+        out[:, :, 1] = x.reshape(G, n, -1)
+        out[:, :, 0] = weights @ out[:, :, 1]
+        ctx.save_for_backward(out, weights)
+        return out.view(G, n, 2 * size, D)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        out, weights = ctx.saved_tensors
+        G, n, both, D = grad.shape
+        moved, own = grad.reshape(out.shape).unbind(2)
+        dx = torch.baddbmm(own, weights.mT, moved)
+        return dx.view(G, n, both // 2, D), moved @ out[:, :, 1].mT
