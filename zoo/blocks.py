@@ -545,8 +545,7 @@ def _forward_kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale:
 def _plain_forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """The same from matrix products, for devices without that kernel."""
     logits = _logits(q, k, bias, scale)
-    lse = logits.logsumexp(-1, keepdim=True)
-    return (logits - lse).exp_().to(v.dtype) @ v, lse[..., 0]
+    return logits.softmax(-1).to(v.dtype) @ v, logits.logsumexp(-1)
 
 
 def _backward_kernel(
@@ -566,8 +565,9 @@ def _plain_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same from matrix products, for devices without that kernel."""
     weights = (_logits(q, k, bias, scale) - lse[..., None]).exp_()
-    delta = (grad * out).to(lse.dtype).sum(-1, keepdim=True)
-    slope = (weights * ((grad @ v.mT).to(lse.dtype) - delta)).mul_(scale).to(q.dtype)
+    wide = grad.float() if grad.dtype == torch.float16 else grad  # likewise for gradients and values
+    delta = (wide * out).to(lse.dtype).sum(-1, keepdim=True)
+    slope = (weights * ((wide @ v.to(wide.dtype).mT).to(lse.dtype) - delta)).mul_(scale).to(q.dtype)
     return slope @ k, slope.mT @ q, weights.to(v.dtype).mT @ grad
 
 

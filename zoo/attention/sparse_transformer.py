@@ -5,7 +5,7 @@ Generating Long Sequences with Sparse Transformers, arXiv:1904.10509, section 4.
 ``fixed``: query i sees its own block of l positions, and the last c positions of every block (the summary).
 Both parts stand in one softmax, the paper's "merged" head (section 4.2).
 Cost: O(N · (l + N / l)) time for ``strided``, O(N · (l + c N / l)) for ``fixed``, so O(N √N) where l is near √N;
-O(N) memory.
+O(N) memory, and a mask of (N / l)² numbers for ``strided``.
 
 The strided part is attention within residue classes: positions that share i mod l are laid side by side.
 
