@@ -13,17 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-T = TypeVar("T")
-
 CAUSAL_CHUNK = 128  # positions: quadratic within, a running state between
-CACHED = 2**18  # numbers in the features of one chunk, so that they stay in a CPU's cache
+CACHED = 2**20  # numbers in the features of one chunk: more pass through memory, fewer make many small steps
 RESIDENT = 2**24  # the same elsewhere, where many small steps cost more than memory does
 
 
@@ -41,12 +39,15 @@ class FeatureMap:
             each query is divided by its largest feature. All three cancel in the quotient, so no epsilon is needed.
             The reference is the maximum over the real keys; when causal, over those before the chunk, or the chunk's
             first where there is none: so every row has a denominator of at least 1, and none knows of the future.
+        slope: where queries and keys go through one function of each number alone, its derivative, given its result,
+            which it may overwrite. Without it the gradient goes through a graph.
     """
 
     queries: Callable[[Tensor, int], Tensor]
     keys: Callable[[Tensor, int], Tensor]
     size: int
     logarithmic: bool = False
+    slope: Callable[[Tensor], Tensor] | None = None
 
 
 def kernel_attention(
@@ -71,7 +72,7 @@ class _Bidirectional(torch.autograd.Function):
             for step in _walk(k, v, hidden, features, causal=False):
                 state, reference = step.state_after, step.reference_after
             for part in _parts(q, features, causal=False):
-                queries = _query_features(_wide(q, part), part, features, reference)
+                (queries,) = _query_features(_wide(q, part), part, features, reference)
                 out[:, :, part], inverse[:, :, part] = _divide(queries @ state)
         ctx.save_for_backward(q, k, v, hidden, out, inverse, state, reference)
         ctx.features = features
@@ -86,14 +87,14 @@ class _Bidirectional(torch.autograd.Function):
         d_state = torch.zeros_like(state)
         with torch.autocast(q.device.type, enabled=False):
             for part in _parts(q, features, causal=False):
-                leaf, queries = _tracked(_query_features, q, part, features, reference)
+                (queries,), pull = _tracked(_query_features, q, part, features, reference)
                 d_total = _divide_backward(grad, out, inverse, part)
-                dq[:, :, part] = torch.autograd.grad(queries, leaf, d_total @ state.mT)[0]
-                d_state += queries.detach().mT @ d_total
+                d_state += queries.mT @ d_total
+                dq[:, :, part] = pull(d_total @ state.mT)
             for part in _parts(k, features, causal=False):
-                leaf, (_, keys) = _tracked(_key_features, k, part, features, hidden, None, reference)
-                dk[:, :, part] = torch.autograd.grad(keys, leaf, _values(v, part) @ d_state.mT)[0]
-                dv[:, :, part] = keys.detach() @ d_state[..., :-1]
+                (keys, _), pull = _tracked(_key_features, k, part, features, hidden, None, reference)
+                dv[:, :, part] = keys @ d_state[..., :-1]
+                dk[:, :, part] = pull(_values(v, part) @ d_state.mT)
         return dq, dk, dv, None, None
 
 
@@ -104,7 +105,7 @@ class _Causal(torch.autograd.Function):
         with torch.autocast(q.device.type, enabled=False):
             for step in _walk(k, v, hidden, features, causal=True):
                 part = step.part
-                queries = _query_features(_wide(q, part), part, features, step.reference)
+                (queries,) = _query_features(_wide(q, part), part, features, step.reference)
                 weights = (queries @ step.keys.mT).tril_()
                 out[:, :, part], inverse[:, :, part] = _divide(weights @ step.values + queries @ step.state)
         ctx.save_for_backward(q, k, v, hidden, out, inverse)
@@ -122,18 +123,19 @@ class _Causal(torch.autograd.Function):
             kept = [(s.part, s.state, s.reference, s.reference_after, s.scale) for s in steps]
             d_state = torch.zeros_like(kept[0][1])
             for part, state, reference, reference_after, scale in reversed(kept):
-                q_leaf, queries = _tracked(_query_features, q, part, features, reference)
-                k_leaf, (keys, carried) = _tracked(_key_features, k, part, features, hidden, reference, reference_after)
-                fq, fk, values = queries.detach(), keys.detach(), _values(v, part)
-                d_total = _divide_backward(grad, out, inverse, part)
+                (queries,), pull_queries = _tracked(_query_features, q, part, features, reference)
+                (keys, carried), pull_keys = _tracked(
+                    _key_features, k, part, features, hidden, reference, reference_after
+                )
+                values, d_total = _values(v, part), _divide_backward(grad, out, inverse, part)
                 d_weights = (d_total @ values.mT).tril_()
-                weights = (fq @ fk.mT).tril_()
-                d_queries = d_weights @ fk + d_total @ state.mT
-                d_keys = d_weights.mT @ fq, values @ d_state.mT
-                dq[:, :, part] = torch.autograd.grad(queries, q_leaf, d_queries)[0]
-                dk[:, :, part] = torch.autograd.grad((keys, carried), k_leaf, d_keys)[0]
-                dv[:, :, part] = weights.mT @ d_total[..., :-1] + carried.detach() @ d_state[..., :-1]
-                d_state = (d_state if scale is None else d_state * scale) + fq.mT @ d_total
+                weights = (queries @ keys.mT).tril_()
+                d_queries = d_weights @ keys + d_total @ state.mT
+                d_keys = d_weights.mT @ queries, values @ d_state.mT
+                dv[:, :, part] = weights.mT @ d_total[..., :-1] + carried @ d_state[..., :-1]
+                d_state = (d_state if scale is None else d_state * scale) + queries.mT @ d_total
+                dq[:, :, part] = pull_queries(d_queries)
+                dk[:, :, part] = pull_keys(*d_keys)
         return dq, dk, dv, None, None
 
 
@@ -218,20 +220,33 @@ def _exponentials(logs: Tensor, reference: Tensor | None, after: Tensor) -> tupl
     return (logs - reference).clamp_(max=limit).exp_(), carried
 
 
-def _query_features(q: Tensor, part: slice, features: FeatureMap, reference: Tensor | None) -> Tensor:
+def _query_features(q: Tensor, part: slice, features: FeatureMap, reference: Tensor | None) -> tuple[Tensor]:
     """Query features (B, H, n, M), multiplied by the reference and divided by the largest where logarithmic."""
     queries = features.queries(q, part.start)
     if reference is None:
-        return queries
+        return (queries,)
     queries = queries.add_(reference)
-    return queries.sub_(queries.detach().amax(-1, keepdim=True)).exp_()
+    return (queries.sub_(queries.detach().amax(-1, keepdim=True)).exp_(),)
 
 
-def _tracked(make: Callable[..., T], x: Tensor, part: slice, *rest: Any) -> tuple[Tensor, T]:
-    """A chunk of ``x`` as a leaf, and the features made from it, with the graph between them."""
+def _tracked(
+    make: Callable[..., tuple[Tensor, ...]], x: Tensor, part: slice, features: FeatureMap, *rest: Any
+) -> tuple[tuple[Tensor, ...], Callable[..., Tensor]]:
+    """The features of a chunk of ``x``, and what pulls gradients of them, one or all, back to ``x``.
+
+    To be called once, when the features are not needed any more.
+    """
+    slope = features.slope
+    if slope is not None:
+        made = make(_wide(x, part), part, features, *rest)
+        return made, lambda *grads: sum(grads[1:], grads[0]).mul_(slope(made[0]))
     with torch.enable_grad():
         leaf = _wide(x, part).detach().requires_grad_()
-        return leaf, make(leaf, part, *rest)
+        graph = make(leaf, part, features, *rest)
+    return (
+        tuple(feature.detach() for feature in graph),
+        lambda *grads: torch.autograd.grad(graph[: len(grads)], leaf, grads)[0],
+    )
 
 
 def _divide(total: Tensor) -> tuple[Tensor, Tensor]:

@@ -267,7 +267,7 @@ def outcome(task: Task, row: Row) -> str:
 def show(results: Any, console: Console) -> None:
     from rich.table import Table
 
-    from benchmarks.peers._report import MEMORY, RULES, TIME
+    from benchmarks.peers._report import EACH, MEMORY, RULES, TIME
 
     tables = [(f"{m.title}, ours over theirs", results.table(m)) for m in (TIME, MEMORY)] if results.rows else []
     if results.against_full:
@@ -284,6 +284,11 @@ def show(results: Any, console: Console) -> None:
     console.print("Missed:" if misses else "All bars are met.", highlight=False)
     for miss in misses:
         console.print(f"  {miss}", markup=False, highlight=False, soft_wrap=True)
+    excesses = results.excesses()
+    if excesses:
+        console.print(f"Single lengths above {EACH}:", highlight=False)
+    for excess in excesses:
+        console.print(f"  {excess}", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
