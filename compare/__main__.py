@@ -26,6 +26,7 @@ examples:
   python -m compare --variants full,linformer --seq-len 8192
   python -m compare --variants all --tasks mqar --seq-len 256 --seeds 3 --budget 60
   python -m compare --variants full,linformer --set linformer.rank=128 --steps 500
+  python -m compare --variants all --seq-len 512,1024,2048,4096 --batch-size 1 --steps 0
   python -m compare --variants full,my_module:MyAttention --set my_attention.scale=5
 """
 
@@ -95,7 +96,9 @@ def parser() -> Parser:
     length.add_argument(
         "--budget", type=positive_float, metavar="SECONDS", help=f"training time of each run ({DEFAULT_BUDGET:g})"
     )
-    length.add_argument("--steps", type=positive, metavar="K", help="optimizer steps of each run, instead of a budget")
+    length.add_argument(
+        "--steps", type=natural, metavar="K", help="optimizer steps of each run, instead of a budget; 0 measures cost alone"
+    )
     train.add_argument("--batch-size", type=positive, metavar="B", help="samples in a micro-batch at full length")
     train.add_argument("--accumulate", type=positive, default=1, metavar="K", help="micro-batches in a step (1)")
     train.add_argument("--lr", type=positive_float, metavar="RATE", help="peak learning rate")
@@ -215,7 +218,7 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
                     task=task_name,
                     seq_len=seq_len,
                     seed=seed,
-                    budget=None if options.steps else options.budget or DEFAULT_BUDGET,
+                    budget=None if options.steps is not None else options.budget or DEFAULT_BUDGET,
                     steps=options.steps,
                     batch_size=options.batch_size or max(1, defaults.tokens_per_step // seq_len),
                     accumulate=options.accumulate,
@@ -391,6 +394,10 @@ def positive(text: str) -> int:
     if text.isdecimal() and int(text) > 0:
         return int(text)
     raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+
+
+def natural(text: str) -> int:
+    return 0 if text == "0" else positive(text)
 
 
 def positive_list(text: str) -> list[int]:

@@ -150,9 +150,10 @@ def outcome(record: Record) -> str:
     """One line on how a run ended."""
     if record["status"] != "ok":
         return f"{record['status']}: {record['reason']}"
+    score = f"{record['metric']} {record['test_score']:.1%}, " if "test_score" in record else ""
     return (
-        f"{record['metric']} {record['test_score']:.1%}, {record['tokens_per_second']:,.0f} tokens/s, "
-        f"step {record['step_seconds']:.3g} s, {record['wall_seconds']:.0f} s in all"
+        f"{score}{record['tokens_per_second']:,.0f} tokens/s, step {record['step_seconds']:.3g} s, "
+        f"{record['wall_seconds']:.0f} s in all"
     )
 
 

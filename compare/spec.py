@@ -16,7 +16,8 @@ class RunSpec:
     Attributes:
         variant: a name from ``zoo.available()``, or ``module:Class`` of a class from outside, which the worker imports.
         options: the variant's options that differ from its defaults, sorted by name.
-        budget, steps: training stops after this many seconds, or after this many optimizer steps; one is None.
+        budget, steps: training stops after this many seconds, or after this many optimizer steps; one is None. With 0
+            steps the cost is measured, and nothing is trained or tested.
         batch_size: samples in a micro-batch at ``seq_len``.
         accumulate: micro-batches in an optimizer step.
         warmup_steps: optimizer steps over which the learning rate rises; it falls as a cosine to 0 afterwards.

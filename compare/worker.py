@@ -105,7 +105,7 @@ def run(spec: RunSpec, events: Events) -> Record:
 
 
 def work(spec: RunSpec, record: Record, events: Events) -> None:
-    """Measure, train and test, filling ``record`` as results come."""
+    """Measure, train and test (with 0 steps: measure), filling ``record`` as results come."""
     import torch
 
     import tasks
@@ -121,6 +121,8 @@ def work(spec: RunSpec, record: Record, events: Events) -> None:
 
     events.phase("measuring")
     measure_costs(Trainer(spec, task), record)
+    if spec.steps == 0:
+        return
 
     events.phase("training", 0.0)
     trainer = Trainer(spec, task)

@@ -97,6 +97,20 @@ def test_a_record_holds_what_is_promised(finished) -> None:
     assert record["curve"][-1]["val_score"] == record["val_score"]
 
 
+def test_no_steps_measure_cost_alone(tmp_path: Path) -> None:
+    words = [*TINY[:-1], "0", "--seq-len", "32,64", "--variants", "linformer", "--out", str(tmp_path)]
+    done = compare(*words)
+    assert done.returncode == 0, done.stderr
+    for record in records_of(tmp_path):
+        assert record["status"] == "ok", record["reason"]
+        assert record["forward_backward_seconds"] > 0
+        assert "curve" not in record
+        assert "test_score" not in record
+    stems = {p.stem for p in (tmp_path / "charts").glob("*.png")}
+    assert stems, "no chart of the cost"
+    assert not any(stem.startswith(("accuracy", "curves")) for stem in stems)
+
+
 def test_a_kernel_that_cannot_run_is_a_row_with_status_and_reason(finished) -> None:
     record = next(r for r in records_of(finished[0]) if r["variant"] == "full")
     assert record["status"] == "unsupported"
