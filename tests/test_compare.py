@@ -98,7 +98,7 @@ def test_a_record_holds_what_is_promised(finished) -> None:
 
 
 def test_no_steps_measure_cost_alone(tmp_path: Path) -> None:
-    words = [*TINY[:-1], "0", "--seq-len", "32,64", "--variants", "linformer", "--out", str(tmp_path)]
+    words = [*TINY[:-1], "0", "--seq-len", "32,64", "--variants", "linformer", "--no-control", "--out", str(tmp_path)]
     done = compare(*words)
     assert done.returncode == 0, done.stderr
     for record in records_of(tmp_path):

@@ -43,7 +43,7 @@ def pair(*, d_model: int, n_heads: int, length: int) -> list[Pair]:
         theirs=theirs,
         package="nystrom-attention",
         setting="64 landmarks, 6 iterations, convolution of 33",
-        tolerance=2e-3,
+        tolerance=5e-3,
         why="its pseudo-inverse starts from norms over all samples and heads, ours from each one's own",
     )
 
