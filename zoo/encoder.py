@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.contract import Attention, Backend, Dims, Kernel, Mixer, at_least, one_of
 from zoo.embeddings import LearnedPositions, RotaryPositions, ShortConvolution, SinusoidalPositions
+from zoo.functional import split
 from zoo.registry import build
 
 Norm = Literal["pre", "post"]
@@ -35,8 +36,8 @@ class Heads(Mixer):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        parts = self.qkv(x).chunk(self.inputs, dim=-1)  # cut first: backward then joins the gradients in one pass
-        q, *k, v = (rearrange(part, "b n (h d) -> b h n d", h=self.n_heads) for part in parts)
+        pieces = split(self.qkv(x), self.inputs)
+        q, *k, v = (rearrange(piece, "b n (h d) -> b h n d", h=self.n_heads) for piece in pieces)
         if self.rotary is not None:
             q, k = self.rotary(q), [self.rotary(x) for x in k]
         mixed = self.attention(q, *(k or [q]), v, key_padding_mask=key_padding_mask)

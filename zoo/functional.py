@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend
 
 from zoo.contract import Kernel
@@ -62,6 +63,39 @@ def full_attention(
     k = torch.cat([k[..., :d_head], bias, k[..., d_head + 1 :]], dim=-1)
     out = F.scaled_dot_product_attention(q, k, F.pad(v, extra), is_causal=True, scale=d_head**-0.5)
     return out[..., :d_head].masked_fill(hidden, 0)
+
+
+class _Split(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        return x.chunk(parts, dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(_ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        first, width = grads[0], grads[0].shape[-1]
+        shape = (*first.shape[:-1], len(grads) * width)
+        stride = torch.empty(shape, device="meta").stride()
+        adjacent = all(
+            grad.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+            and grad.storage_offset() == first.storage_offset() + number * width
+            and grad.stride() == stride
+            for number, grad in enumerate(grads)
+        )
+        return first.as_strided(shape, stride) if adjacent else torch.cat(grads, dim=-1), None
+
+
+def split(x: Tensor, parts: int) -> tuple[Tensor, ...]:
+    """``x.chunk(parts, dim=-1)``, whose backward copies nothing where the gradients come from ``side_by_side``."""
+    pieces: tuple[Tensor, ...] = _Split.apply(x, parts)  # type: ignore[no-untyped-call]
+    return pieces
+
+
+def side_by_side(*like: Tensor) -> tuple[Tensor, ...]:
+    """Tensors to fill, (B, H, N, D) each as these, that lie in memory as the pieces of one (B, N, …) projection."""
+    B, H, N, D = like[0].shape
+    whole = like[0].new_empty(B, N, len(like), H, D)
+    return tuple(piece.transpose(1, 2) for piece in whole.unbind(2))
 
 
 class _Recompute(torch.autograd.Function):

@@ -4,8 +4,9 @@
 (Transformers are RNNs, arXiv:2006.16236, equations 5 and 9). With a column of ones behind the values, numerator and
 denominator come from one state, ``Σ_j φ(k_j)ᵀ [v_j, 1]`` (B, H, M, D + 1).
 
-Features can be much wider than queries, so they are never kept: they are made for a chunk of positions at a time, in
+Features can be much wider than queries, so they are not kept: they are made for a chunk of positions at a time, in
 forward and again in backward. Kept for backward are q, k, v, the output, one number a row, and at most one state.
+(The exception is a map of each number alone, which takes no more room than what it is made from.)
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from zoo.functional import side_by_side
 
 CAUSAL_CHUNK = 128  # positions: quadratic within, a running state between
 CACHED = 2**20  # numbers in the features of one chunk: more pass through memory, fewer make many small steps
@@ -39,8 +42,8 @@ class FeatureMap:
             each query is divided by its largest feature. All three cancel in the quotient, so no epsilon is needed.
             The reference is the maximum over the real keys; when causal, over those before the chunk, or the chunk's
             first where there is none: so every row has a denominator of at least 1, and none knows of the future.
-        slope: where queries and keys go through one function of each number alone, its derivative, given its result,
-            which it may overwrite. Without it the gradient goes through a graph.
+        slope: where queries and keys go through one function of each number alone, its derivative, given its result.
+            Without it the gradient goes through a graph.
     """
 
     queries: Callable[[Tensor, int], Tensor]
@@ -59,7 +62,7 @@ def kernel_attention(
     none of its features meets one of a key, gives 0 and receives no gradient.
     """
     hidden = None if key_padding_mask is None else key_padding_mask[:, None, :, None]
-    attend = _Causal if causal else _Bidirectional
+    attend = _Causal if causal else _Bidirectional if features.slope is None else _Elementwise
     out: Tensor = attend.apply(q, k, v, hidden, features)  # type: ignore[no-untyped-call]
     return out
 
@@ -83,7 +86,7 @@ class _Bidirectional(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, hidden, out, inverse, state, reference = ctx.saved_tensors
         features = ctx.features
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        dq, dk, dv = side_by_side(q, k, v)
         d_state = torch.zeros_like(state)
         with torch.autocast(q.device.type, enabled=False):
             for part in _parts(q, features, causal=False):
@@ -95,6 +98,37 @@ class _Bidirectional(torch.autograd.Function):
                 (keys, _), pull = _tracked(_key_features, k, part, features, hidden, None, reference)
                 dv[:, :, part] = keys @ d_state[..., :-1]
                 dk[:, :, part] = pull(_values(v, part) @ d_state.mT)
+        return dq, dk, dv, None, None
+
+
+class _Elementwise(torch.autograd.Function):
+    """The bidirectional form for features that have a slope: they are no wider than queries and keys, and are kept in
+    their place, since gradients need nothing else of these."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, features: FeatureMap) -> Tensor:
+        whole = slice(0, q.shape[2])
+        out, inverse = _empty_result(v)
+        with torch.autocast(q.device.type, enabled=False):
+            queries = features.queries(_wide(q, whole), 0)
+            keys, values = _raw_keys(_wide(k, whole), whole, features, hidden), _values(v, whole)
+            state = keys.mT @ values
+            out[:], inverse[:] = _divide(queries @ state)
+        ctx.save_for_backward(queries, keys, values, state, out, inverse)
+        ctx.slope = features.slope
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, values, state, out, inverse = ctx.saved_tensors
+        dq, dk, dv = side_by_side(out, out, out)
+        with torch.autocast(grad.device.type, enabled=False):
+            d_total = _divide_backward(grad, out, inverse, slice(0, grad.shape[2]))
+            d_state = queries.mT @ d_total
+            torch.mul(d_total @ state.mT, ctx.slope(queries), out=dq)
+            torch.mul(values @ d_state.mT, ctx.slope(keys), out=dk)
+            dv.copy_(keys @ d_state[..., :-1])
         return dq, dk, dv, None, None
 
 
@@ -117,7 +151,7 @@ class _Causal(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, hidden, out, inverse = ctx.saved_tensors
         features = ctx.features
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        dq, dk, dv = side_by_side(q, k, v)
         with torch.autocast(q.device.type, enabled=False):
             steps = _walk(k, v, hidden, features, causal=True)
             kept = [(s.part, s.state, s.reference, s.reference_after, s.scale) for s in steps]

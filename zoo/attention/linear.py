@@ -54,4 +54,4 @@ def elu_plus_one(x: Tensor, _first: int) -> Tensor:
 
 def elu_plus_one_slope(phi: Tensor) -> Tensor:
     """Above 0 it is 1 and φ above 1, below 0 it is exp(x), which φ is."""
-    return phi.clamp_(max=1)
+    return phi.clamp(max=1)
