@@ -97,7 +97,7 @@ def parser() -> Parser:
         "--budget", type=positive_float, metavar="SECONDS", help=f"training time of each run ({DEFAULT_BUDGET:g})"
     )
     length.add_argument(
-        "--steps", type=natural, metavar="K", help="optimizer steps of each run, instead of a budget; 0 measures cost alone"
+        "--steps", type=natural, metavar="K", help="optimizer steps of each run, not a budget; 0 measures cost alone"
     )
     train.add_argument("--batch-size", type=positive, metavar="B", help="samples in a micro-batch at full length")
     train.add_argument("--accumulate", type=positive, default=1, metavar="K", help="micro-batches in a step (1)")
