@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -70,7 +71,8 @@ def peak_memory(step: Callable[[], object], device: torch.device) -> int | None:
     """Bytes that one ``step`` takes at its peak above what is held before it; None where it cannot be told.
 
     CUDA: the allocator's peak. Linux: the high-water mark of resident memory, reset before the step; memory that
-    earlier steps freed is handed back first, so that it does not hide what this one takes. Call it after a warm-up.
+    earlier steps freed or left as garbage is handed back first, so that it does not hide what this one takes. Call it
+    after a warm-up.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -82,6 +84,7 @@ def peak_memory(step: Callable[[], object], device: torch.device) -> int | None:
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
         return None
+    gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = _resident("VmRSS")
     reset.write_text("5")

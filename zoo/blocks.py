@@ -18,13 +18,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoo.contract import Kernel
-from zoo.functional import pad_to_multiple
+from zoo.functional import accumulator, pad_to_multiple
 
 HIDDEN = -1e30  # added to a logit that nothing may see; finite, so that a row that sees nothing has no NaN
 TILE_ELEMENTS = {"cpu": 2**19}  # gathered queries, keys and values at a time: what a core's cache holds
@@ -100,6 +102,20 @@ def attend(
             q, k.to(q.dtype), v.to(q.dtype), key_padding_mask, scale, parts
         )
     return out
+
+
+def attend_layout(
+    q: Tensor, k: Tensor, v: Tensor, layout: Tensor, size: int, *, causal: bool, key_padding_mask: Tensor | None
+) -> Tensor:
+    """``attend`` between consecutive blocks of ``size`` positions.
+
+    layout: (blocks, blocks) bool for all heads, or (H, blocks, blocks), for this length at least; True = the row sees
+        the column. When causal it must have no column after its row.
+    """
+    blocks = -(-q.shape[2] // size)
+    biases = causal_bias(size, q.device) if causal else {}
+    groups = layout_groups(layout[..., :blocks, :blocks], q.shape[1], size, biases)
+    return attend(q, k, v, [Part(groups=groups, size=size)], key_padding_mask=key_padding_mask)
 
 
 def kernel_name(x: Tensor) -> Kernel:
@@ -249,7 +265,7 @@ def _empty(q: Tensor) -> tuple[Tensor, Tensor]:
     The heads of a position are neighbours in memory, as the shell joins them.
     """
     B, H, N, D = q.shape
-    out = torch.zeros(B, N, H, D, dtype=torch.promote_types(q.dtype, torch.float32), device=q.device).transpose(1, 2)
+    out = torch.zeros(B, N, H, D, dtype=accumulator(q), device=q.device).transpose(1, 2)
     return out, out.new_full((B, H, N), HIDDEN)
 
 
@@ -463,20 +479,17 @@ class _Tile(ABC):
     def bias(self) -> Tensor | None:
         """What to add to the logits; broadcasts to (T, R, S, L)."""
         bias, blocks = self.given_bias, self.blocks
-        hidden: Tensor | None = None  # broadcasts likewise
-        if blocks.hidden is not None:
-            keys = self.columns(blocks.hidden)
-            if bool(keys.any()):
-                hidden = keys[:, :, None]
+        masks: list[Tensor] = []  # that broadcast likewise; True = hidden
+        if blocks.hidden is not None and bool((keys := self.columns(blocks.hidden)).any()):
+            masks.append(keys[:, :, None])
         if blocks.causal is not None:
             at, seen = self.rows(blocks.causal[0]), self.columns(blocks.causal[1])
-            later = seen[:, :, None] > at[..., None]
-            hidden = later if hidden is None else hidden | later
+            masks.append(seen[:, :, None] > at[..., None])
         if blocks.labels is not None:
-            other = self.columns(blocks.labels)[:, :, None] != self.rows(blocks.labels)[..., None]
-            hidden = other if hidden is None else hidden | other
-        if hidden is None:
+            masks.append(self.columns(blocks.labels)[:, :, None] != self.rows(blocks.labels)[..., None])
+        if not masks:
             return bias
+        hidden = reduce(or_, masks)
         return hide(~hidden) if bias is None else bias.expand(1, 1, *bias.shape).masked_fill(hidden, HIDDEN)
 
 
@@ -574,7 +587,7 @@ def _plain_backward(
 def _logits(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     if q.dtype == torch.float16:  # a product of two large activations does not fit
         q, k = q.float(), k.float()
-    logits = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)).mul_(scale)
+    logits = (q @ k.mT).to(accumulator(q)).mul_(scale)
     return logits if bias is None else logits.add_(bias)
 
 
@@ -582,5 +595,5 @@ def _as_mask(bias: Tensor | None, q: Tensor) -> Tensor | None:
     """The fused kernel reads a mask in float32, or in float64 beside float64 inputs; 2 or 4 dimensions."""
     if bias is None:
         return None
-    bias = bias.to(torch.promote_types(q.dtype, torch.float32))
+    bias = bias.to(accumulator(q))
     return bias.expand(*(1,) * (4 - bias.dim()), *bias.shape)

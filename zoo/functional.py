@@ -27,6 +27,11 @@ def pad_to_multiple(x: Tensor, multiple: int, dim: int, value: float = 0) -> Ten
     return F.pad(x, (0, 0) * (-dim - 1) + (0, missing), value=value) if missing else x
 
 
+def accumulator(x: Tensor) -> torch.dtype:
+    """The dtype for sums over ``x``: float32 at least."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def visible_keys(key_padding_mask: Tensor | None) -> Tensor | None:
     """(B, N) True = padding  ->  (B, 1, 1, N) True = may be attended to, as SDPA reads it."""
     return None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from zoo.functional import side_by_side
+from zoo.functional import accumulator, side_by_side
 
 CAUSAL_CHUNK = 128  # positions: quadratic within, a running state between
 CACHED = 2**20  # numbers in the features of one chunk: more pass through memory, fewer make many small steps
@@ -43,7 +43,7 @@ class FeatureMap:
             The reference is the maximum over the real keys; when causal, over those before the chunk, or the chunk's
             first where there is none: so every row has a denominator of at least 1, and none knows of the future.
         slope: where queries and keys go through one function of each number alone, its derivative, given its result.
-            Without it the gradient goes through a graph.
+            It lets the bidirectional form keep features in place of queries and keys.
     """
 
     queries: Callable[[Tensor, int], Tensor]
@@ -188,7 +188,7 @@ class _Step(NamedTuple):
 
 def _walk(k: Tensor, v: Tensor, hidden: Tensor | None, features: FeatureMap, *, causal: bool) -> Iterator[_Step]:
     B, H, _, D = k.shape
-    dtype = _accumulator(k)
+    dtype = accumulator(k)
     state = torch.zeros(B, H, features.size, D + 1, dtype=dtype, device=k.device)
     top = torch.full((B, H, 1, features.size), -math.inf, dtype=dtype, device=k.device)  # over the real keys so far
     reference = after = scale = None
@@ -266,14 +266,7 @@ def _query_features(q: Tensor, part: slice, features: FeatureMap, reference: Ten
 def _tracked(
     make: Callable[..., tuple[Tensor, ...]], x: Tensor, part: slice, features: FeatureMap, *rest: Any
 ) -> tuple[tuple[Tensor, ...], Callable[..., Tensor]]:
-    """The features of a chunk of ``x``, and what pulls gradients of them, one or all, back to ``x``.
-
-    To be called once, when the features are not needed any more.
-    """
-    slope = features.slope
-    if slope is not None:
-        made = make(_wide(x, part), part, features, *rest)
-        return made, lambda *grads: sum(grads[1:], grads[0]).mul_(slope(made[0]))
+    """The features of a chunk of ``x``, and what pulls gradients of them, one or all, back to ``x``."""
     with torch.enable_grad():
         leaf = _wide(x, part).detach().requires_grad_()
         graph = make(leaf, part, features, *rest)
@@ -305,9 +298,8 @@ def _divide_backward(grad: Tensor, out: Tensor, inverse: Tensor, part: slice) ->
 
 def _empty_result(v: Tensor) -> tuple[Tensor, Tensor]:
     """Output (B, H, N, D), laid out so that the heads of a position are neighbours, and (B, H, N, 1) beside it."""
-    B, H, N, D = v.shape
-    out = torch.empty(B, N, H, D, dtype=v.dtype, device=v.device).transpose(1, 2)
-    return out, torch.empty(B, H, N, 1, dtype=_accumulator(v), device=v.device)
+    (out,) = side_by_side(v)
+    return out, torch.empty(*v.shape[:-1], 1, dtype=accumulator(v), device=v.device)
 
 
 def _parts(x: Tensor, features: FeatureMap, *, causal: bool) -> list[slice]:
@@ -318,13 +310,9 @@ def _parts(x: Tensor, features: FeatureMap, *, causal: bool) -> list[slice]:
     return [slice(first, min(first + size, N)) for first in range(0, N, size)]
 
 
-def _accumulator(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
 def _wide(x: Tensor, part: slice) -> Tensor:
     """The positions ``part`` of ``x`` (B, H, N, D), in float32 at least."""
-    return x[:, :, part].to(_accumulator(x))
+    return x[:, :, part].to(accumulator(x))
 
 
 def _values(v: Tensor, part: slice) -> Tensor:

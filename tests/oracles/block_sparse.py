@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from tests.oracles._masked import masked_attention
+
 OPTIONS: list[dict[str, object]] = [
     {"block_size": 4},
     {"block_size": 8, "window": 1, "n_global": 0, "n_random": 2},
@@ -12,13 +14,9 @@ OPTIONS: list[dict[str, object]] = [
 
 
 def oracle(module, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-    N, D = q.shape[-2:]
+    N = q.shape[2]
     size = module.config.block_size
     allowed = torch.kron(module.layout, torch.ones(size, size, dtype=torch.bool))[:N, :N]
     if module.causal:
         allowed = allowed & torch.ones(N, N, dtype=torch.bool).tril()
-    if key_padding_mask is not None:
-        allowed = allowed & ~key_padding_mask[:, None, None, :]
-    weights = torch.exp(q @ k.mT / D**0.5) * allowed
-    total = weights.sum(-1, keepdim=True)
-    return torch.where(total > 0, weights / total.clamp(min=1e-300), torch.zeros_like(weights)) @ v
+    return masked_attention(q, k, v, allowed, key_padding_mask)

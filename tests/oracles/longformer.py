@@ -3,18 +3,14 @@
 import torch
 from torch import Tensor
 
+from tests.oracles._masked import masked_attention
+
 OPTIONS: list[dict[str, object]] = [
     {"window": 5},
     {"window": 3, "n_global": 0},
     {"window": 9, "n_global": 40},
     {},
 ]
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
-    weights = torch.exp(q @ k.mT / q.shape[-1] ** 0.5) * allowed
-    total = weights.sum(-1, keepdim=True)
-    return torch.where(total > 0, weights / total.clamp(min=1e-300), torch.zeros_like(weights)) @ v
 
 
 def heads(linear, x: Tensor, n_heads: int) -> list[Tensor]:
@@ -32,8 +28,8 @@ def oracle(module, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
     if module.causal:
         near, everything = near & (j <= i), everything & (j <= i)
     real = torch.ones(B, N, dtype=torch.bool) if key_padding_mask is None else ~key_padding_mask
-    mixed = attention(*heads(module.qkv, x, module.n_heads), near & real[:, None, None, :])
+    mixed = masked_attention(*heads(module.qkv, x, module.n_heads), near & real[:, None, None, :])
     if g:
-        globally = attention(*heads(module.global_qkv, x, module.n_heads), everything & real[:, None, None, :])
+        globally = masked_attention(*heads(module.global_qkv, x, module.n_heads), everything & real[:, None, None, :])
         mixed = torch.where((torch.arange(N) < g)[:, None], globally, mixed)
     return mixed.transpose(1, 2).reshape(B, N, C) @ module.out.weight.T + module.out.bias

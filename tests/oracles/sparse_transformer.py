@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from tests.oracles._masked import masked_attention
+
 OPTIONS: list[dict[str, object]] = [
     {"stride": 5},
     {"stride": 7, "pattern": "fixed", "summary": 2},
@@ -13,7 +15,7 @@ OPTIONS: list[dict[str, object]] = [
 
 
 def oracle(module, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-    N, D = q.shape[-2:]
+    N = q.shape[2]
     stride = module.config.stride
     i, j = torch.arange(N)[:, None], torch.arange(N)
     if module.config.pattern == "strided":
@@ -22,8 +24,4 @@ def oracle(module, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | N
         allowed = (i // stride == j // stride) | (j % stride >= stride - module.config.summary)
     if module.causal:
         allowed = allowed & (j <= i)
-    if key_padding_mask is not None:
-        allowed = allowed & ~key_padding_mask[:, None, None, :]
-    weights = torch.exp(q @ k.mT / D**0.5) * allowed
-    total = weights.sum(-1, keepdim=True)
-    return torch.where(total > 0, weights / total.clamp(min=1e-300), torch.zeros_like(weights)) @ v
+    return masked_attention(q, k, v, allowed, key_padding_mask)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.blocks import Part, attend, causal_bias, kernel_name, layout_groups, random_layout
+from zoo.blocks import attend_layout, kernel_name, random_layout
 from zoo.contract import Attention, Dims, Kernel, Traits, at_least
 from zoo.registry import register
 
@@ -77,10 +77,7 @@ class BigBirdAttention(Attention):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         size = self.config.block_size
-        blocks = -(-q.shape[2] // size)
-        biases = causal_bias(size, q.device) if self.causal else {}
-        groups = layout_groups(self.layout[:, :blocks, :blocks], q.shape[1], size, biases)
-        return attend(q, k, v, [Part(groups=groups, size=size)], key_padding_mask=key_padding_mask)
+        return attend_layout(q, k, v, self.layout, size, causal=self.causal, key_padding_mask=key_padding_mask)
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x)

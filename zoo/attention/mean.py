@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.contract import Dims, Mixer, Traits
+from zoo.functional import accumulator
 from zoo.registry import register
 
 
@@ -43,7 +44,7 @@ class MeanMixing(Mixer):
         if key_padding_mask is not None:
             real = ~key_padding_mask
             x = x.masked_fill(key_padding_mask[..., None], 0)
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        dtype = accumulator(x)
         if self.causal:
             total, count = x.cumsum(1, dtype=dtype), real.cumsum(1)
         else:

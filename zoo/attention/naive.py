@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zoo.contract import Attention, Dims, Traits
-from zoo.functional import visible_keys
+from zoo.functional import accumulator, visible_keys
 from zoo.registry import register
 
 
@@ -50,6 +50,6 @@ class NaiveAttention(Attention):
         if visible is not None:
             # The smallest finite number, not -inf: a row that sees nothing must not become NaN.
             logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
-        weights = logits.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype)
+        weights = logits.softmax(-1, dtype=accumulator(q)).to(v.dtype)
         out: Tensor = weights @ v
         return out if key_padding_mask is None else out.masked_fill(key_padding_mask[:, None, :, None], 0)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from zoo.contract import Attention, Dims, Kernel, Traits, at_least
-from zoo.functional import full_attention, pad_to_multiple, recompute, sdpa_kernel_name, visible_keys
+from zoo.functional import accumulator, full_attention, pad_to_multiple, recompute, sdpa_kernel_name, visible_keys
 from zoo.landmarks import iterate_inverse, segments
 from zoo.registry import register
 
@@ -80,7 +80,7 @@ class NystromformerAttention(Attention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         dtype = q.dtype
         with torch.autocast(q.device.type, enabled=False):
-            q, k, v = (x.to(torch.promote_types(dtype, torch.float32)) for x in (q, k, v))
+            q, k, v = (x.to(accumulator(x)) for x in (q, k, v))
             if key_padding_mask is not None:
                 v = v.masked_fill(key_padding_mask[:, None, :, None], 0)
             if q.shape[-2] <= self.config.landmarks:
@@ -117,7 +117,7 @@ class NystromformerAttention(Attention):
         return F.scaled_dot_product_attention(q, k_mean, values, attn_mask=used)
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
-        return sdpa_kernel_name(x.to(torch.promote_types(x.dtype, torch.float32)))
+        return sdpa_kernel_name(x.to(accumulator(x)))
 
 
 def segment_means(x: Tensor, count: int) -> Tensor:

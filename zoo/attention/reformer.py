@@ -27,6 +27,7 @@ from torch import Tensor
 
 from zoo.blocks import Part, Span, attend, kernel_name
 from zoo.contract import Attention, Dims, Kernel, Traits, at_least
+from zoo.functional import accumulator
 from zoo.registry import register
 
 SELF = -1e5
@@ -129,7 +130,7 @@ class ReformerAttention(Attention):
     def _hash(self, q: Tensor, rotation: Tensor, half: Tensor) -> Tensor:
         """Bucket of each position, (B, H, N), with 2 * half (B,) buckets in use; 0 where half is 0."""
         B, H, N, _ = q.shape
-        columns, wide = rotation.shape[-1], torch.promote_types(q.dtype, torch.float32)
+        columns, wide = rotation.shape[-1], accumulator(q)
         out = torch.zeros(B, H, N, dtype=torch.long, device=q.device)
         unused = torch.arange(columns, device=q.device) >= half[:, None]  # (B, columns)
         step = max(1, HASH_ELEMENTS // max(1, B * H * columns))

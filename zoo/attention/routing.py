@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.contract import Attention, Dims, Kernel, Traits, at_least
-from zoo.functional import sdpa_kernel_name
+from zoo.functional import accumulator, sdpa_kernel_name
 from zoo.registry import register
 
 CHUNK_ELEMENTS = 2**18  # of queries worked on at once, or one head of one sample
@@ -99,7 +99,7 @@ class RoutingAttention(Attention):
         B, H, N, _ = x.shape
         width = min(self.config.window, N)
         clusters = -(-N // self.config.window)
-        wide = torch.promote_types(x.dtype, torch.float32)
+        wide = accumulator(x)
         centroids = self.centroids[:, :clusters].to(wide)
         if padding is not None:
             used = ((~padding).sum(1) + self.config.window - 1) // self.config.window  # (B,)
@@ -154,7 +154,7 @@ class _Bags:
 
 
 def bag_sum(x: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = x.to(accumulator(x))
     return F.embedding_bag(order, x, offsets, mode="sum", include_last_offset=True)[:-1]
 
 
@@ -162,7 +162,7 @@ class _Moves:
     """Sums and counts of the unit vectors nearest to each centroid."""
 
     def __init__(self, centroids: Tensor) -> None:
-        wide = torch.promote_types(centroids.dtype, torch.float32)
+        wide = accumulator(centroids)
         self.sums = torch.zeros_like(centroids, dtype=wide)  # (H, clusters, D)
         self.counts = torch.zeros_like(self.sums[..., :1])
 

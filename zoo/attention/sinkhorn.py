@@ -30,11 +30,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from zoo.blocks import HIDDEN
 from zoo.contract import Attention, Dims, Kernel, Traits, at_least, one_of
-from zoo.functional import pad_to_multiple, recompute, sdpa_kernel_name
+from zoo.functional import accumulator, pad_to_multiple, recompute, sdpa_kernel_name
 from zoo.registry import register
 
-HIDDEN = -1e30
 FLOOR = 1e-6  # of a score, before its logarithm
 
 
@@ -122,7 +122,7 @@ class SinkhornAttention(Attention):
     def _scores(self, q: Tensor, k: Tensor, real: Tensor | None) -> Tensor:
         """The sorting network: (b, h, n, S, D) twice -> (b, h, n, n), in at least float32."""
         *_, n, size, D = q.shape
-        wide = torch.promote_types(q.dtype, torch.float32)
+        wide = accumulator(q)
         queries, keys = q.sum(3, dtype=wide), k.sum(3, dtype=wide)
         counts = torch.full((1, n), size, device=q.device) if real is None else real.sum(2)
         reached = counts

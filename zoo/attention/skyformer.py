@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zoo.contract import Attention, Dims, Kernel, Traits, at_least
-from zoo.functional import recompute
+from zoo.functional import accumulator, recompute, side_by_side
 from zoo.landmarks import iterate_inverse, segments
 from zoo.registry import register
 
@@ -111,7 +111,7 @@ class SkyformerAttention(Attention):
             used.append(sizes > 0)
         present = torch.cat(used, dim=1)[:, None, :, None]
         z = torch.cat(landmarks, dim=2).masked_fill(~present, 0)
-        return z.to(torch.promote_types(z.dtype, torch.float32)), present
+        return z.to(accumulator(z)), present
 
     def _inverse(self, z: Tensor, used: Tensor) -> Tensor:
         """S⁻¹ on the landmarks in use, 0 elsewhere. (B, H, M, D) -> (B, H, M, M)."""
@@ -140,12 +140,6 @@ def gaussian_grad(x: Tensor, z: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     return grad @ z - grad.sum(-1, keepdim=True) * x, grad.mT @ x - grad.sum(-2)[..., None] * z
 
 
-def rows(x: Tensor) -> Tensor:
-    """A tensor to fill, as x, whose heads of one position lie together."""
-    B, H, N, D = x.shape
-    return x.new_empty(B, N, H, D).transpose(1, 2)
-
-
 def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same stretch of positions of each (B, H, N, D), one after another."""
     for i in range(0, tensors[0].shape[2], CHUNK):
@@ -167,7 +161,7 @@ class _Collect(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         k, v, z = ctx.saved_tensors
-        k_grad, v_grad, z_grad = rows(k), rows(v), torch.zeros_like(z)
+        (k_grad, v_grad), z_grad = side_by_side(k, v), torch.zeros_like(z)
         with torch.autocast(z.device.type, enabled=False):
             for parts in chunks(k, v, k_grad, v_grad):
                 k_part, v_part = (x.to(z.dtype) for x in parts[:2])
@@ -185,7 +179,7 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, values: Tensor, z: Tensor) -> Tensor:
         ctx.save_for_backward(q, values, z)
-        out = rows(q)
+        (out,) = side_by_side(q)
         for q_part, part in chunks(q, out):
             part.copy_(gaussian(q_part.to(z.dtype), z) @ values)
         return out
@@ -194,7 +188,7 @@ class _Spread(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         q, values, z = ctx.saved_tensors
-        q_grad, values_grad, z_grad = rows(q), torch.zeros_like(values), torch.zeros_like(z)
+        (q_grad,), values_grad, z_grad = side_by_side(q), torch.zeros_like(values), torch.zeros_like(z)
         with torch.autocast(z.device.type, enabled=False):
             for parts in chunks(q, grad, q_grad):
                 q_part, part = (x.to(z.dtype) for x in parts[:2])

@@ -34,7 +34,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.contract import Dims, Kernel, Mixer, Traits, at_least, one_of
-from zoo.functional import full_attention, recompute, sdpa_kernel_name
+from zoo.functional import accumulator, full_attention, recompute, sdpa_kernel_name
 from zoo.registry import register
 
 BUDGET = 2**22  # logits of one chunk
@@ -118,7 +118,7 @@ class Synthesizer(Mixer):
     def _chunked(self, x: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
         """Softmax over logits that exist for a chunk of rows at a time. (B, H, N, D)."""
         B, H, N, _ = v.shape
-        dtype = torch.promote_types(v.dtype, torch.float32)
+        dtype = accumulator(v)
         floor = torch.finfo(dtype).min
         place = torch.arange(N, device=x.device)
         step = max(1, BUDGET // (B * H * N))

@@ -35,7 +35,7 @@ from einops import rearrange
 from torch import Tensor
 
 from zoo.contract import Attention, Dims, Kernel, Traits, at_least
-from zoo.functional import full_attention, sdpa_kernel_name
+from zoo.functional import accumulator, full_attention, sdpa_kernel_name
 from zoo.registry import register
 
 BUDGET = 2**22  # numbers in the largest temporary
@@ -155,7 +155,7 @@ class _TopK(torch.autograd.Function):
 
 def _rows(x: Tensor) -> Tensor:
     """(B, H, N, D) -> (B · H · N, D), contiguous, in float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)).reshape(-1, x.shape[-1]).contiguous()
+    return x.to(accumulator(x)).reshape(-1, x.shape[-1]).contiguous()
 
 
 def _chunks(heads: int, length: int) -> Iterator[tuple[slice, slice]]:
