@@ -55,12 +55,13 @@ def pair(*, d_model: int, n_heads: int, length: int, n_global: int = 1) -> list[
     theirs.out.load_state_dict(ours.mixer.out.state_dict())
     _copy(ours.mixer.qkv, [attention.query, attention.key, attention.value])
     if n_global:
-        _copy(ours.mixer.global_qkv, [attention.query_global, attention.key_global, attention.value_global])
+        _copy(ours.mixer.global_q, [attention.query_global])
+        _copy(ours.mixer.global_kv, [attention.key_global, attention.value_global])
     tokens = f"{n_global} global token{'' if n_global == 1 else 's'}"
     return [Pair(ours, theirs, "transformers", f"window {window} on each side, {tokens}")]
 
 
 def _copy(ours: nn.Linear, theirs: list[nn.Linear]) -> None:
-    for linear, weight, bias in zip(theirs, ours.weight.chunk(3), ours.bias.chunk(3), strict=True):
+    for linear, weight, bias in zip(theirs, ours.weight.chunk(len(theirs)), ours.bias.chunk(len(theirs)), strict=True):
         linear.weight.copy_(weight)
         linear.bias.copy_(bias)

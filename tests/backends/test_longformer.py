@@ -46,8 +46,11 @@ def test_a_window_over_all_or_global_tokens_only_is_full_attention(
 ) -> None:
     """With the same projections for global tokens as for others."""
     backend = attention(window, n_global, causal=causal, rotary=rotary)
-    if backend.global_qkv is not None:
-        backend.global_qkv.load_state_dict(backend.qkv.state_dict())
+    if backend.global_q is not None:
+        with torch.no_grad():
+            for own, shared in ((backend.global_q, slice(0, 16)), (backend.global_kv, slice(16, 48))):
+                own.weight.copy_(backend.qkv.weight[shared])
+                own.bias.copy_(backend.qkv.bias[shared])
     x = inputs()
     torch.testing.assert_close(backend(x), full(backend, causal=causal, rotary=rotary)(x))
 
@@ -92,29 +95,30 @@ def test_causal_global_tokens_see_the_past_only(rotary: bool) -> None:
     assert reads(backend, x, 30) == [0, 1, 2, *range(26, 31)]
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_global_tokens_have_projections_of_their_own(causal: bool) -> None:
+def test_global_tokens_have_projections_of_their_own() -> None:
     """The queries, keys and values with which they look; others see them through the ordinary ones."""
-    backend, x = attention(4, 3, causal=causal), inputs()
+    backend, x = attention(4, 3), inputs()
     before = backend(x)
-    for linear, changed in ((backend.global_qkv, slice(0, 3)), (backend.qkv, slice(3, 60))):
-        other = attention(4, 3, causal=causal)
+    for linear, part, changed in (
+        ("global_q", 0, slice(0, 3)),
+        ("global_kv", 0, slice(0, 3)),
+        ("global_kv", 1, slice(0, 3)),
+        *(("qkv", part, slice(3, 60)) for part in range(3)),
+    ):
+        other = attention(4, 3)
         other.load_state_dict(backend.state_dict())
-        own = other.global_qkv if linear is backend.global_qkv else other.qkv
-        for part in range(3):  # of queries, of keys, of values
-            with torch.no_grad():
-                own.weight.copy_(linear.weight)
-                own.weight[16 * part : 16 * (part + 1)] += 0.5 * torch.randn(16, 16)
-            differs = (other(x) - before).abs().sum((0, 2)) > 0
-            want = torch.zeros(60, dtype=torch.bool)
-            want[changed] = True
-            if causal and part < 2 and changed.start == 0:
-                want[0] = False  # it sees itself alone, however it looks
-            assert torch.equal(differs, want)
+        with torch.no_grad():
+            getattr(other, linear).weight[16 * part : 16 * (part + 1)] += 0.5 * torch.randn(16, 16)
+        differs = (other(x) - before).abs().sum((0, 2)) > 0
+        want = torch.zeros(60, dtype=torch.bool)
+        want[changed] = True
+        assert torch.equal(differs, want)
 
 
-def test_without_global_tokens_there_are_no_projections_for_them() -> None:
-    assert attention(4, 0).global_qkv is None
+def test_without_tokens_that_see_all_there_are_no_projections_for_them() -> None:
+    for backend in (attention(4, 0), attention(4, 3, causal=True)):
+        assert backend.global_q is None
+        assert backend.global_kv is None
     assert reads(attention(4, 0), inputs(), 30) == list(range(26, 35))
 
 
@@ -205,7 +209,7 @@ def test_outputs_and_gradients_are_those_of_transformers(n_global: int, padded: 
     inner = theirs.attention
     results[1] += gradients(theirs, [inner.query, inner.key, inner.value])
     if n_global:
-        results[0] += gradients(ours.mixer, [ours.mixer.global_qkv])
+        results[0] += gradients(ours.mixer, [ours.mixer.global_q, ours.mixer.global_kv])
         results[1] += gradients(theirs, [inner.query_global, inner.key_global, inner.value_global])
     for own, other in zip(*results, strict=True):
         assert own.abs().max() > 0

@@ -24,12 +24,11 @@ def oracle(module, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
     g = module.config.n_global
     i, j = torch.arange(N)[:, None], torch.arange(N)
     near = ((i - j).abs() <= module.config.window) | (j < g)
-    everything = torch.ones(N, N, dtype=torch.bool)
     if module.causal:
-        near, everything = near & (j <= i), everything & (j <= i)
-    real = torch.ones(B, N, dtype=torch.bool) if key_padding_mask is None else ~key_padding_mask
-    mixed = masked_attention(*heads(module.qkv, x, module.n_heads), near & real[:, None, None, :])
-    if g:
-        globally = masked_attention(*heads(module.global_qkv, x, module.n_heads), everything & real[:, None, None, :])
+        near = near & (j <= i)
+    mixed = masked_attention(*heads(module.qkv, x, module.n_heads), near, key_padding_mask)
+    if g and not module.causal:
+        looking = *heads(module.global_q, x, module.n_heads), *heads(module.global_kv, x, module.n_heads)
+        globally = masked_attention(*looking, torch.ones(N, N, dtype=torch.bool), key_padding_mask)
         mixed = torch.where((torch.arange(N) < g)[:, None], globally, mixed)
     return mixed.transpose(1, 2).reshape(B, N, C) @ module.out.weight.T + module.out.bias

@@ -8,8 +8,8 @@ sees them beside its window, |i − j| <= w; and they see everything, through qu
 Departures from the paper:
 - The global tokens are the first positions (where a CLS token or a question stands), not chosen for each input.
 - No dilated windows (the paper dilates some heads of its language models; ``dilated`` has dilation).
-- Causal form: the window looks back only, and the global tokens see the past only, so that they are memories of the
-  beginning; the paper's language models leave them out.
+- Causal form: the window looks back only. The global tokens are memories of the beginning, seen by all; they see
+  their past as others do, with the projections of others. The paper's language models leave them out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from zoo.blocks import Part, Span, attend, kernel_name, window_block, window_spans
 from zoo.contract import Dims, Kernel, Mixer, Traits, at_least
 from zoo.embeddings import RotaryPositions
-from zoo.functional import full_attention
+from zoo.functional import full_attention, split
 from zoo.registry import register
 
 
@@ -61,17 +61,19 @@ class LongformerAttention(Mixer):
         self.causal, self.config, self.n_heads = dims.causal, config, dims.n_heads
         C = dims.d_model
         self.qkv = nn.Linear(C, 3 * C)
-        self.global_qkv = nn.Linear(C, 3 * C) if config.n_global else None
+        see_all = config.n_global > 0 and not dims.causal
+        self.global_q = nn.Linear(C, C) if see_all else None
+        self.global_kv = nn.Linear(C, 2 * C) if see_all else None
         self.rotary = RotaryPositions(dims.max_len, dims.d_head) if dims.rotary else None
         self.out = nn.Linear(C, C)
-        for linear in (self.qkv, self.global_qkv, self.out):
+        for linear in (self.qkv, self.global_q, self.global_kv, self.out):
             if linear is not None:
                 nn.init.normal_(linear.weight, std=C**-0.5)
                 nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         N, n_global, window = x.shape[1], self.config.n_global, self.config.window
-        q, k, v = self._heads(self.qkv(x))
+        q, k, v = (self._heads(part) for part in split(self.qkv(x), 3))
         size = window_block(window)
         reach = (-window, 0 if self.causal else window)
         spans = window_spans(-(-N // size), size, reach, skip=n_global, device=x.device)
@@ -80,25 +82,21 @@ class LongformerAttention(Mixer):
             leading = torch.arange(n_global, device=x.device)[None]
             leading = leading.masked_fill(leading >= N, -1)
             parts.append(Part(groups=[Span(first=0, last=1)], size=N, keys=leading, causal=self.causal))
-        mixed = attend(q, k, v, parts, key_padding_mask=key_padding_mask)
-        if self.global_qkv is not None:
-            mixed = torch.cat([self._global(x, key_padding_mask), mixed[:, :, n_global:]], dim=2)
-        y: Tensor = self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+        mixed = attend(self._turn(q), self._turn(k), v, parts, key_padding_mask=key_padding_mask)
+        mixed = rearrange(mixed, "b h n d -> b n (h d)")
+        if self.global_q is not None and self.global_kv is not None:
+            q = self._heads(self.global_q(x[:, :n_global]))
+            k, v = (self._heads(part) for part in split(self.global_kv(x), 2))
+            seen = full_attention(self._turn(q), self._turn(k), v, key_padding_mask=key_padding_mask)
+            mixed = torch.cat([rearrange(seen, "b h g d -> b g (h d)"), mixed[:, n_global:]], dim=1)
+        y: Tensor = self.out(mixed)
         return y
 
-    def _global(self, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-        """What the global tokens see. (B, H, g or N, D)."""
-        assert self.global_qkv is not None
-        if self.causal:  # they lie at the beginning: nothing after them is past
-            x = x[:, : self.config.n_global]
-            key_padding_mask = None if key_padding_mask is None else key_padding_mask[:, : self.config.n_global]
-        q, k, v = self._heads(self.global_qkv(x))
-        q = q[:, :, : self.config.n_global]
-        return full_attention(q, k, v, key_padding_mask=key_padding_mask, causal=self.causal)
+    def _heads(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b n (h d) -> b h n d", h=self.n_heads)
 
-    def _heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = rearrange(projected, "b n (i h d) -> i b h n d", i=3, h=self.n_heads)
-        return (q, k, v) if self.rotary is None else (self.rotary(q), self.rotary(k), v)
+    def _turn(self, x: Tensor) -> Tensor:
+        return x if self.rotary is None else self.rotary(x)
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x)
