@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import shlex
 import sys
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-if TYPE_CHECKING:
-    from compare.spec import Option, RunSpec
-    from zoo.registry import Entry
+from compare.plan import CONTROL, DEFAULT_BUDGET, UsageError, find, make_specs
 
-CONTROL = "none"
-DEFAULT_BUDGET = 100.0  # seconds
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from compare.spec import DataId, RunSpec
+
 EPILOG = """other commands:
   python -m compare list             backends and tasks, with traits and cost
   python -m compare list NAME        all about one backend, its options explained
@@ -27,12 +28,10 @@ examples:
   python -m compare --variants all --tasks mqar --seq-len 256 --seeds 3 --budget 60
   python -m compare --variants full,linformer --set linformer.rank=128 --steps 500
   python -m compare --variants all --seq-len 512,1024,2048,4096 --batch-size 1 --steps 0
+  python -m compare --variants full,linear,performer --tasks quick
+  python -m compare --variants full,linear --task classify --data reviews.csv --label-column stars --seq-len 1024
   python -m compare --variants full,my_module:MyAttention --set my_attention.scale=5
 """
-
-
-class UsageError(Exception):
-    """What the user asked for cannot be; the message says what was expected and what came."""
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -79,22 +78,41 @@ def parser() -> Parser:
         metavar="A,B",
         help="names, module:Class of your own, or all (%(default)s)",
     )
-    what.add_argument("--tasks", default="bytes", metavar="A,B", help="names, or all (%(default)s)")
-    what.add_argument("--seq-len", type=positive_list, default=[8192], metavar="N,M", help="lengths (8192)")
+    what.add_argument(
+        "--tasks",
+        "--task",
+        default="bytes",
+        metavar="A,B",
+        help="names, suites (quick, lra, diagnostics), or all (%(default)s)",
+    )
+    what.add_argument(
+        "--seq-len", type=positive_list, metavar="N,M", help="lengths, for every task (each task's own; bytes: 8192)"
+    )
     what.add_argument("--seeds", type=positive, default=1, metavar="K", help="seeds 0 to K-1; 3 or more to rank (1)")
     what.add_argument(
         "--set",
         action="append",
         default=[],
-        metavar="VARIANT.OPTION=VALUE",
-        help="change an option of a variant; again for more",
+        metavar="NAME.OPTION=VALUE",
+        help="change an option of a variant or a task; again for more",
     )
     what.add_argument("--no-control", action="store_true", help=f"do not add the {CONTROL!r} control to the variants")
+
+    data = run.add_argument_group("data of your own (--task classify), or a public data set that lies on this machine")
+    data.add_argument("--data", metavar="PATH", help="a file (csv, tsv, jsonl, parquet, arrow), a folder, or a hub id")
+    data.add_argument("--text-column", metavar="NAME", help="of the text (the only column of text, where there is one)")
+    data.add_argument("--label-column", metavar="NAME", help="of the class (the column label, where there is one)")
+    data.add_argument(
+        "--tokenizer", metavar="NAME", help="a tokenizer.json, a folder, or a hub id (bytes are the tokens)"
+    )
 
     train = run.add_argument_group("training, the same for every variant (defaults depend on the task)")
     length = train.add_mutually_exclusive_group()
     length.add_argument(
-        "--budget", type=positive_float, metavar="SECONDS", help=f"training time of each run ({DEFAULT_BUDGET:g})"
+        "--budget",
+        type=positive_float,
+        metavar="SECONDS",
+        help=f"training time of each run ({DEFAULT_BUDGET:g}; a suite's own)",
     )
     length.add_argument(
         "--steps", type=natural, metavar="K", help="optimizer steps of each run, not a budget; 0 measures cost alone"
@@ -108,8 +126,7 @@ def parser() -> Parser:
     train.add_argument(
         "--positions",
         choices=("sinusoidal", "learned", "rotary", "none"),
-        default="rotary",
-        help="position embedding (%(default)s)",
+        help="position embedding (rotary; sinusoidal for pictures)",
     )
     train.add_argument(
         "--length-warmup",
@@ -137,6 +154,7 @@ def command_run(words: list[str]) -> int:
 
     import torch
 
+    from compare.prepare import prepare_data
     from compare.record import describe_machine
 
     device = options.device
@@ -146,27 +164,31 @@ def command_run(words: list[str]) -> int:
         raise UsageError("--device cuda: no CUDA device is available here; use --device cpu")
     specs = make_specs(options, device, torch.get_num_threads())
     out = prepare_folder(options.out, resume=options.resume)
+    unprepared = prepare_data(specs, console)
+    if len(unprepared) == len({spec.data_id for spec in specs}):
+        with suppress(OSError):  # it holds something
+            out.rmdir()
+        return 2  # each was told
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     machine = describe_machine(device=device, threads=torch.get_num_threads(), gpu=gpu, command=command)
-    return run_and_report(specs, machine, out, console)
+    return run_and_report(specs, unprepared, machine, out, console)
 
 
-def run_and_report(specs: list[RunSpec], machine: dict[str, object], out: Path, console: object) -> int:
+def run_and_report(
+    specs: list[RunSpec], unprepared: dict[DataId, str], machine: dict[str, object], out: Path, console: Console
+) -> int:
     import json
-
-    from rich.console import Console
 
     from compare.record import read_records, write_atomically
     from compare.report import write_report
     from compare.run import run_all
 
-    assert isinstance(console, Console)
     write_atomically(out / "environment.json", json.dumps(machine, indent=1) + "\n")
     records = out / "records.jsonl"
     console.print(f"{len(specs)} runs, one after another; results in {out}", highlight=False, soft_wrap=True)
     interrupted = False
     try:
-        run_all(specs, records, console)
+        run_all(specs, records, console, unprepared)
     except KeyboardInterrupt:
         interrupted = True
     finished = read_records(records)[0] if records.exists() else []
@@ -183,145 +205,6 @@ def run_and_report(specs: list[RunSpec], machine: dict[str, object], out: Path, 
         return 130
     wanted = {spec.run_id for spec in specs}
     return 0 if any(r["status"] == "ok" for r in finished if r["run_id"] in wanted) else 1
-
-
-def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[RunSpec]:
-    """Every run that the arguments ask for, the seeds outermost, so that an interrupted comparison is balanced."""
-    import tasks
-    from compare.spec import RunSpec
-    from zoo.contract import Dims
-
-    variants = choose_variants(options.variants)
-    if not options.no_control:
-        variants.setdefault(CONTROL, CONTROL)
-    settings = read_settings(options.set)
-    unused = set(settings) - set(variants)
-    if unused:
-        raise UsageError(f"--set {min(unused)}.…: {min(unused)!r} is not among the variants {', '.join(variants)}")
-    specs = []
-    for task_name in choose(options.tasks, list(tasks.available()), "task"):
-        defaults = tasks.get(task_name).defaults
-        for seq_len in options.seq_len:
-            try:
-                tasks.get(task_name)(seq_len)
-                d_model, n_heads = options.d_model or defaults.d_model, options.n_heads or defaults.n_heads
-                Dims(d_model=d_model, n_heads=n_heads, max_len=seq_len)
-            except ValueError as error:
-                raise UsageError(str(error)) from error
-            warmup = options.length_warmup
-            if warmup and not defaults.length_warmup:
-                raise UsageError(f"--length-warmup: the task {task_name} has one length only")
-            specs += [
-                RunSpec(
-                    variant=typed,
-                    options=settings.get(name, ()),
-                    task=task_name,
-                    seq_len=seq_len,
-                    seed=seed,
-                    budget=None if options.steps is not None else options.budget or DEFAULT_BUDGET,
-                    steps=options.steps,
-                    batch_size=options.batch_size or max(1, defaults.tokens_per_step // seq_len),
-                    accumulate=options.accumulate,
-                    d_model=d_model,
-                    n_heads=n_heads,
-                    n_layers=options.n_layers or defaults.n_layers,
-                    conv_width=defaults.conv_width,
-                    embedding_std=defaults.embedding_std,
-                    positions=options.positions,
-                    lr=options.lr or defaults.lr,
-                    length_warmup=(defaults.length_warmup and seq_len >= 2048) if warmup is None else warmup,
-                    device=device,
-                    dtype=options.dtype,
-                    threads=threads,
-                )
-                for seed in range(options.seeds)
-                for name, typed in variants.items()
-            ]
-    return sorted(specs, key=lambda spec: spec.seed)
-
-
-def choose_variants(text: str) -> dict[str, str]:
-    """Registered name -> what was typed for it, the name or ``module:Class``; in order, each once."""
-    import zoo
-
-    chosen: dict[str, str] = {}
-    for typed in split(text, "variant", ["all", *zoo.available()]):
-        for name in zoo.available() if typed == "all" else [typed]:
-            chosen.setdefault(find(name, "--variants").name, name)
-    return chosen
-
-
-def find(name: str, where: str) -> Entry:
-    """The backend of that name or ``module:Class``, found from the current folder as a worker finds it."""
-    import zoo
-
-    if ":" in name and os.getcwd() not in sys.path:  # the console script leaves it out
-        sys.path.insert(0, os.getcwd())
-    try:
-        return zoo.describe(name)
-    except ValueError as error:
-        raise UsageError(f"{where}: {error}") from error
-
-
-def choose(text: str, known: list[str], kind: str) -> list[str]:
-    """The names in ``text``, in order, each once; ``all`` is all of them."""
-    if text == "all":
-        return known
-    names = split(text, kind, known)
-    for name in names:
-        if name not in known:
-            raise UsageError(f"unknown {kind} {name!r}{closest(name, known)}; known: {', '.join(known)}")
-    return names
-
-
-def split(text: str, kind: str, known: list[str]) -> list[str]:
-    names = list(dict.fromkeys(name for name in (part.strip() for part in text.split(",")) if name))
-    if not names:
-        raise UsageError(f"expected at least one {kind}, got {text!r}; known: {', '.join(known)}")
-    return names
-
-
-def closest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def read_settings(words: list[str]) -> dict[str, tuple[tuple[str, Option], ...]]:
-    """``--set linformer.rank=128`` -> {"linformer": (("rank", 128),)}, checked against the variant's options."""
-    settings: dict[str, dict[str, Option]] = {}
-    for word in words:
-        path, equals, value = word.partition("=")
-        variant, dot, option = path.rpartition(".")
-        if not (equals and dot):
-            raise UsageError(f"--set {word}: expected VARIANT.OPTION=VALUE, for example linformer.rank=128")
-        entry = find(variant, "--set")
-        # Options that take no plain value, as a tensor, cannot be set from here.
-        known = {name: default for name, default in entry.options.items() if isinstance(default, int | float | str)}
-        if option not in known:
-            listed = f"its options: {', '.join(known)}" if known else "it has no options"
-            raise UsageError(
-                f"--set {word}: {variant} has no option {option!r}{closest(option, list(known))}; {listed}"
-            )
-        settings.setdefault(entry.name, {})[option] = read_value(word, value, known[option])
-    for variant, chosen in settings.items():
-        try:
-            find(variant, "--set").config(**chosen)
-        except ValueError as error:
-            raise UsageError(f"--set: {error}") from error
-    return {variant: tuple(sorted(chosen.items())) for variant, chosen in settings.items()}
-
-
-def read_value(word: str, text: str, default: Option) -> Option:
-    """``text`` as the type of the option's default."""
-    if isinstance(default, bool):
-        if text.lower() in ("true", "false"):
-            return text.lower() == "true"
-        raise UsageError(f"--set {word}: expected true or false, got {text!r}")
-    try:
-        return type(default)(text)
-    except ValueError:
-        kind = {int: "an integer", float: "a number"}[type(default)]
-        raise UsageError(f"--set {word}: expected {kind}, got {text!r}") from None
 
 
 def prepare_folder(out: Path | None, *, resume: bool) -> Path:

@@ -14,14 +14,16 @@ from rich.table import Table
 import tasks
 import zoo
 from compare.record import write_atomically
+from tasks.base import METRICS
 from zoo.registry import Entry, format_added
 
 Rows = list[list[str]]
-TASK_HEADERS = ["name", "what it asks", "metric", "lengths"]
+TASK_HEADERS = ["name", "what it asks", "metric", "lengths", "default", "options"]
+SUITE_HEADERS = ["suite", "what for", "tasks", "seconds a run"]
 WHAT = ["name", "year", "what it does", "options"]
 COST = ["name", "time", "memory", "parameters added", "capacity", "exact", "causal"]
 MARKDOWN = ["name", "what it does", "family", "year", *COST[1:], "exceptions", "options", "source"]
-WRAPPED = ("time", "what it does", "options", "what it asks")
+WRAPPED = ("time", "what it does", "options", "what it asks", "lengths", "what for", "tasks")
 
 
 def backends() -> list[Entry]:
@@ -61,8 +63,26 @@ def columns(entry: Entry) -> dict[str, str]:
 
 def task_rows() -> Rows:
     """One row a registered task, under ``TASK_HEADERS``."""
-    found = [(name, tasks.get(name)) for name in tasks.available()]
-    return [[name, task.summary, task.metric, f"{task.min_len} to {task.max_len}"] for name, task in found]
+    rows = []
+    for name in tasks.available():
+        task = tasks.get(name)
+        lengths = ", ".join(map(str, task.lengths)) or f"{task.min_len} to {task.max_len}"
+        options = ", ".join(f"{option}={default}" for option, default in tasks.options(name).items())
+        rows.append([name, task.summary, METRICS[task.kind], lengths, str(task.defaults.seq_len), options])
+    return rows
+
+
+def suite_rows() -> Rows:
+    """One row a suite, under ``SUITE_HEADERS``."""
+    return [
+        [
+            name,
+            suite.summary,
+            ", ".join(task if length is None else f"{task} at {length}" for task, length in suite.tasks.items()),
+            f"{suite.budget:g}",
+        ]
+        for name, suite in tasks.SUITES.items()
+    ]
 
 
 def show() -> None:
@@ -81,10 +101,14 @@ def show() -> None:
                 table.add_row(*(cells[header] for header in headers))
             table.add_section()
         console.print(table)
-    table = make_table("Tasks: --tasks NAME", TASK_HEADERS)
-    for row in task_rows():
-        table.add_row(*row)
-    console.print(table)
+    for title, headers, rows in (
+        ("Tasks: --tasks NAME, --set NAME.OPTION=VALUE", TASK_HEADERS, task_rows()),
+        ("Suites: --tasks SUITE", SUITE_HEADERS, suite_rows()),
+    ):
+        table = make_table(title, headers)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
 
 
 def make_table(title: str, headers: Sequence[str]) -> Table:
@@ -102,6 +126,7 @@ def markdown() -> dict[str, str]:
     return {
         "backends": markdown_table(MARKDOWN, [[row[header] for header in MARKDOWN] for row in own]),
         "tasks": markdown_table(TASK_HEADERS, task_rows()),
+        "suites": markdown_table(SUITE_HEADERS, suite_rows()),
     }
 
 

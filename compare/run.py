@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -17,17 +18,18 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from compare.record import Record, append_record, read_records
-from compare.spec import RunSpec
-from compare.worker import record_of_crash
+from compare.spec import DataId, RunSpec
+from compare.worker import new_record, record_of_crash
 
 PLAIN_SECONDS = 15.0  # between lines where there is no terminal to draw on
 OnEvent = Callable[[Record], None]
 
 
-def run_all(specs: list[RunSpec], records: Path, console: Console) -> list[Record]:
+def run_all(specs: list[RunSpec], records: Path, console: Console, unprepared: dict[DataId, str]) -> list[Record]:
     """Run what has no record yet; ``records`` holds the finished runs at any moment.
 
-    Runs that ended in ``error`` are tried again; every other status is a finished run.
+    Runs with ``unprepared`` data become records of status ``error``, with the reason given. Runs that ended in
+    ``error`` are tried again; every other status is a finished run.
 
     Returns:
         One record for each spec that is done, earlier ones included. Fewer than specs after Ctrl-C.
@@ -44,8 +46,11 @@ def run_all(specs: list[RunSpec], records: Path, console: Console) -> list[Recor
         console.print(f"{len(done)} of {len(specs)} runs are already in {escape(str(records))}", soft_wrap=True)
     for number, spec in enumerate(todo, len(done) + 1):
         title = f"{number}/{len(specs)} {spec.label} · {spec.task} · N {spec.seq_len} · seed {spec.seed}"
-        with show_progress(title, spec, console) as on_event:
-            record = run_one(spec, on_event)
+        if spec.data_id in unprepared:
+            record = new_record(spec, "error", unprepared[spec.data_id])
+        else:
+            with show_progress(title, spec, console) as on_event:
+                record = run_one(spec, on_event)
         record["command"] = reproduce(spec)
         append_record(records, record)
         done.append(record)
@@ -161,6 +166,7 @@ def reproduce(spec: RunSpec) -> str:
     """The command that repeats this run alone. Options go by name, and seeds count from 0."""
     words = ["python -m compare --no-control", f"--variants {spec.variant}", f"--tasks {spec.task}"]
     words += [f"--set {spec.variant}.{name}={value}" for name, value in spec.options]
+    words += [shlex.join(["--set", f"{spec.task}.{name}={value}"]) for name, value in spec.task_options]
     words += [f"--seq-len {spec.seq_len}", f"--seeds {spec.seed + 1}"]
     words.append(f"--steps {spec.steps}" if spec.steps is not None else f"--budget {spec.budget:g}")
     words += [f"--batch-size {spec.batch_size}", f"--accumulate {spec.accumulate}"]

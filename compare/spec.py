@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 
 Option = int | float | str | bool
+DataId = tuple[str, int, tuple[tuple[str, Option], ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +17,7 @@ class RunSpec:
     Attributes:
         variant: a name from ``zoo.available()``, or ``module:Class`` of a class from outside, which the worker imports.
         options: the variant's options that differ from its defaults, sorted by name.
+        task_options: likewise those of the task.
         budget, steps: training stops after this many seconds, or after this many optimizer steps; one is None. With 0
             steps the cost is measured, and nothing is trained or tested.
         batch_size: samples in a micro-batch at ``seq_len``.
@@ -30,6 +32,7 @@ class RunSpec:
     variant: str
     options: tuple[tuple[str, Option], ...] = ()
     task: str
+    task_options: tuple[tuple[str, Option], ...] = ()
     seq_len: int
     seed: int
     budget: float | None
@@ -41,7 +44,7 @@ class RunSpec:
     n_layers: int
     conv_width: int | None
     embedding_std: float
-    positions: str = "rotary"
+    positions: str
     norm: str = "pre"
     activation: str = "gelu"
     dropout: float = 0.0
@@ -60,6 +63,11 @@ class RunSpec:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
 
     @property
+    def data_id(self) -> DataId:
+        """What the data depends on: runs that share it share what has to be prepared."""
+        return self.task, self.seq_len, self.task_options
+
+    @property
     def label(self) -> str:
         """The variant and what was set for it: what charts and tables call it."""
         return " ".join([self.variant, *(f"{name}={value}" for name, value in self.options)])
@@ -70,7 +78,8 @@ class RunSpec:
     @classmethod
     def from_json(cls, text: str) -> RunSpec:
         fields = json.loads(text)
-        fields["options"] = tuple((name, value) for name, value in fields["options"])
+        for field in ("options", "task_options"):
+            fields[field] = tuple((name, value) for name, value in fields[field])
         return cls(**fields)
 
     def phases(self) -> list[tuple[float, int, int]]:

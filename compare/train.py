@@ -6,8 +6,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 
 from compare.measure import synchronise
 from compare.spec import RunSpec
-from tasks import IGNORE, Batch, Task
+from tasks import IGNORE, Batch, EvalSplit, Kind, Task
 from zoo import Encoder, describe
-from zoo.heads import ClassificationHead, TokenHead
+from zoo.heads import ClassificationHead, PairHead, TokenHead
 
 CURVE_POINTS = 100
 VALIDATIONS = 10
@@ -47,15 +48,22 @@ class Model(nn.Module):
             conv_width=spec.conv_width,
             embedding_std=spec.embedding_std,
             vocab_size=task.vocab_size,
+            n_features=task.n_features,
         )
-        self.head: TokenHead | ClassificationHead
+        self.head: TokenHead | PairHead | ClassificationHead
         if task.kind == "token":
             self.head = TokenHead(spec.d_model, task.n_classes)
+        elif task.kind == "pair":
+            self.head = PairHead(spec.d_model, task.n_classes)
         else:
             self.head = ClassificationHead(spec.d_model, task.n_classes)
 
     def forward(self, inputs: Tensor, targets: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits and targets of what is asked: (asked, n_classes), (asked,)."""
+        """Predictions and targets of what is asked: (asked, n_classes), (asked,)."""
+        if isinstance(self.head, PairHead):
+            both = inputs.flatten(0, 1)  # (B, 2, N) -> (2B, N)
+            padding = None if padding is None else padding.flatten(0, 1)
+            return self.head(self.encoder(both, key_padding_mask=padding), key_padding_mask=padding), targets
         encoded = self.encoder(inputs, key_padding_mask=padding)
         if isinstance(self.head, ClassificationHead):
             return self.head(encoded, key_padding_mask=padding), targets
@@ -63,32 +71,54 @@ class Model(nn.Module):
         return self.head(encoded[asked]), targets[asked]
 
 
-@dataclass
 class Tally:
-    """Loss and score summed over predictions, on the device until they are read."""
+    """Loss and score summed over predictions, on the device until they are read.
 
-    loss: Tensor | float = 0.0
-    correct: Tensor | float = 0.0
-    count: int = 0
+    Accuracy counts predictions that are right; explained variance is 1 - squared error / variance of the targets.
+    """
 
-    def add(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Count a batch; returns its mean loss."""
-        loss = F.cross_entropy(logits.float(), targets)
-        self.loss = self.loss + loss.detach() * len(targets)
-        self.correct = self.correct + (logits.detach().argmax(-1) == targets).sum()
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.count = 0
+        self.sums: dict[str, Tensor | float] = dict.fromkeys(("loss", "correct", "target", "square"), 0.0)
+
+    def add(self, predicted: Tensor, targets: Tensor) -> Tensor:
+        """Count a batch, (asked, n_classes) and (asked,); returns its mean loss."""
+        predicted, found = predicted.float(), {}
+        if self.kind == "value":
+            loss = F.mse_loss(predicted.squeeze(-1), targets)
+            found = {"target": targets.double().sum(), "square": targets.double().square().sum()}
+        else:
+            loss = F.cross_entropy(predicted, targets)
+            found = {"correct": (predicted.detach().argmax(-1) == targets).sum()}
+        found["loss"] = loss.detach() * len(targets)
+        for name, value in found.items():
+            self.sums[name] = self.sums[name] + value
         self.count += len(targets)
         return loss
 
     def read(self) -> tuple[float, float]:
-        """Mean loss and accuracy.
+        """Mean loss, and accuracy or explained variance.
 
         Raises:
             DivergedError: the loss is not finite.
         """
-        loss, score = float(self.loss) / self.count, float(self.correct) / self.count
+        loss, correct, target, square = (float(value) / self.count for value in self.sums.values())
         if not math.isfinite(loss):
             raise DivergedError(f"loss is {loss}")
-        return loss, score
+        if self.kind != "value":
+            return loss, correct
+        variance = square - target**2
+        return loss, 1 - loss / variance if variance > 0 else 0.0
+
+
+class Evaluation(NamedTuple):
+    """Mean loss, score and number of predictions of a split, and the score of each of its slices."""
+
+    loss: float
+    score: float
+    size: int
+    slices: dict[str, float]
 
 
 @dataclass
@@ -114,7 +144,10 @@ class Trainer:
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        inputs, targets = (torch.from_numpy(x).to(self.device) for x in (batch.inputs, batch.targets))
+        inputs, targets = (
+            torch.from_numpy(batch.inputs).to(self.device),
+            torch.from_numpy(batch.targets).to(self.device),
+        )
         padding = None if batch.padding is None else torch.from_numpy(batch.padding).to(self.device)
         return inputs, targets, padding
 
@@ -132,15 +165,23 @@ class Trainer:
             self.optimizer.zero_grad()
 
     @torch.no_grad()
-    def evaluate(self, split: Any, on_progress: Callable[[], None] = lambda: None) -> tuple[float, float, int]:
-        """Mean loss, score and number of predictions over all of a split."""
+    def evaluate(self, split: EvalSplit, on_progress: Callable[[], None] = lambda: None) -> Evaluation:
+        """Loss and score over all of a split."""
         self.model.eval()
-        tally = Tally()
+        total = Tally(self.task.kind)
+        slices = {name: Tally(self.task.kind) for name in self.task.slice_names}
         for batch in self.task.eval_batches(split, self.spec.batch_size):
             on_progress()
-            tally.add(*self.forward(self.to_device(batch)))
+            predicted, targets = self.forward(self.to_device(batch))
+            total.add(predicted, targets)
+            if batch.slices is not None:
+                part = torch.from_numpy(batch.slices[batch.targets != IGNORE]).to(self.device)
+                for number, tally in enumerate(slices.values()):
+                    if bool((inside := part == number).any()):
+                        tally.add(predicted[inside], targets[inside])
         self.model.train()
-        return *tally.read(), tally.count
+        scores = {name: tally.read()[1] for name, tally in slices.items() if tally.count}
+        return Evaluation(*total.read(), total.count, scores)
 
     def train(self, on_progress: Callable[[float, float], None]) -> dict[str, Any]:
         """Train to the end of the budget.
@@ -149,16 +190,16 @@ class Trainer:
             on_progress: called with the share done, 0 to 1, and the latest mean loss.
 
         Returns:
-            steps, seconds and tokens trained; the curve; the last validation's loss and score. Time spent on
-            validation is not training time.
+            steps, seconds and tokens trained, and the seconds of these in which batches were made; the curve; the last
+            validation's loss and score. Time spent on validation is not training time.
 
         Raises:
             DivergedError: the loss is not finite.
         """
         spec = self.spec
         curve: list[dict[str, Any]] = []
-        step, tokens, seconds, validating = 0, 0, 0.0, 0.0
-        tally, length = Tally(), 0
+        step, tokens, seconds, loading, validating = 0, 0, 0.0, 0.0, 0.0
+        tally, length = Tally(self.task.kind), 0
         batches: Iterator[Batch] = iter(())
         self.model.train()
         while (done := share_done(spec, step, seconds)) < 1 or step == 0:
@@ -169,8 +210,10 @@ class Trainer:
                 group["lr"] = spec.lr * rate(step, spec.warmup_steps, done)
             start = time.perf_counter()
             for _ in range(spec.accumulate):
+                begun = time.perf_counter()
                 batch = next(batches)
-                tokens += batch.inputs.size
+                loading += time.perf_counter() - begun
+                tokens += count_tokens(batch)
                 self.step(self.to_device(batch), tally)
             synchronise(self.device)
             seconds += time.perf_counter() - start
@@ -179,24 +222,32 @@ class Trainer:
             if done < 1 and done * CURVE_POINTS < len(curve) + 1:
                 continue
             loss, score = tally.read()
-            tally = Tally()
+            tally = Tally(self.task.kind)
             point: dict[str, Any] = {"step": step, "seconds": round(seconds, 3), "tokens": tokens, "seq_len": length}
             point |= {"train_loss": loss, "train_score": score, "val_loss": None, "val_score": None}
             validated = sum(p["val_loss"] is not None for p in curve)
             if done >= 1 or (done * VALIDATIONS >= validated + 1 and validating <= VALIDATION_SHARE * seconds):
                 begun = time.perf_counter()
-                point["val_loss"], point["val_score"], _ = self.evaluate("validation")
+                found = self.evaluate("validation")
+                point["val_loss"], point["val_score"] = found.loss, found.score
                 validating += time.perf_counter() - begun
             curve.append(point)
             on_progress(min(done, 1.0), loss)
         return {
             "train_steps": step,
             "train_seconds": seconds,
+            "loader_seconds": loading,
             "train_tokens": tokens,
             "curve": curve,
             "val_loss": curve[-1]["val_loss"],
             "val_score": curve[-1]["val_score"],
         }
+
+
+def count_tokens(batch: Batch) -> int:
+    """Positions of a batch, padding included."""
+    shape = batch.inputs.shape
+    return math.prod(shape if batch.inputs.dtype == np.int64 else shape[:2])
 
 
 def share_done(spec: RunSpec, step: int, seconds: float) -> float:

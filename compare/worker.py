@@ -20,6 +20,7 @@ from compare.spec import RunSpec
 
 if TYPE_CHECKING:
     from compare.train import Trainer
+    from tasks import Batch, Task
 
 PR_SET_PDEATHSIG = 1
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
@@ -108,16 +109,17 @@ def work(spec: RunSpec, record: Record, events: Events) -> None:
     """Measure, train and test (with 0 steps: measure), filling ``record`` as results come."""
     import torch
 
-    import tasks
     from compare.train import Trainer
 
     torch.set_num_threads(spec.threads)
     if spec.dtype == "float16" and spec.device == "cpu":
         raise NotImplementedError("float16 training needs a GPU; use bfloat16 or float32 on a CPU")
     events.phase("preparing data")
-    task = tasks.get(spec.task)(spec.seq_len)
-    task.prepare()
-    record |= {"metric": task.metric, "baselines": task.baselines(), "data": task.provenance()}
+    task = make_task(spec)
+    task.prepare(lambda done: events.phase("preparing data", done))
+    facts = task.facts
+    record |= {"metric": task.metric, "baselines": facts["baselines"], "data": facts["data"]}
+    record["data_notes"] = facts["notes"]
 
     events.phase("measuring")
     measure_costs(Trainer(spec, task), record)
@@ -127,8 +129,17 @@ def work(spec: RunSpec, record: Record, events: Events) -> None:
     events.phase("training", 0.0)
     trainer = Trainer(spec, task)
     record |= trainer.train(lambda done, loss: events.phase("training", done, loss))
-    loss, score, size = trainer.evaluate("test", lambda: events.phase("testing"))
-    record |= {"test_loss": loss, "test_score": score, "test_size": size}
+    found = trainer.evaluate("test", lambda: events.phase("testing"))
+    record |= {"test_loss": found.loss, "test_score": found.score, "test_size": found.size}
+    if found.slices:
+        record["test_slices"] = found.slices
+
+
+def make_task(spec: RunSpec) -> Task:
+    import tasks
+
+    kind = tasks.get(spec.task)
+    return kind(spec.seq_len, kind.config_type(**dict(spec.task_options)))
 
 
 def measure_costs(trainer: Trainer, record: Record) -> None:
@@ -136,14 +147,15 @@ def measure_costs(trainer: Trainer, record: Record) -> None:
     import torch
 
     from compare import measure
-    from compare.train import Tally
+    from compare.train import Tally, count_tokens
 
     spec, task, device = trainer.spec, trainer.task, trainer.device
-    batch = trainer.to_device(next(task.train_batches(spec.batch_size, spec.seq_len, spec.seed)))
+    first = at_full_length(next(task.train_batches(spec.batch_size, spec.seq_len, spec.seed)), spec.seq_len)
+    batch = trainer.to_device(first)
     sublayer = trainer.accelerator.unwrap_model(trainer.model).encoder.layers[0].attention
-    shape = (*batch[0].shape, spec.d_model)
+    shape = (count_tokens(first) // spec.seq_len, spec.seq_len, spec.d_model)
     example = torch.empty(shape, device=device, dtype=getattr(torch, spec.dtype), requires_grad=True)
-    kernel = sublayer.kernel(example, batch[2])
+    kernel = sublayer.kernel(example, None if batch[2] is None else batch[2].view(shape[:2]))
     record |= {"params": trainer.parameters, "kernel": kernel.name, "kernel_fallback": kernel.fallback}
     del example
 
@@ -152,21 +164,38 @@ def measure_costs(trainer: Trainer, record: Record) -> None:
             trainer.forward(batch)
 
     def forward_backward() -> None:
-        trainer.accelerator.backward(Tally().add(*trainer.forward(batch)))
+        trainer.accelerator.backward(Tally(task.kind).add(*trainer.forward(batch)))
         trainer.model.zero_grad()
 
     def step() -> None:
-        trainer.step(batch, Tally())
+        trainer.step(batch, Tally(task.kind))
 
     step()
     record["peak_memory_bytes"] = measure.peak_memory(step, device)
-    record["saved_bytes"] = measure.saved_bytes(lambda: Tally().add(*trainer.forward(batch)), trainer.model)
+    record["saved_bytes"] = measure.saved_bytes(lambda: Tally(task.kind).add(*trainer.forward(batch)), trainer.model)
     record["flops"] = measure.count_flops(step)
     warm_up = 3 if device.type == "cuda" else 1
     for name, fn in (("forward", forward), ("forward_backward", forward_backward), ("step", step)):
         timing = measure.time_it(fn, device, warm_up=warm_up)
         record[f"{name}_seconds"], record[f"{name}_seconds_spread"] = timing.median, list(timing.spread)
-    record["tokens_per_second"] = batch[0].numel() / record["step_seconds"]
+    record["tokens_per_second"] = count_tokens(first) / record["step_seconds"]
+
+
+def at_full_length(batch: Batch, seq_len: int) -> Batch:
+    """The batch padded to the task's length, where all its samples are shorter: what the longest cost."""
+    import numpy as np
+
+    from tasks import IGNORE, Batch
+
+    missing = seq_len - batch.inputs.shape[-1]
+    if batch.inputs.dtype != np.int64 or missing == 0:
+        return batch
+    grown = [(0, 0)] * (batch.inputs.ndim - 1) + [(0, missing)]
+    padding = np.zeros(batch.inputs.shape, np.bool_) if batch.padding is None else batch.padding
+    targets = batch.targets
+    if targets.shape == batch.inputs.shape:
+        targets = np.pad(targets, grown, constant_values=IGNORE)
+    return Batch(np.pad(batch.inputs, grown), targets, np.pad(padding, grown, constant_values=True))
 
 
 def explain(error: Exception) -> tuple[str, str]:

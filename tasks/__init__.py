@@ -9,9 +9,23 @@
 import importlib
 import pkgutil
 
-from tasks.base import IGNORE, Batch, Task, TaskDefaults, available, get, register
+from tasks.base import IGNORE, Batch, EvalSplit, Kind, Task, TaskDefaults, available, get, options, register
+from tasks.suites import SUITES, Suite
 
-__all__ = ["IGNORE", "Batch", "Task", "TaskDefaults", "available", "get", "register"]
+__all__ = [
+    "IGNORE",
+    "SUITES",
+    "Batch",
+    "EvalSplit",
+    "Kind",
+    "Suite",
+    "Task",
+    "TaskDefaults",
+    "available",
+    "get",
+    "options",
+    "register",
+]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

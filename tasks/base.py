@@ -1,40 +1,61 @@
 """The protocol every task holds, and the registry it is found in.
 
-Shape letters: `B` batch, `N` length.
+Shape letters: `B` batch, `N` length, `F` features.
 """
 
 import difflib
-import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.cache import Columns, Split, Table, load_or_build
+from tasks.cache import Rows, Split, Table, load_or_build, load_or_compute
 
 IGNORE = -100
 """The target of a position where nothing is asked; torch's cross-entropy skips it by default."""
 
 EvalSplit = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+POOL = 32  # training batches that are filled together, where samples differ in length
+
+Kind = Literal["token", "sequence", "pair", "value"]
+METRICS: dict[Kind, str] = {
+    "token": "accuracy",
+    "sequence": "accuracy",
+    "pair": "accuracy",
+    "value": "explained variance",
+}
+"""What is scored, by what a task asks for. Explained variance is 1 - MSE / variance of the targets."""
+
+OnProgress = Callable[[float], None]
+"""Called with the share done, 0 to 1."""
+
+
+def ignore(_share: float) -> None:
+    """An OnProgress that shows nothing."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids and what is asked of them.
+    """Inputs and what is asked of them.
 
     Attributes:
-        inputs: (B, N) token ids.
-        targets: (B, N) class at each position, `IGNORE` where nothing is asked; (B,) for kind "sequence".
-        padding: (B, N), True = padding; None where the batch has no padding anywhere.
+        inputs: (B, N) token ids, int64; (B, N, F) float32 where the task has features instead of tokens; for kind
+            "pair" (B, 2, N) token ids.
+        targets: kind "token": (B, N) class at each position, `IGNORE` where nothing is asked, int64; "sequence" and
+            "pair": (B,) class, int64; "value": (B,) float32.
+        padding: (B, N), for kind "pair" (B, 2, N), True = padding; None where the batch has no padding anywhere.
+        slices: shaped as targets, which of the task's `slice_names` each target belongs to; None where it has none.
     """
 
-    inputs: NDArray[np.int64]
-    targets: NDArray[np.int64]
-    padding: NDArray[np.bool_] | None
+    inputs: NDArray[Any]
+    targets: NDArray[Any]
+    padding: NDArray[np.bool_] | None = None
+    slices: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,76 +63,98 @@ class TaskDefaults:
     """What `compare` uses where the command line is silent; the same for every variant.
 
     Attributes:
+        seq_len: N.
         embedding_std: size of the initial token embeddings.
         conv_width: width of the convolution after the embedding; None = no convolution.
+        positions: of the encoder. Rotary ones tell how far apart two tokens are, not where they are in a picture.
         tokens_per_step: batch size = max(1, tokens_per_step // seq_len).
         length_warmup: train on shorter lengths first.
     """
 
+    seq_len: int
     d_model: int
     n_heads: int
     n_layers: int
     lr: float
     conv_width: int | None
     embedding_std: float
+    positions: Literal["sinusoidal", "learned", "rotary", "none"] = "rotary"
     tokens_per_step: int
-    length_warmup: bool
+    length_warmup: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoConfig:
+    """A task without options."""
 
 
 class Task(ABC):
     """Seeded, disjoint splits of one problem at one sequence length.
 
-    A task says how its columns are built (`build`), what they depend on (`cache_key`), how a training
-    batch is drawn from them (`draw`) and what an evaluation split is (`whole`); the rest is shared.
+    A task says what rows its splits have (`build`), what they depend on (`cache_key`), and how rows become a batch
+    (`take`); the rest is shared.
 
     Args:
-        seq_len: N, tokens in a sample.
+        seq_len: N, tokens in a sample, or the most where samples differ in length.
+        config: an instance of the task's `config_type`; None = its defaults.
 
     Raises:
-        ValueError: where seq_len is outside [min_len, max_len].
+        ValueError: where seq_len is outside [min_len, max_len], or not among `lengths` where the task has such.
     """
 
     name: ClassVar[str]
-    kind: ClassVar[Literal["token", "sequence"]]
-    metric: ClassVar[str] = "accuracy"
+    kind: ClassVar[Kind]
     summary: ClassVar[str]
     min_len: ClassVar[int]
     max_len: ClassVar[int]
+    lengths: ClassVar[tuple[int, ...]] = ()
+    """The only lengths there are; empty = any from min_len to max_len."""
     defaults: ClassVar[TaskDefaults]
+    config_type: ClassVar[type] = NoConfig
+    """A frozen dataclass of plain values (int, float, str, bool) that checks itself with ValueError."""
+    own_data: ClassVar[bool] = False
+    """It reads files that the user brings, and has nothing without."""
 
-    vocab_size: int
-    """Number of input ids."""
+    vocab_size: int | None
+    """Number of input ids; None where the inputs are features."""
+    n_features: int | None = None
+    """F, where the inputs are features."""
     n_classes: int
-    """Output size of the head: a target is in [0, n_classes)."""
+    """Output size of the head: a target is in [0, n_classes); 1 for kind "value"."""
+    slice_names: tuple[str, ...] = ()
+    """Parts of the test set that are scored apart as well."""
 
-    def __init__(self, seq_len: int) -> None:
+    def __init__(self, seq_len: int, config: Any = None) -> None:
+        if self.lengths and seq_len not in self.lengths:
+            raise ValueError(f"{self.name}: expected seq_len among {', '.join(map(str, self.lengths))}, got {seq_len}")
         if not self.min_len <= seq_len <= self.max_len:
             raise ValueError(f"{self.name}: expected {self.min_len} <= seq_len <= {self.max_len}, got {seq_len}")
         self.seq_len = seq_len
+        self.config = self.config_type() if config is None else config
+
+    @property
+    def metric(self) -> str:
+        return METRICS[self.kind]
 
     @property
     @abstractmethod
     def cache_key(self) -> str:
-        """Everything the built columns depend on, as a folder name."""
+        """Everything the rows depend on, as a folder name."""
 
     @abstractmethod
-    def build(self) -> dict[Split, Columns]:
-        """The columns of each split."""
+    def build(self) -> Mapping[Split, Rows]:
+        """The rows of each split, made as they are read; read whole, one split after the other, in this order.
 
-    @abstractmethod
-    def prepare(self) -> None:
-        """Bring the data into memory, built or from the cache.
-
-        Idempotent, and not required: what needs the data loads it by itself. A call says when.
+        Raises:
+            ValueError: what is wrong with the data, in one line.
         """
 
     @abstractmethod
-    def draw(self, rng: np.random.Generator, batch_size: int, seq_len: int) -> Batch:
-        """One training batch, with at least one target."""
+    def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
+        """These samples of a split, as a batch padded to the longest among them; the same on every call.
 
-    @abstractmethod
-    def whole(self, split: EvalSplit) -> Batch:
-        """An evaluation split as one batch, the same on every call, with at least one target a row."""
+        Every row of an evaluation split has at least one target.
+        """
 
     @abstractmethod
     def baselines(self) -> dict[str, float]:
@@ -121,9 +164,44 @@ class Task(ABC):
     def provenance(self) -> dict[str, str | int]:
         """Hashes, versions and split sizes: what a record needs to name the data."""
 
+    def notes(self) -> list[str]:
+        """What was left out of the data or cut, in words for the user."""
+        return []
+
+    @cached_property
     def tables(self) -> Mapping[Split, Table]:
         """The splits as Arrow tables: from the cache where it holds them, else built."""
-        return load_or_build(f"{self.name}-{self.cache_key}", self.build)
+        return self._load(ignore)
+
+    def _load(self, on_progress: OnProgress) -> Mapping[Split, Table]:
+        return load_or_build(f"{self.name}-{self.cache_key}", self.build, on_progress)
+
+    def prepare(self, on_progress: OnProgress = ignore) -> None:
+        """Build what the cache does not hold yet, then open it. Idempotent, and not required: a call says when.
+
+        Raises:
+            ValueError: what is wrong with the data, in one line.
+        """
+        if "tables" not in self.__dict__:
+            self.tables = self._load(on_progress)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """Baselines, provenance ("data") and notes: computed once and kept in the cache."""
+
+        def compute() -> dict[str, Any]:
+            return {"baselines": self.baselines(), "data": self.provenance(), "notes": self.notes()}
+
+        self.prepare()
+        return load_or_compute(f"{self.name}-{self.cache_key}", f"facts-{self.seq_len}", compute)
+
+    def size(self, split: Split) -> int:
+        """Samples in a split."""
+        return len(self.tables[split])
+
+    def sample_lengths(self, split: Split) -> NDArray[np.int64] | None:
+        """(size,) length of each sample after truncation; None where all are seq_len long."""
+        return None
 
     def train_batches(self, batch_size: int, seq_len: int, seed: int) -> Iterator[Batch]:
         """Training batches without end; the same ones for the same seed.
@@ -131,7 +209,7 @@ class Task(ABC):
         Args:
             batch_size: B.
             seq_len: the task's own length, or less where its defaults say `length_warmup`.
-            seed: of the draw; the data itself does not depend on it.
+            seed: of the order; the data itself does not depend on it.
 
         Raises:
             ValueError: where the task cannot be trained at seq_len.
@@ -139,18 +217,33 @@ class Task(ABC):
         shortest = self.min_len if self.defaults.length_warmup else self.seq_len
         if not shortest <= seq_len <= self.seq_len:
             raise ValueError(f"{self.name}: expected {shortest} <= training seq_len <= {self.seq_len}, got {seq_len}")
-        rng = np.random.default_rng(seed)
-        return (self.draw(rng, batch_size, seq_len) for _ in itertools.count())
+        return self._train(np.random.default_rng(seed), batch_size, seq_len)
+
+    def _train(self, rng: np.random.Generator, batch_size: int, seq_len: int) -> Iterator[Batch]:
+        """Epoch after epoch, each in an order of its own; of neighbours in length where samples differ in it."""
+        assert seq_len == self.seq_len
+        lengths = self.sample_lengths("train")
+        waiting = np.empty(0, np.int64)
+        while True:
+            while len(waiting) < POOL * batch_size:
+                waiting = np.concatenate([waiting, rng.permutation(self.size("train"))])
+            pool, waiting = waiting[: POOL * batch_size], waiting[POOL * batch_size :]
+            if lengths is not None:
+                pool = pool[np.argsort(lengths[pool], kind="stable")]
+            batches = pool.reshape(POOL, batch_size)
+            for rows in batches if lengths is None else rng.permutation(batches):
+                yield self.take("train", rows)
 
     def eval_batches(self, split: EvalSplit, batch_size: int) -> Iterator[Batch]:
-        """All of a split, in order; the last batch may be smaller than B."""
-        whole = self.whole(split)
-        for start in range(0, len(whole.inputs), batch_size):
-            rows = slice(start, start + batch_size)
-            padding = None if whole.padding is None else whole.padding[rows]
-            if padding is not None and not padding.any():
-                padding = None
-            yield Batch(whole.inputs[rows], whole.targets[rows], padding)
+        """All of a split, the longest samples first; the last batch may be smaller than B."""
+        lengths = self.sample_lengths(split)
+        order = np.arange(self.size(split)) if lengths is None else np.argsort(-lengths, kind="stable")
+        for start in range(0, len(order), batch_size):
+            yield self.take(split, order[start : start + batch_size])
+
+    def whole(self, split: Split) -> Batch:
+        """A split as one batch, in its own order: for what is small."""
+        return self.take(split, np.arange(self.size(split)))
 
 
 TaskClass = TypeVar("TaskClass", bound=type[Task])
@@ -181,3 +274,8 @@ def get(name: str) -> type[Task]:
     close = difflib.get_close_matches(name, _TASKS, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     raise ValueError(f"expected a task among {', '.join(available())}, got {name!r}{hint}")
+
+
+def options(name: str) -> dict[str, Any]:
+    """The options of a task and their defaults: the fields of its `config_type`."""
+    return {field.name: field.default for field in fields(get(name).config_type)}

@@ -24,6 +24,7 @@ import os
 import platform
 import re
 import sysconfig
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -31,8 +32,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from tasks.base import IGNORE, SPLITS, Batch, EvalSplit, Task, TaskDefaults, register
-from tasks.cache import Columns, Split
+from tasks.base import IGNORE, SPLITS, Batch, NoConfig, Task, TaskDefaults, register
+from tasks.cache import Rows, Split
 
 GENERATOR = 2  # raise it when the same corpus is split in another way
 SEED = 0
@@ -119,6 +120,7 @@ class Bytes(Task):
     min_len = 16
     max_len = 65_536
     defaults = TaskDefaults(
+        seq_len=8192,
         d_model=128,
         n_heads=4,
         n_layers=2,
@@ -132,6 +134,10 @@ class Bytes(Task):
     vocab_size = 258
     n_classes = 257  # `MASK` is never an answer
 
+    def __init__(self, seq_len: int, config: NoConfig | None = None) -> None:
+        super().__init__(seq_len, config)
+        self._masked: dict[Split, Batch] = {}
+
     @cached_property
     def corpus_sha256(self) -> str:
         """Of the paths and contents of all files, whichever split they are in."""
@@ -144,30 +150,41 @@ class Bytes(Task):
     def cache_key(self) -> str:
         return f"{self.corpus_sha256[:16]}-g{GENERATOR}"
 
-    def build(self) -> dict[Split, Columns]:
+    def build(self) -> dict[Split, Rows]:
         dealt = deal(read_corpus())
-        return {split: {"path": list(files), "data": list(files.values())} for split, files in dealt.items()}
+        return {
+            split: Rows(len(files), ({"path": path, "data": data} for path, data in files.items()))
+            for split, files in dealt.items()
+        }
 
     @cached_property
     def streams(self) -> dict[Split, NDArray[np.uint8]]:
         """The bytes of each split, (N,): its files in order, a zero byte between them."""
         return {
-            split: np.frombuffer(SEPARATOR.join(table["data"][:]), np.uint8) for split, table in self.tables().items()
+            split: np.frombuffer(SEPARATOR.join(table["data"][:]), np.uint8) for split, table in self.tables.items()
         }
 
-    def prepare(self) -> None:
-        _ = self.streams
+    def size(self, split: Split) -> int:
+        """Consecutive windows."""
+        return -(-len(self.streams[split]) // self.seq_len)
 
-    def draw(self, rng: np.random.Generator, batch_size: int, seq_len: int) -> Batch:
+    def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
+        """The same bytes are hidden every time."""
+        if split not in self._masked:
+            stream = self.streams[split]
+            ids = np.full((self.size(split), self.seq_len), PAD, np.int64)
+            ids.flat[: len(stream)] = stream.astype(np.int64) + 1
+            self._masked[split] = mask(ids, np.random.default_rng([SEED, SPLITS.index(split)]))
+        inputs, targets = self._masked[split].inputs[rows], self._masked[split].targets[rows]
+        padding = inputs == PAD
+        return Batch(inputs, targets, padding if padding.any() else None)
+
+    def _train(self, rng: np.random.Generator, batch_size: int, seq_len: int) -> Iterator[Batch]:
+        """Windows start anywhere, and other bytes are hidden each time."""
         windows = sliding_window_view(self.streams["train"], seq_len)
-        rows = rng.integers(len(windows), size=batch_size)
-        return mask(windows[rows].astype(np.int64) + 1, rng)
-
-    def whole(self, split: EvalSplit) -> Batch:
-        stream = self.streams[split]
-        ids = np.full((-(-len(stream) // self.seq_len), self.seq_len), PAD, np.int64)
-        ids.flat[: len(stream)] = stream.astype(np.int64) + 1
-        return mask(ids, np.random.default_rng([SEED, SPLITS.index(split)]))
+        while True:
+            rows = rng.integers(len(windows), size=batch_size)
+            yield mask(windows[rows].astype(np.int64) + 1, rng)
 
     def baselines(self) -> dict[str, float]:
         """The most frequent byte; the most frequent one between the two neighbours, as far as they show.

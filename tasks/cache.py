@@ -3,35 +3,60 @@
 The folder is `$ATTENTION_ZOO_CACHE`, or `~/.cache/attention-zoo`.
 """
 
+import json
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Columns: TypeAlias = dict[str, list[str] | list[bytes] | NDArray[np.int16]]
-"""Column name -> one entry per sample."""
+Value: TypeAlias = bytes | int | float | str
+Row: TypeAlias = dict[str, Value]
+"""One sample. Arrays travel as their bytes."""
 Table: TypeAlias = Any
 """A `datasets.Dataset`; imported where it is used, which takes a second."""
 Split: TypeAlias = Literal["train", "validation", "test"]
 
+FORMAT = 2
+"""Raise it when rows are stored in another way."""
+ARROW_TYPES = {bytes: "binary", int: "int64", float: "float64", str: "string"}
 
-def load_or_build(key: str, build: Callable[[], Mapping[Split, Columns]]) -> Mapping[Split, Table]:
+
+@dataclass(frozen=True)
+class Rows:
+    """The samples of a split, made as they are read, and how many there will be, about: for the progress bar."""
+
+    count: int
+    rows: Iterable[Row]
+
+
+def folder_of(key: str) -> Path:
+    root = Path(os.environ.get("ATTENTION_ZOO_CACHE") or Path.home() / ".cache" / "attention-zoo")
+    return root / f"{key}-f{FORMAT}"
+
+
+def load_or_build(
+    key: str, build: Callable[[], Mapping[Split, Rows]], on_progress: Callable[[float], None]
+) -> Mapping[Split, Table]:
     """The `DatasetDict` cached under `key`; built and saved first where it is missing or unreadable.
 
     It is built in a folder of its own and moved into place in one step: an interrupted build leaves
-    nothing that could pass for whole.
+    nothing that could pass for whole. Rows go to the disk as they come, a thousand at a time.
+
+    Raises:
+        ValueError: what `build` says is wrong with the data, or a split without a sample.
     """
     import datasets
 
     datasets.disable_progress_bars()
-    root = Path(os.environ.get("ATTENTION_ZOO_CACHE") or Path.home() / ".cache" / "attention-zoo")
-    folder = root / key
+    folder = folder_of(key)
     if folder.exists():
         try:
             return _load(folder)
@@ -39,11 +64,20 @@ def load_or_build(key: str, build: Callable[[], Mapping[Split, Columns]]) -> Map
             warnings.warn(f"rebuilding the unreadable cache {folder}: {error}", stacklevel=2)
             shutil.rmtree(folder)
 
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{key}.", dir=root, ignore_cleanup_errors=True) as scratch:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{key}.", dir=folder.parent, ignore_cleanup_errors=True) as scratch:
         unfinished = Path(scratch) / key
-        splits = {split: datasets.Dataset.from_dict(columns) for split, columns in build().items()}
-        datasets.DatasetDict(splits).save_to_disk(str(unfinished))
+        splits = build()
+        expected, done = sum(split.count for split in splits.values()), 0
+        tables = {}
+        for split, source in splits.items():
+
+            def report(number: int, before: int = done) -> None:
+                on_progress(min(1.0, (before + number) / max(1, expected)))
+
+            tables[split] = _write(source.rows, f"{key}: {split}", Path(scratch) / split, report)
+            done += source.count
+        datasets.DatasetDict(tables).save_to_disk(str(unfinished))
         try:
             os.replace(unfinished, folder)
         except OSError:
@@ -53,6 +87,39 @@ def load_or_build(key: str, build: Callable[[], Mapping[Split, Columns]]) -> Map
     return _load(folder)
 
 
+def _write(rows: Iterable[Row], name: str, folder: Path, report: Callable[[int], None]) -> Table:
+    """A `Dataset` of these rows, on disk in ``folder``."""
+    import datasets
+
+    source = iter(rows)
+    first = next(source, None)
+    if first is None:
+        raise ValueError(f"expected at least one sample, got none for {name}")
+    types = {column: datasets.Value(ARROW_TYPES[type(value)]) for column, value in first.items()}
+
+    def generate() -> Iterator[Row]:
+        for number, row in enumerate(chain([first], source)):
+            if number % 100 == 0:
+                report(number)
+            yield row
+
+    failed: list[Exception] = []
+
+    def watched() -> Iterator[Row]:
+        try:
+            yield from generate()
+        except Exception as error:
+            failed.append(error)
+            raise
+
+    try:
+        return datasets.Dataset.from_generator(
+            watched, features=datasets.Features(types), cache_dir=str(folder), fingerprint="rows"
+        )
+    except Exception as error:
+        raise failed[0] if failed else error from None  # not the wrapping that `datasets` puts around it
+
+
 def _load(folder: Path) -> Mapping[Split, Table]:
     import datasets
 
@@ -60,7 +127,56 @@ def _load(folder: Path) -> Mapping[Split, Table]:
     return loaded
 
 
-def matrix(table: Table, column: str) -> NDArray[np.int16]:
-    """A column of equally long lists as (rows, length): Arrow's own buffer, no Python per sample."""
-    values: NDArray[np.int16] = table.data.column(column).combine_chunks().flatten().to_numpy()
-    return values.reshape(len(table), -1)
+def load_or_compute(key: str, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``compute`` returns, kept as JSON beside the tables of ``key``, which must be there."""
+    file = folder_of(key) / f"{name}.json"
+    try:
+        kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return kept
+    except (OSError, ValueError):
+        pass
+    computed = compute()
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".part", delete=False, encoding="utf-8") as part:
+        json.dump(computed, part)
+    os.replace(part.name, file)
+    return computed
+
+
+def byte_lengths(table: Table, column: str) -> NDArray[np.int64]:
+    """(rows,) bytes in each value of a column, which itself is not read."""
+    import pyarrow.compute
+
+    return np.asarray(pyarrow.compute.binary_length(table.data.column(column)), np.int64)
+
+
+def matrix(values: list[bytes], dtype: type[np.generic]) -> NDArray[Any]:
+    """Arrays of one length, from their bytes: (rows, length)."""
+    return np.frombuffer(b"".join(values), dtype).reshape(len(values), -1)
+
+
+def padded(
+    values: list[bytes], limit: int, *, dtype: type[np.generic] = np.uint8, shift: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
+    """Token ids from arrays of different lengths, each cut at ``limit``; and where they are padded, if anywhere.
+
+    dtype: of the arrays whose bytes these are. shift: added to each number. Padding is 0.
+    """
+    size = np.dtype(dtype).itemsize
+    cut = [value[: limit * size] for value in values]
+    lengths = np.array([len(value) // size for value in cut])
+    inside = np.arange(lengths.max()) < lengths[:, None]
+    ids = np.zeros(inside.shape, np.int64)
+    ids[inside] = np.frombuffer(b"".join(cut), dtype).astype(np.int64) + shift
+    return ids, None if inside.all() else ~inside
+
+
+def fresh(rows: Iterable[Row], column: str, seen: set[bytes]) -> Iterator[Row]:
+    """The rows whose ``column`` was not seen before, here or in what shares ``seen``: no duplicates across splits."""
+    from hashlib import blake2b
+
+    for row in rows:
+        value = row[column]
+        digest = blake2b(value if isinstance(value, bytes) else str(value).encode(), digest_size=8).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield row

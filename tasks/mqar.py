@@ -18,13 +18,13 @@ the paper's figure; Zoology's present code draws it at random by default.
 """
 
 import hashlib
-from functools import cached_property
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.base import IGNORE, SPLITS, Batch, EvalSplit, Task, TaskDefaults, register
-from tasks.cache import Columns, Split, matrix
+from tasks.base import IGNORE, SPLITS, Batch, NoConfig, Task, TaskDefaults, register
+from tasks.cache import Row, Rows, Split, fresh, matrix
 
 GENERATOR = 1  # raise it when the same arguments generate something else
 SEED = 231204927
@@ -75,6 +75,7 @@ class Mqar(Task):
     min_len = 32  # two pairs: with one there is nothing to choose from
     max_len = 65_536
     defaults = TaskDefaults(
+        seq_len=64,
         d_model=64,
         n_heads=1,
         n_layers=2,
@@ -82,11 +83,12 @@ class Mqar(Task):
         conv_width=3,
         embedding_std=0.1,
         tokens_per_step=4096,
-        length_warmup=False,
     )
 
-    def __init__(self, seq_len: int) -> None:
-        super().__init__(seq_len)
+    vocab_size: int
+
+    def __init__(self, seq_len: int, config: NoConfig | None = None) -> None:
+        super().__init__(seq_len, config)
         self.n_pairs = seq_len // 16
         self.vocab_size = self.n_classes = max(128, 1 << (4 * self.n_pairs - 1).bit_length())
 
@@ -94,40 +96,24 @@ class Mqar(Task):
     def cache_key(self) -> str:
         return f"{self.seq_len}-g{GENERATOR}"
 
-    def build(self) -> dict[Split, Columns]:
-        seen = np.empty(0, np.int64)
-        built: dict[Split, Columns] = {}
+    def build(self) -> dict[Split, Rows]:
+        seen: set[bytes] = set()
+        built: dict[Split, Rows] = {}
         for stream, split in enumerate(reversed(SPLITS), start=1):
-            inputs, targets = generate(
-                np.random.default_rng([SEED, stream]),
-                min(MAX_ROWS[split], MAX_TOKENS[split] // self.seq_len),
-                seq_len=self.seq_len,
-                n_pairs=self.n_pairs,
-                vocab_size=self.vocab_size,
-            )
-            hashes = np.array([hash(row.tobytes()) for row in inputs])
-            fresh = ~np.isin(hashes, seen)
-            seen = np.concatenate([seen, hashes])
-            built[split] = {"inputs": inputs[fresh], "targets": targets[fresh]}
+            count = min(MAX_ROWS[split], MAX_TOKENS[split] // self.seq_len)
+            built[split] = Rows(count, fresh(self._rows(stream, count), "inputs", seen))
         return built
 
-    @cached_property
-    def arrays(self) -> dict[Split, tuple[Ids, Ids]]:
-        """Inputs and targets of each split, both (rows, N)."""
-        return {split: (matrix(table, "inputs"), matrix(table, "targets")) for split, table in self.tables().items()}
+    def _rows(self, stream: int, count: int) -> Iterator[Row]:
+        rng = np.random.default_rng([SEED, stream])
+        inputs, targets = generate(rng, count, seq_len=self.seq_len, n_pairs=self.n_pairs, vocab_size=self.vocab_size)
+        for row, answers in zip(inputs, targets, strict=True):
+            yield {"inputs": row.tobytes(), "targets": answers.tobytes()}
 
-    def prepare(self) -> None:
-        _ = self.arrays
-
-    def draw(self, rng: np.random.Generator, batch_size: int, seq_len: int) -> Batch:
-        assert seq_len == self.seq_len
-        inputs, targets = self.arrays["train"]
-        rows = rng.integers(len(inputs), size=batch_size)
-        return Batch(inputs[rows].astype(np.int64), targets[rows].astype(np.int64), None)
-
-    def whole(self, split: EvalSplit) -> Batch:
-        inputs, targets = self.arrays[split]
-        return Batch(inputs.astype(np.int64), targets.astype(np.int64), None)
+    def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
+        found = self.tables[split][rows]
+        inputs, targets = (matrix(found[column], np.int16).astype(np.int64) for column in ("inputs", "targets"))
+        return Batch(inputs, targets)
 
     def baselines(self) -> dict[str, float]:
         """The most frequent value of train; the context's last value; the context's values, in order.
@@ -135,10 +121,9 @@ class Mqar(Task):
         Any value of the context is right once in n. Their order does better: slots are drawn for the keys in
         the order of the context, and what is drawn first tends to be near, in Zoology's data too.
         """
-        _, train = self.arrays["train"]
-        inputs, targets = self.arrays["test"]
-        asked = targets[targets != IGNORE].reshape(len(targets), self.n_pairs)
-        values = inputs[:, 1 : 2 * self.n_pairs : 2]
+        train, test = self.whole("train").targets, self.whole("test")
+        asked = test.targets[test.targets != IGNORE].reshape(len(test.targets), self.n_pairs)
+        values = test.inputs[:, 1 : 2 * self.n_pairs : 2]
         return {
             "most frequent value": float(np.mean(asked == np.bincount(train[train != IGNORE]).argmax())),
             "last value": float(np.mean(asked == values[:, -1:])),
@@ -146,8 +131,10 @@ class Mqar(Task):
         }
 
     def provenance(self) -> dict[str, str | int]:
-        test = hashlib.sha256(b"".join(array.tobytes() for array in self.arrays["test"]))
-        rows = {f"{split}_samples": len(inputs) for split, (inputs, _) in self.arrays.items()}
+        test = hashlib.sha256()
+        for column in ("inputs", "targets"):
+            test.update(b"".join(self.tables["test"][column]))
+        rows = {f"{split}_samples": self.size(split) for split in SPLITS}
         return {
             "generator": GENERATOR,
             "numpy": np.__version__,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import tempfile
 from dataclasses import dataclass, replace
 from types import ModuleType
 
@@ -16,6 +17,8 @@ from zoo import MultiHeadAttention, available, describe
 from zoo.contract import Attention, Dims, Traits
 from zoo.registry import build
 
+# `datasets` keeps a copy of every file it reads: not in the home folder of whoever tests.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 

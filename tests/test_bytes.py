@@ -61,7 +61,7 @@ def test_copies_links_and_short_files_are_left_out(tmp_path, monkeypatch):
 
 
 def test_splits_share_no_file(task, corpus):
-    tables = task.tables()
+    tables = task.tables
     paths = {split: set(table["path"][:]) for split, table in tables.items()}
     assert sum(map(len, paths.values())) == len(set.union(*paths.values()))
     data = [entry for table in tables.values() for entry in table["data"][:]]

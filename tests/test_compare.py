@@ -37,6 +37,7 @@ SPEC = RunSpec(
     n_layers=1,
     conv_width=3,
     embedding_std=0.1,
+    positions="rotary",
     lr=1e-3,
     length_warmup=False,
     device="cpu",
@@ -293,7 +294,7 @@ def test_records_survive_damage(tmp_path: Path) -> None:
             r"--variants: unknown attention 'linfromer'. Did you mean 'linformer'\? Available: .*block_sparse, ",
         ),
         (["--variants", ""], "expected at least one variant"),
-        (["--tasks", "mqr"], r"unknown task 'mqr' \(did you mean 'mqar'\?\); known: bytes"),
+        (["--tasks", "mqr"], r"unknown task 'mqr' \(did you mean 'mqar'\?\); known: all, quick, lra, diagnostics, "),
         (["--seq-len", "0"], "--seq-len: expected a positive integer, got '0'"),
         (["--seq-len", "-5"], "expected a positive integer, got '-5'"),
         (["--seq-len", "many"], "expected a positive integer, got 'many'"),
@@ -309,16 +310,17 @@ def test_records_survive_damage(tmp_path: Path) -> None:
         ),
         (["--set", "linformer.rank=big"], "expected an integer, got 'big'"),
         (["--set", "linformer.rank=0"], "linformer.rank must be an integer of at least 1, got 0"),
-        (["--set", "linformer.rank"], "expected VARIANT.OPTION=VALUE"),
+        (["--set", "linformer.rank"], "expected NAME.OPTION=VALUE"),
         (["--set", "nobody.rank=3"], "--set: unknown attention 'nobody'. Available: "),
         (["--set", "linfromer.rank=3"], r"--set: unknown attention 'linfromer'. Did you mean 'linformer'\?"),
         (["--set", "full.size=3"], "full has no option 'size'; its options: kernel"),
         (["--set", "naive.size=3"], "naive has no option 'size'; it has no options"),
         (["--variants", "nowhere:MyAttention"], "--variants: there is no module 'nowhere'"),
         (["--set", "nowhere:MyAttention.rank=3"], "--set: there is no module 'nowhere'"),
-        (["--set", "reformer.n_hashes=3"], "'reformer' is not among the variants"),
+        (["--set", "reformer.n_hashes=3"], "'reformer' is not among what is compared: full, linformer, none, bytes"),
         (["--set", "block_sparse.layout=3"], "block_sparse has no option 'layout'"),
         (["--tasks", "mqar", "--seq-len", "64", "--length-warmup"], "mqar has one length only"),
+        (["--tasks", "mqar", "--data", "x.csv"], "--data: no task among mqar takes it; these do: .*classify"),
         (["--resume"], "--resume needs --out"),
         (["--resume", "--out", "/nonexistent/x"], "there is no folder /nonexistent/x"),
         (["--out", "/proc/x"], "--out /proc/x cannot be written"),
@@ -401,14 +403,12 @@ def test_the_tables_are_written_between_their_markers(tmp_path: Path) -> None:
     from compare.listing import markdown, write
 
     page = tmp_path / "page.md"
-    page.write_text("a\n<!-- tasks -->\nold\n<!-- /tasks -->\nb\n<!-- backends -->\n| old |\n<!-- /backends -->\nc\n")
+    names = ("tasks", "suites", "backends")
+    page.write_text("".join(f"a\n<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in names))
     write(page)
     tables = markdown()
     written = page.read_text()
-    assert written == (
-        f"a\n<!-- tasks -->\n{tables['tasks']}\n<!-- /tasks -->\n"
-        f"b\n<!-- backends -->\n{tables['backends']}\n<!-- /backends -->\nc\n"
-    )
+    assert written == "".join(f"a\n<!-- {name} -->\n{tables[name]}\n<!-- /{name} -->\n" for name in names)
     write(page)
     assert page.read_text() == written
 
@@ -433,7 +433,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_the_example_of_contributing_runs_from_its_own_folder(module: Path) -> None:
-    from compare.__main__ import make_specs, parser
+    from compare.__main__ import parser
+    from compare.plan import make_specs
 
     words = [*TINY, "--variants", "my_module:MyAttention", "--set", "my_attention.scale=5", "--no-control"]
     done = compare(*words, "--out", "out", cwd=module.parent)
@@ -448,13 +449,13 @@ def test_the_example_of_contributing_runs_from_its_own_folder(module: Path) -> N
     (spec,) = make_specs(parser().parse_args(command), "cpu", record["spec"]["threads"])
     assert spec.run_id == record["run_id"], "the command of the record repeats another run"
     said = Console(file=io.StringIO())
-    assert run_all([spec], module.parent / "out" / "records.jsonl", said) == [record]
+    assert run_all([spec], module.parent / "out" / "records.jsonl", said, {}) == [record]
     assert "1 of 1 runs are already in" in said.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("module")
 def test_a_class_of_ones_own_stands_beside_the_zoos() -> None:
-    from compare.__main__ import choose_variants, read_settings
+    from compare.plan import choose_variants, read_settings
 
     assert choose_variants("full,my_module:MyAttention, full") == {
         "full": "full",

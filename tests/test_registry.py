@@ -329,7 +329,7 @@ def test_a_mixer_without_its_last_map_is_refused_when_built() -> None:
         (lambda v: v.transpose(1, 2), r"got shape \(2, 5, 2, 4\)"),
         (lambda v: v.double(), r"got shape \(2, 2, 5, 4\) of torch.float64"),
         (lambda v: (v, None), "got tuple"),
-        (lambda v: None, "got NoneType"),  # noqa: ARG005
+        (lambda v: None, "got NoneType"),
     ],
 )
 def test_a_layer_names_the_rule_that_an_output_breaks(returns, got: str) -> None:

@@ -155,7 +155,8 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """A Transformer encoder with the attention of your choice.
 
-    Takes (B, N, d_model) floats, or (B, N) token ids where ``vocab_size`` is given; returns (B, N, d_model).
+    Takes (B, N) token ids where ``vocab_size`` is given, (B, N, n_features) floats where ``n_features`` is (patches of
+    an image, say), else (B, N, d_model) floats; returns (B, N, d_model).
 
     Args:
         attn: a name from ``available()``, or an instance of a backend's config class.
@@ -168,6 +169,7 @@ class Encoder(nn.Module):
         positions: ``sinusoidal``, ``learned``, ``rotary`` (turns queries and keys) or ``none``.
         conv_width: width of a depthwise convolution after the embedding; None for none.
         vocab_size: number of token ids; None for float inputs.
+        n_features: width of float inputs, which a linear map brings to d_model; None where they have it.
         embedding_std: size of the initial token embeddings, beside sublayers that add about 1. Small embeddings let
             a layer overwrite its input at once (recall), large ones keep it (local patterns).
         causal: position t sees positions up to t only.
@@ -191,6 +193,7 @@ class Encoder(nn.Module):
         positions: Positions = "sinusoidal",
         conv_width: int | None = None,
         vocab_size: int | None = None,
+        n_features: int | None = None,
         embedding_std: float = 1.0,
         causal: bool = False,
     ) -> None:
@@ -202,17 +205,23 @@ class Encoder(nn.Module):
         one_of("positions", positions, ("sinusoidal", "learned", "rotary", "none"))
         if d_ff is None:
             d_ff = 8 * d_model // 3 if activation == "swiglu" else 4 * d_model
-        given = {"d_ff": d_ff, "conv_width": conv_width, "vocab_size": vocab_size}
+        given = {"d_ff": d_ff, "conv_width": conv_width, "vocab_size": vocab_size, "n_features": n_features}
         at_least(1, **{name: value for name, value in given.items() if value is not None})
 
+        if vocab_size is not None and n_features is not None:
+            raise ValueError(f"expected vocab_size or n_features, got both: {vocab_size} and {n_features}")
         self.d_model, self.max_len, self.vocab_size = d_model, max_len, vocab_size
         self.embedding = None if vocab_size is None else nn.Embedding(vocab_size, d_model)
         if self.embedding is not None:
             nn.init.normal_(self.embedding.weight, std=embedding_std)
+        self.features = None if n_features is None else nn.Linear(n_features, d_model)
+        if self.features is not None:
+            nn.init.normal_(self.features.weight, std=embedding_std * self.features.in_features**-0.5)
+            nn.init.zeros_(self.features.bias)
         self.conv = None if conv_width is None else ShortConvolution(d_model, conv_width, causal=causal)
         self.positions: nn.Module = nn.Identity()
         if positions == "sinusoidal":
-            scale = 1.0 if vocab_size is None else embedding_std
+            scale = 1.0 if vocab_size is None and n_features is None else embedding_std
             self.positions = SinusoidalPositions(max_len, d_model, scale=scale)
         elif positions == "learned":
             self.positions = LearnedPositions(max_len, d_model)
@@ -244,7 +253,7 @@ class Encoder(nn.Module):
         """Encode ``x``; padded positions of the result are 0.
 
         Args:
-            x: (B, N, d_model) floats, or (B, N) token ids where ``vocab_size`` is set.
+            x: (B, N) token ids, (B, N, n_features) or (B, N, d_model) floats, as the encoder was made for.
             key_padding_mask: (B, N) bool, True = padding.
 
         Raises:
@@ -254,6 +263,11 @@ class Encoder(nn.Module):
             if x.dim() != 2 or x.is_floating_point() or x.dtype == torch.bool:
                 raise ValueError(f"expected token ids of shape (B, N), got shape {tuple(x.shape)} of {x.dtype}")
             x = self.embedding(x)
+        if self.features is not None:
+            if x.dim() != 3 or x.shape[-1] != self.features.in_features or not x.is_floating_point():
+                wanted = f"(B, N, {self.features.in_features})"
+                raise ValueError(f"expected floats of shape {wanted}, got shape {tuple(x.shape)} of {x.dtype}")
+            x = self.features(x)
         check_input(x, key_padding_mask, self.d_model, self.max_len)
         if self.conv is not None:
             x = self.conv(x, key_padding_mask=key_padding_mask)

@@ -37,6 +37,26 @@ class ClassificationHead(nn.Module):
         return logits
 
 
+class PairHead(nn.Module):
+    """One prediction for two sequences, encoded apart. (2B, N, C), the two of a pair neighbours -> (B, n_classes).
+
+    The pooled vectors x and y as (x, y, x · y, x - y) through a hidden layer, as in Nyströmformer's retrieval
+    (arXiv:2102.03902).
+    """
+
+    def __init__(self, d_model: int, n_classes: int, *, d_hidden: int = 128) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(4 * d_model, d_hidden)
+        self.out = nn.Linear(d_hidden, n_classes)
+
+    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        pooled = masked_mean(x, key_padding_mask)
+        first, second = pooled[0::2], pooled[1::2]
+        joined = torch.cat([first, second, first * second, first - second], dim=-1)
+        logits: Tensor = self.out(self.hidden(joined).relu())
+        return logits
+
+
 class TokenHead(nn.Module):
     """One prediction a position. (..., C) -> (..., n_classes)."""
 

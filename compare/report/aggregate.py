@@ -94,6 +94,11 @@ def as_mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def as_pairs(value: object) -> list[tuple[str, Any]]:
+    """Options as they are recorded, a list of [name, value]."""
+    return [(str(pair[0]), pair[1]) for pair in value or [] if len(pair) == 2] if isinstance(value, list) else []
+
+
 def numbers(records: Iterable[Record], field: str) -> list[float]:
     values = (as_number(record.get(field)) for record in records)
     return [value for value in values if value is not None]
@@ -180,6 +185,15 @@ class Row:
         low, high = np.mean(ends, axis=0)
         return float(low), float(high)
 
+    def slices(self) -> dict[str, Estimate]:
+        """Mean score of each slice of the test set, in the order of the records."""
+        found: dict[str, list[float]] = {}
+        for record in self.finished:
+            for name, value in as_mapping(record.get("test_slices")).items():
+                if (score := as_number(value)) is not None:
+                    found.setdefault(str(name), []).append(score)
+        return {name: mean for name, scores in found.items() if (mean := estimate(scores)) is not None}
+
     def difference(self, other: "Row", field: str) -> Estimate | None:
         """This row minus the other over the seeds both finished: paired, as the seeds are."""
         mine, theirs = (
@@ -231,8 +245,17 @@ class Group:
         return dict(sorted(means.items(), key=lambda item: item[1]))
 
     @property
+    def data_notes(self) -> list[str]:
+        """What was left out of the data or cut, each once."""
+        lists = (record.get("data_notes") for record in self.records)
+        return list(dict.fromkeys(str(note) for notes in lists if isinstance(notes, list) for note in notes))
+
+    @property
     def test_size(self) -> float | None:
-        """The smallest number of scored predictions of any run: the noisiest one counts."""
+        """The smallest number of scored predictions of any run: the noisiest one counts. None where the score is
+        not a share of them."""
+        if self.metric == "explained variance":
+            return None
         return min((value for value in numbers(self.records, "test_size") if value > 0), default=None)
 
     @property
@@ -302,6 +325,7 @@ def group_records(sources: Sequence[Source]) -> list[Group]:
         for record in source.records:
             spec = as_mapping(record.get("spec"))
             conditions = {key: value for key, value in spec.items() if key not in PER_ROW}
+            conditions |= dict(as_pairs(conditions.pop("task_options", None)))
             own = {key: value for key, value in spec.items() if key in {"options", "lr"}}
             cell = cells.setdefault(
                 (machine, str(record.get("task")), int(as_number(record.get("seq_len")) or 0), as_key(conditions)), {}

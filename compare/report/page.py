@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .aggregate import Chart, Group, Record, Row, as_mapping, status_of
 from .summary import summarise
-from .tables import COLUMNS, MISSING, READING, Cell, baseline_rows, commands, failures, notes
+from .tables import MISSING, READING, Cell, baseline_rows, columns_of, commands, failures, notes, slice_table
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1d1d1f; --soft: #5a5a60; --page: #fff; --card: #f5f5f7; --rule: #d5d5da;
@@ -37,7 +37,7 @@ figure img { display: block; width: 100%; min-width: 600px; max-width: 900px; he
 @media (max-width: 640px) { .charts::before { content: "Charts scroll sideways."; color: var(--soft); } }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .35rem .6rem; text-align: left; border-bottom: 1px solid var(--rule); vertical-align: top; }
-td:not(.text) { white-space: nowrap; }
+td:not(.text), .results td { white-space: nowrap; }
 td.text { min-width: 11ch; }
 td:has(.swatch) { white-space: nowrap; }
 thead th { background: var(--card); vertical-align: bottom; }
@@ -101,6 +101,8 @@ def html_page(groups: Sequence[Group], charts: Sequence[Chart], folder: Path, wa
         parts.append(f'<section id="group-{number}"><h2>{escape(group.title)}</h2>')
         parts.append(results_table(group))
         parts.append(bullets(notes(group), css="soft"))
+        if sliced := slice_table(group):
+            parts.append(simple_table(*sliced))
         parts.append(figures([chart for chart in charts if chart.group == group.slug], folder))
         parts.append("</section>")
     if across := [chart for chart in charts if not chart.group]:
@@ -142,10 +144,11 @@ def figures(charts: Sequence[Chart], folder: Path) -> str:
 
 
 def results_table(group: Group) -> str:
-    head = "".join(f'<th scope="col"><button type="button">{escape(column.title)}</button></th>' for column in COLUMNS)
+    shown = columns_of(group)
+    head = "".join(f'<th scope="col"><button type="button">{escape(column.title)}</button></th>' for column in shown)
     body = []
     for row in group.rows:
-        cells = [column.cell(row, group) for column in COLUMNS]
+        cells = [column.cell(row, group) for column in shown]
         first, *rest = (table_cell(cell, tag) for cell, tag in zip(cells, ("th", *("td",) * len(cells)), strict=False))
         css = ' class="control"' if row.is_control else ""
         body.append(f"<tr{css}>{first}{''.join(rest)}</tr>")

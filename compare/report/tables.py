@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .aggregate import ENOUGH_SEEDS, Chart, Group, Row, binomial_half, status_of
+from .aggregate import ENOUGH_SEEDS, Chart, Estimate, Group, Row, binomial_half, status_of
 from .families import colour_of
 from .summary import summarise
 from .units import count, percent, plain, seconds, size
@@ -56,8 +56,12 @@ def score(row: Row, group: Group) -> Cell:
     found = row.over_seeds("test_score")
     if found is None:
         return Cell(MISSING, None)
+    return Cell(score_text(found), found.mean)
+
+
+def score_text(found: Estimate) -> str:
     half = "" if found.half is None else f" ± {100 * found.half:.1f}"
-    return Cell(f"{100 * found.mean:.1f}{half} (n={found.n})", found.mean)
+    return f"{100 * found.mean:.1f}{half} (n={found.n})"
 
 
 def difference(row: Row, group: Group) -> Cell:
@@ -107,6 +111,11 @@ COLUMNS = (
 )
 
 
+def columns_of(group: Group) -> list[Column]:
+    """The columns in which at least one row has something: no scores where nothing was trained."""
+    return [column for column in COLUMNS if any(column.cell(row, group).key is not None for row in group.rows)]
+
+
 def notes(group: Group) -> list[str]:
     """How to read one group's table."""
     lines = []
@@ -122,7 +131,20 @@ def notes(group: Group) -> list[str]:
         )
     if any(params(row, group).text.endswith("†") for row in group.rows):
         lines.append("† more than 10 % more or fewer parameters than full.")
-    return lines
+    return lines + group.data_notes
+
+
+def slice_table(group: Group) -> tuple[list[str], list[list[str]]] | None:
+    """Header and rows: the score of each variant on each slice of the test set; None where there are no slices."""
+    found = {row.name: row.slices() for row in group.rows}
+    names = list(dict.fromkeys(name for slices in found.values() for name in slices))
+    if not names:
+        return None
+    body = [
+        [label, *(score_text(slices[name]) if name in slices else MISSING for name in names)]
+        for label, slices in found.items()
+    ]
+    return ["variant", *(f"{name}, %" for name in names)], body
 
 
 READING = (
@@ -184,8 +206,11 @@ def markdown_report(groups: Sequence[Group], charts: Sequence[Chart], warnings: 
         parts.append("There are no records to report on.")
     for group in groups:
         parts += [f"## {group.title}", bullets(summarise(group))]
-        table = [[column.cell(row, group).text for column in COLUMNS] for row in group.rows]
-        parts += [markdown_table([column.title for column in COLUMNS], table), bullets(notes(group))]
+        shown = columns_of(group)
+        table = [[column.cell(row, group).text for column in shown] for row in group.rows]
+        parts += [markdown_table([column.title for column in shown], table), bullets(notes(group))]
+        if sliced := slice_table(group):
+            parts.append(markdown_table(*sliced))
         parts += [image(chart) for chart in charts if chart.group == group.slug]
     if across := [image(chart) for chart in charts if not chart.group]:
         parts += ["## Cost against length", *across]

@@ -1,0 +1,203 @@
+"""From the command line's arguments to the runs they ask for."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from compare.spec import Option, RunSpec
+    from zoo.registry import Entry
+
+    Settings = dict[str, tuple[tuple[str, Option], ...]]
+
+CONTROL = "none"
+DEFAULT_BUDGET = 100.0  # seconds
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be; the message says what was expected and what came."""
+
+
+def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[RunSpec]:
+    """Every run that the arguments ask for, the seeds outermost, so that an interrupted comparison is balanced."""
+    import tasks
+    from compare.spec import RunSpec
+    from zoo.contract import Dims
+
+    variants = choose_variants(options.variants)
+    if not options.no_control:
+        variants.setdefault(CONTROL, CONTROL)
+    chosen = choose_tasks(options)
+    settings = read_settings(options.set)
+    unused = set(settings) - set(variants) - {name for name, _, _ in chosen}
+    if unused:
+        among = ", ".join([*variants, *dict.fromkeys(name for name, _, _ in chosen)])
+        raise UsageError(f"--set {min(unused)}.…: {min(unused)!r} is not among what is compared: {among}")
+    add_data(options, settings, list(dict.fromkeys(name for name, _, _ in chosen)))
+    specs = []
+    for task_name, seq_len, budget in chosen:
+        kind = tasks.get(task_name)
+        defaults, task_options = kind.defaults, settings.get(task_name, ())
+        try:
+            kind(seq_len, kind.config_type(**dict(task_options)))
+            d_model, n_heads = options.d_model or defaults.d_model, options.n_heads or defaults.n_heads
+            Dims(d_model=d_model, n_heads=n_heads, max_len=seq_len)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        warmup = options.length_warmup
+        if warmup and not defaults.length_warmup:
+            raise UsageError(f"--length-warmup: the task {task_name} has one length only")
+        specs += [
+            RunSpec(
+                variant=typed,
+                options=settings.get(name, ()),
+                task=task_name,
+                task_options=task_options,
+                seq_len=seq_len,
+                seed=seed,
+                budget=None if options.steps is not None else options.budget or budget,
+                steps=options.steps,
+                batch_size=options.batch_size or max(1, defaults.tokens_per_step // seq_len),
+                accumulate=options.accumulate,
+                d_model=d_model,
+                n_heads=n_heads,
+                n_layers=options.n_layers or defaults.n_layers,
+                conv_width=defaults.conv_width,
+                embedding_std=defaults.embedding_std,
+                positions=options.positions or defaults.positions,
+                lr=options.lr or defaults.lr,
+                length_warmup=(defaults.length_warmup and seq_len >= 2048) if warmup is None else warmup,
+                device=device,
+                dtype=options.dtype,
+                threads=threads,
+            )
+            for seed in range(options.seeds)
+            for name, typed in variants.items()
+        ]
+    return sorted(specs, key=lambda spec: spec.seed)
+
+
+def choose_tasks(options: argparse.Namespace) -> list[tuple[str, int, float]]:
+    """(task, length, seconds of training) of what ``--tasks`` and ``--seq-len`` ask for, each once."""
+    import tasks
+
+    chosen: dict[tuple[str, int], float] = {}
+    known = ["all", *tasks.SUITES, *tasks.available()]
+    for word in split(options.tasks, "task", known):
+        if word in tasks.SUITES:
+            wanted, budget = tasks.SUITES[word].tasks, tasks.SUITES[word].budget
+        elif word in known:
+            names = [n for n in tasks.available() if not tasks.get(n).own_data] if word == "all" else [word]
+            wanted, budget = dict.fromkeys(names), DEFAULT_BUDGET
+        else:
+            raise UsageError(f"unknown task {word!r}{closest(word, known)}; known: {', '.join(known)}")
+        for name, length in wanted.items():
+            for seq_len in options.seq_len or [length or tasks.get(name).defaults.seq_len]:
+                chosen.setdefault((name, seq_len), budget)
+    return [(name, seq_len, budget) for (name, seq_len), budget in chosen.items()]
+
+
+def add_data(options: argparse.Namespace, settings: Settings, chosen: list[str]) -> None:
+    """Put ``--data`` and what goes with it among the options of the one task that takes them."""
+    import tasks
+
+    for option in ("data", "text_column", "label_column", "tokenizer"):
+        value = getattr(options, option)
+        if value is None:
+            continue
+        flag = f"--{option.replace('_', '-')}"
+        takers = [name for name in chosen if option in tasks.options(name)]
+        if not takers:
+            known = ", ".join(name for name in tasks.available() if option in tasks.options(name))
+            raise UsageError(f"{flag}: no task among {', '.join(chosen)} takes it; these do: {known}")
+        if len(takers) > 1:
+            raise UsageError(f"{flag}: several tasks take it; say which: --set {takers[0]}.{option}={value}")
+        given = dict(settings.get(takers[0], ())) | {option: value}
+        settings[takers[0]] = tuple(sorted(given.items()))
+
+
+def choose_variants(text: str) -> dict[str, str]:
+    """Registered name -> what was typed for it, the name or ``module:Class``; in order, each once."""
+    import zoo
+
+    chosen: dict[str, str] = {}
+    for typed in split(text, "variant", ["all", *zoo.available()]):
+        for name in zoo.available() if typed == "all" else [typed]:
+            chosen.setdefault(find(name, "--variants").name, name)
+    return chosen
+
+
+def find(name: str, where: str) -> Entry:
+    """The backend of that name or ``module:Class``, found from the current folder as a worker finds it."""
+    import zoo
+
+    if ":" in name and os.getcwd() not in sys.path:  # the console script leaves it out
+        sys.path.insert(0, os.getcwd())
+    try:
+        return zoo.describe(name)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def split(text: str, kind: str, known: list[str]) -> list[str]:
+    names = list(dict.fromkeys(name for name in (part.strip() for part in text.split(",")) if name))
+    if not names:
+        raise UsageError(f"expected at least one {kind}, got {text!r}; known: {', '.join(known)}")
+    return names
+
+
+def closest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def read_settings(words: list[str]) -> Settings:
+    """``--set linformer.rank=128`` -> {"linformer": (("rank", 128),)}, checked against the options there are."""
+    settings: dict[str, dict[str, Option]] = {}
+    for word in words:
+        path, equals, value = word.partition("=")
+        typed, dot, option = path.rpartition(".")
+        if not (equals and dot):
+            raise UsageError(f"--set {word}: expected NAME.OPTION=VALUE, for example linformer.rank=128")
+        name, _, known = configurable(typed)
+        if option not in known:
+            listed = f"its options: {', '.join(known)}" if known else "it has no options"
+            raise UsageError(f"--set {word}: {typed} has no option {option!r}{closest(option, list(known))}; {listed}")
+        settings.setdefault(name, {})[option] = read_value(word, value, known[option])
+    for name, chosen in settings.items():
+        try:
+            configurable(name)[1](**chosen)
+        except ValueError as error:
+            raise UsageError(f"--set: {error}") from error
+    return {name: tuple(sorted(chosen.items())) for name, chosen in settings.items()}
+
+
+def configurable(name: str) -> tuple[str, Callable[..., object], dict[str, Option]]:
+    """The task or backend of that name: its name, its config class, the options that take a plain value."""
+    import tasks
+
+    if name in tasks.available():
+        options = tasks.options(name)
+        return name, tasks.get(name).config_type, options
+    entry = find(name, "--set")
+    plain = {option: default for option, default in entry.options.items() if isinstance(default, int | float | str)}
+    return entry.name, entry.config, plain
+
+
+def read_value(word: str, text: str, default: Option) -> Option:
+    """``text`` as the type of the option's default."""
+    if isinstance(default, bool):
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        raise UsageError(f"--set {word}: expected true or false, got {text!r}")
+    try:
+        return type(default)(text)
+    except ValueError:
+        kind = {int: "an integer", float: "a number"}[type(default)]
+        raise UsageError(f"--set {word}: expected {kind}, got {text!r}") from None

@@ -1,0 +1,81 @@
+"""The adding problem: the sum of the two marked numbers.
+
+Hochreiter & Schmidhuber, "Long Short-Term Memory" (Neural Computation 1997), with the numbers of Le et al., "A Simple
+Way to Initialize Recurrent Networks of Rectified Linear Units" (arXiv 1504.00941) and one mark in each half, as in
+Arjovsky et al. (arXiv 1511.06464). A position has two features: a number drawn from U(0, 1), and 1 where it is
+marked, else 0. Eight positions:
+
+>>> inputs, targets = generate(np.random.default_rng(2), 1, seq_len=8)
+>>> print(inputs[0].T.round(2))
+[[0.84 0.26 0.11 0.3  0.41 0.81 0.45 0.09]
+ [0.   1.   0.   0.   0.   0.   1.   0.  ]]
+>>> print(targets[0].round(2))
+[0.71]
+
+To say 1 every time leaves a squared error of 1/6, the variance of the sum: explained variance 0.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.base import Batch, TaskDefaults, register
+from tasks.cache import Split, matrix
+from tasks.selective_copy import Generated
+
+Floats = NDArray[np.float32]
+
+
+def generate(rng: np.random.Generator, rows: int, *, seq_len: int) -> tuple[Floats, Floats]:
+    """Inputs (rows, N, 2) and targets (rows, 1)."""
+    half = seq_len // 2
+    inputs = np.zeros((rows, seq_len, 2), np.float32)
+    inputs[..., 0] = rng.random((rows, seq_len), np.float32)
+    first, second = rng.integers(half, size=rows), rng.integers(half, seq_len, size=rows)
+    everyone = np.arange(rows)
+    inputs[everyone, first, 1] = inputs[everyone, second, 1] = 1
+    return inputs, (inputs[everyone, first, :1] + inputs[everyone, second, :1])
+
+
+@register
+class Adding(Generated):
+    """The sum of two marked numbers; see the module's docstring."""
+
+    name = "adding"
+    kind = "value"
+    summary = "add the two marked numbers among N"
+    min_len = 4
+    max_len = 65_536
+    defaults = TaskDefaults(
+        seq_len=128,
+        d_model=64,
+        n_heads=1,
+        n_layers=2,
+        lr=2e-3,
+        conv_width=None,
+        embedding_std=1.0,
+        tokens_per_step=4096,
+    )
+    generator = 1
+    seed = 150400941
+
+    vocab_size = None
+    n_features = 2
+    n_classes = 1
+
+    def draw(self, rng: np.random.Generator, rows: int) -> tuple[Floats, Floats]:
+        return generate(rng, rows, seq_len=self.seq_len)
+
+    def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
+        found = self.tables[split][rows]
+        inputs, targets = (matrix(found[column], np.float32).copy() for column in ("inputs", "targets"))
+        return Batch(inputs.reshape(len(rows), self.seq_len, self.n_features), targets[:, 0])
+
+    def baselines(self) -> dict[str, float]:
+        """The mean of train; the first marked number and, for the second, 1/2: half of the variance."""
+        train, test = self.whole("train").targets, self.whole("test")
+        first = np.take_along_axis(test.inputs[..., 0], test.inputs[..., 1].argmax(axis=1)[:, None], axis=1)[:, 0]
+
+        def explained(guess: Floats | np.float32) -> float:
+            return 1 - float(np.mean((test.targets - guess) ** 2) / np.var(test.targets))
+
+        return {"mean of train": explained(train.mean()), "first marked + 1/2": explained(first + np.float32(0.5))}

@@ -1,0 +1,311 @@
+"""Text classification on data of one's own: a file, a folder or a data set of the Hugging Face hub.
+
+A text is its bytes, or the tokens of a tokenizer; an id is the byte or token + 1, and 0 is padding. What is longer
+than N is cut:
+
+>>> ids, padding = padded([b"good", b"so bad"], limit=5, shift=1)
+>>> print(ids)
+[[104 112 112 101   0]
+ [116 112  33  99  98]]
+>>> print(padding.astype(int))
+[[0 0 0 0 1]
+ [0 0 0 0 0]]
+
+Splits that the data does not have are carved from train, a tenth each, by a hash of the text. Of equal texts only
+one is kept, the one in test before the one in validation before the one in train. Empty texts and rows without a
+class are left out. All of this is counted and told.
+"""
+
+import hashlib
+import importlib
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.base import SPLITS, Batch, OnProgress, Task, TaskDefaults, register
+from tasks.baselines import hashed_ngrams, majority, some_rows
+from tasks.cache import Rows, Split, Table, byte_lengths, load_or_compute, padded
+from tasks.sources import Encode, LabelledRows, fingerprint, hub_problem, labelled_rows, one_line
+
+GENERATOR = 1  # raise it when the same data gives other rows
+BYTES = 256
+BASELINE_TOKENS = 40_000_000
+MAX_NAMED = 20  # classes that are counted in a record by name
+
+
+class LabelledText(Task):
+    """Texts with a class each; the length cuts them when they are taken, so one cache serves every length."""
+
+    kind = "sequence"
+    vocab_size: int
+
+    dtype: type[np.generic] = np.uint8
+    """Of the ids, before 1 is added."""
+    about: dict[str, Any]
+    """What is known of the data once it is read: its classes and columns, and what was left out."""
+
+    def __init__(self, seq_len: int, config: Any = None) -> None:
+        super().__init__(seq_len, config)
+        self._read: LabelledRows | None = None
+
+    @abstractmethod
+    def read(self) -> LabelledRows:
+        """The rows, from the source.
+
+        Raises:
+            ValueError: what is wrong with the data, in one line.
+        """
+
+    def build(self) -> Mapping[Split, Rows]:
+        self._read = self.read()
+        return self._read.splits
+
+    def _load(self, on_progress: OnProgress) -> Mapping[Split, Table]:
+        tables = super()._load(on_progress)
+        self.about = load_or_compute(f"{self.name}-{self.cache_key}", "about", self._describe)
+        return tables
+
+    def _describe(self) -> dict[str, Any]:
+        if self._read is None:  # whoever built the tables ended before this was written
+            for source in self.build().values():
+                deque(source.rows, maxlen=0)
+        assert self._read is not None
+        return {
+            "classes": self._read.classes,
+            "columns": [self._read.text_column, self._read.label_column],
+            "carved": self._read.carved,
+            "left_out": {what: number for what, number in self._read.left_out.items() if number},
+        }
+
+    def lengths_of(self, split: Split) -> NDArray[np.int64]:
+        """(size,) length of each sample before it is cut."""
+        return byte_lengths(self.tables[split], "ids") // np.dtype(self.dtype).itemsize
+
+    def sample_lengths(self, split: Split) -> NDArray[np.int64]:
+        return np.minimum(self.lengths_of(split), self.seq_len)
+
+    def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
+        found = self.tables[split][rows]
+        ids, padding = padded(found["ids"], self.seq_len, dtype=self.dtype, shift=1)
+        return Batch(ids, np.array(found["label"], np.int64), padding)
+
+    def baselines(self) -> dict[str, float]:
+        """The most frequent class; logistic regression on words and pairs of words, of the texts as they are cut.
+
+        The regression reads a random part of train and test where they are longer than BASELINE_TOKENS.
+        """
+        splits: tuple[Split, Split] = ("train", "test")
+        labels = {split: np.array(self.tables[split]["label"][:], np.int64) for split in splits}
+        some = {split: some_rows(self.sample_lengths(split), BASELINE_TOKENS) for split in splits}
+        texts = {split: list(map(self._words, self.tables[split][rows]["ids"])) for split, rows in some.items()}
+        read = {split: labels[split][rows] for split, rows in some.items()}
+        scores = {
+            "majority": majority(labels["train"], labels["test"]),
+            "hashed words": hashed_ngrams(texts["train"], read["train"], texts["test"], read["test"]),
+        }
+        return dict(sorted(scores.items(), key=lambda item: item[1]))
+
+    def _words(self, ids: bytes) -> str:
+        """A sample as text: its bytes as letters, or its tokens as numbers."""
+        tokens = np.frombuffer(ids, self.dtype)[: self.seq_len]
+        return tokens.tobytes().decode("latin-1") if self.dtype == np.uint8 else " ".join(map(str, tokens))
+
+    def provenance(self) -> dict[str, str | int]:
+        import datasets
+
+        test = self.tables["test"]
+        labels = np.array(test["label"][:], np.int64)
+        digest = hashlib.sha256(labels.tobytes())
+        for ids in test["ids"]:
+            digest.update(b"%d " % len(ids) + ids)
+        counts = zip(self.about["classes"], np.bincount(labels, minlength=len(self.about["classes"])), strict=True)
+        return {
+            "generator": GENERATOR,
+            "datasets": datasets.__version__,
+            "text_column": self.about["columns"][0],
+            "label_column": self.about["columns"][1],
+            "classes": len(self.about["classes"]),
+            "test_classes": ", ".join(f"{name} {count}" for name, count in list(counts)[:MAX_NAMED]),
+            "test_sha256": digest.hexdigest(),
+            **{f"{split}_samples": self.size(split) for split in SPLITS},
+        }
+
+    def notes(self) -> list[str]:
+        cut = sum(np.count_nonzero(self.lengths_of(split) > self.seq_len) for split in SPLITS)
+        carved, left_out = self.about["carved"], self.about["left_out"]
+        notes = [f"no {split} split in the data: {share:.0%} of train taken for it" for split, share in carved.items()]
+        if left_out:
+            notes.append("left out: " + ", ".join(f"{number:,} {what}" for what, number in sorted(left_out.items())))
+        if cut:
+            notes.append(
+                f"{cut:,} of {sum(map(self.size, SPLITS)):,} texts are longer than {self.seq_len} and were cut"
+            )
+        return notes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig:
+    """Where the texts and their classes are.
+
+    Attributes:
+        data: a csv, tsv, json, json lines, parquet or arrow file, a folder of these, or a hub id (owner/name).
+        text_column: of the text; empty = text, sentence or content, else the only column of text there is.
+        label_column: of the class; empty = label, labels, target or class.
+        tokenizer: a tokenizer.json, a folder with one, or a model of the hub; empty = bytes.
+    """
+
+    data: str = ""
+    text_column: str = ""
+    label_column: str = ""
+    tokenizer: str = ""
+
+    def __post_init__(self) -> None:
+        if self.text_column and self.text_column == self.label_column:
+            raise ValueError(
+                f"classify.text_column: expected another column than classify.label_column, got {self.text_column!r}"
+            )
+
+
+@register
+class Classify(LabelledText):
+    """Text classification on data of one's own; see the module's docstring.
+
+    Raises:
+        ValueError: where the config names no data.
+    """
+
+    name = "classify"
+    summary = "the class of a text, from data of your own"
+    min_len = 16
+    max_len = 65_536
+    defaults = TaskDefaults(
+        seq_len=1024,
+        d_model=64,
+        n_heads=2,
+        n_layers=2,
+        lr=2e-3,
+        conv_width=5,
+        embedding_std=1.0,
+        tokens_per_step=16_384,
+    )
+    config_type = ClassifyConfig
+    own_data = True
+
+    def __init__(self, seq_len: int, config: ClassifyConfig | None = None) -> None:
+        super().__init__(seq_len, config)
+        if not self.config.data:
+            raise ValueError("classify.data: expected a file, a folder or a hub id, got nothing: pass --data")
+        if self.config.tokenizer:
+            self.dtype = np.int32
+
+    @cached_property
+    def n_classes(self) -> int:  # type: ignore[override]  # an attribute elsewhere
+        """Read from the data."""
+        self.prepare()
+        return len(self.about["classes"])
+
+    @cached_property
+    def vocab_size(self) -> int:  # type: ignore[override]
+        """257 for bytes, else the tokenizer's ids and padding."""
+        self.prepare()
+        return int(self.about["vocab_size"])
+
+    @cached_property
+    def _tokenizer(self) -> tuple[Encode, int]:
+        return open_tokenizer(self.config.tokenizer, self.name)
+
+    @cached_property
+    def cache_key(self) -> str:
+        config = self.config
+        parts = [fingerprint(config.data, self.name), config.text_column, config.label_column]
+        if config.tokenizer:
+            parts.append(fingerprint_of_tokenizer(config.tokenizer, self.name))
+        return f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}-g{GENERATOR}"
+
+    def read(self) -> LabelledRows:
+        config = self.config
+        return labelled_rows(
+            config.data,
+            self.name,
+            text_column=config.text_column,
+            label_column=config.label_column,
+            encode=self._tokenizer[0] if config.tokenizer else list,
+        )
+
+    def _describe(self) -> dict[str, Any]:
+        return super()._describe() | {"vocab_size": 1 + (self._tokenizer[1] if self.config.tokenizer else BYTES)}
+
+    def provenance(self) -> dict[str, str | int]:
+        config = self.config
+        return {"source": config.data, "tokenizer": config.tokenizer or "bytes", **super().provenance()}
+
+
+def open_tokenizer(name: str, what: str) -> tuple[Encode, int]:
+    """A function from texts to their ids (int32, as bytes), and the number of ids.
+
+    Args:
+        name: a tokenizer.json, a folder, or a model of the hub. A folder without a tokenizer.json, and a model of the
+            hub, go through `transformers`. No special tokens are added, and nothing is cut.
+        what: who asks, for the messages.
+
+    Raises:
+        ValueError: where there is no such tokenizer, or no library to open it with.
+    """
+    file = tokenizer_file(name)
+    library = "tokenizers" if file else "transformers"
+    try:
+        module: Any = importlib.import_module(library)
+    except ImportError:
+        raise ValueError(f"{what}: the tokenizer {name} needs {library}: pip install transformers") from None
+    if file:
+        with one_line(f"{what}: could not read the tokenizer {file}"):
+            fast = module.Tokenizer.from_file(str(file))
+        fast.no_truncation()
+        fast.no_padding()
+
+        def tokens_of(texts: list[str]) -> list[list[int]]:
+            return [found.ids for found in fast.encode_batch(texts, add_special_tokens=False)]
+
+        vocabulary = fast.get_vocab()
+    else:
+        folder = Path(name).expanduser()
+        out_of_reach = "" if folder.is_dir() else hub_problem(name, "model", what)
+        hint = f" (the Hugging Face hub is out of reach: {out_of_reach})" if out_of_reach else ""
+        with one_line(f"{what}: could not open the tokenizer {name}{hint}"):
+            opened = module.AutoTokenizer.from_pretrained(
+                str(folder) if folder.is_dir() else name, local_files_only=bool(out_of_reach), trust_remote_code=False
+            )
+
+        def tokens_of(texts: list[str]) -> list[list[int]]:
+            found: list[list[int]] = opened(texts, add_special_tokens=False, verbose=False)["input_ids"]
+            return found
+
+        vocabulary = opened.get_vocab()
+
+    def encode(texts: list[bytes]) -> list[bytes]:
+        decoded = [text.decode("utf-8", "replace") for text in texts]
+        return [np.array(ids, np.int32).tobytes() for ids in tokens_of(decoded)] if decoded else []
+
+    return encode, 1 + max(vocabulary.values())
+
+
+def tokenizer_file(name: str) -> Path | None:
+    """The tokenizer.json that is meant, where it is one on this machine."""
+    path = Path(name).expanduser()
+    file = path / "tokenizer.json" if path.is_dir() else path
+    return file.resolve() if file.is_file() else None
+
+
+def fingerprint_of_tokenizer(name: str, what: str) -> str:
+    """Of the contents of a tokenizer.json; of a folder without one as of data; of a model of the hub the name."""
+    file = tokenizer_file(name)
+    if file:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    return fingerprint(name, what) if Path(name).expanduser().is_dir() else name

@@ -1,0 +1,293 @@
+"""CIFAR-10 as a sequence: gray pixels one after the other, or patches, as a vision transformer reads them.
+
+Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009); as a task for long sequences: Tay et al.,
+"Long Range Arena" (arXiv 2011.04006). Read from the Hugging Face hub, `uoft-cs/cifar10`: 50,000 training images, of
+which a seeded 10 % are for validation, and 10,000 test images.
+
+At length 1024 an image is its pixels, row by row, in gray = 0.2989 R + 0.587 G + 0.114 B, rounded; an id is its pixel
++ 1, for 0 is padding, and a black pixel is none. At 256, 64 and 16 it is its patches of 2, 4 and 8 pixels squared: the
+three colours of their pixels, as features in [-1, 1], with a linear map before the encoder (Dosovitskiy et al., "An
+Image is Worth 16x16 Words", arXiv 2010.11929). Black, red, and white above blue:
+
+>>> image = np.array([[[[0, 0, 0], [255, 0, 0]], [[255, 255, 255], [0, 0, 255]]]], np.uint8)
+>>> print(tokens(image))
+[[  1  77 256  30]]
+>>> print(patches(image, size=1)[0])
+[[-1. -1. -1.]
+ [ 1. -1. -1.]
+ [ 1.  1.  1.]
+ [-1. -1.  1.]]
+>>> print(patches(image, size=2)[0])
+[[-1. -1. -1.  1. -1. -1.  1.  1.  1. -1. -1.  1.]]
+
+Departures from Long Range Arena: pixels are shifted by 1 (there a black pixel passes for padding), and exact copies of
+an image are left out, of test images from train. Near copies stay:
+3 % of the test images have one in train (Barz and Denzler, arXiv 1902.00423), and published scores include them. The
+vision transformer's class token is replaced by what every task here has, the mean over positions.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.base import SPLITS, Batch, Task, TaskDefaults, register
+from tasks.baselines import majority
+from tasks.cache import Row, Rows, Split, Table, fresh, matrix
+from tasks.sources import fingerprint, open_splits
+
+GENERATOR = 1  # raise it when the same images are split or stored in another way
+SEED = 10
+EVALUATED: tuple[Split, ...] = ("test", "validation")
+CIFAR = "uoft-cs/cifar10"
+COLUMNS = ("img", "image")
+SIDE = 32
+HELD_OUT = 0.1  # of the training images, for each split that the source does not have
+READ_AT_ONCE = 256  # images in memory, where a split is read whole
+FITTED = 10_000  # images that the baseline is fitted on
+
+Pixels = NDArray[np.uint8]
+
+
+def gray(images: Pixels) -> Pixels:
+    """(B, H, W) from colours (B, H, W, 3), in whole numbers: the same on every machine."""
+    weighted = images.astype(np.int32) @ np.array([2989, 5870, 1140], np.int32)
+    return ((weighted + 5000) // 10_000).astype(np.uint8)
+
+
+def tokens(images: Pixels) -> NDArray[np.int64]:
+    """The ids (B, H W) of images (B, H, W, 3): gray pixels + 1, row by row."""
+    return gray(images).reshape(len(images), -1).astype(np.int64) + 1
+
+
+def patches(images: Pixels, size: int) -> NDArray[np.float32]:
+    """Images (B, H, W, 3) cut into squares of ``size`` pixels, row by row: (B, (H / size) (W / size), 3 size²).
+
+    The features of a patch are its pixels, row by row, three colours each, from 0 … 255 brought to [-1, 1].
+    """
+    batch, height, width, colours = images.shape
+    grid = images.reshape(batch, height // size, size, width // size, size, colours)
+    flat = grid.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, colours * size**2)
+    return flat.astype(np.float32) / np.float32(127.5) - 1
+
+
+def deal(sizes: Mapping[Split, int]) -> dict[Split, tuple[Split, list[int]]]:
+    """What each split is made of, test first: a split of the source, and the numbers of its images.
+
+    Train gives a tenth of its images for each of the others that the source does not have.
+    """
+    left = np.random.default_rng(SEED).permutation(sizes["train"])
+    held_out = round(HELD_OUT * len(left))
+    dealt: dict[Split, tuple[Split, list[int]]] = {}
+    for split in EVALUATED:
+        if split in sizes:
+            dealt[split] = split, list(range(sizes[split]))
+        else:
+            dealt[split] = "train", sorted(left[:held_out].tolist())
+            left = left[held_out:]
+    return dealt | {"train": ("train", sorted(left.tolist()))}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The images of one split of the source.
+
+    Args:
+        table: rows of the hub's schema: the image in "img" or "image", its class in "label".
+        where: the split and the data set it is of, for messages.
+
+    Raises:
+        ValueError: a column that is not there, or holds no images; a label that is no whole number from 0.
+    """
+
+    table: Table
+    where: str
+
+    def __post_init__(self) -> None:
+        names = self.table.column_names
+        if "label" not in names or not set(COLUMNS) & set(names):
+            raise ValueError(
+                f"image: expected columns img (or image) and label in {self.where}, got {', '.join(names)}"
+            )
+        for number, label in enumerate(self.labels):
+            if not isinstance(label, int) or label < 0:
+                wanted = "expected whole numbers from 0 in the column label"
+                raise ValueError(f"image: {wanted} of {self.where}, got {label!r} for image {number}")
+
+    @cached_property
+    def labels(self) -> list[Any]:
+        found: list[Any] = self.table["label"][:]
+        return found
+
+    @cached_property
+    def files(self) -> Table:
+        """Rows of one column, the images as they are stored: a dict of "bytes" and "path" each."""
+        import datasets
+
+        column = next(name for name in COLUMNS if name in self.table.column_names)
+        try:
+            return self.table.select_columns(column).cast_column(column, datasets.Image(decode=False))
+        except (TypeError, ValueError, NotImplementedError):  # from Arrow
+            got = self.table.features[column]
+            raise ValueError(f"image: expected images in the column {column} of {self.where}, got {got}") from None
+
+    def pixels(self, numbers: list[int]) -> Iterator[bytes]:
+        """The colours of these images, 32 x 32 x 3 bytes each.
+
+        Raises:
+            ValueError: an image that cannot be decoded, or of another size.
+        """
+        import datasets
+
+        image = datasets.Image(mode="RGB")
+        for number, row in zip(numbers, self.files.select(numbers), strict=True):
+            (file,) = row.values()
+            if file is None:
+                raise ValueError(f"image: image {number} of {self.where} is missing: leave its row out")
+            try:
+                picture = image.decode_example(file)
+            except Exception as error:  # whatever PIL raises on a damaged file
+                problem = f"cannot decode image {number} of {self.where}: {type(error).__name__}"
+                raise ValueError(f"image: {problem}") from None
+            if picture.size != (SIDE, SIDE):
+                got = "{}x{}".format(*picture.size)
+                wanted = f"expected images of {SIDE}x{SIDE} pixels"
+                raise ValueError(f"image: {wanted}, got {got} (image {number} of {self.where}): resize them first")
+            yield picture.tobytes()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """Where the images are.
+
+    Attributes:
+        data: a parquet or arrow file, a folder, or a hub id (owner/name) of images of 32 x 32 pixels, with columns
+            img (or image) and label; empty = CIFAR-10 from the hub.
+    """
+
+    data: str = ""
+
+
+@register
+class Image(Task):
+    """CIFAR-10 as pixels or patches; see the module's docstring."""
+
+    name = "image"
+    kind = "sequence"
+    summary = "what a small photograph shows (CIFAR-10): 1024 gray pixels; 256, 64 or 16 patches in colour"
+    lengths = (16, 64, 256, 1024)
+    min_len = 16
+    max_len = 1024
+    defaults = TaskDefaults(
+        seq_len=1024,
+        d_model=64,
+        n_heads=2,
+        n_layers=2,
+        lr=2e-3,
+        conv_width=None,
+        embedding_std=1.0,
+        positions="sinusoidal",
+        tokens_per_step=16_384,
+    )
+    config_type = ImageConfig
+
+    def __init__(self, seq_len: int, config: ImageConfig | None = None) -> None:
+        super().__init__(seq_len, config)
+        self.patch = SIDE // math.isqrt(seq_len)
+        self.vocab_size = 257 if self.patch == 1 else None
+        self.n_features = None if self.patch == 1 else 3 * self.patch**2
+
+    @property
+    def source(self) -> str:
+        return self.config.data or CIFAR
+
+    @cached_property
+    def n_classes(self) -> int:  # type: ignore[override]
+        """As many as the source has."""
+        return 1 + max(int(self.labels(split).max()) for split in SPLITS)
+
+    @cached_property
+    def cache_key(self) -> str:
+        return f"{fingerprint(self.source, self.name)}-g{GENERATOR}"
+
+    def build(self) -> dict[Split, Rows]:
+        opened = open_splits(self.source, self.name)
+        sources = {name: Source(opened[name], f"{name} of {self.source}") for name in SPLITS if name in opened}
+        classes = sorted({label for source in sources.values() for label in source.labels})
+        if len(trained := set(sources["train"].labels)) < 2:
+            got = ", ".join(map(str, trained)) or "none"
+            raise ValueError(f"image: expected two classes or more in train of {self.source}, got {got}")
+        total = sum(len(source.labels) for source in sources.values())
+        seen: set[bytes] = set()
+
+        def rows(name: Split, numbers: list[int]) -> Iterator[Row]:
+            labels = sources[name].labels
+            for number, pixels in zip(numbers, sources[name].pixels(numbers), strict=True):
+                yield {"pixels": pixels, "label": classes.index(labels[number]), "source": name, "total": total}
+
+        return {
+            split: Rows(len(numbers), fresh(rows(name, numbers), "pixels", seen))
+            for split, (name, numbers) in deal({name: len(source.labels) for name, source in sources.items()}).items()
+        }
+
+    def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
+        found = self.tables[split][rows]
+        images = matrix(found["pixels"], np.uint8).reshape(-1, SIDE, SIDE, 3)
+        inputs = tokens(images) if self.patch == 1 else patches(images, self.patch)
+        return Batch(inputs, np.array(found["label"], np.int64))
+
+    def labels(self, split: Split) -> NDArray[np.int64]:
+        """(size,) of a whole split."""
+        return np.array(self.tables[split]["label"][:], np.int64)
+
+    def baselines(self) -> dict[str, float]:
+        """The most frequent class; logistic regression on 16 x 16 gray pixels, fitted on at most 10,000 images."""
+        from sklearn.linear_model import LogisticRegression
+
+        train, test = self.labels("train"), self.labels("test")
+        some = np.sort(np.random.default_rng(SEED).permutation(len(train))[:FITTED])
+        regression = LogisticRegression(C=0.01, max_iter=1000).fit(self._small("train", some), train[some])
+        scores = {
+            "majority": majority(train, test),
+            "logistic regression": float(regression.score(self._small("test", np.arange(len(test))), test)),
+        }
+        return dict(sorted(scores.items(), key=lambda score: score[1]))
+
+    def _small(self, split: Split, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(rows, 256) gray pixels, 2 x 2 averaged, from 0 to 1."""
+        parts = []
+        for start in range(0, len(rows), READ_AT_ONCE):
+            found = self.tables[split][rows[start : start + READ_AT_ONCE]]
+            images = gray(matrix(found["pixels"], np.uint8).reshape(-1, SIDE, SIDE, 3))
+            parts.append(images.reshape(-1, SIDE // 2, 2, SIDE // 2, 2).mean(axis=(2, 4), dtype=np.float32) / 255)
+        return np.concatenate(parts).reshape(len(rows), -1)
+
+    def provenance(self) -> dict[str, str | int]:
+        import datasets
+        import PIL
+
+        digest = hashlib.sha256()
+        for row in self.tables["test"].select_columns(["pixels", "label"]):
+            digest.update(row["pixels"] + b"%d" % row["label"])
+        return {
+            "generator": GENERATOR,
+            "source": self.source,
+            "datasets": datasets.__version__,
+            "pillow": PIL.__version__,
+            "numpy": np.__version__,
+            "test_sha256": digest.hexdigest(),
+            "test_labels": " ".join(map(str, np.bincount(self.labels("test"), minlength=self.n_classes))),
+            **{f"{split}_samples": self.size(split) for split in SPLITS},
+        }
+
+    def notes(self) -> list[str]:
+        first = {split: self.tables[split][0] for split in SPLITS}
+        carved = [split for split in EVALUATED if first[split]["source"] != split]
+        notes = [f"no {split} split in {self.source}: {HELD_OUT:.0%} of train taken for it" for split in carved]
+        copies = first["train"]["total"] - sum(map(self.size, SPLITS))
+        return notes + ([f"left out: {copies:,} exact copies of other images"] if copies else [])

@@ -1,0 +1,37 @@
+"""Tasks that go together, under one name for ``--tasks``."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """Names of tasks.
+
+    Attributes:
+        summary: what the suite is for.
+        tasks: name -> length; None = the task's own default.
+        budget: seconds of training of each run where the command line is silent.
+    """
+
+    summary: str
+    tasks: dict[str, int | None]
+    budget: float
+
+
+SUITES = {
+    "quick": Suite(
+        summary="what two CPU cores learn in minutes",
+        tasks={"mqar": 64, "selective_copy": None, "digits": 64, "bytes": 256},
+        budget=30,
+    ),
+    "lra": Suite(
+        summary="Long Range Arena",
+        tasks=dict.fromkeys(("listops", "text", "retrieval", "image", "pathfinder", "pathx")),
+        budget=600,
+    ),
+    "diagnostics": Suite(
+        summary="why a mechanism fails",
+        tasks=dict.fromkeys(("mqar", "selective_copy", "needle", "adding", "duplicate", "digits", "matching", "bytes")),
+        budget=100,
+    ),
+}

@@ -1,0 +1,81 @@
+"""Byte-level sentiment of film reviews: was this review for or against?
+
+IMDB (Maas et al., "Learning Word Vectors for Sentiment Analysis", ACL 2011; `stanfordnlp/imdb` on the Hugging Face
+hub), read byte by byte as in Tay et al., "Long Range Arena" (arXiv 2011.04006). An id is its byte + 1, 0 is
+padding, and a review is cut at N bytes:
+
+>>> from tasks.cache import padded
+>>> ids, padding = padded([b"A gem.", b"No."], limit=5, shift=1)
+>>> print(ids)
+[[ 66  33 104 102 110]
+ [ 79 112  47   0   0]]
+>>> print(padding[1].astype(int))
+[0 0 0 1 1]
+
+Both N 1000 and N 4000 are called "LRA Text" in the literature; the default is 4000.
+
+Departures from LRA: validation is a tenth of train, where LRA validates on the test split; of equal reviews only
+one is kept, the one in test before the one in train. The 50,000 reviews without a label are not used.
+"""
+
+from dataclasses import dataclass
+
+from tasks.base import TaskDefaults, register
+from tasks.classify import GENERATOR, LabelledText
+from tasks.sources import LabelledRows, fingerprint, labelled_rows
+
+HUB_ID = "stanfordnlp/imdb"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Where the reviews are.
+
+    Attributes:
+        data: a copy of stanfordnlp/imdb on this machine, or what has its columns text and label; empty = the hub.
+    """
+
+    data: str = ""
+
+
+@register
+class Text(LabelledText):
+    """Byte-level sentiment of film reviews; see the module's docstring."""
+
+    name = "text"
+    summary = "for or against: film reviews of IMDB, byte by byte"
+    min_len = 64
+    max_len = 65_536
+    defaults = TaskDefaults(
+        seq_len=4000,
+        d_model=64,
+        n_heads=2,
+        n_layers=2,
+        lr=2e-3,
+        conv_width=None,
+        embedding_std=1.0,
+        tokens_per_step=16_384,
+    )
+    config_type = TextConfig
+
+    vocab_size = 257
+    n_classes = 2
+
+    @property
+    def source(self) -> str:
+        return self.config.data or HUB_ID
+
+    @property
+    def cache_key(self) -> str:
+        return f"{fingerprint(self.source, self.name)}-g{GENERATOR}"
+
+    def read(self) -> LabelledRows:
+        found = labelled_rows(self.source, self.name, text_column="text", label_column="label", encode=list)
+        if len(found.classes) != self.n_classes:
+            raise ValueError(
+                f"text.data: expected two classes, got {len(found.classes)} in the column label: use --task classify"
+            )
+        return found
+
+    def provenance(self) -> dict[str, str | int]:
+        return {"source": self.source, **super().provenance()}

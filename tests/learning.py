@@ -1,0 +1,46 @@
+"""Train a small model on a task, for tests that see learning."""
+
+from __future__ import annotations
+
+from compare.spec import RunSpec
+from compare.train import Trainer
+from compare.worker import make_task
+
+
+def learns(
+    task: str,
+    seq_len: int,
+    options: dict[str, int | float | str | bool] | None = None,
+    *,
+    steps: int,
+    batch_size: int = 32,
+    lr: float | None = None,
+) -> tuple[float, float]:
+    """Test score of a small model with full attention after so many steps, and the best trivial baseline."""
+    import tasks
+
+    defaults = tasks.get(task).defaults
+    spec = RunSpec(
+        variant="full",
+        task=task,
+        task_options=tuple(sorted((options or {}).items())),
+        seq_len=seq_len,
+        seed=0,
+        budget=None,
+        steps=steps,
+        batch_size=batch_size,
+        d_model=defaults.d_model,
+        n_heads=defaults.n_heads,
+        n_layers=defaults.n_layers,
+        conv_width=defaults.conv_width,
+        embedding_std=defaults.embedding_std,
+        positions=defaults.positions,
+        lr=lr or defaults.lr,
+        length_warmup=False,
+        device="cpu",
+        dtype="float32",
+        threads=1,
+    )
+    trainer = Trainer(spec, make_task(spec))
+    trainer.train(lambda done, loss: None)
+    return trainer.evaluate("test").score, max(trainer.task.facts["baselines"].values())
