@@ -13,6 +13,13 @@ marked, else 0. Eight positions:
 [0.71]
 
 To say 1 every time leaves a squared error of 1/6, the variance of the sum: explained variance 0.
+
+A control without attention can solve this: a feed-forward layer finds number × mark at each position, and the
+head's mean over positions adds up. At N 32 it explains 0.999 of the variance after 1,000 steps of 64. What
+attention changes is how fast: after 300 steps of 32 at N 128, 0.97 with softmax and 0.23 without.
+
+Departure: the two marked numbers are added as they are, where Hochreiter & Schmidhuber have numbers from -1 to 1 and
+ask for 0.5 + sum / 4.
 """
 
 import numpy as np
@@ -20,7 +27,7 @@ from numpy.typing import NDArray
 
 from tasks.base import Batch, TaskDefaults, register
 from tasks.cache import Split, matrix
-from tasks.selective_copy import Generated
+from tasks.generated import Generated
 
 Floats = NDArray[np.float32]
 

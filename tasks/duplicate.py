@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tasks.base import IGNORE, NoConfig, TaskDefaults, register
 from tasks.baselines import majority
-from tasks.selective_copy import Generated
+from tasks.generated import Generated
 
 SYMBOLS, HIDDEN = 127, 128
 
@@ -51,7 +51,7 @@ class Duplicate(Generated):
     min_len = 16
     max_len = 65_536
     defaults = TaskDefaults(
-        seq_len=128,
+        seq_len=256,
         d_model=64,
         n_heads=1,
         n_layers=2,

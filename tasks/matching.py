@@ -107,7 +107,7 @@ class Matching(PairTask):
     max_len = 8192
     config_type = MatchingConfig
     defaults = TaskDefaults(
-        seq_len=512,
+        seq_len=1024,
         d_model=64,
         n_heads=2,
         n_layers=2,

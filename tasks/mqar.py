@@ -17,20 +17,16 @@ power of two), where Zoology has 8192 throughout; n = N // 16. The fill between 
 the paper's figure; Zoology's present code draws it at random by default.
 """
 
-import hashlib
-from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.base import IGNORE, SPLITS, Batch, NoConfig, Task, TaskDefaults, register
-from tasks.cache import Row, Rows, Split, fresh, matrix
+from tasks.base import IGNORE, NoConfig, TaskDefaults, register
+from tasks.cache import Split
+from tasks.generated import Generated
 
-GENERATOR = 1  # raise it when the same arguments generate something else
-SEED = 231204927
 POWER = 0.01
-MAX_ROWS: dict[Split, int] = {"train": 100_000, "validation": 3_000, "test": 3_000}
-MAX_TOKENS: dict[Split, int] = {"train": 2**25, "validation": 2**21, "test": 2**21}
 
 Ids = NDArray[np.int16]
 
@@ -66,7 +62,7 @@ def generate(rng: np.random.Generator, rows: int, *, seq_len: int, n_pairs: int,
 
 
 @register
-class Mqar(Task):
+class Mqar(Generated):
     """Multi-query associative recall with N // 16 pairs; see the module's docstring."""
 
     name = "mqar"
@@ -85,6 +81,9 @@ class Mqar(Task):
         tokens_per_step=4096,
     )
 
+    generator = 2
+    seed = 231204927
+    max_rows: ClassVar[dict[Split, int]] = {"train": 100_000, "validation": 3_000, "test": 3_000}
     vocab_size: int
 
     def __init__(self, seq_len: int, config: NoConfig | None = None) -> None:
@@ -92,28 +91,8 @@ class Mqar(Task):
         self.n_pairs = seq_len // 16
         self.vocab_size = self.n_classes = max(128, 1 << (4 * self.n_pairs - 1).bit_length())
 
-    @property
-    def cache_key(self) -> str:
-        return f"{self.seq_len}-g{GENERATOR}"
-
-    def build(self) -> dict[Split, Rows]:
-        seen: set[bytes] = set()
-        built: dict[Split, Rows] = {}
-        for stream, split in enumerate(reversed(SPLITS), start=1):
-            count = min(MAX_ROWS[split], MAX_TOKENS[split] // self.seq_len)
-            built[split] = Rows(count, fresh(self._rows(stream, count), "inputs", seen))
-        return built
-
-    def _rows(self, stream: int, count: int) -> Iterator[Row]:
-        rng = np.random.default_rng([SEED, stream])
-        inputs, targets = generate(rng, count, seq_len=self.seq_len, n_pairs=self.n_pairs, vocab_size=self.vocab_size)
-        for row, answers in zip(inputs, targets, strict=True):
-            yield {"inputs": row.tobytes(), "targets": answers.tobytes()}
-
-    def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
-        found = self.tables[split][rows]
-        inputs, targets = (matrix(found[column], np.int16).astype(np.int64) for column in ("inputs", "targets"))
-        return Batch(inputs, targets)
+    def draw(self, rng: np.random.Generator, rows: int) -> tuple[Ids, Ids]:
+        return generate(rng, rows, seq_len=self.seq_len, n_pairs=self.n_pairs, vocab_size=self.vocab_size)
 
     def baselines(self) -> dict[str, float]:
         """The most frequent value of train; the context's last value; the context's values, in order.
@@ -131,14 +110,4 @@ class Mqar(Task):
         }
 
     def provenance(self) -> dict[str, str | int]:
-        test = hashlib.sha256()
-        for column in ("inputs", "targets"):
-            test.update(b"".join(self.tables["test"][column]))
-        rows = {f"{split}_samples": self.size(split) for split in SPLITS}
-        return {
-            "generator": GENERATOR,
-            "numpy": np.__version__,
-            "n_pairs": self.n_pairs,
-            "test_sha256": test.hexdigest(),
-            **rows,
-        }
+        return super().provenance() | {"n_pairs": self.n_pairs}

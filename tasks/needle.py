@@ -1,19 +1,22 @@
-"""Needle in a haystack: what value stood beside this key, however far back?
+"""Needle in a haystack: what value stands beside this key, however far back?
 
 After Kamradt's test of language models (github.com/gkamradt/LLMTest_NeedleInAHaystack) and the key-value retrieval of
 Liu et al., "Lost in the Middle" (arXiv 2307.03172). Four needles, each a key and then a value, lie in a haystack of
-random ids; the last token asks for one of the four keys, and its value is the answer. Hay and values are ids
-below 96, keys are 96 to 127. Eighteen tokens:
+random ids; the last four tokens ask for each key once, and the answer is its value. Ids below 32 are values, from 96
+on keys, those between hay. Four needles, twenty tokens:
 
->>> inputs, targets = generate(np.random.default_rng(0), 1, seq_len=18)
->>> print(inputs[0])
->>> print(targets[0, -1])  # the only one
+>>> inputs, targets = generate(np.random.default_rng(1), 1, seq_len=20)
+>>> print(inputs[0, :16])
+[108   4 109   2  56  59  80  34 120  25 118  12  73  87  34  61]
+>>> print(inputs[0, 16:], targets[0, 16:])
+[109 108 118 120] [ 2  4 12 25]
 
-A key is easy to see, but three of the four are the wrong ones; a value looks like hay, but for the key before it.
-The score is also given by how far back the needle is, in eight bins. Nothing but hay lies in the four tokens before
-the question, or a short convolution could see a needle from there.
+A value is easy to see, but only the key before it tells which of the four is meant. The score is also given
+by how far the needle lies before the first question, in eight bins. The four tokens before the questions are always
+hay: a short convolution sees no needle from there.
 
-Departures: random ids instead of prose and of UUIDs.
+Departures: random ids instead of prose and of UUIDs; every needle is asked for, which gives four answers to learn from
+and to score where those tests have one.
 """
 
 from itertools import pairwise
@@ -24,10 +27,11 @@ from numpy.typing import NDArray
 from tasks.base import IGNORE, Batch, NoConfig, TaskDefaults, register
 from tasks.baselines import majority
 from tasks.cache import Split
-from tasks.selective_copy import Generated
+from tasks.generated import Generated
 
-HAY, KEYS, NEEDLES = 96, 32, 4
-GAP = 4  # tokens between the nearest needle there can be and the question
+VALUES, HAY, KEYS = 32, 64, 32  # how many ids; they come in this order
+NEEDLES = 4
+GAP = 4  # tokens of hay before the questions
 BINS = 8
 
 Ids = NDArray[np.int16]
@@ -39,32 +43,32 @@ def distinct(rng: np.random.Generator, rows: int, n: int, among: int) -> NDArray
 
 
 def count_slots(seq_len: int) -> int:
-    """Places for a needle: pairs of tokens, the last of them GAP before the question."""
-    return (seq_len - 1 - GAP) // 2
+    """Places where a needle can lie: pairs of tokens, the last of them right before the gap."""
+    return (seq_len - NEEDLES - GAP) // 2
 
 
 def generate(rng: np.random.Generator, rows: int, *, seq_len: int) -> tuple[Ids, Ids]:
     """Inputs and targets, both (rows, N)."""
-    slots = count_slots(seq_len)
-    places = seq_len - 1 - GAP - 2 * slots + 2 * distinct(rng, rows, NEEDLES, slots)
-    keys = HAY + distinct(rng, rows, NEEDLES, KEYS)
-    values = distinct(rng, rows, NEEDLES, HAY)
-    inputs = rng.integers(HAY, size=(rows, seq_len), dtype=np.int16)
-    np.put_along_axis(inputs, places, keys.astype(np.int16), axis=1)
-    np.put_along_axis(inputs, places + 1, values.astype(np.int16), axis=1)
-    inputs[:, -1] = keys[:, 0]  # any of them, as their order is random
+    slots, end = count_slots(seq_len), seq_len - NEEDLES - GAP
+    places = end - 2 - 2 * distinct(rng, rows, NEEDLES, slots)
+    keys = (VALUES + HAY + distinct(rng, rows, NEEDLES, KEYS)).astype(np.int16)
+    values = distinct(rng, rows, NEEDLES, VALUES).astype(np.int16)
+    inputs = rng.integers(VALUES, VALUES + HAY, size=(rows, seq_len), dtype=np.int16)
+    np.put_along_axis(inputs, places, keys, axis=1)
+    np.put_along_axis(inputs, places + 1, values, axis=1)
+    inputs[:, -NEEDLES:] = keys  # the places are in random order: so are the questions
     targets = np.full((rows, seq_len), IGNORE, np.int16)
-    targets[:, -1] = values[:, 0]
+    targets[:, -NEEDLES:] = values
     return inputs, targets
 
 
 @register
 class Needle(Generated):
-    """One needle out of four in a haystack of N tokens; see the module's docstring."""
+    """Four needles in a haystack of N tokens; see the module's docstring."""
 
     name = "needle"
     kind = "token"
-    summary = "find the value beside the asked key in a haystack; scored by distance too"
+    summary = "find the value beside each key in a haystack; also scored by distance"
     min_len = 32
     max_len = 65_536
     defaults = TaskDefaults(
@@ -72,7 +76,7 @@ class Needle(Generated):
         d_model=64,
         n_heads=1,
         n_layers=2,
-        lr=2e-3,
+        lr=4e-3,
         conv_width=3,
         embedding_std=0.1,
         tokens_per_step=8192,
@@ -80,13 +84,13 @@ class Needle(Generated):
     generator = 1
     seed = 230703172
 
-    vocab_size = HAY + KEYS
-    n_classes = HAY
+    vocab_size = VALUES + HAY + KEYS
+    n_classes = VALUES
 
     def __init__(self, seq_len: int, config: NoConfig | None = None) -> None:
         super().__init__(seq_len, config)
         slots = count_slots(seq_len)
-        starts = [-(-number * slots // BINS) for number in range(BINS + 1)]  # the slots of each bin, the nearest first
+        starts = [-(-number * slots // BINS) for number in range(BINS + 1)]  # the first slot of each bin, rounded up
         back = [GAP + 1 + 2 * start for start in starts]
         self.slice_names = tuple(f"{near}–{far - 1} back" for near, far in pairwise(back))
 
@@ -95,18 +99,20 @@ class Needle(Generated):
 
     def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
         batch = super().take(split, rows)
-        place = (batch.inputs[:, :-1] == batch.inputs[:, -1:]).argmax(axis=1)
-        slot = (self.seq_len - 1 - GAP - 2 - place) // 2  # counted from the question
-        slices = np.zeros_like(batch.targets, np.int64)
-        slices[:, -1] = slot * BINS // count_slots(self.seq_len)
+        text, asked = batch.inputs[:, :-NEEDLES], batch.inputs[:, -NEEDLES:]
+        places = (text[:, None] == asked[..., None]).argmax(axis=-1)
+        slots = (text.shape[1] - GAP - 2 - places) // 2  # counted backwards, as in `generate`
+        slices = np.zeros(batch.inputs.shape, np.int64)
+        slices[:, -NEEDLES:] = slots * BINS // count_slots(self.seq_len)
         return Batch(batch.inputs, batch.targets, slices=slices)
 
     def baselines(self) -> dict[str, float]:
-        """The most frequent value of train; the value of the last needle, which is right once in four."""
+        """The most frequent value of train; the value nearest to the questions, which is right once in four."""
         train, test = self.whole("train").targets, self.whole("test")
-        answers = test.targets[:, -1]
-        last_key = self.seq_len - 2 - (test.inputs[:, -2::-1] >= HAY).argmax(axis=1)
+        text, answers = test.inputs[:, :-NEEDLES], test.targets[:, -NEEDLES:]
+        backwards = text[:, ::-1]
+        nearest = np.take_along_axis(backwards, (backwards < VALUES).argmax(axis=1)[:, None], axis=1)
         return {
-            "most frequent value": majority(train[:, -1], answers),
-            "value of the last needle": float(np.mean(test.inputs[np.arange(len(answers)), last_key + 1] == answers)),
+            "most frequent value": majority(train[train != IGNORE], answers.ravel()),
+            "nearest value": float(np.mean(answers == nearest)),
         }

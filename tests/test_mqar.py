@@ -83,7 +83,7 @@ def test_queries_crowd_after_the_context(task):
 
 
 def test_samples_met_before_are_dropped(monkeypatch):
-    monkeypatch.setattr(tasks.mqar, "MAX_ROWS", {"train": 500, "validation": 40, "test": 30})
+    monkeypatch.setattr(Mqar, "max_rows", {"train": 500, "validation": 40, "test": 30})
 
     def repeating(_, rows, **kwargs):
         inputs, targets = generate(np.random.default_rng(0), 500, **kwargs)

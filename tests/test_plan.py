@@ -70,7 +70,10 @@ def test_options_of_tasks_and_flags_for_data_reach_the_run_and_its_command(tmp_p
         (["--set", "listops.samples=5"], "'listops' is not among what is compared: full, linformer, none, bytes"),
         (["--tasks", "listops", "--set", "listops.samples=many"], "expected an integer, got 'many'"),
         (["--tasks", "listops", "--set", "listops.samples=0"], "listops.samples >= 1, got 0"),
-        (["--tasks", "listops", "--set", "listops.sampels=1"], "no option 'sampels' .did you mean 'samples'..; its options"),
+        (
+            ["--tasks", "listops", "--set", "listops.sampels=1"],
+            "'sampels' .did you mean 'samples'..; its options",
+        ),
         (["--tasks", "image", "--seq-len", "100"], "image: expected seq_len among 16, 64, 256, 1024, got 100"),
         (["--tasks", "quik"], "unknown task 'quik' .did you mean 'quick'."),
     ],

@@ -251,5 +251,5 @@ def test_a_small_model_learns(tmp_path):
             texts = ("".join(rng.choices("abcd" + topic * 3, k=rng.randint(40, 64))).encode() for topic in topics)
             pairs.append((b"%d" % (number % 2), *texts))
         write(tmp_path, split, pairs)
-    score, baseline = learns("retrieval", 64, {"data": str(tmp_path)}, steps=100)
-    assert score > max(0.8, baseline + 0.1)
+    score, _ = learns("retrieval", 64, {"data": str(tmp_path)}, steps=100)
+    assert score > 0.9

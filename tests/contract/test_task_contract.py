@@ -140,20 +140,6 @@ def test_training_batches_follow_their_seed(task):
     assert not same(once[0], once[1])
 
 
-def test_an_epoch_sees_every_sample_once(task):
-    if "_train" in vars(type(task)):
-        pytest.skip("it draws samples of its own")
-    rows = []
-    taken = task.take
-    task.take = lambda split, chosen: rows.append(chosen) or taken(split, chosen)
-    try:
-        first(task, -(-POOL * task.size("train") // POOL), seed=0, batch_size=1)
-    finally:
-        del task.take
-    if task.size("train") % POOL == 0 or task.sample_lengths("train") is None:
-        assert sorted(np.concatenate(rows).tolist()) == list(range(task.size("train")))
-
-
 @pytest.mark.parametrize("split", EVAL_SPLITS)
 def test_evaluation_covers_its_split_the_same_way_every_time(task, split):
     size = task.size(split)
@@ -303,6 +289,26 @@ def test_a_damaged_cache_is_built_again_with_a_warning(task_name, cases, damage,
     assert same(rebuilt, built)
 
 
+@pytest.mark.parametrize("ragged", [False, True])
+def test_an_epoch_sees_every_sample_once(ragged):
+    """Samples of one length in any order; of different lengths in batches of neighbours, themselves in any order."""
+    task = tasks.get("mqar")(32)
+    lengths = np.random.default_rng(0).integers(1, 33, 3 * POOL * 2)
+    task.size = lambda split: len(lengths)
+    task.sample_lengths = lambda split: lengths if ragged else None
+    task.take = lambda split, rows: rows
+    batches = list(islice(task.train_batches(2, 32, seed=0), 6 * POOL))
+    assert {len(rows) for rows in batches} == {2}
+    epochs = [np.concatenate(batches[: 3 * POOL]), np.concatenate(batches[3 * POOL :])]
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == list(range(len(lengths)))
+    assert not np.array_equal(*epochs)
+    apart = np.mean([np.ptp(lengths[rows]) for rows in batches])
+    assert apart < 1.5 if ragged else apart > 5
+    means = [lengths[rows].mean() for rows in batches[:POOL]]
+    assert means != sorted(means)
+
+
 def test_worked_example_of_the_package():
     assert doctest.testmod(tasks) == (0, 3)
 
@@ -326,4 +332,6 @@ def test_a_name_is_registered_once(task_name):
 
 def test_every_task_file_registers_a_task_of_its_name():
     files = {path.stem for path in Path(tasks.__file__).parent.glob("*.py")}
-    assert files - {"__init__", "base", "baselines", "cache", "parallel", "sources", "suites"} == set(tasks.available())
+    assert files - {"__init__", "base", "baselines", "cache", "generated", "parallel", "sources", "suites"} == set(
+        tasks.available()
+    )
