@@ -1,4 +1,4 @@
-"""``python -m benchmarks.pathfinder_samples --out results/tasks``: pictures of the task pathfinder and their answers."""
+"""``python -m benchmarks.pathfinder_samples``: pictures of the task pathfinder, and their answers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ COLOURS = ((1.0, 0.55, 0.1), (0.3, 0.65, 1.0))  # of the two targets
 def main(arguments: list[str] | None = None) -> None:
     """One file for each size."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pathfinder_samples", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("results/tasks"), metavar="FOLDER", help="default: %(default)s")
-    parser.add_argument("--contour", type=int, default=14, choices=(6, 9, 14), help="paddles in a target")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/tasks"), metavar="FOLDER", help="default: %(default)s"
+    )
+    parser.add_argument("--contour", type=int, default=14, choices=(6, 9, 14), help="paddles in a target, %(default)s")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     for scale in SCALES.values():
@@ -60,8 +62,10 @@ def show(scale: Scale, contour: int, file: Path) -> None:
 
 def coloured(scene: Scene) -> np.ndarray:
     """(pixels, pixels, 3), 0 to 1: the targets in colour, distractors grey, discs white."""
-    layers = [paint(scene.paddles, [snake])[..., None] / 255 * colour
-              for snake, colour in zip(scene.targets, COLOURS, strict=True)]
+    layers = [
+        paint(scene.paddles, [snake])[..., None] / 255 * colour
+        for snake, colour in zip(scene.targets, COLOURS, strict=True)
+    ]
     layers.append(0.45 * paint(scene.paddles, scene.distractors)[..., None] / 255 * np.ones(3))
     layers.append(paint(scene.paddles, [], scene.discs)[..., None] / 255 * np.ones(3))
     brightest = 0.5 if scene.paddles.scale.thickness < 1 else 1.0

@@ -67,6 +67,8 @@ def task_rows() -> Rows:
     for name in tasks.available():
         task = tasks.get(name)
         lengths = ", ".join(map(str, task.lengths)) or f"{task.min_len} to {task.max_len}"
+        if task.min_len == task.max_len:
+            lengths = str(task.max_len)
         options = ", ".join(f"{option}={default}" for option, default in tasks.options(name).items())
         rows.append([name, task.summary, METRICS[task.kind], lengths, str(task.defaults.seq_len), options])
     return rows

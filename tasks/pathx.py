@@ -6,15 +6,23 @@ those of `tasks.pathfinder`:
 >>> from tasks import get
 >>> pathx = get("pathx")(16_384)
 >>> pathx.config
-PathfinderConfig(samples=16000, contour=14, data='')
+PathXConfig(samples=16000, contour=14, data='')
 
 Departures from LRA: those of `tasks.pathfinder`.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from tasks.base import register
-from tasks.pathfinder import Pathfinder
+from tasks.pathfinder import Pathfinder, PathfinderConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathXConfig(PathfinderConfig):
+    __doc__ = PathfinderConfig.__doc__
+
+    task: ClassVar[str] = "pathx"
 
 
 @register
@@ -26,3 +34,4 @@ class PathX(Pathfinder):
     min_len = 128 * 128
     lengths = ()  # max_len alone
     defaults = replace(Pathfinder.defaults, seq_len=16_384)
+    config_type: ClassVar[type] = PathXConfig

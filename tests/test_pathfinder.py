@@ -3,6 +3,7 @@
 import doctest
 import math
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +12,22 @@ from scipy import ndimage
 
 import tasks.pathfinder
 import tasks.pathx
-from tasks.pathfinder import SCALES, Chunk, Pathfinder, PathfinderConfig, deal, draw, generate, paint, sketch
+from compare.spec import RunSpec
+from compare.train import Trainer
+from compare.worker import make_task
+from tasks.pathfinder import (
+    SCALES,
+    Chunk,
+    Pathfinder,
+    PathfinderConfig,
+    deal,
+    draw,
+    find_discs,
+    generate,
+    paint,
+    sketch,
+)
+from tasks.pathx import PathXConfig
 from tests.task_cases.pathfinder import write_release
 
 
@@ -23,7 +39,7 @@ def _cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module", params=SCALES)
 def scenes(request):
     rng = random.Random(0)
-    return [sketch(rng, SCALES[request.param], contour) for contour in (6, 9, 14) for _ in range(15)]
+    return [sketch(rng, SCALES[request.param], contour) for contour in (6, 9, 14) for _ in range(8)]
 
 
 def segment(scene, paddle) -> tuple[np.ndarray, np.ndarray]:
@@ -31,7 +47,8 @@ def segment(scene, paddle) -> tuple[np.ndarray, np.ndarray]:
     y, x, n = paddle
     head = np.array(scene.paddles.heads[n], float)
     tail = head * (1 - scene.paddles.scale.length / np.hypot(*head))
-    return tail + (y, x), head + (y, x)
+    pivot = np.array([y, x])
+    return pivot + tail, pivot + head
 
 
 def angle_between(one, other) -> float:
@@ -105,7 +122,7 @@ def test_snakes_are_chains_of_paddles_with_gaps(scenes):
         scale, margin = scene.paddles.scale, scene.paddles.margin
         assert margin in scale.margins
         for snake in (*scene.targets, *scene.distractors):
-            for last, paddle in zip(snake, snake[1:], strict=False):
+            for last, paddle in pairwise(snake):
                 (tail, head), new = segment(scene, last), segment(scene, paddle)
                 pivot = head + margin * (head - tail) / scale.length
                 assert np.abs(pivot - paddle[:2]).max() <= 0.5 + 1e-9
@@ -128,7 +145,7 @@ def test_only_neighbours_in_a_snake_come_near(scenes):
 
 
 def test_snakes_have_their_lengths(scenes):
-    for contour, found in zip((6, 9, 14), np.array_split(np.arange(45), 3), strict=True):
+    for contour, found in zip((6, 9, 14), np.array_split(np.arange(24), 3), strict=True):
         for scene in (scenes[i] for i in found):
             assert [len(snake) for snake in scene.targets] == [contour, contour]
             assert all(len(snake) == contour // 3 for snake in scene.distractors)
@@ -158,11 +175,18 @@ def test_the_label_says_whether_the_discs_in_the_picture_are_on_one_target(scene
         assert scene.label == (owners[0][0] == owners[1][0])
 
 
+def test_the_discs_are_found_in_the_pictures(scenes):
+    radius = scenes[0].paddles.scale.radius
+    found = find_discs(np.array([draw(scene) for scene in scenes]), radius)
+    for scene, discs in zip(scenes, found.tolist(), strict=True):
+        assert sorted(map(tuple, discs)) == sorted(scene.discs)
+
+
 def test_a_solver_that_follows_the_dashes_finds_the_label_in_the_picture():
     rng, scale = random.Random(1), SCALES[128 * 128]
-    scenes = [sketch(rng, scale, contour) for contour in (6, 14) for _ in range(40)]
-    right = [solve(draw(scene), scale.length, scale.radius) == scene.label for scene in scenes]
-    assert np.mean(right) > 0.9
+    scenes = [sketch(rng, scale, contour) for contour in (6, 9, 14) for _ in range(10)]
+    assert 5 < sum(scene.label for scene in scenes) < 25
+    assert all(solve(draw(scene), scale.length, scale.radius) == scene.label for scene in scenes)
 
 
 def test_nothing_is_drawn_on_the_edge_but_discs(scenes):
@@ -205,6 +229,16 @@ def test_neither_light_nor_place_tells_the_label():
     assert (np.abs(difference) < 4.5 * blocks.std(axis=0) * math.sqrt(4 / 3000)).all()
 
 
+def test_baselines_are_near_chance_but_for_discs_of_short_targets(monkeypatch):
+    monkeypatch.setattr(tasks.pathfinder, "in_parallel", map)
+    for contour, least, most in ((6, 0.6, 0.8), (14, 0.4, 0.6)):
+        task = Pathfinder(1024, PathfinderConfig(samples=2000, contour=contour))
+        scores = task.baselines()
+        assert set(scores) == {"majority", "logistic regression", "the discs alone"}
+        assert least < scores["the discs alone"] < most
+        assert 0.4 < scores["logistic regression"] < 0.6
+
+
 def test_rows_do_not_depend_on_cores_nor_on_how_many_there_are(monkeypatch):
     task = Pathfinder(1024, PathfinderConfig(samples=240, contour=6))
     parallel = [row for split in task.build().values() for row in split.rows]
@@ -241,13 +275,18 @@ def test_a_token_is_a_pixel_and_one(monkeypatch):
     [
         ({"samples": 63}, r"expected pathfinder.samples >= 64, got 63$"),
         ({"contour": 7}, r"expected pathfinder.contour among 6, 9, 14, got 7$"),
-        ({"contour": 6, "data": "x"}, r"expected neither .* with pathfinder.data, drop them$"),
+        ({"contour": 6, "data": "x"}, r"expected neither .* nor pathfinder.contour with pathfinder.data, drop them$"),
         ({"samples": 99, "data": "x"}, r"expected neither .* with pathfinder.data, drop them$"),
     ],
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         PathfinderConfig(**options)
+
+
+def test_pathx_speaks_of_itself():
+    with pytest.raises(ValueError, match=r"expected pathx.contour among 6, 9, 14, got 7$"):
+        PathXConfig(contour=7)
 
 
 def of_release(folder, seq_len=1024) -> Pathfinder:
@@ -302,19 +341,21 @@ def test_unreadable_and_repeated_pictures_are_left_out_and_told(tmp_path):
 
 def test_a_picture_of_another_size_is_refused(tmp_path):
     task = of_release(write_release(tmp_path / "release", 32, 100), 4096)
-    with pytest.raises(ValueError, match=r"expected pathfinder.data of 64 x 64 pixels at seq_len 4096, got 32 x 32 in"):
+    with pytest.raises(ValueError, match=r"data: expected 64 x 64 pixels at seq_len 4096, got 32 x 32 in"):
         task.prepare()
 
 
 def test_a_missing_picture_is_refused(tmp_path):
     folder = write_release(tmp_path / "release", 32, 100)
     (folder / "imgs/1/sample_9.png").unlink()
-    with pytest.raises(ValueError, match=r"metadata of pathfinder.data lists, .*1/sample_9.png' is missing$"):
+    with pytest.raises(
+        ValueError, match=r"data: expected the pictures that its metadata lists, .*1/sample_9.png' is missing$"
+    ):
         of_release(folder).prepare()
 
 
 def test_a_folder_without_metadata_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"a folder with metadata/\*.npy and imgs, got .*nowhere'$"):
+    with pytest.raises(ValueError, match=r"data: expected a folder with metadata/\*.npy and imgs, got .*nowhere'$"):
         of_release(tmp_path / "nowhere").prepare()
 
 
@@ -346,7 +387,7 @@ def test_one_label_alone_is_refused(tmp_path):
     folder = write_release(tmp_path / "release", 32, 100)
     for file in (folder / "metadata").iterdir():
         file.write_text("".join(line + "\n" for line in file.read_text().splitlines() if line.split()[3] == "1"))
-    with pytest.raises(ValueError, match=r"pictures of both labels, got \d+ of one in"):
+    with pytest.raises(ValueError, match=r"data: expected pictures of both labels, got \d+ of one in"):
         of_release(folder).prepare()
 
 
@@ -359,5 +400,34 @@ def test_files_are_dealt_by_their_name():
 
 
 @pytest.mark.slow
-def test_a_small_model_fits_a_few_pictures():
-    pass
+def test_a_small_model_fits_a_few_pictures(monkeypatch):
+    """To learn what a path is takes far longer than a test; that it can tell these apart shows that they are read."""
+    monkeypatch.setattr(tasks.pathfinder, "in_parallel", map)
+    spec = RunSpec(
+        variant="full",
+        task="pathfinder",
+        task_options=(("contour", 6), ("samples", 64)),
+        seq_len=1024,
+        seed=0,
+        budget=None,
+        steps=40,
+        batch_size=4,
+        d_model=64,
+        n_heads=2,
+        n_layers=2,
+        conv_width=None,
+        embedding_std=1.0,
+        positions="sinusoidal",
+        lr=8e-3,
+        length_warmup=False,
+        device="cpu",
+        dtype="float32",
+        threads=1,
+    )
+    task = make_task(spec)
+    assert set(task.take("train", np.arange(4)).targets.tolist()) == {0, 1}
+    monkeypatch.setattr(task, "size", lambda split: 4)
+    losses = []
+    Trainer(spec, task).train(lambda done, loss: losses.append(loss))
+    assert losses[0] > 0.5
+    assert losses[-1] < 0.1
