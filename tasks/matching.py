@@ -18,8 +18,8 @@ Two chunks of N bytes come from one file (label 1), where they do not overlap, o
 
 One chunk alone, its place in the file, or its file tells nothing of the label: files come in pairs of either label
 as often, all chunks have N bytes, and where they lie in their files, measured by the room there is, is drawn in the
-same way for both labels. Texts of less than 2 N bytes are left out. Files, not chunks, are dealt out to the splits, 80 /
-10 / 10 of them, by the hash of their path.
+same way for both labels. Texts of less than 2 N bytes are left out. Files, not chunks, are dealt out to the splits,
+80 / 10 / 10 of them, by the hash of their path.
 
 An id is its byte + 1; 0 is padding, which nothing here needs.
 """
