@@ -402,8 +402,9 @@ def test_a_record_without_its_family_takes_it_from_another_or_is_other() -> None
 @pytest.mark.parametrize(("variant", "family"), [("linformer", "low-rank"), ("none", "control"), ("no_such", None)])
 def test_every_record_names_the_family_of_its_variant(variant: str, family: str | None) -> None:
     sizes = {"seq_len": 64, "seed": 0, "batch_size": 1, "d_model": 8, "n_heads": 1, "n_layers": 1, "threads": 1}
-    training = {"budget": None, "steps": 1, "conv_width": None, "embedding_std": 0.1, "lr": 0.1, "length_warmup": False}
-    spec = RunSpec(variant=variant, task="mqar", device="cpu", dtype="float32", **sizes, **training)
+    training = {"budget": None, "steps": 1, "conv_width": None, "embedding_std": 0.1, "lr": 0.1}
+    same = {"positions": "rotary", "length_warmup": False, "device": "cpu", "dtype": "float32"}
+    spec = RunSpec(variant=variant, task="mqar", **sizes, **training, **same)
     assert new_record(spec, "ok", "")["family"] == family
 
 
