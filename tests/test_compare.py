@@ -520,7 +520,8 @@ def test_an_installed_plugin_is_one_of_all_and_runs(module: Path, monkeypatch: p
         "[attention_zoo.backends]\nmy_attention = my_module:MyAttention\nbroken = nowhere:Broken\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
-    code = "from compare.__main__ import *; print(*choose_variants('all')); main(['list', 'broken'])"
+    code = "from compare.plan import choose_variants; print(*choose_variants('all')); "
+    code += "from compare.__main__ import main; main(['list', 'broken'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert {"my_attention", "full", "linformer"} <= set(done.stdout.split())
