@@ -10,10 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from compare.run import PLAIN_SECONDS
 from compare.spec import DataId, RunSpec
 from compare.worker import make_task
-
-PLAIN_SECONDS = 15.0  # between lines where there is no terminal to draw on
 
 
 def prepare_data(specs: list[RunSpec], console: Console) -> dict[DataId, str]:

@@ -84,7 +84,7 @@ class Tally:
 
     def add(self, predicted: Tensor, targets: Tensor) -> Tensor:
         """Count a batch, (asked, n_classes) and (asked,); returns its mean loss."""
-        predicted, found = predicted.float(), {}
+        predicted = predicted.float()
         if self.kind == "value":
             loss = F.mse_loss(predicted.squeeze(-1), targets)
             found = {"target": targets.double().sum(), "square": targets.double().square().sum()}
@@ -144,10 +144,7 @@ class Trainer:
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        inputs, targets = (
-            torch.from_numpy(batch.inputs).to(self.device),
-            torch.from_numpy(batch.targets).to(self.device),
-        )
+        inputs, targets = (torch.from_numpy(x).to(self.device) for x in (batch.inputs, batch.targets))
         padding = None if batch.padding is None else torch.from_numpy(batch.padding).to(self.device)
         return inputs, targets, padding
 

@@ -63,6 +63,14 @@ def read_corpus() -> dict[str, bytes]:
     return {name: data for data, name in first.items()}
 
 
+def sha256_of(files: dict[str, bytes]) -> str:
+    """Of the paths and contents of all."""
+    digest = hashlib.sha256()
+    for name, data in files.items():
+        digest.update(b"%d %s %d " % (len(name), name.encode(), len(data)) + data)
+    return digest.hexdigest()
+
+
 def deal(corpus: dict[str, bytes]) -> dict[Split, dict[str, bytes]]:
     """The files of each split, about 90 / 5 / 5 of them, in the order of a seeded hash of their path."""
     splits: dict[Split, dict[str, bytes]] = {split: {} for split in SPLITS}
@@ -140,11 +148,8 @@ class Bytes(Task):
 
     @cached_property
     def corpus_sha256(self) -> str:
-        """Of the paths and contents of all files, whichever split they are in."""
-        digest = hashlib.sha256()
-        for name, data in read_corpus().items():
-            digest.update(b"%d %s %d " % (len(name), name.encode(), len(data)) + data)
-        return digest.hexdigest()
+        """Whichever split the files are in."""
+        return sha256_of(read_corpus())
 
     @property
     def cache_key(self) -> str:

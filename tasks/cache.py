@@ -97,24 +97,21 @@ def _write(rows: Iterable[Row], name: str, folder: Path, report: Callable[[int],
         raise ValueError(f"expected at least one sample, got none for {name}")
     types = {column: datasets.Value(ARROW_TYPES[type(value)]) for column, value in first.items()}
 
-    def generate() -> Iterator[Row]:
-        for number, row in enumerate(chain([first], source)):
-            if number % 100 == 0:
-                report(number)
-            yield row
-
     failed: list[Exception] = []
 
-    def watched() -> Iterator[Row]:
+    def generate() -> Iterator[Row]:
         try:
-            yield from generate()
+            for number, row in enumerate(chain([first], source)):
+                if number % 100 == 0:
+                    report(number)
+                yield row
         except Exception as error:
             failed.append(error)
             raise
 
     try:
         return datasets.Dataset.from_generator(
-            watched, features=datasets.Features(types), cache_dir=str(folder), fingerprint="rows"
+            generate, features=datasets.Features(types), cache_dir=str(folder), fingerprint="rows"
         )
     except Exception as error:
         raise failed[0] if failed else error from None  # not the wrapping that `datasets` puts around it

@@ -24,7 +24,6 @@ same way for both labels. Texts of less than 2 N bytes are left out. Files, not 
 An id is its byte + 1; 0 is padding, which nothing here needs.
 """
 
-import hashlib
 import io
 import platform
 import tokenize
@@ -38,7 +37,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from tasks.base import SPLITS, TaskDefaults, register
-from tasks.bytes import rank, read_corpus
+from tasks.bytes import rank, read_corpus, sha256_of
 from tasks.cache import Rows, Split
 from tasks.retrieval import Pair, PairTask, fresh_rows
 
@@ -134,11 +133,8 @@ class Matching(PairTask):
 
     @cached_property
     def corpus_sha256(self) -> str:
-        """Of the paths and texts of all files."""
-        digest = hashlib.sha256()
-        for name, text in self.texts.items():
-            digest.update(b"%d %s %d " % (len(name), name.encode(), len(text)) + text)
-        return digest.hexdigest()
+        """Of the files without what introduces them."""
+        return sha256_of(self.texts)
 
     @property
     def cache_key(self) -> str:
