@@ -199,6 +199,10 @@ class Task(ABC):
         """Samples in a split."""
         return len(self.tables[split])
 
+    def labels(self, split: Split) -> NDArray[np.int64]:
+        """(size,) the column "label" of a split, where its rows have one."""
+        return np.array(self.tables[split].data.column("label"), np.int64)
+
     def sample_lengths(self, split: Split) -> NDArray[np.int64] | None:
         """(size,) length of each sample after truncation; None where all are seq_len long."""
         return None

@@ -102,7 +102,7 @@ class LabelledText(Task):
         The regression reads a random part of train and test where they are longer than BASELINE_TOKENS.
         """
         splits: tuple[Split, Split] = ("train", "test")
-        labels = {split: np.array(self.tables[split]["label"][:], np.int64) for split in splits}
+        labels = {split: self.labels(split) for split in splits}
         some = {split: some_rows(self.sample_lengths(split), BASELINE_TOKENS) for split in splits}
         texts = {split: list(map(self._words, self.tables[split][rows]["ids"])) for split, rows in some.items()}
         read = {split: labels[split][rows] for split, rows in some.items()}
@@ -121,7 +121,7 @@ class LabelledText(Task):
         import datasets
 
         test = self.tables["test"]
-        labels = np.array(test["label"][:], np.int64)
+        labels = self.labels("test")
         digest = hashlib.sha256(labels.tobytes())
         for ids in test["ids"]:
             digest.update(b"%d " % len(ids) + ids)

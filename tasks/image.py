@@ -241,10 +241,6 @@ class Image(Task):
         inputs = tokens(images) if self.patch == 1 else patches(images, self.patch)
         return Batch(inputs, np.array(found["label"], np.int64))
 
-    def labels(self, split: Split) -> NDArray[np.int64]:
-        """(size,) of a whole split."""
-        return np.array(self.tables[split]["label"][:], np.int64)
-
     def baselines(self) -> dict[str, float]:
         """The most frequent class; logistic regression on 16 x 16 gray pixels, fitted on at most 10,000 images."""
         from sklearn.linear_model import LogisticRegression

@@ -541,10 +541,6 @@ class Pathfinder(Task):
         found = self.tables[split][rows]
         return Batch(matrix(found["pixels"], np.uint8).astype(np.int64) + 1, np.array(found["label"], np.int64))
 
-    def labels(self, split: Split) -> NDArray[np.int64]:
-        """(size,) of a whole split."""
-        return np.array(self.tables[split].data.column("label"), np.int64)
-
     def baselines(self) -> dict[str, float]:
         """The most frequent label; logistic regression on the pixels; boosted trees on where the two discs are.
 

@@ -101,10 +101,6 @@ class PairTask(Task):
             padding=None if padding is None else padding.reshape(shape),
         )
 
-    def labels(self, split: Split) -> NDArray[np.int64]:
-        """(size,) 0 or 1."""
-        return np.array(self.tables[split]["label"][:], np.int64)
-
     def _texts(self, split: Split, rows: NDArray[np.int64]) -> Iterator[tuple[bytes, bytes]]:
         """The texts of these samples, read a few at a time."""
         for start in range(0, len(rows), 100):
