@@ -158,7 +158,7 @@ class Task(ABC):
 
     @abstractmethod
     def baselines(self) -> dict[str, float]:
-        """Test score of trivial predictors fitted on train, the weakest first."""
+        """Test score of trivial predictors fitted on train."""
 
     @abstractmethod
     def provenance(self) -> dict[str, str | int]:
@@ -187,10 +187,11 @@ class Task(ABC):
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """Baselines, provenance ("data") and notes: computed once and kept in the cache."""
+        """Baselines, the weakest first, provenance ("data") and notes: computed once and kept in the cache."""
 
         def compute() -> dict[str, Any]:
-            return {"baselines": self.baselines(), "data": self.provenance(), "notes": self.notes()}
+            baselines = dict(sorted(self.baselines().items(), key=lambda scored: scored[1]))
+            return {"baselines": baselines, "data": self.provenance(), "notes": self.notes()}
 
         self.prepare()
         return load_or_compute(f"{self.name}-{self.cache_key}", f"facts-{self.seq_len}", compute)

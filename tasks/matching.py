@@ -117,9 +117,14 @@ class Matching(PairTask):
     )
 
     @cached_property
+    def corpus(self) -> dict[str, bytes]:
+        """Path -> contents of every file."""
+        return read_corpus()
+
+    @cached_property
     def texts(self) -> dict[str, bytes]:
         """Path -> text of every file."""
-        return {name: body(data) for name, data in read_corpus().items()}
+        return {name: body(data) for name, data in self.corpus.items()}
 
     @property
     def files(self) -> dict[Split, dict[str, list[str]]]:
@@ -133,8 +138,8 @@ class Matching(PairTask):
 
     @cached_property
     def corpus_sha256(self) -> str:
-        """Of the files without what introduces them."""
-        return sha256_of(self.texts)
+        """Of the files as they are."""
+        return sha256_of(self.corpus)
 
     @property
     def cache_key(self) -> str:

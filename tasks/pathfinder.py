@@ -554,12 +554,11 @@ class Pathfinder(Task):
         linear = LogisticRegression(C=0.01, max_iter=1000).fit(pixels, train[:FITTED])
         trees = HistGradientBoostingClassifier(max_iter=50, early_stopping=False).fit(discs, train[:FITTED])
         pixels, discs = self._summary("test", len(test))
-        scores = {
+        return {
             "majority": majority(train, test),
             "logistic regression": float(np.mean(linear.predict(pixels) == test)),
             "the discs alone": float(np.mean(trees.predict(discs) == test)),
         }
-        return dict(sorted(scores.items(), key=lambda score: score[1]))
 
     def _summary(self, split: Split, count: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Of the first `count` pictures: (rows, 1024) brightness at 32 x 32, 0 to 1; (rows, 5) where the discs are."""

@@ -95,12 +95,11 @@ class SelectiveCopy(Generated):
         expected = np.arange(1, self.n_copy + 1) * (text.shape[1] + 1) / (self.n_copy + 1) - 1
         nearest = np.array([nearest_to(expected, row) for row in places.reshape(answers.shape)])
         guessed = np.take_along_axis(symbols, nearest, axis=1)
-        scores = {
+        return {
             "most frequent symbol": majority(train[train != IGNORE], answers.ravel()),
             "most frequent of the text": float(np.mean(answers == counts.argmax(axis=1)[:, None])),
             "nearest to its expected place": float(np.mean(answers == guessed)),
         }
-        return dict(sorted(scores.items(), key=lambda score: score[1]))
 
     def provenance(self) -> dict[str, str | int]:
         return super().provenance() | {"n_copy": self.n_copy}

@@ -36,6 +36,8 @@ READERS = {
     ".arrow": "arrow",
 }
 """Suffix of a file -> the builder of `datasets` that reads it."""
+BUILDERS = {*READERS.values(), "imagefolder", "cache"}
+"""Those whose data has columns; "cache" opens what was fetched from the hub before."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_TIMEOUT = 5.0  # seconds
 OTHER_NAMES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "test"}
@@ -55,7 +57,8 @@ def open_splits(data: str, what: str) -> Mapping[str, Table]:
 
     Args:
         data: a csv, tsv, json, json lines, parquet or arrow file; a folder of such files, a folder written by
-            `save_to_disk`, or a copy of a data set of the Hugging Face hub; else a hub id, "owner/name".
+            `save_to_disk`, or a copy of a data set of the Hugging Face hub; else a hub id, "owner/name". Where a
+            data set has several configurations, one is named behind a colon: "owner/name:config", "folder:config".
         what: who asks, for the messages.
 
     Returns:
@@ -65,18 +68,31 @@ def open_splits(data: str, what: str) -> Mapping[str, Table]:
     Raises:
         ValueError: what is wrong, in one line: nothing there, not readable, or the hub out of reach.
     """
-    path = find(data, what)
+    place, config = split_config(data)
+    path = find(place, what)
     if path is None:
-        opened = _from_hub(data, what)
+        opened = _from_hub(place, config, what)
     else:
         with one_line(f"{what}: could not read {data}"):
-            opened = _from_disk(path)
+            opened = _from_disk(path, config)
     splits = {OTHER_NAMES.get(str(name), str(name)): table for name, table in opened.items()}
     if len(splits) == 1:
         splits = {"train": next(iter(splits.values()))}
     if "train" not in splits:
         raise ValueError(f"{what}: expected a split called train in {data}, got {', '.join(splits)}")
     return splits
+
+
+def split_config(data: str) -> tuple[str, str | None]:
+    """The place of a data set, and the configuration named behind a colon, if any.
+
+    >>> split_config("nyu-mll/glue:sst2"), split_config("stanfordnlp/imdb")
+    (('nyu-mll/glue', 'sst2'), ('stanfordnlp/imdb', None))
+    """
+    place, colon, config = data.rpartition(":")
+    if not colon or Path(data).expanduser().exists():
+        return data, None
+    return (place, config) if HUB_ID.fullmatch(place) or Path(place).expanduser().is_dir() else (data, None)
 
 
 def find(data: str, what: str) -> Path | None:
@@ -107,11 +123,12 @@ def fingerprint(data: str, what: str) -> str:
     Raises:
         ValueError: as `find`.
     """
-    path = find(data, what)
+    place, config = split_config(data)
+    path = find(place, what)
     if path is None:
-        return data.replace("/", "--")
+        return re.sub("[/:]", "--", data)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    digest = hashlib.sha256()
+    digest = hashlib.sha256((config or "").encode())
     for file in files:
         if not any(part.startswith(".") for part in file.relative_to(path).parts):
             stat = file.stat()
@@ -143,7 +160,7 @@ def reason(error: BaseException) -> str:
     return text if type(error) is ValueError else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
-def _from_disk(path: Path) -> Mapping[str, Table]:
+def _from_disk(path: Path, config: str | None) -> Mapping[str, Table]:
     import datasets
 
     if path.is_file():
@@ -156,15 +173,32 @@ def _from_disk(path: Path) -> Mapping[str, Table]:
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         saved = datasets.load_from_disk(str(path))
         return saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-    return _from_repository(str(path))
+    return _from_repository(str(path), config)
 
 
-def _from_repository(source: str) -> Mapping[str, Table]:
+def _from_repository(source: str, config: str | None) -> Mapping[str, Table]:
     """A folder, or a data set of the hub: its README may say which files make up which split."""
     import datasets
+    from datasets.data_files import EmptyDatasetError
+    from datasets.exceptions import DataFilesNotFoundError
     from datasets.packaged_modules.csv.csv import CsvConfig
 
-    builder = datasets.load_dataset_builder(source)
+    kinds = ", ".join(suffix[1:] for suffix in READERS)
+    try:
+        builder = datasets.load_dataset_builder(source, config)
+    except (DataFilesNotFoundError, EmptyDatasetError):
+        raise ValueError(f"expected files with columns ({kinds}), got none") from None
+    except ValueError:
+        known = datasets.get_dataset_config_names(source)
+        if config in known or (config is None and len(known) < 2):
+            raise
+        got = "none" if config is None else repr(config)
+        raise ValueError(
+            f"expected one of its configurations behind a colon ({source}:{known[0]}), got {got}; "
+            f"there are {', '.join(known)}"
+        ) from None
+    if (kind := type(builder).__module__.rpartition(".")[2]) not in BUILDERS:
+        raise ValueError(f"expected files with columns ({kinds}), got {kind}")
     if isinstance(builder.config, CsvConfig):
         files = datasets.DownloadManager().download({str(k): list(v) for k, v in builder.config.data_files.items()})
         return _from_csv(files, builder.config.sep)
@@ -233,19 +267,19 @@ def _escape(path: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", path)
 
 
-def _from_hub(name: str, what: str) -> Mapping[str, Table]:
+def _from_hub(name: str, config: str | None, what: str) -> Mapping[str, Table]:
     """From the hub; where that cannot be reached, what `datasets` has kept of the same data set."""
     import datasets
 
     out_of_reach = hub_problem(name, "dataset", what)
     if not out_of_reach:
         with one_line(f"{what}: could not read {name} from the Hugging Face hub"):
-            return _from_repository(name)
+            return _from_repository(name, config)
     online = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = True
     try:
         with one_line(""):
-            return _from_repository(name)
+            return _from_repository(name, config)
     except ValueError:
         raise ValueError(
             f"{what}: no file or folder {name!r} here, and no way to {name} on the Hugging Face hub (tried "
@@ -379,11 +413,11 @@ def pick_columns(features: Mapping[str, Any], text_column: str, label_column: st
             raise ValueError(f"{what}: expected a column {column!r}, got the columns {there}")
     label = label_column or next((name for name in LABEL_COLUMNS if name in features and name != text_column), "")
     if not label:
-        raise ValueError(f"{what}.label_column: expected one of the columns {there}, got nothing")
+        raise ValueError(f"{what}: expected the column of the class (--label-column), got none; columns: {there}")
     texts = [name for name in features if name != label and getattr(features[name], "dtype", "") in TEXT_TYPES]
     text = text_column or next((name for name in TEXT_COLUMNS if name in texts), texts[0] if len(texts) == 1 else "")
     if not text:
-        raise ValueError(f"{what}.text_column: expected one of the columns {there}, got nothing")
+        raise ValueError(f"{what}: expected the column of the text (--text-column), got none; columns: {there}")
     if text not in texts:
         other = "the column of the class" if text == label else f"of {features[text]}"
         raise ValueError(f"{what}: expected a column of strings or bytes, got {text!r}, {other}; columns: {there}")

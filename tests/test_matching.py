@@ -239,7 +239,7 @@ def test_overlap_tells_some(task):
 
 def test_the_corpus_decides_the_cache_key(task, monkeypatch):
     other = Matching(N, MatchingConfig(samples=4000))
-    other.texts = task.texts | {"argparse.py": b"x"}
+    other.corpus = task.corpus | {"argparse.py": b"x"}
     assert other.cache_key != task.cache_key
     assert Matching(N, MatchingConfig(samples=4002)).cache_key != task.cache_key
 

@@ -152,6 +152,28 @@ def test_a_copy_of_the_hubs_imdb(tmp_path, readme):
     assert found.carved == {"validation": 0.1}
 
 
+def test_one_of_several_configurations(tmp_path):
+    for config in ("books", "films"):
+        (tmp_path / config).mkdir()
+        texts = [f"{config} {text}" for text in TEXTS]
+        datasets.Dataset.from_dict({"text": texts, "label": LABELS}).to_parquet(str(tmp_path / config / "all.parquet"))
+    paths = "".join(f"- config_name: {config}\n  data_files: {config}/*\n" for config in ("books", "films"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{paths}---\n")
+    opened = open_splits(f"{tmp_path}:films", "classify")
+    assert opened["train"]["text"][0] == f"films {TEXTS[0]}"
+    assert fingerprint(f"{tmp_path}:films", "classify") != fingerprint(f"{tmp_path}:books", "classify")
+    assert "behind a colon" in refused(str(tmp_path))
+    assert "got none; there are books, films" in refused(str(tmp_path))
+    assert "got 'music'; there are books, films" in refused(f"{tmp_path}:music")
+
+
+@pytest.mark.parametrize("other", ["notes.md", "notes.txt", "notes.docx", None])
+def test_a_folder_without_columns(other, tmp_path):
+    if other:
+        (tmp_path / other).write_text("# notes")
+    assert "expected files with columns (csv, tsv" in refused(str(tmp_path))
+
+
 def test_csv_keeps_every_byte(tmp_path):
     every = bytes(set(range(1, 256)) - {ord('"')})
     latin, broken = "naïve".encode("latin-1"), b"\xff\xfe\xe2\x82"
@@ -329,13 +351,13 @@ def test_columns_are_found(features, given, picked):
     [
         ({"a": STRING, "label": NUMBER}, ("text", ""), "expected a column 'text', got the columns a, label"),
         ({"a": STRING, "label": NUMBER}, ("", "stars"), "expected a column 'stars', got the columns a, label"),
-        ({"a": STRING, "b": NUMBER}, ("", ""), "classify.label_column: expected one of the columns a, b, got nothing"),
+        ({"a": STRING, "b": NUMBER}, ("", ""), "class .--label-column., got none; columns: a, b"),
         (
             {"a": STRING, "b": STRING, "label": NUMBER},
             ("", ""),
-            "classify.text_column: expected one of the columns a, b, label",
+            "text .--text-column., got none; columns: a, b, label",
         ),
-        ({"a": NUMBER, "label": NUMBER}, ("", ""), "classify.text_column: expected one of the columns a, label"),
+        ({"a": NUMBER, "label": NUMBER}, ("", ""), "text .--text-column., got none; columns: a, label"),
         ({"a": NUMBER, "label": NUMBER}, ("a", ""), "strings or bytes, got 'a'"),
         ({"a": STRING, "label": STRING}, ("label", "label"), "got 'label', the column of the class"),
         ({"a": STRING, "label": datasets.List(NUMBER)}, ("", ""), "one class a row in the column 'label'"),
@@ -422,12 +444,12 @@ def test_a_hub_out_of_reach_is_told_at_once_with_what_to_do(no_network):
 
 
 def test_what_was_downloaded_before_serves_without_a_network(no_network, monkeypatch):
-    def kept(source):
-        assert (source, datasets.config.HF_HUB_OFFLINE) == ("owner/reviews", True)
+    def kept(source, config):
+        assert (source, config, datasets.config.HF_HUB_OFFLINE) == ("owner/reviews", "books", True)
         return {"train": table()}
 
     monkeypatch.setattr(tasks.sources, "_from_repository", kept)
-    assert open_splits("owner/reviews", "text")["train"]["text"][:] == TEXTS
+    assert open_splits("owner/reviews:books", "text")["train"]["text"][:] == TEXTS
     assert datasets.config.HF_HUB_OFFLINE is False
 
 
@@ -461,7 +483,7 @@ def test_the_hub_is_asked_first(hub, monkeypatch):
     assert hub_problem("owner/known", "dataset", "text") == ""
     assert "503" in hub_problem("owner/busy", "dataset", "text")
     assert "no dataset of that name on the Hugging Face hub" in refused("owner/missing")
-    monkeypatch.setattr(tasks.sources, "_from_repository", lambda source: {"train": table()})
+    monkeypatch.setattr(tasks.sources, "_from_repository", lambda *_: {"train": table()})
     assert open_splits("owner/known", "text")["train"]["text"][:] == TEXTS
 
 
