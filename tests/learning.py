@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tasks
 from compare.spec import RunSpec
 from compare.train import Trainer
 from compare.worker import make_task
 
 
-def learns(
+def small_spec(
     task: str,
     seq_len: int,
     options: dict[str, int | float | str | bool] | None = None,
@@ -15,12 +16,10 @@ def learns(
     steps: int,
     batch_size: int = 32,
     lr: float | None = None,
-) -> tuple[float, float]:
-    """Test score of a small model with full attention after so many steps, and the best trivial baseline."""
-    import tasks
-
+) -> RunSpec:
+    """Full attention on a task, its own settings, so many steps, on one thread."""
     defaults = tasks.get(task).defaults
-    spec = RunSpec(
+    return RunSpec(
         variant="full",
         task=task,
         task_options=tuple(sorted((options or {}).items())),
@@ -41,6 +40,10 @@ def learns(
         dtype="float32",
         threads=1,
     )
+
+
+def learns(spec: RunSpec) -> tuple[float, float]:
+    """Test score after training, and the best trivial baseline."""
     trainer = Trainer(spec, make_task(spec))
     trainer.train(lambda done, loss: None)
     return trainer.evaluate("test").score, max(trainer.task.facts["baselines"].values())

@@ -10,7 +10,7 @@ import pytest
 import tasks.classify
 from tasks.baselines import hashed_ngrams, majority, some_rows
 from tasks.classify import Classify, ClassifyConfig
-from tests.learning import learns
+from tests.learning import learns, small_spec
 from tests.task_cases.classify import write_tokenizer
 from tests.task_cases.text import reviews
 
@@ -237,5 +237,5 @@ def test_some_rows_stay_within_their_total():
 @pytest.mark.slow
 def test_a_small_model_learns(tmp_path):
     datasets.Dataset.from_dict(reviews(0, 3000)).to_csv(str(tmp_path / "reviews.csv"))
-    score, _ = learns("classify", 64, {"data": str(tmp_path / "reviews.csv")}, steps=60)
+    score, _ = learns(small_spec("classify", 64, {"data": str(tmp_path / "reviews.csv")}, steps=60))
     assert score > 0.75

@@ -12,7 +12,7 @@ import tasks.digits
 from tasks import Task
 from tasks.base import SPLITS
 from tasks.digits import Digits, deal
-from tests.learning import learns
+from tests.learning import learns, small_spec
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,6 +96,6 @@ def test_provenance_counts_the_labels():
 
 @pytest.mark.slow
 def test_a_small_model_learns():
-    score, baseline = learns("digits", 64, steps=200)
+    score, baseline = learns(small_spec("digits", 64, steps=200))
     assert baseline > 0.9  # logistic regression, which is hard to beat here
     assert score > 0.5

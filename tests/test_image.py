@@ -15,7 +15,7 @@ import pytest
 import tasks.image
 from tasks.base import SPLITS
 from tasks.image import Image, ImageConfig, deal
-from tests.learning import learns
+from tests.learning import learns, small_spec
 from tests.task_cases.image import noise, png, table
 
 
@@ -315,6 +315,6 @@ def coloured(count: int, seed: int):
 @pytest.mark.slow
 def test_a_small_model_learns_from_patches(tmp_path):
     data = save(tmp_path / "data", train=table(*coloured(800, 20)), test=table(*coloured(200, 21)))
-    score, baseline = learns("image", 64, {"data": data}, steps=60)
+    score, baseline = learns(small_spec("image", 64, {"data": data}, steps=60))
     assert baseline < 0.6
     assert score > 0.8

@@ -26,7 +26,7 @@ from tasks.listops import (
     root_keys,
 )
 from tasks.parallel import in_parallel
-from tests.learning import learns
+from tests.learning import learns, small_spec
 
 MEANING = {
     "[MIN": min,
@@ -401,7 +401,7 @@ def test_provenance_counts_the_labels(task):
 def test_a_small_model_learns_more_than_the_root_operator(tmp_path, monkeypatch):
     monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path))
     options = {"samples": 20_000, "min_len": 4}
-    score, _ = learns("listops", 32, options, steps=150, batch_size=64)
+    score, _ = learns(small_spec("listops", 32, options, steps=150, batch_size=64))
     assert score > Listops(32, ListopsConfig(**options)).facts["baselines"]["root operator"] + 0.05
 
 

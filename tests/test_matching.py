@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import tasks.matching
-from compare.spec import RunSpec
 from compare.train import Trainer
 from compare.worker import make_task
 from tasks.bytes import read_corpus
 from tasks.matching import Matching, MatchingConfig, body, chunks, neighbours
+from tests.learning import small_spec
 
 N = 128
 SPLITS = ("train", "validation", "test")
@@ -264,28 +264,7 @@ def test_short_files_are_left_out_and_counted(task):
 @pytest.mark.slow
 def test_a_small_model_can_fit():
     """New files take minutes to learn anything of; 32 pairs by heart take seconds."""
-    d = Matching.defaults
-    spec = RunSpec(
-        variant="full",
-        task="matching",
-        task_options=(("samples", 32),),
-        seq_len=64,
-        seed=0,
-        budget=None,
-        steps=60,
-        batch_size=32,
-        d_model=d.d_model,
-        n_heads=d.n_heads,
-        n_layers=d.n_layers,
-        conv_width=d.conv_width,
-        embedding_std=d.embedding_std,
-        positions=d.positions,
-        lr=d.lr,
-        length_warmup=False,
-        device="cpu",
-        dtype="float32",
-        threads=1,
-    )
+    spec = small_spec("matching", 64, {"samples": 32}, steps=60)
     trained = Trainer(spec, make_task(spec)).train(lambda done, loss: None)
     assert trained["curve"][0]["train_score"] < 0.8
     assert trained["curve"][-1]["train_score"] == 1

@@ -9,7 +9,7 @@ import pytest
 import tasks.needle
 from tasks import IGNORE
 from tasks.needle import GAP, HAY, KEYS, NEEDLES, VALUES, Needle, generate
-from tests.learning import learns
+from tests.learning import learns, small_spec
 
 
 @pytest.fixture(scope="module", params=[32, 101])
@@ -107,5 +107,5 @@ def test_baselines_match_a_search(task):
 @pytest.mark.slow
 def test_full_attention_learns_it(tmp_path, monkeypatch):
     monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path))
-    score, trivial = learns("needle", 32, steps=200, batch_size=64)
+    score, trivial = learns(small_spec("needle", 32, steps=200, batch_size=64))
     assert score > trivial + 0.5

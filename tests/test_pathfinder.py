@@ -12,7 +12,6 @@ from scipy import ndimage
 
 import tasks.pathfinder
 import tasks.pathx
-from compare.spec import RunSpec
 from compare.train import Trainer
 from compare.worker import make_task
 from tasks.pathfinder import (
@@ -28,6 +27,7 @@ from tasks.pathfinder import (
     sketch,
 )
 from tasks.pathx import PathXConfig
+from tests.learning import small_spec
 from tests.task_cases.pathfinder import write_release
 
 
@@ -403,27 +403,7 @@ def test_files_are_dealt_by_their_name():
 def test_a_small_model_fits_a_few_pictures(monkeypatch):
     """To learn what a path is takes far longer than a test; that it can tell these apart shows that they are read."""
     monkeypatch.setattr(tasks.pathfinder, "in_parallel", map)
-    spec = RunSpec(
-        variant="full",
-        task="pathfinder",
-        task_options=(("contour", 6), ("samples", 64)),
-        seq_len=1024,
-        seed=0,
-        budget=None,
-        steps=40,
-        batch_size=4,
-        d_model=64,
-        n_heads=2,
-        n_layers=2,
-        conv_width=None,
-        embedding_std=1.0,
-        positions="sinusoidal",
-        lr=8e-3,
-        length_warmup=False,
-        device="cpu",
-        dtype="float32",
-        threads=1,
-    )
+    spec = small_spec("pathfinder", 1024, {"contour": 6, "samples": 64}, steps=40, batch_size=4, lr=8e-3)
     task = make_task(spec)
     assert set(task.take("train", np.arange(4)).targets.tolist()) == {0, 1}
     monkeypatch.setattr(task, "size", lambda split: 4)

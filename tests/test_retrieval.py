@@ -14,10 +14,9 @@ import torch
 
 import tasks.retrieval
 from compare.measure import saved_bytes
-from compare.spec import RunSpec
 from compare.train import Tally, Trainer
 from tasks.retrieval import BUCKETS, FILES, Retrieval, RetrievalConfig, overlap, pieces
-from tests.learning import learns
+from tests.learning import learns, small_spec
 
 AWKWARD = [
     (b"1.0", b'a stray " quote', b'"one" more'),
@@ -207,27 +206,7 @@ def test_overlap_baseline_finds_what_there_is(tmp_path, related, low, high):
 
 def test_memory_of_both_towers_counts():
     """A pair keeps what two samples of a one-text task keep, apart from the head."""
-    d = Retrieval.defaults
-    spec = RunSpec(
-        variant="full",
-        task="retrieval",
-        seq_len=64,
-        seed=0,
-        budget=None,
-        steps=1,
-        batch_size=8,
-        d_model=d.d_model,
-        n_heads=d.n_heads,
-        n_layers=d.n_layers,
-        conv_width=d.conv_width,
-        embedding_std=1.0,
-        lr=d.lr,
-        positions=d.positions,
-        length_warmup=False,
-        device="cpu",
-        dtype="float32",
-        threads=1,
-    )
+    spec = small_spec("retrieval", 64, steps=1, batch_size=8)
 
     def kept(kind: str, shape: tuple[int, ...]) -> int:
         asked = SimpleNamespace(kind=kind, vocab_size=257, n_features=None, n_classes=2)
@@ -251,5 +230,5 @@ def test_a_small_model_learns(tmp_path):
             texts = ("".join(rng.choices("abcd" + topic * 3, k=rng.randint(40, 64))).encode() for topic in topics)
             pairs.append((b"%d" % (number % 2), *texts))
         write(tmp_path, split, pairs)
-    score, _ = learns("retrieval", 64, {"data": str(tmp_path)}, steps=100)
+    score, _ = learns(small_spec("retrieval", 64, {"data": str(tmp_path)}, steps=100))
     assert score > 0.9

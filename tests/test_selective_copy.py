@@ -10,7 +10,7 @@ import pytest
 import tasks.selective_copy
 from tasks import IGNORE
 from tasks.selective_copy import BLANK, MARKER, SYMBOLS, SelectiveCopy, generate
-from tests.learning import learns
+from tests.learning import learns, small_spec
 
 
 @pytest.fixture(scope="module", params=[48, 64, 259])
@@ -131,5 +131,5 @@ def test_samples_met_before_are_dropped(monkeypatch):
 @pytest.mark.slow
 def test_full_attention_learns_it(tmp_path, monkeypatch):
     monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path))
-    score, trivial = learns("selective_copy", 48, steps=200, batch_size=64)
+    score, trivial = learns(small_spec("selective_copy", 48, steps=200, batch_size=64))
     assert score > trivial + 0.1

@@ -9,7 +9,7 @@ import pytest
 
 import tasks.text
 from tasks.text import Text, TextConfig
-from tests.learning import learns
+from tests.learning import learns, small_spec
 from tests.task_cases.text import FEATURES, imdb
 
 
@@ -135,5 +135,5 @@ def test_without_data_it_asks_the_hub(monkeypatch):
 @pytest.mark.slow
 def test_a_small_model_learns(tmp_path):
     imdb(train=3000, test=500).save_to_disk(str(tmp_path / "imdb"))
-    score, _ = learns("text", 64, {"data": str(tmp_path / "imdb")}, steps=60)
+    score, _ = learns(small_spec("text", 64, {"data": str(tmp_path / "imdb")}, steps=60))
     assert score > 0.75
