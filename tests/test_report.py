@@ -30,7 +30,7 @@ from compare.report.aggregate import (
     learning_curve,
     pareto_front,
 )
-from compare.report.canvas import SOFT, STYLE, choose_styles, folded, shown_name
+from compare.report.canvas import SOFT, STYLE, choose_styles, folded, nice_ticks, shown_name
 from compare.report.charts import (
     SPEED,
     TIME,
@@ -48,7 +48,7 @@ from compare.report.curves import PANEL_FOLD, course_name, course_of
 from compare.report.families import COLOURS, EXTERNAL, colour_of, in_order
 from compare.report.labels import Anchor, Box, place, spread
 from compare.report.summary import summarise
-from compare.report.units import count, seconds, size
+from compare.report.units import count, percent, seconds, size
 from compare.spec import RunSpec
 from compare.worker import new_record
 from tests.make_records import (
@@ -170,7 +170,19 @@ def test_pareto_front_holds_exactly_what_nothing_beats() -> None:
     assert pareto_front([]) == []
 
 
+def test_ticks_are_few_and_never_near_one_another() -> None:
+    for low in (0.003, 1.0, 64e3, 9.5e6):
+        for share in (1.05, 1.3, 1.9, 4.0, 70.0, 1e4, 1e9):
+            ticks = nice_ticks(low, low * share)
+            places = [math.log(tick / low) / math.log(share) for tick in ticks]
+            assert 2 <= len(ticks) <= 9
+            assert min(places) > -1e-9
+            assert max(places) < 1 + 1e-9
+            assert min(b - a for a, b in pairwise(places)) > 0.11
+
+
 def test_units() -> None:
+    assert (percent(-0.0001), percent(0.4567)) == ("0.0\N{NO-BREAK SPACE}%", "45.7\N{NO-BREAK SPACE}%")
     assert [seconds(x).replace("\xa0", " ") for x in (2e-5, 0.0123, 1.6, 600)] == [
         "20 µs",
         "12.3 ms",

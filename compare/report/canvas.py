@@ -33,6 +33,11 @@ TRIVIAL: Dash = (0, (4, 3))
 LEVEL: Dash = (0, (1, 2.5))  # from where a curve ends to the margin
 MARKERS = ("o", "s", "^", "D", "v", "P", "h", "<")
 CONTROL_MARKER = "X"
+TICKS_APART = 0.12  # of an axis, at the least: room for a label
+TICK_STEPS = (
+    *((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)),
+    tuple(np.arange(10, 100) / 10),
+)
 STYLE = {
     "font.size": 10.5,
     "axes.spines.top": False,
@@ -324,14 +329,18 @@ def boxes_along(axes: Axes, points: Sequence[tuple[float, float]]) -> list[Box]:
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
-    """Round positions on a logarithmic axis: at least three of them where that is possible."""
+    """Round positions on a logarithmic axis: three to eight of them where that is possible, none near another."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks: list[float] = []
-    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), tuple(np.arange(10, 100) / 10)):
-        ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
-        if len(ticks) >= 3:
+    apart = (high / low) ** TICKS_APART
+    kept: list[float] = []
+    for steps in TICK_STEPS:
+        kept = []
+        for tick in (step * 10.0**power for power in powers for step in steps):
+            if low <= tick <= high and (not kept or tick >= kept[-1] * apart):
+                kept.append(tick)
+        if len(kept) >= 3:
             break
-    return ticks[:: math.ceil(len(ticks) / 8)] if ticks else [low, high]
+    return kept if len(kept) > 1 else [low, high]
 
 
 def log_ticks(axes: Axes, which: str, ticks: Sequence[float], show: Callable[[float], str]) -> None:

@@ -39,7 +39,7 @@ def count(value: float) -> str:
 
 
 def percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}{SPACE}%"
+    return f"{round(100 * fraction, 1) or 0.0:.1f}{SPACE}%"
 
 
 def plain(value: float) -> str:
