@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -106,6 +108,16 @@ def count_flops(step: Callable[[], object]) -> int:
     with FlopCounterMode(display=False, custom_mapping=CPU_FLASH) as counter:
         step()
     return int(counter.get_total_flops())
+
+
+def between(counted: Mapping[int, float]) -> Callable[[int], float]:
+    """FLOPs per token at any length from those counted at some: a straight line between logarithms.
+
+    Shorter than the shortest costs what the shortest does, longer than the longest what that does.
+    """
+    lengths = sorted(counted)
+    known = np.log([counted[length] for length in lengths])
+    return lambda length: float(np.exp(np.interp(math.log(length), np.log(lengths), known)))
 
 
 def _forward_flops(q: Any, k: Any, *_: Any, **__: Any) -> int:

@@ -12,7 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
+"""2: points of a curve count FLOPs. Older records lack them, and are read all the same."""
 STATUSES = ("ok", "oom", "diverged", "timeout", "unsupported", "error")
 PACKAGES = ("torch", "einops", "datasets", "matplotlib", "accelerate", "rich", "numpy", "xformers")
 Record = dict[str, Any]

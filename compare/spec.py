@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any
 
 Option = int | float | str | bool
 DataId = tuple[str, int, tuple[tuple[str, Option], ...]]
@@ -25,6 +26,9 @@ class RunSpec:
         warmup_steps: optimizer steps over which the learning rate rises; it falls as a cosine to 0 afterwards.
         length_warmup: train the first half at N/16, the next quarter at N/4, both with a quarter of the tokens a
             step, the rest at N: many short steps learn what is local, few long ones what is far.
+        checkpointing: layers are run again in backward instead of kept. compile: through ``torch.compile``.
+        search: it looks for a learning rate: validated, never tested.
+        memory_limit: bytes that the process may hold; None = what the machine has.
         device: ``cpu`` or ``cuda``. dtype: ``float32``, or the autocast type ``bfloat16`` or ``float16``.
         threads: CPU threads of the process.
     """
@@ -53,14 +57,19 @@ class RunSpec:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     length_warmup: bool
+    checkpointing: bool = False
+    compile: bool = False
+    search: bool = False
+    memory_limit: int | None = None
     device: str
     dtype: str
     threads: int
 
     @property
     def run_id(self) -> str:
-        """12 hex digits that name this spec."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+        """12 hex digits that name this spec. A new field leaves it as it is where its default holds."""
+        told = {name: value for name, value in asdict(self).items() if value != DEFAULTS.get(name, ...)}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def data_id(self) -> DataId:
@@ -88,3 +97,7 @@ class RunSpec:
         if not self.length_warmup:
             return [full]
         return [(0.5, self.seq_len // 16, 4 * self.batch_size), (0.75, self.seq_len // 4, self.batch_size), full]
+
+
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(RunSpec) if field.default is not MISSING}
+"""Fields that a spec may leave out, and what they are then."""

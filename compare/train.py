@@ -49,6 +49,7 @@ class Model(nn.Module):
             embedding_std=spec.embedding_std,
             vocab_size=task.vocab_size,
             n_features=task.n_features,
+            checkpointing=spec.checkpointing,
         )
         self.head: TokenHead | PairHead | ClassificationHead
         if task.kind == "token":
@@ -136,6 +137,7 @@ class Trainer:
             cpu=self.spec.device == "cpu",
             mixed_precision=MIXED_PRECISION[self.spec.dtype],
             gradient_accumulation_steps=self.spec.accumulate,
+            dynamo_backend="inductor" if self.spec.compile else "no",
         )
         self.device: torch.device = self.accelerator.device
         model = Model(self.spec, self.task)
@@ -180,22 +182,25 @@ class Trainer:
         scores = {name: tally.read()[1] for name, tally in slices.items() if tally.count}
         return Evaluation(*total.read(), total.count, scores)
 
-    def train(self, on_progress: Callable[[float, float], None]) -> dict[str, Any]:
+    def train(
+        self, on_progress: Callable[[float, float], None], flops_per_token: Callable[[int], float] = lambda _: 0.0
+    ) -> dict[str, Any]:
         """Train to the end of the budget.
 
         Args:
             on_progress: called with the share done, 0 to 1, and the latest mean loss.
+            flops_per_token: of forward and backward, at a length.
 
         Returns:
-            steps, seconds and tokens trained, and the seconds of these in which batches were made; the curve; the last
-            validation's loss and score. Time spent on validation is not training time.
+            steps, seconds, tokens and FLOPs trained, and the seconds of these in which batches were made; the curve;
+            the last validation's loss and score. Time spent on validation is not training time.
 
         Raises:
             DivergedError: the loss is not finite.
         """
         spec = self.spec
         curve: list[dict[str, Any]] = []
-        step, tokens, seconds, loading, validating = 0, 0, 0.0, 0.0, 0.0
+        step, tokens, flops, seconds, loading, validating = 0, 0, 0.0, 0.0, 0.0, 0.0
         tally, length = Tally(self.task.kind), 0
         batches: Iterator[Batch] = iter(())
         self.model.train()
@@ -211,6 +216,7 @@ class Trainer:
                 batch = next(batches)
                 loading += time.perf_counter() - begun
                 tokens += count_tokens(batch)
+                flops += count_tokens(batch) * flops_per_token(length_of(batch))
                 self.step(self.to_device(batch), tally)
             synchronise(self.device)
             seconds += time.perf_counter() - start
@@ -220,8 +226,8 @@ class Trainer:
                 continue
             loss, score = tally.read()
             tally = Tally(self.task.kind)
-            point: dict[str, Any] = {"step": step, "seconds": round(seconds, 3), "tokens": tokens, "seq_len": length}
-            point |= {"train_loss": loss, "train_score": score, "val_loss": None, "val_score": None}
+            point: dict[str, Any] = {"step": step, "seconds": round(seconds, 3), "tokens": tokens, "flops": flops}
+            point |= {"seq_len": length, "train_loss": loss, "train_score": score, "val_loss": None, "val_score": None}
             validated = sum(p["val_loss"] is not None for p in curve)
             if done >= 1 or (done * VALIDATIONS >= validated + 1 and validating <= VALIDATION_SHARE * seconds):
                 begun = time.perf_counter()
@@ -235,10 +241,16 @@ class Trainer:
             "train_seconds": seconds,
             "loader_seconds": loading,
             "train_tokens": tokens,
+            "train_flops": flops,
             "curve": curve,
             "val_loss": curve[-1]["val_loss"],
             "val_score": curve[-1]["val_score"],
         }
+
+
+def length_of(batch: Batch) -> int:
+    """N, padding included."""
+    return int(batch.inputs.shape[-1 if batch.inputs.dtype == np.int64 else 1])
 
 
 def count_tokens(batch: Batch) -> int:

@@ -19,6 +19,8 @@ from compare.record import SCHEMA, Record, now
 from compare.spec import RunSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from compare.train import Trainer
     from tasks import Batch, Task
 
@@ -49,12 +51,15 @@ def main() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     spec = RunSpec.from_json(sys.stdin.read())
     if spec.device == "cpu":
-        limit_memory()
+        limit_memory(spec.memory_limit)
     events.send({"record": run(spec, events)})
 
 
-def limit_memory() -> None:
-    """Let an allocation that does not fit fail in this process, before the system kills one of its choice."""
+def limit_memory(limit: int | None = None) -> None:
+    """Let an allocation that does not fit fail in this process, before the system kills one of its choice.
+
+    limit: bytes of data this process may hold, its libraries included; None = nearly all that is free.
+    """
     adjust = Path("/proc/self/oom_score_adj")
     info = Path("/proc/meminfo")
     if not (adjust.exists() and info.exists()):
@@ -63,7 +68,8 @@ def limit_memory() -> None:
 
     adjust.write_text("1000")
     available = next(line for line in info.read_text().splitlines() if line.startswith("MemAvailable"))
-    limit = int(int(available.split()[1]) * 1024 * 0.95)
+    free = int(int(available.split()[1]) * 1024 * 0.95)
+    limit = free if limit is None else min(limit, free)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
@@ -112,6 +118,9 @@ def work(spec: RunSpec, record: Record, events: Events) -> None:
     from compare.train import Trainer
 
     torch.set_num_threads(spec.threads)
+    if spec.device == "cuda" and spec.memory_limit:
+        share = spec.memory_limit / torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share))
     if spec.dtype == "float16" and spec.device == "cpu":
         raise NotImplementedError("float16 training needs a GPU; use bfloat16 or float32 on a CPU")
     events.phase("preparing data")
@@ -122,13 +131,15 @@ def work(spec: RunSpec, record: Record, events: Events) -> None:
     record["data_notes"] = facts["notes"]
 
     events.phase("measuring")
-    measure_costs(Trainer(spec, task), record)
+    flops_per_token = measure_costs(Trainer(spec, task), record)
     if spec.steps == 0:
         return
 
     events.phase("training", 0.0)
     trainer = Trainer(spec, task)
-    record |= trainer.train(lambda done, loss: events.phase("training", done, loss))
+    record |= trainer.train(lambda done, loss: events.phase("training", done, loss), flops_per_token)
+    if spec.search:
+        return
     found = trainer.evaluate("test", lambda: events.phase("testing"))
     record |= {"test_loss": found.loss, "test_score": found.score, "test_size": found.size}
     if found.slices:
@@ -142,8 +153,12 @@ def make_task(spec: RunSpec) -> Task:
     return kind(spec.seq_len, kind.config_type(**dict(spec.task_options)))
 
 
-def measure_costs(trainer: Trainer, record: Record) -> None:
-    """Kernel, parameters, time, memory and FLOPs of one micro-batch at full length, before any training."""
+def measure_costs(trainer: Trainer, record: Record) -> Callable[[int], float]:
+    """Kernel, parameters, time, memory and FLOPs of one micro-batch at full length, before any training.
+
+    Returns:
+        FLOPs per token of forward and backward, at any length that comes up in training.
+    """
     import torch
 
     from compare import measure
@@ -173,12 +188,22 @@ def measure_costs(trainer: Trainer, record: Record) -> None:
     step()
     record["peak_memory_bytes"] = measure.peak_memory(step, device)
     record["saved_bytes"] = measure.saved_bytes(lambda: Tally(task.kind).add(*trainer.forward(batch)), trainer.model)
-    record["flops"] = measure.count_flops(step)
+    record["flops"] = measure.count_flops(forward_backward)
     warm_up = 3 if device.type == "cuda" else 1
     for name, fn in (("forward", forward), ("forward_backward", forward_backward), ("step", step)):
         timing = measure.time_it(fn, device, warm_up=warm_up)
         record[f"{name}_seconds"], record[f"{name}_seconds_spread"] = timing.median, list(timing.spread)
     record["tokens_per_second"] = count_tokens(first) / record["step_seconds"]
+
+    lengths = {length for _, length, _ in spec.phases()} - {spec.seq_len}
+    if task.sample_lengths("train") is not None:
+        lengths |= {max(1, spec.seq_len // 4), max(1, spec.seq_len // 16)} - {spec.seq_len}
+    counted = {spec.seq_len: record["flops"] / count_tokens(first)}
+    for length in lengths:
+        part = cut(first, length)
+        batch = trainer.to_device(part)
+        counted[length] = measure.count_flops(forward_backward) / count_tokens(part)
+    return measure.between(counted)
 
 
 def at_full_length(batch: Batch, seq_len: int) -> Batch:
@@ -196,6 +221,14 @@ def at_full_length(batch: Batch, seq_len: int) -> Batch:
     if targets.shape == batch.inputs.shape:
         targets = np.pad(targets, grown, constant_values=IGNORE)
     return Batch(np.pad(batch.inputs, grown), targets, np.pad(padding, grown, constant_values=True))
+
+
+def cut(batch: Batch, length: int) -> Batch:
+    """The first positions of a batch of tokens."""
+    from tasks import Batch
+
+    targets = batch.targets[..., :length] if batch.targets.shape == batch.inputs.shape else batch.targets
+    return Batch(batch.inputs[..., :length], targets, None if batch.padding is None else batch.padding[..., :length])
 
 
 def explain(error: Exception) -> tuple[str, str]:

@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from compare.arguments import run_parser
+from compare.plan import UsageError
 from compare.record import append_record, read_records
 from compare.run import run_all, run_one
-from compare.spec import RunSpec
+from compare.spec import DEFAULTS, RunSpec
 from compare.worker import record_of_crash
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +86,7 @@ def test_a_record_holds_what_is_promised(finished) -> None:
     assert 0 <= record["test_score"] <= 1
     assert record["metric"] == "accuracy"
     assert all(0 <= score <= 1 for score in record["baselines"].values())
+    assert record["train_flops"] == pytest.approx(2 * record["flops"])
     for field in ("params", "tokens_per_second", "step_seconds", "saved_bytes", "flops", "test_size", "wall_seconds"):
         assert record[field] > 0, field
     for field in ("forward_seconds", "forward_backward_seconds", "step_seconds"):
@@ -231,6 +234,26 @@ def test_spec_round_trips_and_names_itself() -> None:
     assert len({spec.run_id, SPEC.run_id, replace(SPEC, seed=1).run_id}) == 3
 
 
+def test_a_new_field_leaves_the_names_of_runs_as_they_are() -> None:
+    """As of before the fields had defaults: what is left out of the name is what holds anyway."""
+    assert SPEC.run_id == replace(SPEC, **DEFAULTS).run_id
+    for change in ({"compile": True}, {"checkpointing": True}, {"memory_limit": 2**30}, {"search": True}):
+        assert replace(SPEC, **change).run_id != SPEC.run_id
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("16GB", 2**34), ("512 MiB", 2**29), ("1.5g", 3 * 2**29), ("4096", 4096), ("8kb", 8192)]
+)
+def test_sizes_of_memory(text: str, size: int) -> None:
+    assert run_parser().parse_args(["--memory-limit", text]).memory_limit == size
+
+
+@pytest.mark.parametrize("text", ["0", "-1GB", "16XB", "much", ""])
+def test_what_is_no_size_of_memory(text: str) -> None:
+    with pytest.raises(UsageError, match="expected a size as 500MB or 16GB"):
+        run_parser().parse_args([f"--memory-limit={text}"])
+
+
 def test_length_warmup_ends_at_full_length() -> None:
     spec = replace(SPEC, seq_len=8192, batch_size=2, length_warmup=True)
     assert spec.phases() == [(0.5, 512, 8), (0.75, 2048, 2), (1.0, 8192, 2)]
@@ -243,6 +266,11 @@ def test_training_goes_through_the_lengths() -> None:
     assert record["status"] == "ok", record["reason"]
     assert [p["seq_len"] for p in record["curve"]] == [32] * 4 + [128] * 2 + [512] * 2
     assert record["train_tokens"] == 4 * 8 * 32 + 2 * 2 * 128 + 2 * 2 * 512
+    done = [p["flops"] for p in record["curve"]]
+    at_full_length = record["flops"] / (2 * 512)  # a token
+    assert done[-1] == record["train_flops"]
+    assert done[-1] - done[-2] == pytest.approx(at_full_length * 2 * 512)
+    assert 0.1 * at_full_length < done[0] / (8 * 32) < at_full_length
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel to end the worker with its parent")
@@ -359,7 +387,8 @@ def test_help_is_quick_and_does_not_import_torch() -> None:
     assert time.perf_counter() - start < 1
     assert done.returncode == 0
     assert "--variants" in done.stdout
-    code = "import sys\nfrom compare.__main__ import parser\nparser().format_help()\nsys.exit('torch' in sys.modules)"
+    code = "import sys; from compare.arguments import run_parser; run_parser().format_help()"
+    code += "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
@@ -433,7 +462,6 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_the_example_of_contributing_runs_from_its_own_folder(module: Path) -> None:
-    from compare.__main__ import parser
     from compare.plan import make_specs
 
     words = [*TINY, "--variants", "my_module:MyAttention", "--set", "my_attention.scale=5", "--no-control"]
@@ -446,7 +474,7 @@ def test_the_example_of_contributing_runs_from_its_own_folder(module: Path) -> N
     assert "my_module:MyAttention" in (module.parent / "out" / "report.html").read_text()
 
     command = record["command"].removeprefix("python -m compare ").split()
-    (spec,) = make_specs(parser().parse_args(command), "cpu", record["spec"]["threads"])
+    (spec,) = make_specs(run_parser().parse_args(command), "cpu", record["spec"]["threads"])
     assert spec.run_id == record["run_id"], "the command of the record repeats another run"
     said = Console(file=io.StringIO())
     assert run_all([spec], module.parent / "out" / "records.jsonl", said, {}) == [record]

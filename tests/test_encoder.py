@@ -8,8 +8,9 @@ import sys
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from compare.measure import saved_bytes
 from zoo import Encoder, MultiHeadAttention, available
 from zoo.attention.linformer import LinformerConfig
 from zoo.attention.reformer import ReformerConfig
@@ -230,3 +231,24 @@ def test_the_names_a_user_imports() -> None:
 
     assert set(zoo.__all__) == {"Encoder", "MultiHeadAttention", "available", "describe", "register"}
     assert {"full", "naive", "linformer", "reformer", "block_sparse", "xformers", "none"} <= set(available())
+
+
+def test_checkpointing_changes_memory_and_nothing_else(name: str) -> None:
+    def trained(*, checkpointing: bool) -> tuple[list[Tensor], list[Tensor], int]:
+        torch.manual_seed(0)
+        encoder = Encoder(
+            name, d_model=16, n_heads=2, n_layers=4, max_len=48, vocab_size=9, checkpointing=checkpointing
+        )
+        tokens = torch.randint(9, (3, 48))
+        mask = torch.arange(48) >= torch.tensor([48, 30, 7])[:, None]
+        kept = saved_bytes(lambda: encoder(tokens, key_padding_mask=mask), encoder)
+        torch.manual_seed(1)
+        for _ in range(2):
+            encoder(tokens, key_padding_mask=mask).square().mean().backward()
+        return [p.grad for p in encoder.parameters()], [b.clone() for b in encoder.buffers()], kept
+
+    grads, buffers, kept = trained(checkpointing=False)
+    again, buffers_again, kept_again = trained(checkpointing=True)
+    torch.testing.assert_close(again, grads, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(buffers_again, buffers)
+    assert 4 * 3 * 48 * 16 * 4 <= kept_again < kept / 2

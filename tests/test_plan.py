@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 
 import tasks
-from compare.__main__ import parser
+from compare.arguments import run_parser
 from compare.plan import DEFAULT_BUDGET, UsageError, choose_tasks, make_specs
 from compare.run import reproduce
 from compare.spec import RunSpec
 
 
 def chosen(*words: str) -> list[tuple[str, int, float]]:
-    return choose_tasks(parser().parse_args(list(words)))
+    return choose_tasks(run_parser().parse_args(list(words)))
 
 
 def specs(*words: str) -> list[RunSpec]:
-    return make_specs(parser().parse_args(list(words)), "cpu", 2)
+    return make_specs(run_parser().parse_args(list(words)), "cpu", 2)
 
 
 def test_a_task_has_its_own_length_and_lengths_given_count_for_all() -> None:

@@ -19,6 +19,7 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from compare.report import write_report, write_report_many
+from compare.report.accuracy import SPEED, WEIGHT, Against, accuracy_chart, near_baselines
 from compare.report.aggregate import (
     Estimate,
     Group,
@@ -31,22 +32,11 @@ from compare.report.aggregate import (
     pareto_front,
 )
 from compare.report.canvas import SOFT, STYLE, choose_styles, folded, nice_ticks, shown_name
-from compare.report.charts import (
-    SPEED,
-    TIME,
-    WEIGHT,
-    Against,
-    accuracy_chart,
-    cost_against_length,
-    learning_curves,
-    length_series,
-    near_baselines,
-    plan,
-    write_charts,
-)
-from compare.report.curves import PANEL_FOLD, course_name, course_of
+from compare.report.charts import plan, write_charts
+from compare.report.curves import PANEL_FOLD, course_name, course_of, learning_curves
 from compare.report.families import COLOURS, EXTERNAL, colour_of, in_order
 from compare.report.labels import Anchor, Box, place, spread
+from compare.report.lengths import TIME, cost_against_length, length_series
 from compare.report.summary import summarise
 from compare.report.units import count, percent, seconds, size
 from compare.spec import RunSpec

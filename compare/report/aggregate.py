@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from compare.spec import DEFAULTS
+
 from .families import CONTROL_FAMILY, UNKNOWN_FAMILY
 
 Record = dict[str, Any]
@@ -323,7 +325,7 @@ def group_records(sources: Sequence[Source]) -> list[Group]:
         machine = machine_line(source.environment)
         machines.setdefault(machine, source.environment)
         for record in source.records:
-            spec = as_mapping(record.get("spec"))
+            spec = DEFAULTS | as_mapping(record.get("spec"))
             conditions = {key: value for key, value in spec.items() if key not in PER_ROW}
             conditions |= dict(as_pairs(conditions.pop("task_options", None)))
             own = {key: value for key, value in spec.items() if key in {"options", "lr"}}

@@ -343,6 +343,12 @@ def nice_ticks(low: float, high: float) -> list[float]:
     return kept if len(kept) > 1 else [low, high]
 
 
+def memory_ticks(low: float, high: float) -> list[float]:
+    """Powers of two, at most eight of them."""
+    powers = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
+    return [2.0**power for power in powers[:: max(1, math.ceil(len(powers) / 8))]] or nice_ticks(low, high)
+
+
 def log_ticks(axes: Axes, which: str, ticks: Sequence[float], show: Callable[[float], str]) -> None:
     """Make one axis ("x" or "y") logarithmic, with these ticks and no others."""
     axes.set(**{f"{which}scale": "log"})

@@ -1,0 +1,157 @@
+"""What the command line takes. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import NoReturn
+
+from compare.plan import CONTROL, DEFAULT_BUDGET, UsageError
+
+EPILOG = """other commands:
+  python -m compare list             backends and tasks, with traits and cost
+  python -m compare list NAME        all about one backend, its options explained
+  python -m compare report DIR ...   draw charts and pages again, from records alone
+
+examples:
+  python -m compare --variants full,linformer --seq-len 8192
+  python -m compare --variants all --tasks mqar --seq-len 256 --seeds 3 --budget 60
+  python -m compare --variants full,linformer --set linformer.rank=128 --steps 500
+  python -m compare --variants all --seq-len 512,1024,2048,4096 --batch-size 1 --steps 0
+  python -m compare --variants full,linear,performer --tasks quick
+  python -m compare --variants full,linear --task classify --data reviews.csv --label-column stars --seq-len 1024
+  python -m compare --variants full,my_module:MyAttention --set my_attention.scale=5
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (python -m compare --help lists the options)")
+
+
+def run_parser() -> Parser:
+    """Of ``python -m compare`` itself."""
+    run = Parser(
+        prog="python -m compare",
+        description="Train and measure attention variants under the same conditions, and chart what came out.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = run.add_argument_group("what to compare")
+    what.add_argument(
+        "--variants",
+        default="full,linformer",
+        metavar="A,B",
+        help="names, module:Class of your own, or all (%(default)s)",
+    )
+    what.add_argument(
+        "--tasks",
+        "--task",
+        default="bytes",
+        metavar="A,B",
+        help="names, suites (quick, lra, diagnostics), or all (%(default)s)",
+    )
+    what.add_argument(
+        "--seq-len", type=positive_list, metavar="N,M", help="lengths, for every task (each task's own; bytes: 8192)"
+    )
+    what.add_argument("--seeds", type=positive, default=1, metavar="K", help="seeds 0 to K-1; 3 or more to rank (1)")
+    what.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME.OPTION=VALUE",
+        help="change an option of a variant or a task; again for more",
+    )
+    what.add_argument("--no-control", action="store_true", help=f"do not add the {CONTROL!r} control to the variants")
+
+    data = run.add_argument_group("data of your own (--task classify), or a public data set that lies on this machine")
+    data.add_argument("--data", metavar="PATH", help="a file (csv, tsv, jsonl, parquet, arrow), a folder, or a hub id")
+    data.add_argument("--text-column", metavar="NAME", help="of the text (the only column of text, where there is one)")
+    data.add_argument("--label-column", metavar="NAME", help="of the class (the column label, where there is one)")
+    data.add_argument(
+        "--tokenizer", metavar="NAME", help="a tokenizer.json, a folder, or a hub id (bytes are the tokens)"
+    )
+
+    train = run.add_argument_group("training, the same for every variant (defaults depend on the task)")
+    length = train.add_mutually_exclusive_group()
+    length.add_argument(
+        "--budget",
+        type=positive_float,
+        metavar="SECONDS",
+        help=f"training time of each run ({DEFAULT_BUDGET:g}; a suite's own)",
+    )
+    length.add_argument(
+        "--steps", type=natural, metavar="K", help="optimizer steps of each run, not a budget; 0 measures cost alone"
+    )
+    train.add_argument("--batch-size", type=positive, metavar="B", help="samples in a micro-batch at full length")
+    train.add_argument("--accumulate", type=positive, default=1, metavar="K", help="micro-batches in a step (1)")
+    train.add_argument("--lr", type=positive_float, metavar="RATE", help="peak learning rate")
+    train.add_argument("--d-model", type=positive, metavar="C", help="width of the encoder")
+    train.add_argument("--n-heads", type=positive, metavar="H", help="attention heads")
+    train.add_argument("--n-layers", type=positive, metavar="L", help="encoder layers")
+    train.add_argument(
+        "--positions",
+        choices=("sinusoidal", "learned", "rotary", "none"),
+        help="position embedding (rotary; sinusoidal for pictures)",
+    )
+    train.add_argument(
+        "--length-warmup",
+        action=argparse.BooleanOptionalAction,
+        help="train half the time at N/16, a quarter at N/4, the rest at N (where the task allows it, from N 2048)",
+    )
+
+    add_switches(run)
+
+    where = run.add_argument_group("where")
+    where.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
+    where.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (results/DATE-TIME)")
+    where.add_argument("--resume", action="store_true", help="continue in --out: runs with a record are not repeated")
+    return run
+
+
+def add_switches(parser: Parser) -> None:
+    """What every variant is given alike and what changes its cost."""
+    same = parser.add_argument_group("switches, the same for every variant")
+    same.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)")
+    same.add_argument("--checkpointing", action="store_true", help="run layers again in backward, not keep them")
+    same.add_argument("--compile", action="store_true", help="torch.compile (compiling counts as training time)")
+    same.add_argument(
+        "--memory-limit", type=memory, metavar="SIZE", help="what a run may hold, as 16GB; beyond it is an oom row"
+    )
+
+
+def memory(text: str) -> int:
+    """Bytes; KB, MB, GB and TB, with or without an i or the B, are powers of 1024."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])i?)?b?", text.strip().lower())
+    size = float(found[1]) * 1024 ** " kmgt".index(found[2] or " ") if found else 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"expected a size as 500MB or 16GB, got {text!r}")
+    return int(size)
+
+
+def positive(text: str) -> int:
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+
+
+def natural(text: str) -> int:
+    return 0 if text == "0" else positive(text)
+
+
+def positive_list(text: str) -> list[int]:
+    return list(dict.fromkeys(positive(part.strip()) for part in text.split(",")))
+
+
+def positive_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if 0 < value < float("inf"):
+        return value
+    raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")

@@ -1,0 +1,232 @@
+"""Test accuracy against what it costs: speed, memory."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
+
+from .aggregate import ENOUGH_SEEDS, Estimate, Group, Row, pareto_front
+from .canvas import (
+    DPI,
+    FAINT,
+    INK,
+    SMALL,
+    SOFT,
+    TRIVIAL,
+    WIDTH,
+    MarginLabel,
+    Name,
+    Sheet,
+    Style,
+    baseline_texts,
+    box_along,
+    boxes_along,
+    draw_baselines,
+    draw_margin,
+    draw_names,
+    fallback_notes,
+    figure_of,
+    folded,
+    log_ticks,
+    margin_width,
+    memory_ticks,
+    nice_ticks,
+    score_axis,
+    shown_name,
+)
+from .units import plain, size
+
+LARGEST_MARKER = 520.0  # square points, where few variants are shown
+PLAIN_MARKER = 80.0
+
+
+@dataclass(frozen=True)
+class Against:
+    """What accuracy is drawn against: a field of the records, in words, and how to write its values."""
+
+    field: str
+    stem: str
+    words: str
+    axis: str
+    show: Callable[[float], str]
+    more_is_better: bool
+
+
+SPEED = Against(
+    *("tokens_per_second", "accuracy_speed", "training speed"),
+    "training speed, tokens per second (logarithmic; further right is faster)",
+    plain,
+    more_is_better=True,
+)
+WEIGHT = Against(
+    *("peak_memory_bytes", "accuracy_memory", "peak memory"),
+    "peak memory of a training step (logarithmic; further left is lighter)",
+    size,
+    more_is_better=False,
+)
+
+
+def seeds_note(estimates: Mapping[str, Estimate]) -> str:
+    counts = {name: found.n for name, found in estimates.items()}
+    few = [name for name, n in counts.items() if n < ENOUGH_SEEDS]
+    usual = max(counts.values())
+    text = f"Mean of {usual} seeds; bars: 95 % t interval." if usual > 1 else "One seed, so no intervals."
+    if odd := [f"{name} {n}" for name, n in counts.items() if n != usual]:
+        text += f" Other seed counts: {', '.join(odd)}."
+    if few:
+        text += f" Fewer than {ENOUGH_SEEDS} seeds ({', '.join(few) if len(few) < len(counts) else 'all'}): no ranking."
+    return text
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where one row stands on a chart of accuracy."""
+
+    row: Row
+    cost: Estimate
+    score: Estimate
+    memory: Estimate | None
+
+
+def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) -> Figure | None:
+    spots = [
+        Spot(row, cost, score, row.over_seeds("peak_memory_bytes") if against is SPEED else None)
+        for row in group.rows
+        if (score := row.over_seeds("test_score")) and (cost := row.over_seeds(against.field))
+    ]
+    spots = [spot for spot in spots if spot.cost.mean > 0]
+    if not spots:
+        return None
+    sign = 1 if against.more_is_better else -1
+    attending = [spot for spot in spots if not spot.row.is_control]
+    front = [attending[i] for i in pareto_front([(sign * s.cost.mean, s.score.mean) for s in attending])]
+
+    baselines = baseline_texts(group)
+    plot = max(390.0, 26.0 * len(spots))
+    sheet = Sheet(
+        f"Test {group.metric} against {against.words}: {group.title}",
+        group.machine,
+        accuracy_notes(group, against, spots, front),
+        [spot.row for spot in spots],
+        body=plot + 86 + 40 * any(spot.memory for spot in spots),
+    )
+    bottom = 62 + 40 * any(spot.memory for spot in spots)
+    axes = sheet.axes(78, bottom, WIDTH - 78 - margin_width(list(baselines.values())), plot)
+    means = [spot.cost.mean for spot in spots]
+    edges = [edge for spot in spots for edge in ends(spot.cost)]
+    low, high = max(min(edges), min(means) / 1.6), min(max(edges), max(means) * 1.6)
+    pad = max((high / low) ** 0.12, 1.25)
+    low, high = low / pad, high * pad
+    axes.set_xlim(low, high)
+    log_ticks(axes, "x", memory_ticks(low, high) if against is WEIGHT else nice_ticks(low, high), against.show)
+    scores = [edge for spot in spots for edge in ends(spot.score)]
+    shown, far = near_baselines(group.baselines, scores)
+    score_axis(axes, f"test {group.metric}, %", [*scores, *shown.values()])
+    axes.set_xlabel(against.axis)
+
+    names, marks, lines = [], [], []
+    largest = LARGEST_MARKER if len(spots) <= 12 else LARGEST_MARKER / 2
+    heaviest = max((spot.memory.mean for spot in spots if spot.memory), default=0.0)
+    for spot in sorted(spots, key=lambda spot: -(spot.memory.mean if spot.memory else 0)):
+        style = styles[spot.row.name]
+        x, y = spot.cost.mean, spot.score.mean
+        area = largest * spot.memory.mean / heaviest if spot.memory else 30.0 if against is SPEED else PLAIN_MARKER
+        scale, reach = marker_shape(style.marker)
+        face = "none" if against is SPEED and not spot.memory else style.colour
+        axes.scatter(
+            *([x], [y], area * scale),
+            marker=style.marker,
+            facecolor=face,
+            edgecolor=style.colour if face == "none" else "white",
+            alpha=0.85,
+            linewidth=0.8,
+            zorder=3,
+        )
+        for error, (start, end) in (
+            (spot.score, ((x, y - (spot.score.half or 0)), (x, y + (spot.score.half or 0)))),
+            (spot.cost, ((max(ends(spot.cost)[0], low), y), (min(ends(spot.cost)[1], high), y))),
+        ):
+            if error.half:
+                axes.plot(*zip(start, end, strict=True), color=style.colour, linewidth=1.2, alpha=0.6, zorder=2.5)
+                lines.append(box_along(axes, start, end))
+        radius = reach * math.sqrt(area * scale) * DPI / 72 + 1
+        names.append(Name(folded(shown_name(spot.row)), x, y, radius, style.colour, style.weight))
+    if len(front) > 1:
+        corners = [(spot.cost.mean, spot.score.mean) for spot in front]
+        axes.plot(*zip(*corners, strict=True), color=INK, linewidth=0.9, alpha=0.6, zorder=2)
+        lines += boxes_along(axes, corners)
+    below = [MarginLabel(None, axes.get_ylim()[0], baselines[name], Style(SOFT, TRIVIAL, "v")) for name in far]
+    draw_margin(axes, [*draw_baselines(axes, shown, baselines), *below])
+    marks += [box_along(axes, (low, value), (high, value)) for value in shown.values()]
+    draw_names(axes, names, marks, lines)
+    draw_size_legend(axes, [spot.memory.mean for spot in spots if spot.memory], largest)
+    return sheet.figure
+
+
+def near_baselines(baselines: Mapping[str, float], scores: Sequence[float]) -> tuple[dict[str, float], list[str]]:
+    """The best trivial predictor and those it is worth to stretch the axis for; the names of those far below."""
+    best = max(baselines.values(), default=0.0)
+    low, high = min([*scores, best]), max([*scores, best])
+    near = {name: value for name, value in baselines.items() if low - value <= 0.4 * (high - low) or value == best}
+    return near, [name for name in baselines if name not in near]
+
+
+def accuracy_notes(group: Group, against: Against, spots: Sequence[Spot], front: Sequence[Spot]) -> list[str]:
+    notes = [seeds_note({spot.row.name: spot.score for spot in spots})]
+    if group.test_size:
+        half = max(group.test_noise(spot.score.mean) for spot in spots)
+        notes[0] += f" Test set: {plain(group.test_size)} predictions, ± {100 * half:.1f} points by itself (binomial)."
+    drawn = {spot.row.name for spot in spots}
+    if missing := [f"{row.name} ({row.status})" for row in group.rows if row.name not in drawn]:
+        notes.append(f"Not drawn, for lack of a score or a value: {', '.join(missing)}.")
+    if against is SPEED and (unweighed := [spot.row.name for spot in spots if not spot.memory]):
+        notes.append(f"Hollow: peak memory not measured ({', '.join(unweighed)}).")
+    if far := near_baselines(group.baselines, [edge for spot in spots for edge in ends(spot.score)])[1]:
+        notes.append(f"Far below the axis, hence not drawn: {', '.join(far)}.")
+    if len(front) > 1:
+        notes.append("Thin line: Pareto front, the control left out.")
+    return notes + fallback_notes([spot.row for spot in spots])
+
+
+@cache
+def marker_shape(marker: str) -> tuple[float, float]:
+    """What to scale a marker's size by so that all shapes have a circle's area, and its reach in units of that size."""
+    style = MarkerStyle(marker)
+    (outline,) = style.get_path().transformed(style.get_transform()).to_polygons()
+    x, y = np.array(outline).T
+    area = abs(float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]))) / 2
+    return math.pi / 4 / area, float(np.abs(outline).max())
+
+
+def ends(found: Estimate) -> tuple[float, float]:
+    half = found.half or 0.0
+    return found.mean - half, found.mean + half
+
+
+def draw_size_legend(axes: Axes, memories: Sequence[float], largest: float) -> None:
+    """Below the axes: sample markers with their memory."""
+    if not memories:
+        return
+    heaviest, lightest = max(memories), min(memories)
+    samples = {2.0 ** round(math.log2(value)) for value in (heaviest, math.sqrt(heaviest * lightest), lightest)}
+    samples = samples if len(samples) > 1 else samples | {value / 4 for value in samples}
+    handles = [
+        axes.scatter([], [], s=largest * value / heaviest, color=FAINT, alpha=0.75, label=size(value))
+        for value in sorted(samples)
+    ]
+    box = axes.get_position()
+    figure_of(axes).legend(
+        handles=[axes.scatter([], [], s=0, label="marker area, peak memory:"), *handles],
+        loc="upper left",
+        bbox_to_anchor=(box.x0 - 0.03, box.y0 - 48 / figure_of(axes).bbox.height),
+        ncols=1 + len(handles),
+        frameon=False,
+        fontsize=SMALL,
+        handletextpad=0.7,
+        columnspacing=1.6,
+    )
