@@ -187,7 +187,7 @@ def _from_repository(source: str, config: str | None) -> Mapping[str, Table]:
     try:
         builder = datasets.load_dataset_builder(source, config)
     except (DataFilesNotFoundError, EmptyDatasetError):
-        raise ValueError(f"expected files with columns ({kinds}), got none") from None
+        raise ValueError(f"expected files with columns ({kinds}), got others only, or none") from None
     except ValueError:
         known = datasets.get_dataset_config_names(source)
         if config in known or (config is None and len(known) < 2):
@@ -197,8 +197,8 @@ def _from_repository(source: str, config: str | None) -> Mapping[str, Table]:
             f"expected one of its configurations behind a colon ({source}:{known[0]}), got {got}; "
             f"there are {', '.join(known)}"
         ) from None
-    if (kind := type(builder).__module__.rpartition(".")[2]) not in BUILDERS:
-        raise ValueError(f"expected files with columns ({kinds}), got {kind}")
+    if type(builder).__module__.rpartition(".")[2] not in BUILDERS:
+        raise ValueError(f"expected files with columns ({kinds}), got others only, or none")
     if isinstance(builder.config, CsvConfig):
         files = datasets.DownloadManager().download({str(k): list(v) for k, v in builder.config.data_files.items()})
         return _from_csv(files, builder.config.sep)

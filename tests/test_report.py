@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from compare.report.aggregate import (
     learning_curve,
     pareto_front,
 )
-from compare.report.canvas import SOFT, STYLE, choose_styles, folded, nice_ticks, shown_name
+from compare.report.canvas import SOFT, STYLE, choose_styles, folded, memory_ticks, nice_ticks, shown_name
 from compare.report.charts import plan, write_charts
 from compare.report.curves import PANEL_FOLD, course_name, course_of, learning_curves
 from compare.report.families import COLOURS, EXTERNAL, colour_of, in_order
@@ -160,10 +161,11 @@ def test_pareto_front_holds_exactly_what_nothing_beats() -> None:
     assert pareto_front([]) == []
 
 
-def test_ticks_are_few_and_never_near_one_another() -> None:
+@pytest.mark.parametrize("ticks_of", [nice_ticks, memory_ticks])
+def test_ticks_are_few_and_never_near_one_another(ticks_of: Callable[[float, float], list[float]]) -> None:
     for low in (0.003, 1.0, 64e3, 9.5e6):
         for share in (1.05, 1.3, 1.9, 4.0, 70.0, 1e4, 1e9):
-            ticks = nice_ticks(low, low * share)
+            ticks = ticks_of(low, low * share)
             places = [math.log(tick / low) / math.log(share) for tick in ticks]
             assert 2 <= len(ticks) <= 9
             assert min(places) > -1e-9

@@ -344,9 +344,12 @@ def nice_ticks(low: float, high: float) -> list[float]:
 
 
 def memory_ticks(low: float, high: float) -> list[float]:
-    """Powers of two, at most eight of them."""
+    """Powers of two, at most eight of them; round numbers of the unit where there is no room for three."""
     powers = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
-    return [2.0**power for power in powers[:: max(1, math.ceil(len(powers) / 8))]] or nice_ticks(low, high)
+    if len(powers) < 3:
+        unit = 1024.0 ** (max(0.0, math.log2(high)) // 10)
+        return [unit * tick for tick in nice_ticks(low / unit, high / unit)]
+    return [2.0**power for power in powers[:: math.ceil(len(powers) / 8)]]
 
 
 def log_ticks(axes: Axes, which: str, ticks: Sequence[float], show: Callable[[float], str]) -> None:
