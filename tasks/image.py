@@ -72,8 +72,10 @@ def patches(images: Pixels, size: int) -> NDArray[np.float32]:
     """
     batch, height, width, colours = images.shape
     grid = images.reshape(batch, height // size, size, width // size, size, colours)
-    flat = grid.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, colours * size**2)
-    return flat.astype(np.float32) / np.float32(127.5) - 1
+    flat = grid.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, colours * size**2).astype(np.float32)
+    flat /= np.float32(127.5)
+    flat -= 1
+    return flat
 
 
 def deal(sizes: Mapping[Split, int]) -> dict[Split, tuple[Split, list[int]]]:
