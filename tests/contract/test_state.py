@@ -46,7 +46,7 @@ def read_by(case: Case, read: Tensor) -> Tensor:
 
 def patterns(*families: str) -> list[Case]:
     """The cases in which a query reads positions one by one: the soft sort of ``sinkhorn`` mixes them before."""
-    found = [case for case in cases() if case.traits.family in families]
+    found = [case for case in cases() if case.name in OWN and case.traits.family in families]
     return [case for case in found if case.name != "sinkhorn" or ("sort", "top") in case.options]
 
 
