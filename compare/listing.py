@@ -15,14 +15,15 @@ import tasks
 import zoo
 from compare.record import write_atomically
 from tasks.base import METRICS
-from zoo.registry import Entry, format_added
+from zoo.registry import Entry, format_added, format_bytes
 
 Rows = list[list[str]]
 TASK_HEADERS = ["name", "what it asks", "metric", "lengths", "default", "options"]
 SUITE_HEADERS = ["suite", "what for", "tasks", "seconds a run"]
-WHAT = ["name", "year", "what it does", "options"]
-COST = ["name", "time", "memory", "parameters added", "capacity", "exact", "causal"]
-MARKDOWN = ["name", "what it does", "family", "year", *COST[1:], "exceptions", "options", "source"]
+WHAT = ["name", "year", "causal", "what it does", "options"]
+COST = ["name", "time", "memory", "parameters added", "state", "capacity"]
+FORM = ["exact", "causal", "exceptions", "options", "source"]
+MARKDOWN = ["name", "what it does", "family", "year", *COST[1:], *FORM]
 WRAPPED = ("time", "what it does", "options", "what it asks", "lengths", "what for", "tasks")
 
 
@@ -52,6 +53,7 @@ def columns(entry: Entry) -> dict[str, str]:
         "time": traits.time,
         "memory": traits.memory,
         "parameters added": "unknown" if added is None else format_added(added),
+        "state": "" if entry.state_bytes is None else format_bytes(entry.state_bytes),
         "capacity": "" if capacity is None else "{}={}".format(*capacity),
         "exact": "yes" if traits.exact else "no",
         "causal": "yes" if traits.causal else "no",
@@ -93,7 +95,7 @@ def show() -> None:
     entries = backends()
     for title, headers in (
         ("Backends: Encoder(attn=NAME), --variants NAME, --set NAME.OPTION=VALUE", WHAT),
-        ("Their cost and traits (all of one: python -m compare list NAME)", COST),
+        ("Their cost (all of one: python -m compare list NAME)", COST),
     ):
         table = make_table(title, headers)
         for family, members in groupby(entries, key=lambda entry: entry.traits.family):
@@ -116,7 +118,7 @@ def show() -> None:
 def make_table(title: str, headers: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for header in headers:
-        justify: Literal["left", "right"] = "right" if header == "parameters added" else "left"
+        justify: Literal["left", "right"] = "right" if header in ("parameters added", "state") else "left"
         shown = header.replace("parameters added", "added\nparams")
         table.add_column(shown, no_wrap=header not in WRAPPED, justify=justify, overflow="fold")
     return table

@@ -154,7 +154,7 @@ def make_task(spec: RunSpec) -> Task:
 
 
 def measure_costs(trainer: Trainer, record: Record) -> Callable[[int], float]:
-    """Kernel, parameters, time, memory and FLOPs of one micro-batch at full length, before any training.
+    """Kernel, parameters, state, time, memory and FLOPs of one micro-batch at full length, before any training.
 
     Returns:
         FLOPs per token of forward and backward, at any length that comes up in training.
@@ -172,6 +172,8 @@ def measure_costs(trainer: Trainer, record: Record) -> Callable[[int], float]:
     example = torch.empty(shape, device=device, dtype=getattr(torch, spec.dtype), requires_grad=True)
     kernel = sublayer.kernel(example, None if batch[2] is None else batch[2].view(shape[:2]))
     record |= {"params": trainer.parameters, "kernel": kernel.name, "kernel_fallback": kernel.fallback}
+    state = sublayer.state_size(spec.seq_len)
+    record["state_bytes"] = None if state is None else state * example.element_size()
     del example
 
     def forward() -> None:

@@ -89,6 +89,7 @@ def make_record(
         "forward_backward_seconds_spread": [0.87 * step, 0.96 * step],
         "peak_memory_bytes": int(memory),
         "saved_bytes": int(0.7 * memory),
+        "state_bytes": 4 * 2 * 128 * (seq_len if variant in QUADRATIC else 64),
         "flops": 2.4e11 * longer,
         "train_steps": int(budget / step),
         "train_seconds": float(budget),

@@ -87,6 +87,7 @@ def test_a_record_holds_what_is_promised(finished) -> None:
     assert record["metric"] == "accuracy"
     assert all(0 <= score <= 1 for score in record["baselines"].values())
     assert record["train_flops"] == pytest.approx(2 * record["flops"])
+    assert record["state_bytes"] == 4 * 2 * record["seq_len"] * record["spec"]["d_model"]
     for field in ("params", "tokens_per_second", "step_seconds", "saved_bytes", "flops", "test_size", "wall_seconds"):
         assert record[field] > 0, field
     for field in ("forward_seconds", "forward_backward_seconds", "step_seconds"):
@@ -405,7 +406,7 @@ def test_list_fits_the_terminal(
     assert stop.value.code == 0
     assert max(map(len, listed.splitlines())) <= columns
     assert "…" not in listed, "a cell is cut short"
-    for part in ("block_sparse", "linformer", "rank=256", "low-rank", "+524,288", "mqar", "bytes"):
+    for part in ("block_sparse", "linformer", "rank=256", "low-rank", "+524,288", "4.0 MiB", "O(N·M)", "mqar"):
         assert part in listed
     assert listed.index("exact") < listed.index("low-rank") < listed.index("control")
 
@@ -471,6 +472,7 @@ def test_the_example_of_contributing_runs_from_its_own_folder(module: Path) -> N
     (record,) = records_of(module.parent / "out")
     assert (record["status"], record["variant"]) == ("ok", "my_module:MyAttention"), record["reason"]
     assert record["label"] == "my_module:MyAttention scale=5.0"
+    assert record["state_bytes"] is None, "it does not say"
     assert "my_module:MyAttention" in (module.parent / "out" / "report.html").read_text()
 
     command = record["command"].removeprefix("python -m compare ").split()

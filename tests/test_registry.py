@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo import Encoder, MultiHeadAttention, available, describe, register
 from zoo.contract import Attention, Dims, Mixer, Traits
-from zoo.registry import REFERENCE, Entry, _entries, _load_plugins
+from zoo.registry import REFERENCE, Entry, _entries, _load_plugins, format_bytes
 
 TRAITS = Traits(family="test", source="none", year=None, time="O(N)", memory="O(N)", causal=False)
 PLUGIN = '''
@@ -160,6 +160,7 @@ def test_describe_prints_all_of_a_backend() -> None:
         "O(N) kept for backward",
         "no causal form, subquadratic",
         "+524,288 beside full, in one layer of d_model 512, 8 heads, max_len 1024",
+        "state       1.0 MiB between 1024 positions and a query, in such a layer in float32",
         "capacity    rank=256",
         "rank=256: M, how many positions",
         "sharing=heads: ``none`` (E and F for each head)",
@@ -211,6 +212,26 @@ def test_parameters_of_the_controls_are_fewer_and_of_a_broken_plugin_unknown() -
     entry = Entry("broken", Broken, PlainConfig)
     assert entry.parameters_added is None
     assert "unknown beside full" in str(entry)
+
+
+def test_the_state_is_that_of_the_layer_and_may_be_left_unsaid() -> None:
+    assert describe("full").state_bytes == 4 * 2 * 1024 * 512
+    assert describe("none").state_bytes == 0
+    for attn, state in (("linear", 8 * 64 * 65), ("mean", 512)):
+        layer = MultiHeadAttention(attn, d_model=512, n_heads=8, max_len=1024)
+        assert 4 * layer.state_size(1024) == 4 * state == describe(attn).state_bytes
+
+    entry = Entry("plain", PlainAttention, PlainConfig)
+    assert PlainAttention(REFERENCE, PlainConfig()).state_size(1024) is None
+    assert entry.state_bytes is None
+    assert "state       unknown" in str(entry)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (2048, "2 KiB"), (133_120, "130 KiB"), (2**20, "1.0 MiB"), (2**31, "2048.0 MiB")]
+)
+def test_bytes_are_written_short(number: int, text: str) -> None:
+    assert format_bytes(number) == text
 
 
 @dataclass

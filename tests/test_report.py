@@ -39,6 +39,7 @@ from compare.report.families import COLOURS, EXTERNAL, colour_of, in_order
 from compare.report.labels import Anchor, Box, place, spread
 from compare.report.lengths import TIME, cost_against_length, length_series
 from compare.report.summary import summarise
+from compare.report.tables import MISSING, columns_of
 from compare.report.units import count, percent, seconds, size
 from compare.spec import RunSpec
 from compare.worker import new_record
@@ -482,6 +483,18 @@ def test_drawing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     first = {path.name: path.read_bytes() for path in sorted(tmp_path.rglob("*.*"))}
     write_report(tmp_path)
     assert {path.name: path.read_bytes() for path in sorted(tmp_path.rglob("*.*"))} == first
+
+
+def test_the_state_is_a_column_where_a_record_holds_it() -> None:
+    records = [make_record("full"), make_record("linformer"), make_record("linear") | {"state_bytes": None}]
+    (group,) = group_records([Source(records, ENVIRONMENT)])
+    (state,) = [column for column in columns_of(group) if column.title == "state a layer"]
+    shown = {row.variant: state.cell(row, group).text for row in group.rows}
+    assert shown == {"full": size(2**20), "linformer": size(2**16), "linear": MISSING}
+    for record in records:
+        del record["state_bytes"]
+    (group,) = group_records([Source(records, ENVIRONMENT)])
+    assert "state a layer" not in [column.title for column in columns_of(group)]
 
 
 def test_only_failed_runs_leave_a_table_and_no_charts(tmp_path: Path) -> None:

@@ -174,6 +174,11 @@ def random_layout(blocks: int, window: int, n_global: int, n_random: int, causal
     return layout.tril() if causal else layout
 
 
+def row_width(window: int, n_global: int, n_random: int, causal: bool) -> int:
+    """Blocks that a row of ``random_layout`` sees at most, the global rows apart."""
+    return (window // 2 + 1 if causal else window) + n_global + n_random
+
+
 def for_all_heads(numbers: Tensor, n_heads: int, blocks: int) -> Tensor:
     """Block numbers (R, …) of one head  ->  (H · R, …) of all heads."""
     base = blocks * torch.arange(n_heads, device=numbers.device)

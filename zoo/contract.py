@@ -106,6 +106,15 @@ class Backend(nn.Module):
         """What computes the mixing for inputs like ``x``, the first that forward takes. Records and charts name it."""
         return Kernel("torch ops")
 
+    def state_size(self, length: int) -> int | None:
+        """Numbers that stand between ``length`` positions and a query that reads them; None = the backend does not say.
+
+        Of one layer and one sample, all heads: the keys and values that a query attends to, or what takes their place.
+        They bound what it can recall (Zoology, arXiv:2312.04927; Based, arXiv:2402.18668). Of the query that reads
+        most, where the method does not say otherwise; parameters, and what chooses the keys, are not counted.
+        """
+        return None
+
     def redraw(self) -> None:
         """Draw the random parts again, from torch's global generator. Without random parts it does nothing."""
 

@@ -53,6 +53,9 @@ class Heads(Mixer):
         heads = rearrange(x, "b n (h d) -> b h n d", h=self.n_heads)
         return self.attention.kernel(heads, key_padding_mask)
 
+    def state_size(self, length: int) -> int | None:
+        return self.attention.state_size(length)
+
     def redraw(self) -> None:
         self.attention.redraw()
 
@@ -107,6 +110,10 @@ class MultiHeadAttention(nn.Module):
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         """What computes the mixing for inputs like ``x`` (B, N, d_model)."""
         return self.mixer.kernel(x, key_padding_mask)
+
+    def state_size(self, length: int) -> int | None:
+        """Numbers that stand between ``length`` positions and a query: see ``Backend.state_size``."""
+        return self.mixer.state_size(length)
 
 
 class FeedForward(nn.Module):

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from zoo.contract import Dims
 from zoo.functional import accumulator, side_by_side
 
 CAUSAL_CHUNK = 128  # positions: quadratic within, a running state between
@@ -65,6 +66,11 @@ def kernel_attention(
     attend = _Causal if causal else _Bidirectional if features.slope is None else _Elementwise
     out: Tensor = attend.apply(q, k, v, hidden, features)  # type: ignore[no-untyped-call]
     return out
+
+
+def kernel_state_size(dims: Dims, features: int) -> int:
+    """Numbers in the state of one sample: Σ_j φ(k_j)ᵀ [v_j, 1], (H, M, D + 1)."""
+    return dims.n_heads * features * (dims.d_head + 1)
 
 
 class _Bidirectional(torch.autograd.Function):

@@ -27,7 +27,7 @@ from zoo.contract import Attention, Backend, Dims, Mixer, Traits
 T = TypeVar("T", bound=type[Backend])
 OWN = "zoo.attention"
 GROUP = "attention_zoo.backends"  # the entry points of packages that bring backends
-REFERENCE = Dims(d_model=512, n_heads=8, max_len=1024)  # where the parameters are counted
+REFERENCE = Dims(d_model=512, n_heads=8, max_len=1024)  # where parameters and state are counted
 
 
 class RegistrationError(ValueError):
@@ -77,15 +77,31 @@ class Entry:
         None where the backend, a plug-in, cannot be built at that size.
         """
         linear = REFERENCE.d_model**2 + REFERENCE.d_model  # full: queries, keys, values and output
+
+        def count(backend: Backend) -> int:
+            own = sum(parameter.numel() for parameter in backend.parameters())
+            if isinstance(backend, Mixer):
+                return own - 4 * linear
+            return own - linear if self.traits.shared_qk else own
+
+        return self._at_reference(count)
+
+    @cached_property
+    def state_bytes(self) -> int | None:
+        """Bytes in float32 that stand between the positions and a query, in one layer at the sizes of ``REFERENCE``.
+
+        See ``Backend.state_size``. None where the backend does not say, or, a plug-in, cannot be built at that size.
+        """
+        numbers = self._at_reference(lambda backend: backend.state_size(REFERENCE.max_len))
+        return None if numbers is None else 4 * numbers
+
+    def _at_reference(self, measure: Callable[[Backend], int | None]) -> int | None:
+        """Of one layer with default options at the sizes of ``REFERENCE``; None where a plug-in fails there."""
         try:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-                backend = build(self.config(), REFERENCE)
+                return measure(build(self.config(), REFERENCE))
         except Exception:
             return None
-        own = sum(parameter.numel() for parameter in backend.parameters())
-        if isinstance(backend, Mixer):
-            return own - 4 * linear
-        return own - linear if self.traits.shared_qk else own
 
     @property
     def own(self) -> bool:
@@ -99,6 +115,7 @@ class Entry:
         words += ["keys are the queries"] if traits.shared_qk else []
         added = "unknown" if self.parameters_added is None else format_added(self.parameters_added)
         size = f"d_model {REFERENCE.d_model}, {REFERENCE.n_heads} heads, max_len {REFERENCE.max_len}"
+        state = "unknown" if self.state_bytes is None else format_bytes(self.state_bytes)
         explained = self.explanations
         options = [f"{k}={v}" + (f": {explained[k]}" if k in explained else "") for k, v in self.options.items()]
         exceptions = [f"{law}: {reason}" for law, reason in traits.exceptions.items()]
@@ -109,6 +126,7 @@ class Entry:
             ("memory", f"{traits.memory} kept for backward"),
             ("traits", ", ".join(words)),
             ("parameters", f"{added} beside full, in one layer of {size}"),
+            ("state", f"{state} between {REFERENCE.max_len} positions and a query, in such a layer in float32"),
             ("capacity", "none" if self.capacity is None else "{}={}".format(*self.capacity)),
             *zip(["options", *[""] * len(options)], options or ["none"], strict=False),
             *zip(["exceptions", *[""] * len(exceptions)], exceptions or ["none"], strict=False),
@@ -123,6 +141,13 @@ class Entry:
 def format_added(parameters: int) -> str:
     """``+524,288``, ``-262,656`` or ``0``."""
     return f"{parameters:+,}" if parameters else "0"
+
+
+def format_bytes(number: int) -> str:
+    """``4.0 MiB``, ``130 KiB`` or ``0``."""
+    if number >= 2**20:
+        return f"{number / 2**20:.1f} MiB"
+    return f"{number / 2**10:.0f} KiB" if number else "0"
 
 
 _entries: dict[str, Entry] = {}

@@ -104,6 +104,7 @@ COLUMNS = (
     Column("forward + backward", measured("forward_backward_seconds", seconds)),
     Column("peak memory", measured("peak_memory_bytes", size)),
     Column("saved for backward", measured("saved_bytes", size)),
+    Column("state a layer", measured("state_bytes", size)),
     Column("FLOPs/step", measured("flops", count)),
     Column("parameters", params),
     Column("kernel", kernel),
@@ -155,6 +156,8 @@ READING = (
     "step, forward, forward + backward: median [quartiles] of timed repetitions after warm-up, averaged over seeds.",
     "Peak memory: the most held during a training step; saved for backward: bytes autograd keeps between "
     "the forward and the backward pass.",
+    "State a layer: what stands between the positions of one sample and a query, the keys and values that it attends "
+    "to or what takes their place; it bounds what the query can recall (Zoology, arXiv:2312.04927).",
     "FLOPs: counted for one training step.",
     "none (control) mixes no tokens by attention at all. What does not beat it gains nothing from attention here.",
 )

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.blocks import attend_layout, kernel_name, random_layout
+from zoo.blocks import attend_layout, kernel_name, random_layout, row_width
 from zoo.contract import Attention, Dims, Kernel, Traits, at_least
 from zoo.registry import register
 
@@ -63,6 +63,7 @@ class BigBirdAttention(Attention):
 
     def __init__(self, dims: Dims, config: BigBirdConfig) -> None:
         super().__init__()
+        self.dims = dims
         self.causal, self.config, self.n_heads = dims.causal, config, dims.n_heads
         self.blocks = -(-dims.max_len // config.block_size)
         self.register_buffer("layout", self._draw())  # (H, blocks, blocks) bool
@@ -78,6 +79,12 @@ class BigBirdAttention(Attention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         size = self.config.block_size
         return attend_layout(q, k, v, self.layout, size, causal=self.causal, key_padding_mask=key_padding_mask)
+
+    def state_size(self, length: int) -> int:
+        """Of rows that are not global; these see all."""
+        c = self.config
+        seen = row_width(c.window, c.n_global, c.n_random, self.causal) * c.block_size
+        return 2 * min(seen, length) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from zoo.blocks import attend_layout, kernel_name, random_layout
+from zoo.blocks import attend_layout, kernel_name, random_layout, row_width
 from zoo.contract import Attention, Dims, Kernel, Traits, at_least
 from zoo.registry import register
 
@@ -67,6 +67,7 @@ class BlockSparseAttention(Attention):
 
     def __init__(self, dims: Dims, config: BlockSparseConfig) -> None:
         super().__init__()
+        self.dims = dims
         self.causal, self.config = dims.causal, config
         self.blocks = -(-dims.max_len // config.block_size)
         layout = self._draw() if config.layout is None else config.layout
@@ -88,6 +89,14 @@ class BlockSparseAttention(Attention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         size = self.config.block_size
         return attend_layout(q, k, v, self.layout, size, causal=self.causal, key_padding_mask=key_padding_mask)
+
+    def state_size(self, length: int) -> int:
+        """Of rows that are not global; of a given layout the row that sees most."""
+        c = self.config
+        seen = row_width(c.window, c.n_global, c.n_random, self.causal)
+        if c.layout is not None:
+            seen = int(self.layout.sum(-1).max())
+        return 2 * min(seen * c.block_size, length) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from zoo.contract import Attention, Dims, Traits
-from zoo.kernel_attention import FeatureMap, kernel_attention
+from zoo.kernel_attention import FeatureMap, kernel_attention, kernel_state_size
 from zoo.registry import register
 
 
@@ -47,6 +47,7 @@ class CosformerAttention(Attention):
 
     def __init__(self, dims: Dims, config: CosformerConfig) -> None:
         super().__init__()
+        self.dims = dims
         self.causal, self.max_len = dims.causal, dims.max_len
 
     def _features(self, x: Tensor, first: int) -> Tensor:
@@ -59,3 +60,6 @@ class CosformerAttention(Attention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         features = FeatureMap(self._features, self._features, size=2 * q.shape[-1])
         return kernel_attention(q, k, v, features, key_padding_mask=key_padding_mask, causal=self.causal)
+
+    def state_size(self, length: int) -> int:
+        return kernel_state_size(self.dims, 2 * self.dims.d_head)

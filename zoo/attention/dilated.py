@@ -53,6 +53,7 @@ class DilatedAttention(Attention):
 
     def __init__(self, dims: Dims, config: DilatedConfig) -> None:
         super().__init__()
+        self.dims = dims
         self.causal, self.config = dims.causal, config
         self.dilations = [1]  # r_p
         while config.segment * self.dilations[-1] < dims.max_len:
@@ -72,6 +73,15 @@ class DilatedAttention(Attention):
             groups = [Span(first=0, last=segments, bias=bias)]
             parts.append(Part(groups=groups, size=size, positions=None if dilation == 1 else position))
         return attend(q, k, v, parts, key_padding_mask=key_padding_mask)
+
+    def state_size(self, length: int) -> int:
+        """A position stands in level p in every r_p-th head; it sees w others, w / a of them in the level before."""
+        n_heads, read, before = self.dims.n_heads, 0, 0
+        for dilation in self.dilations:
+            reach = min(self.config.segment * dilation, length)
+            read += -(-n_heads // dilation) * (-(-reach // dilation) - before // dilation)
+            before = reach
+        return 2 * min(read, n_heads * length) * self.dims.d_head
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x)

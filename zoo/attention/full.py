@@ -45,6 +45,7 @@ class FullAttention(Attention):
 
     def __init__(self, dims: Dims, config: FullConfig) -> None:
         super().__init__()
+        self.dims = dims
         self.causal, self.config = dims.causal, config
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -61,6 +62,9 @@ class FullAttention(Attention):
                 f"full.kernel={self.config.kernel!r} cannot run on {q.device.type} with {q.dtype}"
                 f"{'' if key_padding_mask is None else ' and a padding mask'}; use kernel='auto'"
             ) from error
+
+    def state_size(self, length: int) -> int:
+        return 2 * length * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         if self.config.kernel == "auto":

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.contract import Attention, Dims, Traits
-from zoo.kernel_attention import FeatureMap, kernel_attention
+from zoo.kernel_attention import FeatureMap, kernel_attention, kernel_state_size
 from zoo.registry import register
 
 
@@ -40,11 +40,15 @@ class LinearAttention(Attention):
 
     def __init__(self, dims: Dims, config: LinearConfig) -> None:
         super().__init__()
+        self.dims = dims
         self.causal = dims.causal
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         features = FeatureMap(elu_plus_one, elu_plus_one, size=q.shape[-1], slope=elu_plus_one_slope)
         return kernel_attention(q, k, v, features, key_padding_mask=key_padding_mask, causal=self.causal)
+
+    def state_size(self, length: int) -> int:
+        return kernel_state_size(self.dims, self.dims.d_head)
 
 
 def elu_plus_one(x: Tensor, _first: int) -> Tensor:

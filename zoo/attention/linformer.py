@@ -55,6 +55,7 @@ class LinformerAttention(Attention):
 
     def __init__(self, dims: Dims, config: LinformerConfig) -> None:
         super().__init__()
+        self.dims = dims
         heads = dims.n_heads if config.sharing == "none" else 1
         projections = 1 if config.sharing == "kv" else 2
         # (1 or 2, H or 1, M, max_len). Unit variance in, unit variance out at full length.
@@ -66,6 +67,9 @@ class LinformerAttention(Attention):
             k, v = k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)
         projection = self.projection[..., : k.shape[-2]]
         return F.scaled_dot_product_attention(q, projection[0] @ k, projection[-1] @ v)
+
+    def state_size(self, length: int) -> int:
+        return 2 * self.projection.shape[2] * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return sdpa_kernel_name(x)

@@ -47,6 +47,7 @@ class LocalAttention(Attention):
 
     def __init__(self, dims: Dims, config: LocalConfig) -> None:
         super().__init__()
+        self.dims = dims
         self.causal, self.config = dims.causal, config
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -55,6 +56,10 @@ class LocalAttention(Attention):
         reach = (-window, 0 if self.causal else window)
         spans = window_spans(-(-q.shape[2] // size), size, reach, device=q.device)
         return attend(q, k, v, [Part(groups=spans, size=size)], key_padding_mask=key_padding_mask)
+
+    def state_size(self, length: int) -> int:
+        sides = 1 if self.causal else 2
+        return 2 * min(sides * self.config.window + 1, length) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x)

@@ -98,5 +98,11 @@ class LongformerAttention(Mixer):
     def _turn(self, x: Tensor) -> Tensor:
         return x if self.rotary is None else self.rotary(x)
 
+    def state_size(self, length: int) -> int:
+        """The window and the global tokens; these themselves see all."""
+        sides = 1 if self.causal else 2
+        seen = sides * self.config.window + 1 + self.config.n_global
+        return 2 * min(seen, length) * self.out.in_features
+
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x)

@@ -97,5 +97,9 @@ class Luna(Mixer):
         k, *v = rearrange(x, "b n (i c) -> i b n c", c=self.out.in_features)
         return self._heads(k), self._heads(v[0] if v else k)
 
+    def state_size(self, length: int) -> int:
+        """Y_P, of which keys and values of unpack are made."""
+        return self.memory.numel()
+
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return sdpa_kernel_name(self._heads(x), key_padding_mask)

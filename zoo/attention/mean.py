@@ -52,3 +52,6 @@ class MeanMixing(Mixer):
         mean = (total / count.clamp(min=1)[..., None]).to(x.dtype)  # (B, N or 1, C)
         y: Tensor = self.out(self.value(mean))
         return y.expand(-1, x.shape[1], -1)
+
+    def state_size(self, length: int) -> int:
+        return self.out.in_features

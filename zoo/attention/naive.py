@@ -38,6 +38,7 @@ class NaiveAttention(Attention):
 
     def __init__(self, dims: Dims, config: NaiveConfig) -> None:
         super().__init__()
+        self.dims = dims
         self.causal = dims.causal
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -53,3 +54,6 @@ class NaiveAttention(Attention):
         weights = logits.softmax(-1, dtype=accumulator(q)).to(v.dtype)
         out: Tensor = weights @ v
         return out if key_padding_mask is None else out.masked_fill(key_padding_mask[:, None, :, None], 0)
+
+    def state_size(self, length: int) -> int:
+        return 2 * length * self.dims.d_model

@@ -36,3 +36,6 @@ class NoMixing(Mixer):
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         y: Tensor = self.out(self.value(x))
         return y
+
+    def state_size(self, length: int) -> int:
+        return 0

@@ -71,6 +71,7 @@ class NystromformerAttention(Attention):
 
     def __init__(self, dims: Dims, config: NystromformerConfig) -> None:
         super().__init__()
+        self.dims = dims
         self.config = config
         self.conv: nn.Parameter | None = None  # (H, taps)
         if config.conv_width is not None:
@@ -115,6 +116,11 @@ class NystromformerAttention(Attention):
         if key_padding_mask is not None:
             values = torch.where((real <= M)[:, None, None, None], v_mean, values)
         return F.scaled_dot_product_attention(q, k_mean, values, attn_mask=used)
+
+    def state_size(self, length: int) -> int:
+        """k̃ and the values of the landmarks, and the values under the filters; no more than all keys and values."""
+        taps = self.config.conv_width or 0
+        return min(2 * length, 2 * self.config.landmarks + taps) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return sdpa_kernel_name(x.to(accumulator(x)))

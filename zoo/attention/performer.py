@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from zoo.contract import Attention, Dims, Traits, at_least
-from zoo.kernel_attention import FeatureMap, kernel_attention
+from zoo.kernel_attention import FeatureMap, kernel_attention, kernel_state_size
 from zoo.registry import register
 
 
@@ -55,6 +55,7 @@ class PerformerAttention(Attention):
 
     def __init__(self, dims: Dims, config: PerformerConfig) -> None:
         super().__init__()
+        self.dims = dims
         self.causal = dims.causal
         self.register_buffer("projection", orthogonal_gaussian(config.features, dims.d_head))  # W: (M, D)
 
@@ -76,6 +77,9 @@ class PerformerAttention(Attention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         features = FeatureMap(self._queries, self._keys, size=len(self.projection), logarithmic=True)
         return kernel_attention(q, k, v, features, key_padding_mask=key_padding_mask, causal=self.causal)
+
+    def state_size(self, length: int) -> int:
+        return kernel_state_size(self.dims, len(self.projection))
 
 
 def orthogonal_gaussian(rows: int, columns: int) -> Tensor:

@@ -65,6 +65,7 @@ class ReformerAttention(Attention):
 
     def __init__(self, dims: Dims, config: ReformerConfig) -> None:
         super().__init__()
+        self.dims = dims
         self.causal, self.config = dims.causal, config
         columns = half_buckets(torch.tensor(dims.max_len), config.bucket_size)
         shape = (config.n_hashes, dims.n_heads, dims.d_head, int(columns))
@@ -141,6 +142,10 @@ class ReformerAttention(Attention):
             low, at_low = rotated.min(-1)
             out[:, :, part] = torch.where(high >= -low, at_high, at_low + columns)
         return out
+
+    def state_size(self, length: int) -> int:
+        """Two chunks a round, where no two rounds bring the same."""
+        return 2 * min(2 * self.config.bucket_size * self.config.n_hashes, length) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x)

@@ -72,6 +72,7 @@ class RoutingAttention(Attention):
 
     def __init__(self, dims: Dims, config: RoutingConfig) -> None:
         super().__init__()
+        self.dims = dims
         self.config = config
         clusters = -(-dims.max_len // config.window)
         self.register_buffer("centroids", F.normalize(torch.randn(dims.n_heads, clusters, dims.d_head), dim=-1))
@@ -124,6 +125,10 @@ class RoutingAttention(Attention):
             if moves is not None:
                 moves.add(units, nearest, heads, None if padding is None else padding[samples])
         return chosen
+
+    def state_size(self, length: int) -> int:
+        """One cluster: the mean over the queries, of which some stand in several and some in none."""
+        return 2 * min(self.config.window, length) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return Kernel(f"gathered clusters on {sdpa_kernel_name(x).name}")

@@ -75,6 +75,7 @@ class SinkhornAttention(Attention):
 
     def __init__(self, dims: Dims, config: SinkhornConfig) -> None:
         super().__init__()
+        self.dims = dims
         self.causal, self.config = dims.causal, config
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -184,6 +185,10 @@ class SinkhornAttention(Attention):
             own = own & torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
         mask = torch.cat([x.expand(*b, n, rows, size) for x in (seen[..., None, :], own)], -1)
         return mask.flatten(0, 1)
+
+    def state_size(self, length: int) -> int:
+        """The own bucket and the sorted one, a mixture counting as one bucket."""
+        return 2 * min(2 * self.config.bucket_size, length) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return Kernel(f"sorted buckets on {sdpa_kernel_name(x).name}")

@@ -75,6 +75,7 @@ class SkyformerAttention(Attention):
 
     def __init__(self, dims: Dims, config: SkyformerConfig) -> None:
         super().__init__()
+        self.dims = dims
         self.config = config
         # (M,) integers: which position of its segment a landmark is, modulo the segment's size.
         self.register_buffer("draws", torch.randint(2**31, (config.landmarks,)))
@@ -121,6 +122,10 @@ class SkyformerAttention(Attention):
         scale = regular.sum(-1, keepdim=True).rsqrt()  # R^-½
         a = scale * regular * scale.mT
         return scale * iterate_inverse(a, eye.expand_as(a), self.config.iterations) * scale.mT * present
+
+    def state_size(self, length: int) -> int:
+        """Z and its values; of queries and of keys there are at most N landmarks each."""
+        return 2 * min(self.config.landmarks, 2 * length) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return Kernel("torch ops in chunks")

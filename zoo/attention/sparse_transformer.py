@@ -64,6 +64,7 @@ class SparseTransformerAttention(Attention):
 
     def __init__(self, dims: Dims, config: SparseTransformerConfig) -> None:
         super().__init__()
+        self.dims = dims
         self.causal, self.config = dims.causal, config
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -96,6 +97,16 @@ class SparseTransformerAttention(Attention):
         ends = ends.masked_fill(ends >= length, -1)  # (N / l, c)
         near = Part(groups=[Span(first=0, last=blocks, bias=own)], size=size)
         return [near, Part(groups=far, size=size, keys=ends)]
+
+    def state_size(self, length: int) -> int:
+        """The local part, and of the far one what does not stand in it."""
+        stride, blocks = self.config.stride, -(-length // self.config.stride)
+        if self.config.pattern == "fixed":
+            seen = stride + self.config.summary * (blocks - 1)
+        else:
+            sides = 1 if self.causal else 2
+            seen = sides * stride + 1 + max(0, blocks - sides - 1)
+        return 2 * min(seen, length) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x)

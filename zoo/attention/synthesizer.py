@@ -145,6 +145,10 @@ class Synthesizer(Mixer):
         outer, inner = factors[..., :needed, None], factors[..., None, self.outer :]
         return (outer * inner).flatten(-2)[..., :length]
 
+    def state_size(self, length: int) -> int:
+        """The values: what takes the place of keys is learned, or made of the query's own token."""
+        return length * self.out.in_features
+
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         if self.config.kind in ("dense", "factorised_random"):
             return sdpa_kernel_name(self._heads(x), key_padding_mask, causal=self.causal)

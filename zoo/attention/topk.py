@@ -68,6 +68,7 @@ class TopKAttention(Attention):
 
     def __init__(self, dims: Dims, config: TopKConfig) -> None:
         super().__init__()
+        self.dims = dims
         self.causal, self.config = dims.causal, config
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -75,6 +76,10 @@ class TopKAttention(Attention):
             return full_attention(q, k, v, key_padding_mask=key_padding_mask, causal=self.causal)
         out: Tensor = _TopK.apply(q, k, v, key_padding_mask, self.config.k, self.causal)  # type: ignore[no-untyped-call]
         return out
+
+    def state_size(self, length: int) -> int:
+        """The chosen keys and their values, not those that they were chosen from."""
+        return 2 * min(self.config.k, length) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         if x.shape[-2] <= self.config.k:

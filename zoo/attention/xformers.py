@@ -45,6 +45,7 @@ class XformersAttention(Attention):
 
     def __init__(self, dims: Dims, config: XformersConfig) -> None:
         super().__init__()
+        self.dims = dims
         self.causal = dims.causal
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -65,6 +66,9 @@ class XformersAttention(Attention):
             packed = [x[real][None] for x in (q, k, v)]  # (1, sum of lengths, H, D)
             out[real] = memory_efficient_attention(*packed, bias.make_causal() if self.causal else bias)[0]
         return out.transpose(1, 2)
+
+    def state_size(self, length: int) -> int:
+        return 2 * length * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         missing = missing_kernel(x)
