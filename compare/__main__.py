@@ -16,6 +16,7 @@ from compare.plan import UsageError, find, make_specs
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from compare.record import Record
     from compare.spec import DataId, RunSpec
 
 
@@ -70,28 +71,37 @@ def command_run(words: list[str]) -> int:
         return 2  # each was told
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     machine = describe_machine(device=device, threads=torch.get_num_threads(), gpu=gpu, command=command)
-    return run_and_report(specs, unprepared, machine, out, console)
+    return run_and_report(specs, options.lr_grid, unprepared, machine, out, console)
 
 
 def run_and_report(
-    specs: list[RunSpec], unprepared: dict[DataId, str], machine: dict[str, object], out: Path, console: Console
+    specs: list[RunSpec],
+    lr_grid: tuple[float, ...],
+    unprepared: dict[DataId, str],
+    machine: dict[str, object],
+    out: Path,
+    console: Console,
 ) -> int:
     import json
 
-    from compare.record import read_records, write_atomically
+    from compare.record import is_search, read_records, write_atomically
     from compare.report import write_report
     from compare.run import run_all
+    from compare.search import search_rates
 
     write_atomically(out / "environment.json", json.dumps(machine, indent=1) + "\n")
     records = out / "records.jsonl"
     console.print(f"{len(specs)} runs, one after another; results in {out}", highlight=False, soft_wrap=True)
     interrupted = False
+    notes: dict[str, Record] = {}
     try:
-        run_all(specs, records, console, unprepared)
+        if lr_grid:
+            specs, notes = search_rates(specs, lr_grid, records, console, unprepared)
+        run_all(specs, records, console, unprepared, notes)
     except KeyboardInterrupt:
         interrupted = True
     finished = read_records(records)[0] if records.exists() else []
-    if finished:
+    if any(not is_search(record) for record in finished):
         write_report(out)
         console.print(f"charts and tables: {out / 'report.html'}", highlight=False, soft_wrap=True)
     if interrupted:
