@@ -96,7 +96,10 @@ def run_and_report(
     notes: dict[str, Record] = {}
     try:
         if lr_grid:
-            specs, notes = search_rates(specs, lr_grid, records, console, unprepared)
+            specs, notes = search_rates(
+                *(specs, lr_grid, lambda wanted: run_all(wanted, records, console, unprepared)),
+                lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+            )
         run_all(specs, records, console, unprepared, notes)
     except KeyboardInterrupt:
         interrupted = True

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+from compare.spec import RunSpec
 
-from compare.record import Record
-from compare.run import run_all
-from compare.spec import DataId, RunSpec
+if TYPE_CHECKING:
+    from compare.record import Record
 
 SEED = 0  # of the runs that search
 
@@ -18,35 +17,31 @@ SEED = 0  # of the runs that search
 def search_rates(
     specs: Sequence[RunSpec],
     grid: Sequence[float],
-    records: Path,
-    console: Console,
-    unprepared: dict[DataId, str],
+    run: Callable[[list[RunSpec]], list[Record]],
+    say: Callable[[str], None],
 ) -> tuple[list[RunSpec], dict[str, Record]]:
     """Run the search; its runs are records like others, so that ``--resume`` finds them.
+
+    Args:
+        specs: the runs that need a rate.
+        grid: the rates, rising.
+        run: runs specs and returns their records.
+        say: tells a line.
 
     Returns:
         the specs with their learning rates, and what to add to the record of each: run_id -> {"lr_search": …}.
     """
     wanted = search_specs(specs, grid)
-    console.print(
-        f"choosing learning rates: {len(wanted)} runs with seed {SEED}, validated and not tested",
-        highlight=False,
-        soft_wrap=True,
-    )
-    found = {record["run_id"]: record for record in run_all(wanted, records, console, unprepared)}
+    say(f"choosing learning rates: {len(wanted)} runs with seed {SEED}, validated and not tested")
+    found = {record["run_id"]: record for record in run(wanted)}
     chosen, notes = [], {}
     for spec in specs:
-        search = choose([found[run.run_id] for run in search_specs([replace(spec, seed=SEED)], grid)], grid)
+        search = choose([found[tried.run_id] for tried in search_specs([replace(spec, seed=SEED)], grid)], grid)
         chosen.append(replace(spec, lr=search["chosen"]))
         notes[chosen[-1].run_id] = {"lr_search": search}
         if spec.seed == SEED:
             note = f" ({search['note']})" if search["note"] else ""
-            console.print(
-                f"learning rate of {spec.label} · {spec.task} · N {spec.seq_len}: {search['chosen']:g}{note}",
-                highlight=False,
-                soft_wrap=True,
-                markup=False,
-            )
+            say(f"learning rate of {spec.label} · {spec.task} · N {spec.seq_len}: {search['chosen']:g}{note}")
     return chosen, notes
 
 

@@ -80,19 +80,24 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
 
 
 def test_all_seeds_run_with_the_chosen_rate_and_resume_finds_the_search(worker: list[RunSpec], tmp_path: Path) -> None:
-    path, said = tmp_path / "records.jsonl", Console(file=io.StringIO(), width=200)
+    path, silent, told = tmp_path / "records.jsonl", Console(file=io.StringIO()), []
+
+    def run(wanted: list[RunSpec], notes: dict[str, Record] | None = None) -> list[Record]:
+        return run_all(wanted, path, silent, {}, notes)
 
     def whole() -> list[RunSpec]:
-        final, notes = search_rates(specs("--variants", "full,linear"), GRID, path, said, {})
-        run_all(final, path, said, {}, notes)
+        final, notes = search_rates(specs("--variants", "full,linear"), GRID, run, told.append)
+        run(final, notes)
         return final
 
     final = whole()
     assert [(spec.lr, spec.seed) for spec in final] == [(3e-3, seed) for seed in range(3) for _ in range(2)]
     assert not any(spec.search for spec in final)
     assert len(worker) == 6 + 6
-    told = said.file.getvalue()  # type: ignore[attr-defined]
-    assert "learning rate of linear · mqar · N 32: 0.003 (every run of the search failed" in told
+    assert "learning rate of full · mqar · N 32: 0.003" in told
+    assert (
+        "learning rate of linear · mqar · N 32: 0.003 (every run of the search failed: the middle of the grid)" in told
+    )
     for record in read_records(path)[0]:
         assert is_search(record) is ("lr_search" not in record)
         if not is_search(record):
