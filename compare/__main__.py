@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from compare.arguments import Parser, run_parser
+from compare.arguments import Parser, diff_parser, run_parser
 from compare.plan import UsageError, find, make_specs
 
 if TYPE_CHECKING:
@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line; exit code 0 done, 1 no run succeeded, 2 usage, 130 interrupted."""
+    """Run the command line; exit code 0 done, 1 no run succeeded or a regression, 2 usage, 130 interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
         if words[:1] == ["list"]:
             code = command_list(words[1:])
         elif words[:1] == ["report"]:
             code = command_report(words[1:])
+        elif words[:1] == ["diff"]:
+            code = command_diff(words[1:])
         else:
             code = command_run(words)
     except UsageError as error:
@@ -183,6 +185,18 @@ def command_report(words: list[str]) -> int:
         write_report(folder)
         print(folder / "report.html")
     return 0
+
+
+def command_diff(words: list[str]) -> int:
+    options = diff_parser().parse_args(words)
+    from compare.diff import diff_folders, show
+
+    found = diff_folders(options.before, options.after)
+    if options.markdown:
+        print(found.markdown())
+    else:
+        show(found)
+    return 1 if options.fail_on_regression and found.regressed else 0
 
 
 if __name__ == "__main__":

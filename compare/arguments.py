@@ -130,6 +130,27 @@ def run_parser() -> Parser:
     return run
 
 
+def diff_parser() -> Parser:
+    """Of ``python -m compare diff``."""
+    diff = Parser(
+        prog="python -m compare diff",
+        description="What changed between two folders of results, beyond noise: scores, times, memory, FLOPs, "
+        "parameters, status; told for each variant that both have under the same conditions.",
+        epilog="examples:\n  python -m compare diff results/before results/after\n"
+        "  python -m compare diff results/main results/branch --markdown --fail-on-regression\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    diff.add_argument("before", type=Path, metavar="A", help="a folder that holds a records.jsonl")
+    diff.add_argument("after", type=Path, metavar="B", help="another, to be held against it")
+    diff.add_argument("--markdown", action="store_true", help="as Markdown, for a pull request")
+    diff.add_argument(
+        "--fail-on-regression",
+        action="store_true",
+        help="exit code 1 where something got worse: a score lower, a time or memory higher, a run not ok",
+    )
+    return diff
+
+
 def add_switches(parser: Parser) -> None:
     """What every variant is given alike and what changes its cost."""
     same = parser.add_argument_group("switches, the same for every variant")
