@@ -99,13 +99,14 @@ def run_parser() -> Parser:
     )
     train.add_argument("--batch-size", type=positive, metavar="B", help="samples in a micro-batch at full length")
     train.add_argument("--accumulate", type=positive, default=1, metavar="K", help="micro-batches in a step (1)")
-    train.add_argument("--lr", type=positive_float, metavar="RATE", help="peak learning rate")
-    train.add_argument(
+    rate = train.add_mutually_exclusive_group()
+    rate.add_argument("--lr", type=positive_float, metavar="RATE", help="peak learning rate")
+    rate.add_argument(
         "--lr-grid",
         type=rates,
         default=(),
         metavar="R,S",
-        help="peak learning rates to choose from for each variant, by the validation score of a run with seed 0",
+        help="choose it for each variant by the validation score, at each of these rates, of a run with seed 0",
     )
     train.add_argument("--d-model", type=positive, metavar="C", help="width of the encoder")
     train.add_argument("--n-heads", type=positive, metavar="H", help="attention heads")
@@ -134,8 +135,8 @@ def diff_parser() -> Parser:
     """Of ``python -m compare diff``."""
     diff = Parser(
         prog="python -m compare diff",
-        description="What changed between two folders of results, beyond noise: scores, times, memory, FLOPs, "
-        "parameters, status; told for each variant that both have under the same conditions.",
+        description="What changed between two folders of results, beyond noise:\n"
+        "scores, times, memory, FLOPs, parameters and status of every variant that both have.",
         epilog="examples:\n  python -m compare diff results/before results/after\n"
         "  python -m compare diff results/main results/branch --markdown --fail-on-regression\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -223,17 +223,22 @@ def diff_folders(before: Path, after: Path) -> Diff:
     Raises:
         UsageError: one of them holds no result, or they have nothing in common.
     """
-    return diff(read_folder(before), read_folder(after))
+    (mine, warnings), (theirs, others) = read_folder(before), read_folder(after)
+    found = diff(mine, theirs)
+    return replace(found, remarks=[*warnings, *others, *found.remarks])
 
 
-def read_folder(folder: Path) -> Source:
+def read_folder(folder: Path) -> tuple[Source, list[str]]:
+    """Its results and machine, and warnings of what could not be read."""
     path = folder / "records.jsonl"
     if not path.is_file():
         raise UsageError(f"{folder} holds no records.jsonl")
-    records = [record for record in read_records(path)[0] if not is_search(record)]
-    if not records:
+    records, damaged = read_records(path)
+    results = [record for record in records if not is_search(record)]
+    if not results:
         raise UsageError(f"{path} holds no result that can be read")
-    return Source(records, read_environment(folder / "environment.json")[0])
+    environment, complaints = read_environment(folder / "environment.json")
+    return Source(results, environment), damaged + complaints
 
 
 def diff(before: Source, after: Source) -> Diff:

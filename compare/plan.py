@@ -31,8 +31,6 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
     from compare.spec import RunSpec
     from zoo.contract import Dims
 
-    if options.lr_grid and options.lr:
-        raise UsageError("--lr and --lr-grid exclude each other: one rate is given, or the best of several is chosen")
     if options.lr_grid and options.steps == 0:
         raise UsageError("--lr-grid: with --steps 0 nothing is trained that could choose a rate")
     variants = choose_variants(options.variants)
@@ -195,7 +193,7 @@ def read_settings(words: list[str]) -> Settings:
     settings: dict[str, dict[str, Option]] = {}
     for word in words:
         flag = f"--set {word}"
-        typed, option, value = read_words(flag, word, "VALUE, for example linformer.rank=128")
+        typed, option, value = split_setting(flag, word, "VALUE, for example linformer.rank=128")
         name, _, known = configurable(typed, "--set")
         check_option(flag, typed, option, known)
         settings.setdefault(name, {})[option] = read_value(flag, value, known[option])
@@ -223,7 +221,7 @@ def read_sweeps(words: list[str]) -> list[Sweep]:
     sweeps = []
     for word in words:
         flag = f"--sweep {word}"
-        typed, option, values = read_words(flag, word, "A:B or A,B,C, for example performer.features=16:1024")
+        typed, option, values = split_setting(flag, word, "A:B or A,B,C, for example performer.features=16:1024")
         if typed in tasks.available():
             raise UsageError(f"{flag}: expected an option of a variant, but {typed!r} is a task")
         name, _, known = configurable(typed, "--sweep")
@@ -232,7 +230,7 @@ def read_sweeps(words: list[str]) -> list[Sweep]:
     return sweeps
 
 
-def read_words(flag: str, word: str, form: str) -> tuple[str, str, str]:
+def split_setting(flag: str, word: str, form: str) -> tuple[str, str, str]:
     """The name, the option and what is asked of it, of NAME.OPTION=…"""
     path, equals, value = word.partition("=")
     typed, dot, option = path.rpartition(".")

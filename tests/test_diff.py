@@ -276,6 +276,17 @@ def test_the_command_tells_and_fails_on_request(tmp_path: Path, capsys: pytest.C
     assert "Nothing changed beyond noise" in capsys.readouterr().out
 
 
+def test_what_cannot_be_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_folder(tmp_path, small())
+    (folder / "environment.json").unlink()
+    with (folder / "records.jsonl").open("a") as file:
+        file.write("{damaged\n")
+    assert run(str(folder), str(folder)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "line 7 is damaged and was skipped" in said
+    assert "the machine is unknown" in said
+
+
 def test_what_cannot_be_compared_is_one_line_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = write_folder(tmp_path / "good", [make_record("full")])
     other = write_folder(tmp_path / "other", [make_record("linear")])

@@ -119,7 +119,7 @@ def test_runs_of_the_search_are_no_results(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--lr", "1e-3"], "--lr and --lr-grid exclude each other"),
+        (["--lr", "1e-3"], "--lr: not allowed with argument --lr-grid"),
         (["--steps", "0"], "--lr-grid: with --steps 0 nothing is trained"),
         (["--lr-grid", "1e-3"], "--lr-grid: expected two rates or more, as 1e-3,3e-3, got '1e-3'"),
         (["--lr-grid", "1e-3,much"], "--lr-grid: expected a positive number, got 'much'"),

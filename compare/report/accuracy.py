@@ -204,7 +204,8 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
     below = [MarginLabel(None, axes.get_ylim()[0], baselines[name], Style(SOFT, TRIVIAL, "v")) for name in far]
     beside = draw_baselines(axes, {name: spot.score.mean for name, spot in zip(levels, free, strict=True)}, levels)
     draw_margin(axes, [*draw_baselines(axes, shown, baselines), *beside, *below])
-    marks += [box_along(axes, (low, value), (high, value)) for value in shown.values()]
+    across = [*shown.values(), *(spot.score.mean for spot in free)]
+    marks += [box_along(axes, (low, value), (high, value)) for value in across]
     draw_names(axes, sorted(names, key=lambda name: name.reach < math.inf), marks, lines)
     draw_size_legend(axes, [spot.memory.mean for spot in spots if spot.memory], largest)
     return sheet.figure
