@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,19 @@ def test_all_seeds_run_with_the_chosen_rate_and_resume_finds_the_search(worker: 
             assert bool(search["note"]) is (record["variant"] == "linear")
     assert [spec.run_id for spec in whole()] == [spec.run_id for spec in final]
     assert len(worker) == 6 + 6, "a finished run was repeated"
+
+
+def test_the_command_searches_and_touches_the_test_split_once(tmp_path: Path) -> None:
+    words = ["--tasks", "mqar", "--seq-len", "32", "--d-model", "16", "--batch-size", "64", "--steps", "2"]
+    words += ["--variants", "none", "--lr-grid", "1e-3,1e30", "--out", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-m", "compare", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "learning rate of none · mqar · N 32: 0.001 (at the edge of the grid" in " ".join(done.stdout.split())
+    *search, final = read_records(tmp_path / "run" / "records.jsonl")[0]
+    assert [(is_search(run), run["spec"]["lr"]) for run in search] == [(True, 1e-3), (True, 1e30)]
+    assert not any("test_score" in run for run in search)
+    assert "test_score" in final
+    assert final["lr_search"]["scores"] == [search[0]["val_score"], search[1].get("val_score")]
 
 
 def test_runs_of_the_search_are_no_results(tmp_path: Path) -> None:
