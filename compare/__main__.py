@@ -10,23 +10,26 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from compare.arguments import Parser, run_parser
+from compare.arguments import Parser, diff_parser, run_parser
 from compare.plan import UsageError, find, make_specs
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from compare.record import Record
     from compare.spec import DataId, RunSpec
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line; exit code 0 done, 1 no run succeeded, 2 usage, 130 interrupted."""
+    """Run the command line; exit code 0 done, 1 no run succeeded or a regression, 2 usage, 130 interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
         if words[:1] == ["list"]:
             code = command_list(words[1:])
         elif words[:1] == ["report"]:
             code = command_report(words[1:])
+        elif words[:1] == ["diff"]:
+            code = command_diff(words[1:])
         else:
             code = command_run(words)
     except UsageError as error:
@@ -70,28 +73,40 @@ def command_run(words: list[str]) -> int:
         return 2  # each was told
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     machine = describe_machine(device=device, threads=torch.get_num_threads(), gpu=gpu, command=command)
-    return run_and_report(specs, unprepared, machine, out, console)
+    return run_and_report(specs, options.lr_grid, unprepared, machine, out, console)
 
 
 def run_and_report(
-    specs: list[RunSpec], unprepared: dict[DataId, str], machine: dict[str, object], out: Path, console: Console
+    specs: list[RunSpec],
+    lr_grid: tuple[float, ...],
+    unprepared: dict[DataId, str],
+    machine: dict[str, object],
+    out: Path,
+    console: Console,
 ) -> int:
     import json
 
-    from compare.record import read_records, write_atomically
+    from compare.record import is_search, read_records, write_atomically
     from compare.report import write_report
     from compare.run import run_all
+    from compare.search import search_rates
 
     write_atomically(out / "environment.json", json.dumps(machine, indent=1) + "\n")
     records = out / "records.jsonl"
     console.print(f"{len(specs)} runs, one after another; results in {out}", highlight=False, soft_wrap=True)
     interrupted = False
+    notes: dict[str, Record] = {}
     try:
-        run_all(specs, records, console, unprepared)
+        if lr_grid:
+            specs, notes = search_rates(
+                *(specs, lr_grid, lambda wanted: run_all(wanted, records, console, unprepared)),
+                lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+            )
+        run_all(specs, records, console, unprepared, notes)
     except KeyboardInterrupt:
         interrupted = True
     finished = read_records(records)[0] if records.exists() else []
-    if finished:
+    if any(not is_search(record) for record in finished):
         write_report(out)
         console.print(f"charts and tables: {out / 'report.html'}", highlight=False, soft_wrap=True)
     if interrupted:
@@ -170,6 +185,18 @@ def command_report(words: list[str]) -> int:
         write_report(folder)
         print(folder / "report.html")
     return 0
+
+
+def command_diff(words: list[str]) -> int:
+    options = diff_parser().parse_args(words)
+    from compare.diff import diff_folders, show
+
+    found = diff_folders(options.before, options.after)
+    if options.markdown:
+        print(found.markdown())
+    else:
+        show(found)
+    return 1 if options.fail_on_regression and found.regressed else 0
 
 
 if __name__ == "__main__":

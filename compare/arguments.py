@@ -13,6 +13,7 @@ EPILOG = """other commands:
   python -m compare list             backends and tasks, with traits and cost
   python -m compare list NAME        all about one backend, its options explained
   python -m compare report DIR ...   draw charts and pages again, from records alone
+  python -m compare diff A B         what changed between two folders of results, beyond noise
 
 examples:
   python -m compare --variants full,linformer --seq-len 8192
@@ -21,6 +22,8 @@ examples:
   python -m compare --variants all --seq-len 512,1024,2048,4096 --batch-size 1 --steps 0
   python -m compare --variants full,linear,performer --tasks quick
   python -m compare --variants full,linear --task classify --data reviews.csv --label-column stars --seq-len 1024
+  python -m compare --variants full --sweep performer.features=16:1024 --sweep linformer.rank=32,64,256 --tasks mqar
+  python -m compare --variants full,linear --lr-grid 1e-3,3e-3,1e-2 --tasks mqar --seeds 3
   python -m compare --variants full,my_module:MyAttention --set my_attention.scale=5
 """
 
@@ -66,6 +69,13 @@ def run_parser() -> Parser:
         metavar="NAME.OPTION=VALUE",
         help="change an option of a variant or a task; again for more",
     )
+    what.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="NAME.OPTION=A:B",
+        help="a variant once for each value: A, 2A, 4A … up to B, or a list A,B,C; again for more",
+    )
     what.add_argument("--no-control", action="store_true", help=f"do not add the {CONTROL!r} control to the variants")
 
     data = run.add_argument_group("data of your own (--task classify), or a public data set that lies on this machine")
@@ -89,7 +99,15 @@ def run_parser() -> Parser:
     )
     train.add_argument("--batch-size", type=positive, metavar="B", help="samples in a micro-batch at full length")
     train.add_argument("--accumulate", type=positive, default=1, metavar="K", help="micro-batches in a step (1)")
-    train.add_argument("--lr", type=positive_float, metavar="RATE", help="peak learning rate")
+    rate = train.add_mutually_exclusive_group()
+    rate.add_argument("--lr", type=positive_float, metavar="RATE", help="peak learning rate")
+    rate.add_argument(
+        "--lr-grid",
+        type=rates,
+        default=(),
+        metavar="R,S",
+        help="choose it for each variant by the validation score, at each of these rates, of a run with seed 0",
+    )
     train.add_argument("--d-model", type=positive, metavar="C", help="width of the encoder")
     train.add_argument("--n-heads", type=positive, metavar="H", help="attention heads")
     train.add_argument("--n-layers", type=positive, metavar="L", help="encoder layers")
@@ -111,6 +129,27 @@ def run_parser() -> Parser:
     where.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (results/DATE-TIME)")
     where.add_argument("--resume", action="store_true", help="continue in --out: runs with a record are not repeated")
     return run
+
+
+def diff_parser() -> Parser:
+    """Of ``python -m compare diff``."""
+    diff = Parser(
+        prog="python -m compare diff",
+        description="What changed between two folders of results, beyond noise:\n"
+        "scores, times, memory, FLOPs, parameters and status of every variant that both have.",
+        epilog="examples:\n  python -m compare diff results/before results/after\n"
+        "  python -m compare diff results/main results/branch --markdown --fail-on-regression\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    diff.add_argument("before", type=Path, metavar="A", help="a folder that holds a records.jsonl")
+    diff.add_argument("after", type=Path, metavar="B", help="another, to be held against it")
+    diff.add_argument("--markdown", action="store_true", help="as Markdown, for a pull request")
+    diff.add_argument(
+        "--fail-on-regression",
+        action="store_true",
+        help="exit code 1 where something got worse: a score lower, a time or memory higher, a run not ok",
+    )
+    return diff
 
 
 def add_switches(parser: Parser) -> None:
@@ -145,6 +184,14 @@ def natural(text: str) -> int:
 
 def positive_list(text: str) -> list[int]:
     return list(dict.fromkeys(positive(part.strip()) for part in text.split(",")))
+
+
+def rates(text: str) -> tuple[float, ...]:
+    """Rising, each once."""
+    found = tuple(sorted({positive_float(part.strip()) for part in text.split(",")}))
+    if len(found) < 2:
+        raise argparse.ArgumentTypeError(f"expected two rates or more, as 1e-3,3e-3, got {text!r}")
+    return found
 
 
 def positive_float(text: str) -> float:

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from compare.spec import Option, RunSpec
     from zoo.registry import Entry
 
-    Settings = dict[str, tuple[tuple[str, Option], ...]]
+    Options = tuple[tuple[str, Option], ...]
+    Settings = dict[str, Options]
 
 CONTROL = "none"
 DEFAULT_BUDGET = 100.0  # seconds
@@ -30,16 +31,21 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
     from compare.spec import RunSpec
     from zoo.contract import Dims
 
+    if options.lr_grid and options.steps == 0:
+        raise UsageError("--lr-grid: with --steps 0 nothing is trained that could choose a rate")
     variants = choose_variants(options.variants)
     if not options.no_control:
         variants.setdefault(CONTROL, CONTROL)
     chosen = choose_tasks(options)
     settings = read_settings(options.set)
-    unused = set(settings) - set(variants) - {name for name, _, _ in chosen}
+    sweeps = read_sweeps(options.sweep)
+    compared = [*dict.fromkeys([*variants, *(sweep.name for sweep in sweeps)])]
+    unused = set(settings) - set(compared) - {name for name, _, _ in chosen}
     if unused:
-        among = ", ".join([*variants, *dict.fromkeys(name for name, _, _ in chosen)])
+        among = ", ".join([*compared, *dict.fromkeys(name for name, _, _ in chosen)])
         raise UsageError(f"--set {min(unused)}.…: {min(unused)!r} is not among what is compared: {among}")
     add_data(options, settings, list(dict.fromkeys(name for name, _, _ in chosen)))
+    forms = choose_forms(variants, settings, sweeps)
     specs = []
     for task_name, seq_len, budget in chosen:
         kind = tasks.get(task_name)
@@ -56,7 +62,7 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
         specs += [
             RunSpec(
                 variant=typed,
-                options=settings.get(name, ()),
+                options=variant_options,
                 task=task_name,
                 task_options=task_options,
                 seq_len=seq_len,
@@ -81,7 +87,7 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
                 threads=threads,
             )
             for seed in range(options.seeds)
-            for name, typed in variants.items()
+            for typed, variant_options in forms
         ]
     return sorted(specs, key=lambda spec: spec.seed)
 
@@ -160,47 +166,123 @@ def closest(name: str, known: list[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def choose_forms(variants: dict[str, str], settings: Settings, sweeps: list[Sweep]) -> list[tuple[str, Options]]:
+    """What was typed for a variant, and its options: each variant as it is set, then each value of each sweep.
+
+    What comes twice, as a variant whose own options are among the values of its sweep, runs once, as swept.
+    """
+    swept: dict[tuple[str, Options], object] = {}  # and the config: what is equal is one
+    for sweep in sweeps:
+        for value in sweep.values:
+            options = tuple(sorted((dict(settings.get(sweep.name, ())) | {sweep.option: value}).items()))
+            try:
+                config = find(sweep.typed, "--sweep").config(**dict(options))
+            except ValueError as error:
+                raise UsageError(f"--sweep: {error}") from error
+            if config not in swept.values():
+                swept[variants.get(sweep.name, sweep.typed), options] = config
+    plain = [(typed, settings.get(name, ())) for name, typed in variants.items()]
+    return [
+        *(form for form in plain if find(form[0], "--variants").config(**dict(form[1])) not in swept.values()),
+        *swept,
+    ]
+
+
 def read_settings(words: list[str]) -> Settings:
     """``--set linformer.rank=128`` -> {"linformer": (("rank", 128),)}, checked against the options there are."""
     settings: dict[str, dict[str, Option]] = {}
     for word in words:
-        path, equals, value = word.partition("=")
-        typed, dot, option = path.rpartition(".")
-        if not (equals and dot):
-            raise UsageError(f"--set {word}: expected NAME.OPTION=VALUE, for example linformer.rank=128")
-        name, _, known = configurable(typed)
-        if option not in known:
-            listed = f"its options: {', '.join(known)}" if known else "it has no options"
-            raise UsageError(f"--set {word}: {typed} has no option {option!r}{closest(option, list(known))}; {listed}")
-        settings.setdefault(name, {})[option] = read_value(word, value, known[option])
+        flag = f"--set {word}"
+        typed, option, value = split_setting(flag, word, "VALUE, for example linformer.rank=128")
+        name, _, known = configurable(typed, "--set")
+        check_option(flag, typed, option, known)
+        settings.setdefault(name, {})[option] = read_value(flag, value, known[option])
     for name, chosen in settings.items():
         try:
-            configurable(name)[1](**chosen)
+            configurable(name, "--set")[1](**chosen)
         except ValueError as error:
             raise UsageError(f"--set: {error}") from error
     return {name: tuple(sorted(chosen.items())) for name, chosen in settings.items()}
 
 
-def configurable(name: str) -> tuple[str, Callable[..., object], dict[str, Option]]:
+class Sweep(NamedTuple):
+    """One option of a variant at several values. name: as registered; typed: that, or ``module:Class``."""
+
+    name: str
+    typed: str
+    option: str
+    values: list[Option]
+
+
+def read_sweeps(words: list[str]) -> list[Sweep]:
+    """``--sweep performer.features=16:64`` -> performer's features at 16, 32 and 64."""
+    import tasks
+
+    sweeps = []
+    for word in words:
+        flag = f"--sweep {word}"
+        typed, option, values = split_setting(flag, word, "A:B or A,B,C, for example performer.features=16:1024")
+        if typed in tasks.available():
+            raise UsageError(f"{flag}: expected an option of a variant, but {typed!r} is a task")
+        name, _, known = configurable(typed, "--sweep")
+        check_option(flag, typed, option, known)
+        sweeps.append(Sweep(name, typed, option, read_values(flag, values, known[option])))
+    return sweeps
+
+
+def split_setting(flag: str, word: str, form: str) -> tuple[str, str, str]:
+    """The name, the option and what is asked of it, of NAME.OPTION=…"""
+    path, equals, value = word.partition("=")
+    typed, dot, option = path.rpartition(".")
+    if not (equals and dot):
+        raise UsageError(f"{flag}: expected NAME.OPTION={form}")
+    return typed, option, value
+
+
+def check_option(flag: str, typed: str, option: str, known: dict[str, Option]) -> None:
+    if option not in known:
+        listed = f"its options: {', '.join(known)}" if known else "it has no options"
+        raise UsageError(f"{flag}: {typed} has no option {option!r}{closest(option, list(known))}; {listed}")
+
+
+def configurable(name: str, where: str) -> tuple[str, Callable[..., object], dict[str, Option]]:
     """The task or backend of that name: its name, its config class, the options that take a plain value."""
     import tasks
 
     if name in tasks.available():
         options = tasks.options(name)
         return name, tasks.get(name).config_type, options
-    entry = find(name, "--set")
+    entry = find(name, where)
     plain = {option: default for option, default in entry.options.items() if isinstance(default, int | float | str)}
     return entry.name, entry.config, plain
 
 
-def read_value(word: str, text: str, default: Option) -> Option:
+def read_values(flag: str, text: str, default: Option) -> list[Option]:
+    """``A:B``, doubling from A up to B where the option is a number, or a list; each value once."""
+    first, colon, last = text.partition(":")
+    if not colon or isinstance(default, bool | str):
+        return list(dict.fromkeys(read_value(flag, part.strip(), default) for part in text.split(",")))
+    low, high = read_number(flag, first, default), read_number(flag, last, default)
+    if not 0 < low <= high < float("inf"):
+        raise UsageError(f"{flag}: expected A:B with 0 < A <= B, got {text!r}")
+    values = [low]
+    while values[-1] * 2 <= high:
+        values.append(values[-1] * 2)
+    return list(values)
+
+
+def read_value(flag: str, text: str, default: Option) -> Option:
     """``text`` as the type of the option's default."""
     if isinstance(default, bool):
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
-        raise UsageError(f"--set {word}: expected true or false, got {text!r}")
+        raise UsageError(f"{flag}: expected true or false, got {text!r}")
+    return text if isinstance(default, str) else read_number(flag, text, default)
+
+
+def read_number(flag: str, text: str, default: float) -> float:
     try:
         return type(default)(text)
     except ValueError:
         kind = {int: "an integer", float: "a number"}[type(default)]
-        raise UsageError(f"--set {word}: expected {kind}, got {text!r}") from None
+        raise UsageError(f"{flag}: expected {kind}, got {text!r}") from None

@@ -43,6 +43,12 @@ def read_records(path: Path) -> tuple[list[Record], list[str]]:
     return list(records.values()), warnings
 
 
+def is_search(record: Record) -> bool:
+    """Whether the run looked for a learning rate, and is no result."""
+    spec = record.get("spec")
+    return isinstance(spec, dict) and spec.get("search") is True
+
+
 def append_record(path: Path, record: Record) -> None:
     """Add a line and see it to the disk. A line that an interrupted write left open is closed first."""
     with path.open("ab+") as file:

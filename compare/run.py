@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,11 +25,17 @@ PLAIN_SECONDS = 15.0  # between lines where there is no terminal to draw on
 OnEvent = Callable[[Record], None]
 
 
-def run_all(specs: list[RunSpec], records: Path, console: Console, unprepared: dict[DataId, str]) -> list[Record]:
+def run_all(
+    specs: list[RunSpec],
+    records: Path,
+    console: Console,
+    unprepared: dict[DataId, str],
+    notes: Mapping[str, Record] | None = None,
+) -> list[Record]:
     """Run what has no record yet; ``records`` holds the finished runs at any moment.
 
     Runs with ``unprepared`` data become records of status ``error``, with the reason given. Runs that ended in
-    ``error`` are tried again; every other status is a finished run.
+    ``error`` are tried again; every other status is a finished run. ``notes``: fields to add to a record, by run_id.
 
     Returns:
         One record for each spec that is done, earlier ones included. Fewer than specs after Ctrl-C.
@@ -46,12 +52,13 @@ def run_all(specs: list[RunSpec], records: Path, console: Console, unprepared: d
         console.print(f"{len(done)} of {len(specs)} runs are already in {escape(str(records))}", soft_wrap=True)
     for number, spec in enumerate(todo, len(done) + 1):
         title = f"{number}/{len(specs)} {spec.label} · {spec.task} · N {spec.seq_len} · seed {spec.seed}"
+        title += f" · lr {spec.lr:g}" if spec.search else ""
         if spec.data_id in unprepared:
             record = new_record(spec, "error", unprepared[spec.data_id])
         else:
             with show_progress(title, spec, console) as on_event:
                 record = run_one(spec, on_event)
-        record["command"] = reproduce(spec)
+        record |= {"command": reproduce(spec)} | (notes or {}).get(spec.run_id, {})
         append_record(records, record)
         done.append(record)
         console.print(f"{escape(title)}: {escape(outcome(record))}", highlight=False, soft_wrap=True)

@@ -82,3 +82,57 @@ def test_what_cannot_be_is_said_in_one_line(words: list[str], message: str) -> N
     with pytest.raises(UsageError, match=message) as error:
         specs(*words)
     assert "\n" not in str(error.value)
+
+
+def labels(*words: str) -> list[str]:
+    return [spec.label for spec in specs("--tasks", "mqar", *words)]
+
+
+def test_a_sweep_runs_each_value_as_a_variant_of_its_own() -> None:
+    words = ["--variants", "full", "--sweep", "performer.features=16:100", "--sweep", "linformer.rank=64,8,64"]
+    swept = [f"performer features={value}" for value in (16, 32, 64)] + ["linformer rank=64", "linformer rank=8"]
+    assert labels(*words) == ["full", "none", *swept]
+    assert labels(*words, "--seeds", "2") == 2 * ["full", "none", *swept]
+
+
+def test_a_sweep_goes_over_numbers_of_any_kind_and_over_words() -> None:
+    words = ["--variants", "full", "--no-control"]
+    assert labels(*words, "--sweep", "skyformer.gamma=0.5:2") == ["full"] + [
+        f"skyformer gamma={value}" for value in (0.5, 1.0, 2.0)
+    ]
+    assert labels(*words, "--sweep", "synthesizer.kind=dense,random")[1:] == [
+        "synthesizer kind=dense",
+        "synthesizer kind=random",
+    ]
+
+
+def test_a_sweep_keeps_what_is_set_and_runs_nothing_twice() -> None:
+    words = ["--variants", "reformer", "--no-control", "--set", "reformer.bucket_size=16"]
+    assert labels(*words, "--sweep", "reformer.n_hashes=1:4") == [  # 4 is the default
+        f"reformer bucket_size=16 n_hashes={value}" for value in (1, 2, 4)
+    ]
+    crossed = labels(*words, "--sweep", "reformer.n_hashes=2,4", "--sweep", "reformer.bucket_size=8,16")
+    assert crossed == [
+        *("reformer bucket_size=16 n_hashes=2", "reformer bucket_size=16 n_hashes=4", "reformer bucket_size=8")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ("performer.features", "expected NAME.OPTION=A:B or A,B,C, for example performer.features=16:1024"),
+        ("performer.features=0,4", "--sweep: performer.features must be an integer of at least 1, got 0"),
+        ("performer.features=0:4", "--sweep performer.features=0:4: expected A:B with 0 < A <= B, got '0:4'"),
+        ("performer.features=8:4", "expected A:B with 0 < A <= B, got '8:4'"),
+        ("performer.features=a:4", "expected an integer, got 'a'"),
+        ("performer.features=", "expected an integer, got ''"),
+        ("skyformer.gamma=1:inf", "expected A:B with 0 < A <= B, got '1:inf'"),
+        ("performer.feature=4", "performer has no option 'feature' .did you mean 'features'..; its options: features"),
+        ("mqar.samples=4", "expected an option of a variant, but 'mqar' is a task"),
+        ("perfomer.features=4", "--sweep: unknown attention 'perfomer'. Did you mean 'performer'"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_said_in_one_line(sweep: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        labels("--sweep", sweep)
+    assert "\n" not in str(error.value)

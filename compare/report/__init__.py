@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compare.record import read_records, write_atomically
+from compare.record import is_search, read_records, write_atomically
 
 from .aggregate import Source, group_records, mixed_data
 from .charts import write_charts
@@ -38,7 +38,7 @@ def write_report_many(folders: Sequence[Path], out: Path) -> None:
     for folder in folders:
         records, damaged = read_records(folder / "records.jsonl")
         environment, complaint = read_environment(folder / "environment.json")
-        sources.append(Source(records, environment))
+        sources.append(Source([record for record in records if not is_search(record)], environment))
         warnings += damaged + complaint
     groups = group_records(sources)
     warnings += mixed_data(groups)

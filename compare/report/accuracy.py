@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 
-from .aggregate import ENOUGH_SEEDS, Estimate, Group, Row, pareto_front
+from .aggregate import ENOUGH_SEEDS, Estimate, Group, Row, numbers, pareto_front
 from .canvas import (
     DPI,
     FAINT,
@@ -39,10 +39,12 @@ from .canvas import (
     score_axis,
     shown_name,
 )
-from .units import plain, size
+from .sweeps import sweeps_of
+from .units import percent, plain, seconds, size
 
 LARGEST_MARKER = 520.0  # square points, where few variants are shown
 PLAIN_MARKER = 80.0
+VALUE_REACH = 12.0  # pixels from a point to the value of its option, at the most: else it is left out
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,12 @@ class Against:
     words: str
     axis: str
     show: Callable[[float], str]
-    more_is_better: bool
+    more_is_better: bool = False
+    pareto: bool = False
+
+    @property
+    def ticks(self) -> Callable[[float, float], list[float]]:
+        return memory_ticks if self.show is size else nice_ticks
 
 
 SPEED = Against(
@@ -62,13 +69,35 @@ SPEED = Against(
     "training speed, tokens per second (logarithmic; further right is faster)",
     plain,
     more_is_better=True,
+    pareto=True,
 )
 WEIGHT = Against(
     *("peak_memory_bytes", "accuracy_memory", "peak memory"),
     "peak memory of a training step (logarithmic; further left is lighter)",
     size,
-    more_is_better=False,
+    pareto=True,
 )
+STATE = Against(
+    *("state_bytes", "capacity_state", "bytes of state"),
+    "what one layer keeps of the other positions (logarithmic; further left is lighter)",
+    size,
+)
+SAVED = Against(
+    *("saved_bytes", "capacity_state", "bytes saved for backward"),
+    "saved for backward: not all have told their state (logarithmic; further left is lighter)",
+    size,
+)
+STEP = Against(
+    *("step_seconds", "capacity_time", "time of a training step"),
+    "time of a training step (logarithmic; further left is faster)",
+    seconds,
+)
+
+
+def state_of(rows: Sequence[Row]) -> Against:
+    """What stands for the state that rows keep: their own word for it, where every run that finished gave it."""
+    finished = [record for row in rows for record in row.finished]
+    return STATE if len(numbers(finished, STATE.field)) == len(finished) else SAVED
 
 
 def seeds_note(estimates: Mapping[str, Estimate]) -> str:
@@ -99,32 +128,37 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
         for row in group.rows
         if (score := row.over_seeds("test_score")) and (cost := row.over_seeds(against.field))
     ]
+    free = [spot for spot in spots if spot.cost.mean <= 0]
     spots = [spot for spot in spots if spot.cost.mean > 0]
     if not spots:
         return None
+    sweeps = sweeps_of([spot.row for spot in spots])
+    looks = dict(styles) | {row.name: styles[sweep.rows[0].name] for sweep in sweeps for row in sweep.rows}
+    values = {row.name: f"{value:g}" for sweep in sweeps for value, row in sweep.points[:-1]}
     sign = 1 if against.more_is_better else -1
-    attending = [spot for spot in spots if not spot.row.is_control]
+    attending = [spot for spot in spots if against.pareto and not spot.row.is_control]
     front = [attending[i] for i in pareto_front([(sign * s.cost.mean, s.score.mean) for s in attending])]
 
     baselines = baseline_texts(group)
-    plot = max(390.0, 26.0 * len(spots))
+    levels = {spot.row.name: folded(f"{spot.row.name} {percent(spot.score.mean)}, at 0", 20) for spot in free}
+    plot = max(390.0, 26.0 * (len(spots) - len(values)), 13.0 * len(spots))
     sheet = Sheet(
         f"Test {group.metric} against {against.words}: {group.title}",
         group.machine,
-        accuracy_notes(group, against, spots, front),
+        accuracy_notes(group, against, [*spots, *free], front),
         [spot.row for spot in spots],
         body=plot + 86 + 40 * any(spot.memory for spot in spots),
     )
     bottom = 62 + 40 * any(spot.memory for spot in spots)
-    axes = sheet.axes(78, bottom, WIDTH - 78 - margin_width(list(baselines.values())), plot)
+    axes = sheet.axes(78, bottom, WIDTH - 78 - margin_width([*baselines.values(), *levels.values()]), plot)
     means = [spot.cost.mean for spot in spots]
     edges = [edge for spot in spots for edge in ends(spot.cost)]
     low, high = max(min(edges), min(means) / 1.6), min(max(edges), max(means) * 1.6)
     pad = max((high / low) ** 0.12, 1.25)
     low, high = low / pad, high * pad
     axes.set_xlim(low, high)
-    log_ticks(axes, "x", memory_ticks(low, high) if against is WEIGHT else nice_ticks(low, high), against.show)
-    scores = [edge for spot in spots for edge in ends(spot.score)]
+    log_ticks(axes, "x", against.ticks(low, high), against.show)
+    scores = [edge for spot in [*spots, *free] for edge in ends(spot.score)]
     shown, far = near_baselines(group.baselines, scores)
     score_axis(axes, f"test {group.metric}, %", [*scores, *shown.values()])
     axes.set_xlabel(against.axis)
@@ -133,7 +167,7 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
     largest = LARGEST_MARKER if len(spots) <= 12 else LARGEST_MARKER / 2
     heaviest = max((spot.memory.mean for spot in spots if spot.memory), default=0.0)
     for spot in sorted(spots, key=lambda spot: -(spot.memory.mean if spot.memory else 0)):
-        style = styles[spot.row.name]
+        style = looks[spot.row.name]
         x, y = spot.cost.mean, spot.score.mean
         area = largest * spot.memory.mean / heaviest if spot.memory else 30.0 if against is SPEED else PLAIN_MARKER
         scale, reach = marker_shape(style.marker)
@@ -155,15 +189,24 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
                 axes.plot(*zip(start, end, strict=True), color=style.colour, linewidth=1.2, alpha=0.6, zorder=2.5)
                 lines.append(box_along(axes, start, end))
         radius = reach * math.sqrt(area * scale) * DPI / 72 + 1
-        names.append(Name(folded(shown_name(spot.row)), x, y, radius, style.colour, style.weight))
+        value = values.get(spot.row.name)
+        text, away = (folded(shown_name(spot.row)), math.inf) if value is None else (value, VALUE_REACH)
+        names.append(Name(text, x, y, radius, style.colour, style.weight, away))
+    for sweep in sweeps:
+        by_name = {spot.row.name: (spot.cost.mean, spot.score.mean) for spot in spots}
+        corners, style = [by_name[row.name] for row in sweep.rows], looks[sweep.rows[0].name]
+        axes.plot(*zip(*corners, strict=True), color=style.colour, linewidth=1.3, linestyle=style.dash, zorder=2.2)
+        lines += boxes_along(axes, corners)
     if len(front) > 1:
         corners = [(spot.cost.mean, spot.score.mean) for spot in front]
         axes.plot(*zip(*corners, strict=True), color=INK, linewidth=0.9, alpha=0.6, zorder=2)
         lines += boxes_along(axes, corners)
     below = [MarginLabel(None, axes.get_ylim()[0], baselines[name], Style(SOFT, TRIVIAL, "v")) for name in far]
-    draw_margin(axes, [*draw_baselines(axes, shown, baselines), *below])
-    marks += [box_along(axes, (low, value), (high, value)) for value in shown.values()]
-    draw_names(axes, names, marks, lines)
+    beside = draw_baselines(axes, {name: spot.score.mean for name, spot in zip(levels, free, strict=True)}, levels)
+    draw_margin(axes, [*draw_baselines(axes, shown, baselines), *beside, *below])
+    across = [*shown.values(), *(spot.score.mean for spot in free)]
+    marks += [box_along(axes, (low, value), (high, value)) for value in across]
+    draw_names(axes, sorted(names, key=lambda name: name.reach < math.inf), marks, lines)
     draw_size_legend(axes, [spot.memory.mean for spot in spots if spot.memory], largest)
     return sheet.figure
 
@@ -188,6 +231,8 @@ def accuracy_notes(group: Group, against: Against, spots: Sequence[Spot], front:
         notes.append(f"Hollow: peak memory not measured ({', '.join(unweighed)}).")
     if far := near_baselines(group.baselines, [edge for spot in spots for edge in ends(spot.score)])[1]:
         notes.append(f"Far below the axis, hence not drawn: {', '.join(far)}.")
+    if sweeps_of([spot.row for spot in spots]):
+        notes.append("Joined: one option at several values, written beside the points; the last bears the name.")
     if len(front) > 1:
         notes.append("Thin line: Pareto front, the control left out.")
     return notes + fallback_notes([spot.row for spot in spots])

@@ -373,7 +373,12 @@ def make_rows(cell: Mapping[tuple[str, str], Mapping[str, Record]], families: Ma
         variant = str(next(iter(seeds.values())).get("variant") or label)
         family = families.get(variant, UNKNOWN_FAMILY)
         rows.append(Row(label, suffix, variant, family, tuple(seeds[seed] for seed in sorted(seeds))))
-    return tuple(sorted(rows, key=lambda row: (row.is_control, row.variant != REFERENCE, row.name)))
+    return tuple(sorted(rows, key=lambda row: (row.is_control, row.variant != REFERENCE, natural(row.name))))
+
+
+def natural(name: str) -> list[str | int]:
+    """What to sort names by so that 16 comes before 128."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 class Curve(NamedTuple):

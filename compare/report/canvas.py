@@ -275,7 +275,8 @@ def write(
 
 @dataclass(frozen=True)
 class Name:
-    """A text to be written beside a point in data, round which `radius` pixels are kept free."""
+    """A text to be written beside a point in data, round which `radius` pixels are kept free; left out where it would
+    stand further than `reach` from them."""
 
     text: str
     x: float
@@ -283,6 +284,7 @@ class Name:
     radius: float
     colour: str
     weight: str = "normal"
+    reach: float = math.inf
 
 
 def draw_names(axes: Axes, names: Sequence[Name], marks: Sequence[Box], lines: Sequence[Box]) -> None:
@@ -296,7 +298,10 @@ def draw_names(axes: Axes, names: Sequence[Name], marks: Sequence[Box], lines: S
     inside = Box(area.x0 + 3, area.y0 + 3, area.x1 - 3, area.y1 - 1)
     for name, anchor, box in zip(names, anchors, place(anchors, inside, [*points, *marks], lines), strict=True):
         nearest = (min(max(anchor.x, box.left), box.right), min(max(anchor.y, box.bottom), box.top))
-        if math.dist(nearest, (anchor.x, anchor.y)) > anchor.radius + 2 * GAP:
+        away = math.dist(nearest, (anchor.x, anchor.y)) - anchor.radius
+        if away > name.reach:
+            continue
+        if away > 2 * GAP:
             draw_line(figure_of(axes), [(anchor.x, anchor.y), nearest], name.colour, "-")
         middle = ((box.left + box.right) / 2, (box.bottom + box.top) / 2)
         write(figure_of(axes), name.text, *middle, ha="center", weight=name.weight)

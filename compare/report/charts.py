@@ -8,11 +8,12 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from .accuracy import SPEED, WEIGHT, accuracy_chart
+from .accuracy import SPEED, STEP, WEIGHT, accuracy_chart, state_of
 from .aggregate import Chart, Group, slug
 from .canvas import DPI, STYLE, Style, choose_styles
 from .curves import learning_curves
 from .lengths import MEMORY, TIME, cost_against_length, length_series, series_note
+from .sweeps import capacity_group
 
 
 def write_charts(groups: Sequence[Group], folder: Path) -> list[Chart]:
@@ -41,6 +42,11 @@ def plan(groups: Sequence[Group], styles: Mapping[str, Style]) -> list[tuple[Cha
             title = f"Test score against {against.words}: {group.title}"
             chart = Chart(f"{against.stem}_{group.slug}", title, group.slug)
             charts.append((chart, partial(accuracy_chart, group, against, styles)))
+        if capacity := capacity_group(group):
+            for against in (state_of(capacity.rows), STEP):
+                title = f"Capacity: test score against {against.words}: {group.title}"
+                chart = Chart(f"{against.stem}_{group.slug}", title, group.slug)
+                charts.append((chart, partial(accuracy_chart, capacity, against, styles)))
         for axis, words in (("step", "steps"), ("seconds", "seconds")):
             chart = Chart(f"curves_{words}_{group.slug}", f"Learning curves by {words}: {group.title}", group.slug)
             charts.append((chart, partial(learning_curves, group, axis, styles)))

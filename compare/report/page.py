@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .aggregate import Chart, Group, Record, Row, as_mapping, status_of
 from .summary import summarise
+from .sweeps import sweep_table
 from .tables import MISSING, READING, Cell, baseline_rows, columns_of, commands, failures, notes, slice_table
 
 CSS = """
@@ -103,6 +104,8 @@ def html_page(groups: Sequence[Group], charts: Sequence[Chart], folder: Path, wa
         parts.append(bullets(notes(group), css="soft"))
         if sliced := slice_table(group):
             parts.append(simple_table(*sliced))
+        if swept := sweep_table(group):
+            parts.append(simple_table(*swept))
         parts.append(figures([chart for chart in charts if chart.group == group.slug], folder))
         parts.append("</section>")
     if across := [chart for chart in charts if not chart.group]:

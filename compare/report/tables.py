@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from .aggregate import ENOUGH_SEEDS, Chart, Estimate, Group, Row, binomial_half, status_of
 from .families import colour_of
 from .summary import summarise
+from .sweeps import sweep_table
 from .units import count, percent, plain, seconds, size
 
 MISSING = "–"
@@ -214,6 +215,8 @@ def markdown_report(groups: Sequence[Group], charts: Sequence[Chart], warnings: 
         parts += [markdown_table([column.title for column in shown], table), bullets(notes(group))]
         if sliced := slice_table(group):
             parts.append(markdown_table(*sliced))
+        if swept := sweep_table(group):
+            parts.append(markdown_table(*swept))
         parts += [image(chart) for chart in charts if chart.group == group.slug]
     if across := [image(chart) for chart in charts if not chart.group]:
         parts += ["## Cost against length", *across]

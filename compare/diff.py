@@ -1,0 +1,447 @@
+"""What changed between two folders of results, beyond noise.
+
+Scores, times and memory are paired by seed where both sides have two seeds or more in common, else compared as Welch
+does. Few seeds tell little of their own noise: each variance is moderated by those of all other variants (Smyth 2004,
+doi:10.2202/1544-6115.1027), as far as these agree. All of these tests together are held to 5 % by Holm's method: two
+runs of one truth are told as changed one time in twenty at the most. Where a side has one run there is no test: its
+times must lie apart with their quartiles, and a change counts from twice the floor. Counts are compared exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from scipy.special import digamma, polygamma, stdtr, stdtrit
+
+from compare.plan import UsageError
+from compare.record import is_search, read_records
+from compare.report import read_environment
+from compare.report.aggregate import (
+    PER_ROW,
+    Group,
+    Record,
+    Row,
+    Source,
+    as_key,
+    as_mapping,
+    as_number,
+    group_records,
+    machine_line,
+    machine_name,
+    tell_apart,
+)
+from compare.report.tables import markdown_table
+from compare.report.units import percent, seconds, size
+from compare.spec import DEFAULTS
+
+SIGNIFICANT = 0.05
+COLOURS = {"worse": "red", "better": "green"}
+WIDE = 160  # columns, where there is no terminal that has a width
+HEADER = ("task", "variant", "what", "before", "after", "change", "verdict")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A field of the records that has noise.
+
+    floor: changes up to this are not told: points of a score, a share of all else.
+    worse: 1 where more is worse, -1 where less is.
+    timed: it says nothing across machines.
+    """
+
+    field: str
+    title: str
+    show: Callable[[float], str]
+    floor: float
+    worse: int
+    timed: bool = False
+
+    @property
+    def is_score(self) -> bool:
+        return self.field == "test_score"
+
+    def limit(self, times: int) -> float:
+        """The floor, some times over, on the scale that is compared: a score itself, logarithms of all else."""
+        return times * self.floor if self.is_score else math.log1p(times * self.floor)
+
+    def by_seed(self, row: Row) -> dict[str, float]:
+        """On that scale, of the runs that finished."""
+        found = values_by_seed(row, self.field)
+        return found if self.is_score else {seed: math.log(value) for seed, value in found.items() if value > 0}
+
+    def words(self, change: float, half: float | None) -> str:
+        """A change and its interval: "−5.1 ± 1.2 points", "+20 % (+17 to +23)"."""
+        if self.is_score:
+            text = f"{100 * change:+.1f}" + ("" if half is None else f" ± {100 * half:.1f}") + " points"
+        else:
+            ends = [] if half is None else [change - half, change + half]
+            mean, *interval = (f"{100 * math.expm1(value):+.3g}" for value in [change, *ends])
+            text = f"{mean} %" + (f" ({' to '.join(interval)})" if interval else "")
+        return text.replace("-", "−")
+
+
+MEASURES = (
+    Measure("test_score", "test score", percent, 0.001, -1),
+    Measure("step_seconds", "step", seconds, 0.1, 1, timed=True),
+    Measure("forward_seconds", "forward", seconds, 0.1, 1, timed=True),
+    Measure("peak_memory_bytes", "peak memory", size, 0.05, 1),
+    Measure("saved_bytes", "saved for backward", size, 0.05, 1),
+)
+COUNTS = (("flops", "FLOPs/step"), ("params", "parameters"))
+
+
+class Pair(NamedTuple):
+    """One variant on one task, before and after."""
+
+    where: str
+    before: Row
+    after: Row
+
+
+class Change(NamedTuple):
+    """One line of what is told, as `HEADER` names it."""
+
+    where: str
+    variant: str
+    what: str
+    before: str
+    after: str
+    change: str
+    verdict: str
+
+
+class Evidence(NamedTuple):
+    """A mean change, a variance with its degrees of freedom, and what of it is the squared error of the mean."""
+
+    change: float
+    variance: float
+    degrees: float
+    share: float
+
+
+class Tested(NamedTuple):
+    """A mean change, the half-width of its 95 % interval, and how likely one as large is where there is none."""
+
+    change: float
+    half: float
+    chance: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One measure of one pair: its values by seed."""
+
+    pair: Pair
+    measure: Measure
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+
+    def evidence(self) -> Evidence | None:
+        """None where a side has fewer than two seeds."""
+        before, after = self.before, self.after
+        shared = [after[seed] - before[seed] for seed in before if seed in after]
+        if len(shared) > 1:
+            variance = float(np.var(shared, ddof=1))
+            return Evidence(float(np.mean(shared)), variance, len(shared) - 1, 1 / len(shared))
+        if min(len(before), len(after)) < 2:
+            return None
+        sides = [np.array(list(side.values())) for side in (before, after)]
+        errors = [float(np.var(side, ddof=1)) / len(side) for side in sides]
+        share = sum(1 / len(side) for side in sides) / 2  # variances of differences, as of pairs
+        parts = sum(error**2 / (len(side) - 1) for error, side in zip(errors, sides, strict=True))
+        degrees = sum(errors) ** 2 / parts if parts else sum(map(len, sides)) - 2
+        return Evidence(float(np.mean(sides[1]) - np.mean(sides[0])), sum(errors) / share, degrees, share)
+
+    def single(self) -> float | None:
+        """The change where a side has one run, if it is large and the quartiles of times lie apart; never a score."""
+        before, after = mean_of(self.before), mean_of(self.after)
+        if self.measure.is_score or abs(after - before) <= self.measure.limit(2):
+            return None
+        quartiles = [row.spread(self.measure.field) for row in (self.pair.before, self.pair.after)]
+        if quartiles[0] and quartiles[1] and max(q[0] for q in quartiles if q) <= min(q[1] for q in quartiles if q):
+            return None
+        return after - before
+
+    def told(self, change: float, half: float | None, *, elsewhere: bool) -> Change:
+        """elsewhere: on another machine, where a time is neither better nor worse."""
+        pair, measure = self.pair, self.measure
+        verdict = "worse" if change * measure.worse > 0 else "better"
+        if measure.timed and elsewhere:
+            verdict = "other machine"
+        was, now = (mean_of(values_by_seed(row, measure.field)) for row in pair[1:])
+        words = measure.words(change, half)
+        return Change(pair.where, pair.before.name, measure.title, measure.show(was), measure.show(now), words, verdict)
+
+
+@dataclass(frozen=True)
+class Diff:
+    """What came out. remarks: differences of machine, conditions and data, to be said first."""
+
+    remarks: Sequence[str]
+    changes: Sequence[Change]
+    compared: int
+    unjudged: int
+    new: Sequence[str]
+    vanished: Sequence[str]
+
+    @property
+    def regressed(self) -> bool:
+        return any(change.verdict == "worse" for change in self.changes)
+
+    @property
+    def summary(self) -> list[str]:
+        told = f"Changed beyond noise: {len(self.changes)}" if self.changes else "Nothing changed beyond noise"
+        lines = [
+            f"{told}, of {self.compared} comparisons. Tests over seeds are held to 5 % all together (Holm); times "
+            "count from 10 %, memory from 5 %, and from twice that where a side has one run."
+        ]
+        if self.unjudged:
+            lines.append(f"Test scores not judged, for want of two seeds a side: {self.unjudged}.")
+        named = (("New", self.new), ("Vanished", self.vanished))
+        return lines + [f"{word}: {', '.join(rows)}." for word, rows in named if rows]
+
+    def markdown(self) -> str:
+        """For a pull request."""
+        parts = [f"> **{remark}**" for remark in self.remarks]
+        if self.changes:
+            marked = [(*change[:-1], f"**{change.verdict}**") for change in self.changes]
+            parts.append(markdown_table(HEADER, marked))
+        return "\n\n".join([*parts, *self.summary])
+
+
+def diff_folders(before: Path, after: Path) -> Diff:
+    """Compare two folders of results.
+
+    Raises:
+        UsageError: one of them holds no result, or they have nothing in common.
+    """
+    (mine, warnings), (theirs, others) = read_folder(before), read_folder(after)
+    found = diff(mine, theirs)
+    return replace(found, remarks=[*warnings, *others, *found.remarks])
+
+
+def read_folder(folder: Path) -> tuple[Source, list[str]]:
+    """Its results and machine, and warnings of what could not be read."""
+    path = folder / "records.jsonl"
+    if not path.is_file():
+        raise UsageError(f"{folder} holds no records.jsonl")
+    records, damaged = read_records(path)
+    results = [record for record in records if not is_search(record)]
+    if not results:
+        raise UsageError(f"{path} holds no result that can be read")
+    environment, complaints = read_environment(folder / "environment.json")
+    return Source(results, environment), damaged + complaints
+
+
+def diff(before: Source, after: Source) -> Diff:
+    """Compare what both have.
+
+    Raises:
+        UsageError: they have nothing in common.
+    """
+    pairs, remarks, vanished, new = pair_up(before.records, after.records)
+    if not pairs:
+        raise UsageError("the two folders have no variant in common on one task at one length")
+    elsewhere = machine_name(before.environment) != machine_name(after.environment)
+    machines = [machine_line(source.environment) for source in (before, after)]
+    if machines[0] != machines[1]:
+        remarks.insert(0, f"Machines differ: {' → '.join(machines)}." + " Times are told, not judged." * elsewhere)
+
+    comparisons = [comparison for pair in pairs for comparison in comparisons_of(pair)]
+    tested = run_tests(comparisons)
+    limit = holm([found.chance for found in tested if found])
+    changes = [change for pair in pairs for change in exact_changes(pair)]
+    for comparison, found in zip(comparisons, tested, strict=True):
+        if found is None:
+            if (change := comparison.single()) is not None:
+                changes.append(comparison.told(change, None, elsewhere=elsewhere))
+        elif found.chance <= limit and abs(found.change) > comparison.measure.limit(1):
+            changes.append(comparison.told(found.change, found.half, elsewhere=elsewhere))
+    order = {(pair.where, pair.before.name): rank for rank, pair in enumerate(pairs)}
+    changes.sort(key=lambda change: order[change.where, change.variant])
+    unjudged = sum(
+        comparison.measure.is_score and not found for comparison, found in zip(comparisons, tested, strict=True)
+    )
+    counted = sum(all(values_by_seed(row, field) for row in pair[1:]) for pair in pairs for field, _ in COUNTS)
+    return Diff(remarks, changes, len(comparisons) + counted + len(pairs) - unjudged, unjudged, new, vanished)
+
+
+def show(found: Diff) -> None:
+    """On the terminal: a table for each task."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDE
+    for remark in found.remarks:
+        console.print(Text(remark, style="bold"))
+    for where in dict.fromkeys(change.where for change in found.changes):
+        table = Table(box=None, title=Text(where, style="bold"), title_justify="left", pad_edge=False)
+        for title in HEADER[1:]:
+            table.add_column(title, overflow="fold")
+        for change in found.changes:
+            if change.where == where:
+                table.add_row(*map(Text, change[1:-1]), Text(change.verdict, style=COLOURS.get(change.verdict, "")))
+        console.print(table)
+    for line in found.summary:
+        console.print(Text(line))
+
+
+def pair_up(before: Sequence[Record], after: Sequence[Record]) -> tuple[list[Pair], list[str], list[str], list[str]]:
+    """What to compare with what: the pairs, remarks on unlike conditions and data, what vanished, what is new.
+
+    On one task at one length like conditions are paired; where one set of conditions is left on each side, these are
+    compared as well, and their difference is remarked on.
+    """
+    pairs: list[Pair] = []
+    remarks, vanished, new = [], [], []
+    old, fresh = (by_conditions(records) for records in (before, after))
+    for place in dict.fromkeys([*old, *fresh]):
+        was, now = old.get(place, {}), fresh.get(place, {})
+        matched = {key: key for key in was if key in now}
+        left, right = [key for key in was if key not in now], [key for key in now if key not in was]
+        if len(left) == len(right) == 1:
+            words = f"{tell_apart(left[0], right)} → {tell_apart(right[0], left)}"
+            remarks.append(f"{place}: conditions differ: {words}.")
+            matched[left.pop()] = right.pop()
+        vanished += [f"all of {was[key].title} ({len(was[key].rows)})" for key in left]
+        new += [f"all of {now[key].title} ({len(now[key].rows)})" for key in right]
+        for key, other in matched.items():
+            title = place if len(matched) == 1 else was[key].title
+            mine, theirs = ({row.name: row for row in group.rows} for group in (was[key], now[other]))
+            pairs += [Pair(title, mine[name], theirs[name]) for name in mine if name in theirs]
+            for found, names in ((vanished, mine.keys() - theirs.keys()), (new, theirs.keys() - mine.keys())):
+                found += [f"{', '.join(sorted(names))} ({title})"] if names else []
+            if hashes_of(was[key]) != hashes_of(now[other]):
+                remarks.append(f"{title}: not the same data; scores may differ for that.")
+    return pairs, remarks, vanished, new
+
+
+def by_conditions(records: Sequence[Record]) -> dict[str, dict[str, Group]]:
+    """Task and length in words -> conditions -> group."""
+    found: dict[str, dict[str, Group]] = {}
+    for group in group_records([Source(records, {})]):
+        spec = DEFAULTS | as_mapping(group.records[0].get("spec"))
+        conditions = {key: value for key, value in spec.items() if key not in PER_ROW}
+        for key, value in conditions.items():
+            if isinstance(value, float) and value.is_integer():  # a budget of 25 is one of 25.0
+                conditions[key] = int(value)
+        found.setdefault(f"{group.task}, length {group.seq_len:,}", {})[as_key(conditions)] = group
+    return found
+
+
+def hashes_of(group: Group) -> set[str]:
+    data = (as_mapping(record.get("data")) for record in group.records)
+    return {str(value) for each in data for key, value in each.items() if key.endswith("sha256")}
+
+
+def values_by_seed(row: Row, field: str) -> dict[str, float]:
+    values = {str(record.get("seed")): as_number(record.get(field)) for record in row.finished}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
+def mean_of(values: Mapping[str, float]) -> float:
+    return float(np.mean(list(values.values())))
+
+
+def exact_changes(pair: Pair) -> list[Change]:
+    """Of what has no noise: status, learning rate, kernel and counts."""
+    rows = pair.before, pair.after
+    was, now = (len(row.finished) / len(row.records) for row in rows)
+    status = "worse" if now < was else "better" if now > was else "changed"
+    facts = [
+        ("status", [row.status for row in rows], "", status),
+        ("learning rate", [rates_of(row) for row in rows], "", "changed"),
+        ("kernel", [row.kernels for row in rows], "", "changed"),
+    ]
+    for field, title in COUNTS:
+        sides = [values_by_seed(row, field) for row in rows]
+        if all(sides):
+            shared = sides[0].keys() & sides[1].keys()
+            means = [mean_of({seed: side[seed] for seed in shared or side}) for side in sides]
+            share = f"{100 * (means[1] / means[0] - 1):+.3g} %" if means[0] else ""
+            facts.append(
+                (title, [f"{mean:,.1f}".removesuffix(".0") for mean in means], share.replace("-", "−"), "changed")
+            )
+    return [
+        Change(pair.where, pair.before.name, what, before, after, change, verdict)
+        for what, (before, after), change, verdict in facts
+        if before and after and before != after
+    ]
+
+
+def rates_of(row: Row) -> str:
+    specs = [as_mapping(record.get("spec")) for record in row.records]
+    return ", ".join(sorted({f"{rate:g}" for spec in specs if (rate := as_number(spec.get("lr"))) is not None}))
+
+
+def comparisons_of(pair: Pair) -> list[Comparison]:
+    """Of every measure that both sides have."""
+    sides = [(measure, measure.by_seed(pair.before), measure.by_seed(pair.after)) for measure in MEASURES]
+    return [Comparison(pair, measure, before, after) for measure, before, after in sides if before and after]
+
+
+def run_tests(comparisons: Sequence[Comparison]) -> list[Tested | None]:
+    """In their order; those of one measure share what they know of its noise. None where there are too few seeds."""
+    found = [comparison.evidence() for comparison in comparisons]
+    tested: list[Tested | None] = [None] * len(found)
+    for measure in MEASURES:
+        own = {i: each for i, each in enumerate(found) if each and comparisons[i].measure is measure}
+        for i, each in zip(own, moderate(list(own.values())), strict=True):
+            tested[i] = each
+    return tested
+
+
+def moderate(found: Sequence[Evidence]) -> list[Tested]:
+    """t tests whose variances are drawn towards a common one, the more the better they agree with it (Smyth 2004)."""
+    variances, degrees = (np.array([getattr(each, name) for each in found]) for name in ("variance", "degrees"))
+    middle = float(np.median(variances)) if len(found) else 0.0
+    if len(found) > 1 and middle > 0:
+        logs = np.log(np.maximum(variances, 1e-5 * middle)) - digamma(degrees / 2) + np.log(degrees / 2)
+        excess = float(np.var(logs, ddof=1) - np.mean(polygamma(1, degrees / 2)))
+        total = float(degrees.sum())
+        if excess > 0:
+            prior = 2 * inverse_trigamma(excess)
+            common = math.exp(float(np.mean(logs)) + float(digamma(prior / 2)) - math.log(prior / 2))
+            variances = (prior * common + degrees * variances) / (prior + degrees)
+            degrees = np.minimum(prior + degrees, total)
+        else:
+            variances = np.full(len(found), float(np.average(variances, weights=degrees)))
+            degrees = np.full(len(found), total)
+    tested = []
+    for each, variance, freedom in zip(found, variances, degrees, strict=True):
+        error = math.sqrt(variance * each.share)
+        half = float(stdtrit(freedom, 1 - SIGNIFICANT / 2)) * error
+        chance = (
+            1.0 if each.change == 0 else 0.0 if error == 0 else 2 * float(stdtr(freedom, -abs(each.change) / error))
+        )
+        tested.append(Tested(each.change, half, chance))
+    return tested
+
+
+def inverse_trigamma(value: float) -> float:
+    """By Newton's method on 1 / trigamma, which is nearly straight."""
+    x = 0.5 + 1 / value
+    for _ in range(50):
+        trigamma = float(polygamma(1, x))
+        step = trigamma * (1 - trigamma / value) / float(polygamma(2, x))
+        x += step
+        if abs(step) < 1e-10 * x:
+            break
+    return x
+
+
+def holm(chances: Sequence[float]) -> float:
+    """The chance up to which a test stands, so that all of them together err in 5 % of cases; -1 where none does."""
+    limit = -1.0
+    for rank, chance in enumerate(sorted(chances)):
+        if chance * (len(chances) - rank) > SIGNIFICANT:
+            break
+        limit = chance
+    return limit
