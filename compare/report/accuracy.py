@@ -1,4 +1,4 @@
-"""Test accuracy against what it costs: speed, memory."""
+"""Accuracy against what it costs: speed, memory."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 
-from .aggregate import ENOUGH_SEEDS, Estimate, Group, Row, pareto_front
+from .aggregate import Group, Row, pareto_front
 from .canvas import (
     DPI,
     FAINT,
@@ -29,7 +29,6 @@ from .canvas import (
     draw_baselines,
     draw_margin,
     draw_names,
-    fallback_notes,
     figure_of,
     folded,
     log_ticks,
@@ -37,8 +36,9 @@ from .canvas import (
     memory_ticks,
     nice_ticks,
     score_axis,
-    shown_name,
 )
+from .flags import flag_notes, marked
+from .stats import ENOUGH_SEEDS, Estimate
 from .units import plain, size
 
 LARGEST_MARKER = 520.0  # square points, where few variants are shown
@@ -97,7 +97,7 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
     spots = [
         Spot(row, cost, score, row.over_seeds("peak_memory_bytes") if against is SPEED else None)
         for row in group.rows
-        if (score := row.over_seeds("test_score")) and (cost := row.over_seeds(against.field))
+        if (score := row.score) and (cost := row.over_seeds(against.field))
     ]
     spots = [spot for spot in spots if spot.cost.mean > 0]
     if not spots:
@@ -109,7 +109,7 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
     baselines = baseline_texts(group)
     plot = max(390.0, 26.0 * len(spots))
     sheet = Sheet(
-        f"Test {group.metric} against {against.words}: {group.title}",
+        f"{group.terms.words(group.metric).capitalize()} against {against.words}: {group.title}",
         group.machine,
         accuracy_notes(group, against, spots, front),
         [spot.row for spot in spots],
@@ -126,7 +126,7 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
     log_ticks(axes, "x", memory_ticks(low, high) if against is WEIGHT else nice_ticks(low, high), against.show)
     scores = [edge for spot in spots for edge in ends(spot.score)]
     shown, far = near_baselines(group.baselines, scores)
-    score_axis(axes, f"test {group.metric}, %", [*scores, *shown.values()])
+    score_axis(axes, f"{group.terms.words(group.metric)}, %", [*scores, *shown.values()])
     axes.set_xlabel(against.axis)
 
     names, marks, lines = [], [], []
@@ -155,7 +155,7 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
                 axes.plot(*zip(start, end, strict=True), color=style.colour, linewidth=1.2, alpha=0.6, zorder=2.5)
                 lines.append(box_along(axes, start, end))
         radius = reach * math.sqrt(area * scale) * DPI / 72 + 1
-        names.append(Name(folded(shown_name(spot.row)), x, y, radius, style.colour, style.weight))
+        names.append(Name(folded(marked(spot.row, group)), x, y, radius, style.colour, style.weight))
     if len(front) > 1:
         corners = [(spot.cost.mean, spot.score.mean) for spot in front]
         axes.plot(*zip(*corners, strict=True), color=INK, linewidth=0.9, alpha=0.6, zorder=2)
@@ -180,7 +180,8 @@ def accuracy_notes(group: Group, against: Against, spots: Sequence[Spot], front:
     notes = [seeds_note({spot.row.name: spot.score for spot in spots})]
     if group.test_size:
         half = max(group.test_noise(spot.score.mean) for spot in spots)
-        notes[0] += f" Test set: {plain(group.test_size)} predictions, ± {100 * half:.1f} points by itself (binomial)."
+        test = f" {group.terms.split.capitalize()} set: {plain(group.test_size)} predictions,"
+        notes[0] += f"{test} ± {100 * half:.1f} points by itself (binomial)."
     drawn = {spot.row.name for spot in spots}
     if missing := [f"{row.name} ({row.status})" for row in group.rows if row.name not in drawn]:
         notes.append(f"Not drawn, for lack of a score or a value: {', '.join(missing)}.")
@@ -190,7 +191,11 @@ def accuracy_notes(group: Group, against: Against, spots: Sequence[Spot], front:
         notes.append(f"Far below the axis, hence not drawn: {', '.join(far)}.")
     if len(front) > 1:
         notes.append("Thin line: Pareto front, the control left out.")
-    return notes + fallback_notes([spot.row for spot in spots])
+    if group.terms.note:
+        notes.append(group.terms.note)
+        if group.baselines:
+            notes.append("Trivial predictors are scored on the test set.")
+    return notes + flag_notes([spot.row for spot in spots], group)
 
 
 @cache

@@ -38,7 +38,7 @@ def plan(groups: Sequence[Group], styles: Mapping[str, Style]) -> list[tuple[Cha
     charts: list[tuple[Chart, Callable[[], Figure | None]]] = []
     for group in groups:
         for against in (SPEED, WEIGHT):
-            title = f"Test score against {against.words}: {group.title}"
+            title = f"{group.terms.words('score').capitalize()} against {against.words}: {group.title}"
             chart = Chart(f"{against.stem}_{group.slug}", title, group.slug)
             charts.append((chart, partial(accuracy_chart, group, against, styles)))
         for axis, words in (("step", "steps"), ("seconds", "seconds")):
