@@ -39,7 +39,7 @@ from .canvas import (
 )
 from .flags import flag_notes, marked
 from .stats import ENOUGH_SEEDS, Estimate
-from .units import plain, size
+from .units import plain, sentence, size
 
 LARGEST_MARKER = 520.0  # square points, where few variants are shown
 PLAIN_MARKER = 80.0
@@ -109,7 +109,7 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
     baselines = baseline_texts(group)
     plot = max(390.0, 26.0 * len(spots))
     sheet = Sheet(
-        f"{group.terms.words(group.metric).capitalize()} against {against.words}: {group.title}",
+        f"{sentence(group.terms.words(group.metric))} against {against.words}: {group.title}",
         group.machine,
         accuracy_notes(group, against, spots, front),
         [spot.row for spot in spots],

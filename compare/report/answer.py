@@ -7,7 +7,7 @@ from .families import CONTROL_FAMILY
 from .flags import in_words
 from .stats import ENOUGH_SEEDS, Difference, in_points
 from .summary import baseline_differences, measured, scores_of, short
-from .units import percent, plural, significant
+from .units import percent, plural, sentence, significant
 
 WITHIN = 0.01  # of full's score: what counts as being as good
 GOOD = f"within {100 * WITHIN:g} {plural(round(100 * WITHIN), 'point')} of full"
@@ -54,8 +54,10 @@ def sentences(group: Group) -> list[str]:
     if full is None:
         why = f"has no score ({group.reference.status})" if group.reference else "was not run"
         return [f"Full {why}, so nothing can be compared with it.", *sobering(group)]
+    if not any(row.name in group.against_full for row in rivals(group)):
+        return ["Nothing shares a seed with full, so nothing can be compared with it.", *sobering(group)]
     if not can_be_judged(group):
-        n = max((found.n for found in group.against_full.values()), default=full.n)
+        n = max(found.n for found in group.against_full.values())
         return [
             f"With {n} {plural(n, 'seed')} it cannot be said who is as accurate as full ({percent(full.mean)}); "
             f"{ENOUGH_SEEDS} are needed.",
@@ -70,7 +72,7 @@ def as_good(group: Group, full: float) -> list[str]:
     good = [row for row in rivals(group) if is_within(found.get(row.name))]
     if good:
         names = short([row.name for row in good])
-        return [f"{GOOD.capitalize()} ({percent(full)}): {names}.", *cheapest(group, good, " of these")]
+        return [f"{sentence(GOOD)} ({percent(full)}): {names}.", *cheapest(group, good, " of these")]
     near = {row.name: found[row.name] for row in rivals(group) if row.name in found}
     nearest = max(near, key=lambda name: near[name].mean - (near[name].half or 0.0))
     return [
@@ -106,7 +108,8 @@ def clearly(group: Group) -> list[str]:
     names = [row.name for row in rivals(group)]
     found = {name: group.against_full[name] for name in names if name in group.against_full}
     better = [name for name, d in found.items() if d.beyond and d.mean > 0]
-    worse = sorted((name for name, d in found.items() if d.beyond and d.mean < 0), key=lambda name: -found[name].mean)
+    behind = [name for name, d in found.items() if d.beyond and d.mean < 0 and not is_within(d)]
+    worse = sorted(behind, key=lambda name: -found[name].mean)
     unclear = [name for name, d in found.items() if d.n >= ENOUGH_SEEDS and not d.beyond and not is_within(d)]
     few = [name for name in names if name not in found or found[name].n < ENOUGH_SEEDS]
     said = (

@@ -13,6 +13,7 @@ from .aggregate import Chart, Group, slug
 from .canvas import DPI, STYLE, Style, choose_styles
 from .curves import learning_curves
 from .lengths import MEMORY, TIME, cost_against_length, length_series, series_note
+from .units import sentence
 
 
 def write_charts(groups: Sequence[Group], folder: Path) -> list[Chart]:
@@ -38,7 +39,7 @@ def plan(groups: Sequence[Group], styles: Mapping[str, Style]) -> list[tuple[Cha
     charts: list[tuple[Chart, Callable[[], Figure | None]]] = []
     for group in groups:
         for against in (SPEED, WEIGHT):
-            title = f"{group.terms.words('score').capitalize()} against {against.words}: {group.title}"
+            title = f"{sentence(group.terms.words('score'))} against {against.words}: {group.title}"
             chart = Chart(f"{against.stem}_{group.slug}", title, group.slug)
             charts.append((chart, partial(accuracy_chart, group, against, styles)))
         for axis, words in (("step", "steps"), ("seconds", "seconds")):

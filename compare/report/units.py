@@ -49,3 +49,8 @@ def plain(value: float) -> str:
 
 def plural(number: int, word: str) -> str:
     return word if number == 1 else f"{word}s"
+
+
+def sentence(text: str) -> str:
+    """With a capital first letter; the others stay."""
+    return text[:1].upper() + text[1:]
