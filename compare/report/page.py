@@ -16,7 +16,6 @@ from .tables import (
     baseline_rows,
     columns_of,
     commands,
-    equal_notes,
     equal_table,
     failures,
     notes,
@@ -118,7 +117,11 @@ def html_page(groups: Sequence[Group], charts: Sequence[Chart], folder: Path, wa
         if sliced := slice_table(group):
             parts.append(simple_table(*sliced))
         if equal := equal_table(group):
-            parts += ["<h3>At equal terms</h3>", simple_table(*equal), bullets(equal_notes(group), css="soft")]
+            parts += [
+                "<h3>At equal terms</h3>",
+                simple_table(equal.header, equal.rows),
+                bullets(equal.notes, css="soft"),
+            ]
         parts.append(figures([chart for chart in charts if chart.group == group.slug], folder))
         parts.append("</section>")
     if across := [chart for chart in charts if not chart.group]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .aggregate import Chart, Group, Row, Terms, as_mapping, as_number, numbers, status_of
 from .answer import answer
@@ -10,7 +11,7 @@ from .flags import flag_notes, marked, parameters
 from .stats import ENOUGH_SEEDS, Difference, Estimate, binomial_half, in_points
 from .summary import summarise
 from .units import count, percent, plain, plural, seconds, size
-from .views import equal_views, scored
+from .views import MATCHES, match_scores, scored
 
 MISSING = "–"
 
@@ -166,23 +167,25 @@ def search_notes(group: Group) -> list[str]:
     return [f"Learning rate chosen of {grid} on validation: {', '.join(names)}.{took}" for grid, names in grids.items()]
 
 
-def equal_table(group: Group) -> tuple[list[str], list[list[str]]] | None:
-    """Header and rows: each variant's score at equal steps, time and FLOPs; None where no run was validated."""
-    views = [view for view in equal_views(group) if scored(view)]
-    if not views:
+class Equal(NamedTuple):
+    """Scores at equal terms: header, rows, and at what they were read."""
+
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def equal_table(group: Group) -> Equal | None:
+    """Each variant's score at equal steps, time and FLOPs; None where no run was validated."""
+    views = [match_scores(group, match) for match in MATCHES]
+    if not any(map(scored, views)):
         return None
     header, columns = ["variant"], [[marked(row, group) for row in group.rows]]
-    for view in views:
+    for view in filter(scored, views):
         header += [f"{view.terms.at}, %", "Δ to full, points"]
         columns.append([score_text(row.score) for row in view.rows])
         columns.append([in_points(d) if (d := view.against_full.get(row.name)) else MISSING for row in view.rows])
-    return header, [list(cells) for cells in zip(*columns, strict=True)]
-
-
-def equal_notes(group: Group) -> list[str]:
-    """At what the columns of `equal_table` were read, and what they leave out."""
-    views = equal_views(group)
-    return [view.terms.note for view in views] if any(map(scored, views)) else []
+    return Equal(header, [list(cells) for cells in zip(*columns, strict=True)], [view.terms.note for view in views])
 
 
 def slice_table(group: Group) -> tuple[list[str], list[list[str]]] | None:
@@ -273,7 +276,7 @@ def markdown_report(groups: Sequence[Group], charts: Sequence[Chart], warnings: 
         if sliced := slice_table(group):
             parts.append(markdown_table(*sliced))
         if equal := equal_table(group):
-            parts += ["### At equal terms", markdown_table(*equal), bullets(equal_notes(group))]
+            parts += ["### At equal terms", markdown_table(equal.header, equal.rows), bullets(equal.notes)]
         parts += [image(chart) for chart in charts if chart.group == group.slug]
     if across := [image(chart) for chart in charts if not chart.group]:
         parts += ["## Cost against length", *across]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .aggregate import Group, Record, Terms, as_mapping, as_number
+from .aggregate import Group, Record, Terms, as_number
 from .units import count, plain, seconds
 
 
@@ -66,10 +66,10 @@ def at_equal(group: Group, match: Match) -> Group:
 
 def with_scores(group: Group, scores: Mapping[tuple[str, str], float], terms: Terms) -> Group:
     """The group with these scores, by row and seed."""
-    rows = (
-        replace(row, scores={seed: score for (name, seed), score in scores.items() if name == row.name})
-        for row in group.rows
-    )
+    by_row: dict[str, dict[str, float]] = {}
+    for (name, seed), score in scores.items():
+        by_row.setdefault(name, {})[seed] = score
+    rows = (replace(row, scores=by_row.get(row.name, {})) for row in group.rows)
     return replace(group, rows=tuple(rows), terms=terms)
 
 
@@ -81,8 +81,8 @@ def name_of(run: tuple[str, str]) -> str:
 def validations(record: Record, field: str) -> list[tuple[float, float]]:
     """The validated points of a run's curve: (steps, seconds or FLOPs, score), rising."""
     curve = record.get("curve")
-    points = [as_mapping(point) for point in curve] if isinstance(curve, list) else []
-    found = ((as_number(point.get(field)), as_number(point.get("val_score"))) for point in points)
+    points = (point for point in (curve if isinstance(curve, list) else []) if isinstance(point, dict))
+    found = ((as_number(p.get(field)), as_number(p["val_score"])) for p in points if p.get("val_score") is not None)
     return sorted((x, score) for x, score in found if x is not None and score is not None)
 
 
@@ -91,11 +91,6 @@ def read(points: Sequence[tuple[float, float]], at: float) -> float | None:
     if not points or not points[0][0] <= at <= points[-1][0]:
         return None
     return float(np.interp(at, [x for x, _ in points], [score for _, score in points]))
-
-
-def equal_views(group: Group) -> list[Group]:
-    """The group at equal steps, at equal time and at equal FLOPs."""
-    return [at_equal(group, match) for match in MATCHES.values()]
 
 
 def scored(group: Group) -> bool:
