@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from compare.arguments import Parser, diff_parser, run_parser
+from compare.arguments import Parser, add_match, diff_parser, run_parser
 from compare.plan import UsageError, find, make_specs
 
 if TYPE_CHECKING:
@@ -73,12 +73,13 @@ def command_run(words: list[str]) -> int:
         return 2  # each was told
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     machine = describe_machine(device=device, threads=torch.get_num_threads(), gpu=gpu, command=command)
-    return run_and_report(specs, options.lr_grid, unprepared, machine, out, console)
+    return run_and_report(specs, options.lr_grid, options.match, unprepared, machine, out, console)
 
 
 def run_and_report(
     specs: list[RunSpec],
     lr_grid: tuple[float, ...],
+    match: str,
     unprepared: dict[DataId, str],
     machine: dict[str, object],
     out: Path,
@@ -107,7 +108,7 @@ def run_and_report(
         interrupted = True
     finished = read_records(records)[0] if records.exists() else []
     if any(not is_search(record) for record in finished):
-        write_report(out)
+        write_report(out, match)
         console.print(f"charts and tables: {out / 'report.html'}", highlight=False, soft_wrap=True)
     if interrupted:
         again = f"--out {shlex.quote(str(out))} --resume"
@@ -165,6 +166,7 @@ def command_report(words: list[str]) -> int:
     report = Parser(prog="python -m compare report", description="Draw charts and pages again, from records alone.")
     report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders that hold a records.jsonl")
     report.add_argument("--out", type=Path, metavar="DIR", help="draw all folders together into this one")
+    add_match(report)
     options = report.parse_args(words)
     for folder in options.folders:
         if not (folder / "records.jsonl").is_file():
@@ -178,11 +180,11 @@ def command_report(words: list[str]) -> int:
         return 1
     if options.out is not None:
         out = prepare_folder(options.out, resume=False)
-        write_report_many(options.folders, out)
+        write_report_many(options.folders, out, options.match)
         print(out / "report.html")
         return 0
     for folder in options.folders:
-        write_report(folder)
+        write_report(folder, options.match)
         print(folder / "report.html")
     return 0
 

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from compare.plan import CONTROL, DEFAULT_BUDGET, UsageError
 
+MATCHES = ("end", "time", "steps", "flops")
 EPILOG = """other commands:
   python -m compare list             backends and tasks, with traits and cost
   python -m compare list NAME        all about one backend, its options explained
@@ -124,6 +125,7 @@ def run_parser() -> Parser:
 
     add_switches(run)
 
+    add_match(run)
     where = run.add_argument_group("where")
     where.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
     where.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (results/DATE-TIME)")
@@ -160,6 +162,17 @@ def add_switches(parser: Parser) -> None:
     same.add_argument("--compile", action="store_true", help="torch.compile (compiling counts as training time)")
     same.add_argument(
         "--memory-limit", type=memory, metavar="SIZE", help="what a run may hold, as 16GB; beyond it is an oom row"
+    )
+
+
+def add_match(parser: Parser) -> None:
+    """Which score the report is about."""
+    parser.add_argument(
+        "--match",
+        choices=MATCHES,
+        default="end",
+        help="the score that charts and verdicts are about: on the test set at the end of each run's own training, or "
+        "on validation where all runs had had equal time, steps or FLOPs (%(default)s)",
     )
 
 

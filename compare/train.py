@@ -193,7 +193,7 @@ class Trainer:
 
         Returns:
             steps, seconds, tokens and FLOPs trained, and the seconds of these in which batches were made; the curve;
-            the last validation's loss and score. Time spent on validation is not training time.
+            the last validation's loss, score and size. Time spent on validation is not training time.
 
         Raises:
             DivergedError: the loss is not finite.
@@ -245,6 +245,7 @@ class Trainer:
             "curve": curve,
             "val_loss": curve[-1]["val_loss"],
             "val_score": curve[-1]["val_score"],
+            "val_size": found.size,
         }
 
 

@@ -80,6 +80,7 @@ def make_record(
         "test_loss": 2.1,
         "test_size": 49_152,
         "val_score": score - 0.004,
+        "val_size": 12_288,
         "tokens_per_second": speed,
         "step_seconds": step,
         "step_seconds_spread": [0.96 * step, 1.07 * step],
@@ -96,7 +97,7 @@ def make_record(
         "train_tokens": int(budget * speed),
     }
     return {
-        "schema": 1,
+        "schema": 2,
         "run_id": f"{label or variant}-{task}-{seq_len}-{seed}-{budget}",
         "variant": variant,
         "label": label or variant,
@@ -168,7 +169,8 @@ def make_curve(score: float, step: float, budget: float, seq_len: int, noise: ra
         validated = index % 3 == 0
         points.append(
             {
-                **{"step": done, "seconds": seconds, "tokens": tokens, "seq_len": max(length, 16)},
+                **{"step": done, "seconds": seconds, "tokens": tokens, "flops": 9e6 * tokens},
+                "seq_len": max(length, 16),
                 **{"train_loss": 3 - share, "train_score": reached + noise.gauss(0, 0.02)},
                 **{"val_loss": 3 - share if validated else None, "val_score": reached if validated else None},
             }

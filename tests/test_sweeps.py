@@ -14,6 +14,7 @@ from compare.report.accuracy import SPEED, WEIGHT, accuracy_chart
 from compare.report.aggregate import Group
 from compare.report.canvas import STYLE, choose_styles
 from compare.report.charts import plan
+from compare.report.flags import MEANINGS
 from compare.report.sweeps import capacity_group, sweep_table, sweeps_of
 from tests.make_records import Record, make_record, write_folder
 from tests.test_report import assert_readable, groups_of, labels_of
@@ -84,7 +85,7 @@ def test_rows_stand_in_the_order_of_their_values() -> None:
 def test_a_swept_variant_is_one_line_named_once_and_every_text_is_readable(stem: str) -> None:
     figure = chart(swept(), stem)
     assert_readable(figure)
-    labels = [label.replace("\n", " ") for label, _ in labels_of(figure)]
+    labels = [label.replace("\n", " ").rstrip("".join(MEANINGS)) for label, _ in labels_of(figure)]
     ends = [f"{variant} {option}={values[-1]}" for (variant, option), values in FAMILIES.items()]
     assert [label for label in labels if "=" in label] == sorted(ends, key=labels.index)
     lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 7]

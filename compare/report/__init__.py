@@ -14,25 +14,29 @@ from .aggregate import Source, group_records, mixed_data
 from .charts import write_charts
 from .page import html_page
 from .tables import markdown_report
+from .views import match_scores
 
 __all__ = ["write_report", "write_report_many"]
 
 
-def write_report(folder: Path) -> None:
+def write_report(folder: Path, match: str = "end") -> None:
     """Draw the report of one folder into that folder.
 
     Args:
         folder: holds records.jsonl and environment.json; receives report.md, report.html and charts/.
+        match: which score counts: the test score at the "end" of each run's own training, or the validation score at
+            equal "steps", "time" or "flops".
     """
-    write_report_many([folder], folder)
+    write_report_many([folder], folder, match)
 
 
-def write_report_many(folders: Sequence[Path], out: Path) -> None:
+def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") -> None:
     """Draw one report of several folders. What ran on different machines is kept apart.
 
     Args:
         folders: each holds records.jsonl and environment.json.
         out: receives report.md, report.html and charts/.
+        match: as in `write_report`.
     """
     sources, warnings = [], []
     for folder in folders:
@@ -40,7 +44,7 @@ def write_report_many(folders: Sequence[Path], out: Path) -> None:
         environment, complaint = read_environment(folder / "environment.json")
         sources.append(Source([record for record in records if not is_search(record)], environment))
         warnings += damaged + complaint
-    groups = group_records(sources)
+    groups = [match_scores(group, match) for group in group_records(sources)]
     warnings += mixed_data(groups)
     charts = write_charts(groups, out / "charts")
     write_atomically(out / "report.md", markdown_report(groups, charts, warnings))

@@ -1,4 +1,4 @@
-"""Test accuracy against what it costs: speed, memory."""
+"""Accuracy against what it costs: speed, memory."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 
-from .aggregate import ENOUGH_SEEDS, Estimate, Group, Row, numbers, pareto_front
+from .aggregate import Group, Row, numbers, pareto_front
 from .canvas import (
     DPI,
     FAINT,
@@ -29,7 +29,6 @@ from .canvas import (
     draw_baselines,
     draw_margin,
     draw_names,
-    fallback_notes,
     figure_of,
     folded,
     log_ticks,
@@ -37,10 +36,11 @@ from .canvas import (
     memory_ticks,
     nice_ticks,
     score_axis,
-    shown_name,
 )
+from .flags import flag_notes, marked
+from .stats import ENOUGH_SEEDS, Estimate
 from .sweeps import sweeps_of
-from .units import percent, plain, seconds, size
+from .units import percent, plain, seconds, sentence, size
 
 LARGEST_MARKER = 520.0  # square points, where few variants are shown
 PLAIN_MARKER = 80.0
@@ -126,7 +126,7 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
     spots = [
         Spot(row, cost, score, row.over_seeds("peak_memory_bytes") if against is SPEED else None)
         for row in group.rows
-        if (score := row.over_seeds("test_score")) and (cost := row.over_seeds(against.field))
+        if (score := row.score) and (cost := row.over_seeds(against.field))
     ]
     free = [spot for spot in spots if spot.cost.mean <= 0]
     spots = [spot for spot in spots if spot.cost.mean > 0]
@@ -143,7 +143,7 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
     levels = {spot.row.name: folded(f"{spot.row.name} {percent(spot.score.mean)}, at 0", 20) for spot in free}
     plot = max(390.0, 26.0 * (len(spots) - len(values)), 13.0 * len(spots))
     sheet = Sheet(
-        f"Test {group.metric} against {against.words}: {group.title}",
+        f"{sentence(group.terms.words(group.metric))} against {against.words}: {group.title}",
         group.machine,
         accuracy_notes(group, against, [*spots, *free], front),
         [spot.row for spot in spots],
@@ -160,7 +160,7 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
     log_ticks(axes, "x", against.ticks(low, high), against.show)
     scores = [edge for spot in [*spots, *free] for edge in ends(spot.score)]
     shown, far = near_baselines(group.baselines, scores)
-    score_axis(axes, f"test {group.metric}, %", [*scores, *shown.values()])
+    score_axis(axes, f"{group.terms.words(group.metric)}, %", [*scores, *shown.values()])
     axes.set_xlabel(against.axis)
 
     names, marks, lines = [], [], []
@@ -190,7 +190,7 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
                 lines.append(box_along(axes, start, end))
         radius = reach * math.sqrt(area * scale) * DPI / 72 + 1
         value = values.get(spot.row.name)
-        text, away = (folded(shown_name(spot.row)), math.inf) if value is None else (value, VALUE_REACH)
+        text, away = (folded(marked(spot.row, group)), math.inf) if value is None else (value, VALUE_REACH)
         names.append(Name(text, x, y, radius, style.colour, style.weight, away))
     for sweep in sweeps:
         by_name = {spot.row.name: (spot.cost.mean, spot.score.mean) for spot in spots}
@@ -223,7 +223,8 @@ def accuracy_notes(group: Group, against: Against, spots: Sequence[Spot], front:
     notes = [seeds_note({spot.row.name: spot.score for spot in spots})]
     if group.test_size:
         half = max(group.test_noise(spot.score.mean) for spot in spots)
-        notes[0] += f" Test set: {plain(group.test_size)} predictions, ± {100 * half:.1f} points by itself (binomial)."
+        test = f" {group.terms.split.capitalize()} set: {plain(group.test_size)} predictions,"
+        notes[0] += f"{test} ± {100 * half:.1f} points by itself (binomial)."
     drawn = {spot.row.name for spot in spots}
     if missing := [f"{row.name} ({row.status})" for row in group.rows if row.name not in drawn]:
         notes.append(f"Not drawn, for lack of a score or a value: {', '.join(missing)}.")
@@ -235,7 +236,11 @@ def accuracy_notes(group: Group, against: Against, spots: Sequence[Spot], front:
         notes.append("Joined: one option at several values, written beside the points; the last bears the name.")
     if len(front) > 1:
         notes.append("Thin line: Pareto front, the control left out.")
-    return notes + fallback_notes([spot.row for spot in spots])
+    if group.terms.note:
+        notes.append(group.terms.note)
+        if group.baselines:
+            notes.append("Trivial predictors are scored on the test set.")
+    return notes + flag_notes([spot.row for spot in spots], group)
 
 
 @cache

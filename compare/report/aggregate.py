@@ -2,7 +2,7 @@
 
 A group is everything measured on one machine, on one task, at one length, under one set of conditions
 (steps or budget, width, depth, batch, dtype …). Within it a row is one variant, its seeds together.
-Scores are fractions between 0 and 1, and higher is better.
+Scores are fractions between 0 and 1, and higher is better. Runs that searched for a learning rate count for no row.
 """
 
 import itertools
@@ -10,7 +10,8 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,11 +19,11 @@ import numpy as np
 from compare.spec import DEFAULTS
 
 from .families import CONTROL_FAMILY, UNKNOWN_FAMILY
+from .stats import Difference, Estimate, binomial_half, estimate, judge, paired_noise
 
 Record = dict[str, Any]
 CONTROL = "none"
 REFERENCE = "full"
-ENOUGH_SEEDS = 3
 
 # Spec fields that may differ between the rows of one group. All others are conditions and split it.
 PER_ROW = frozenset({"variant", "options", "lr", "seed", "task", "seq_len"})
@@ -30,48 +31,6 @@ PER_ROW = frozenset({"variant", "options", "lr", "seed", "task", "seq_len"})
 NOT_COST = frozenset(
     {"steps", "budget", "batch_size", "accumulate", "warmup_steps", "weight_decay", "clip_norm", "length_warmup"}
 )
-
-# Two-sided 95 % points of Student's t for 1 to 30 degrees of freedom.
-T95 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-
-
-class Estimate(NamedTuple):
-    """A mean over n seeds and the half-width of its 95 % t interval (None from a single seed)."""
-
-    mean: float
-    half: float | None
-    n: int
-
-
-def t95(degrees: int) -> float:
-    return T95[degrees - 1] if degrees <= len(T95) else 1.96 + 2.4 / degrees
-
-
-def estimate(values: Sequence[float]) -> Estimate | None:
-    n = len(values)
-    if n == 0:
-        return None
-    if n == 1:
-        return Estimate(float(values[0]), None, 1)
-    half = t95(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return Estimate(float(np.mean(values)), half, n)
-
-
-def binomial_half(score: float, size: float) -> float:
-    """95 % half-width of a share counted over `size` independent predictions."""
-    return 1.96 * math.sqrt(max(score * (1 - score), 0.0) / size)
-
-
-def apart(a: Estimate, b: Estimate, floor: float = 0.0) -> bool:
-    """Whether two means differ beyond noise: enough seeds each, intervals that do not touch, and a
-    difference above `floor` (the sampling noise of the test set, where there is one)."""
-    if a.half is None or b.half is None or min(a.n, b.n) < ENOUGH_SEEDS:
-        return False
-    return abs(a.mean - b.mean) > max(a.half + b.half, floor)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -128,14 +87,29 @@ def as_word(value: object) -> str:
 
 
 @dataclass(frozen=True)
+class Terms:
+    """Which score of a run counts: on the test set after its own training, or on the validation split where all runs
+    of the group had had the same (`at`, in words; the note says what that leaves out)."""
+
+    split: str = "test"
+    at: str = ""
+    note: str = ""
+
+    def words(self, what: str) -> str:
+        """ "test accuracy", "validation score at equal FLOPs (2.1 P)"."""
+        return " ".join(word for word in (self.split, what, self.at) if word)
+
+
+@dataclass(frozen=True)
 class Row:
-    """One variant in one group: its runs, one a seed."""
+    """One variant in one group: its runs, one a seed, and the score of each seed that counts."""
 
     label: str
     suffix: str
     variant: str
     family: str
     records: tuple[Record, ...]
+    scores: Mapping[str, float]
 
     @property
     def name(self) -> str:
@@ -170,6 +144,15 @@ class Row:
         kinds = sorted(set(found), key=lambda kind: (kind != "ok", kind))
         return kinds[0] if len(found) == 1 or kinds == ["ok"] else ", ".join(f"{found.count(k)} {k}" for k in kinds)
 
+    @property
+    def score(self) -> Estimate | None:
+        return estimate(list(self.scores.values()))
+
+    def by_seed(self, field: str) -> dict[str, float]:
+        """The field of each seed that finished and has it."""
+        values = {str(record.get("seed")): as_number(record.get(field)) for record in self.finished}
+        return {seed: value for seed, value in values.items() if value is not None}
+
     def over_seeds(self, field: str) -> Estimate | None:
         return estimate(numbers(self.finished, field))
 
@@ -196,14 +179,6 @@ class Row:
                     found.setdefault(str(name), []).append(score)
         return {name: mean for name, scores in found.items() if (mean := estimate(scores)) is not None}
 
-    def difference(self, other: "Row", field: str) -> Estimate | None:
-        """This row minus the other over the seeds both finished: paired, as the seeds are."""
-        mine, theirs = (
-            {r.get("seed"): v for r in row.finished if (v := as_number(r.get(field))) is not None}
-            for row in (self, other)
-        )
-        return estimate([mine[seed] - theirs[seed] for seed in mine if seed in theirs])
-
 
 @dataclass(frozen=True)
 class Group:
@@ -217,6 +192,7 @@ class Group:
     where: str
     environment: Mapping[str, Any]
     rows: tuple[Row, ...]
+    terms: Terms = Terms()
 
     @property
     def title(self) -> str:
@@ -254,11 +230,12 @@ class Group:
 
     @property
     def test_size(self) -> float | None:
-        """The smallest number of scored predictions of any run: the noisiest one counts. None where the score is
-        not a share of them."""
+        """The smallest number of scored predictions of any run, on the split that counts (old records do not have it
+        for validation: then on the test set): the noisiest one counts. None where the score is not a share of them."""
         if self.metric == "explained variance":
             return None
-        return min((value for value in numbers(self.records, "test_size") if value > 0), default=None)
+        validated = numbers(self.records, "val_size") if self.terms.split == "validation" else []
+        return min((value for value in validated or numbers(self.records, "test_size") if value > 0), default=None)
 
     @property
     def reference(self) -> Row | None:
@@ -271,6 +248,32 @@ class Group:
     def test_noise(self, score: float) -> float:
         """Half-width of the test set's own sampling noise at this score; 0 where its size is unknown."""
         return binomial_half(score, self.test_size) if self.test_size else 0.0
+
+    def score_differences(self, anchor: Row) -> dict[str, Difference]:
+        """By name, each other row's score minus the anchor's, paired over the seeds that both have."""
+        size = self.test_size
+        families = {}
+        for row in self.rows:
+            shared = [seed for seed in row.scores if seed in anchor.scores]
+            means = [float(np.mean([of.scores[seed] for seed in shared])) for of in (row, anchor) if shared]
+            values = [row.scores[seed] - anchor.scores[seed] for seed in shared]
+            families[row.name] = (values, paired_noise(means, size))
+        return judge({name: family for name, family in families.items() if name != anchor.name})
+
+    def differences(self, anchor: Row, field: str) -> dict[str, Difference]:
+        """The same of a field of the records."""
+        theirs = anchor.by_seed(field)
+        families = {
+            row.name: ([mine[seed] - theirs[seed] for seed in mine if seed in theirs], 0.0)
+            for row in self.rows
+            if row is not anchor and (mine := row.by_seed(field))
+        }
+        return judge(families)
+
+    @cached_property
+    def against_full(self) -> dict[str, Difference]:
+        """By name, each row's score minus that of full."""
+        return self.score_differences(self.reference) if self.reference else {}
 
 
 def slug(*parts: str) -> str:
@@ -326,6 +329,8 @@ def group_records(sources: Sequence[Source]) -> list[Group]:
         machines.setdefault(machine, source.environment)
         for record in source.records:
             spec = DEFAULTS | as_mapping(record.get("spec"))
+            if spec["search"] is True:
+                continue
             conditions = {key: value for key, value in spec.items() if key not in PER_ROW}
             conditions |= dict(as_pairs(conditions.pop("task_options", None)))
             own = {key: value for key, value in spec.items() if key in {"options", "lr"}}
@@ -372,7 +377,8 @@ def make_rows(cell: Mapping[tuple[str, str], Mapping[str, Record]], families: Ma
         suffix = tell_apart(own, [key[1] for key in cell if key[0] == label])
         variant = str(next(iter(seeds.values())).get("variant") or label)
         family = families.get(variant, UNKNOWN_FAMILY)
-        rows.append(Row(label, suffix, variant, family, tuple(seeds[seed] for seed in sorted(seeds))))
+        row = Row(label, suffix, variant, family, tuple(seeds[seed] for seed in sorted(seeds)), {})
+        rows.append(replace(row, scores=row.by_seed("test_score")))
     return tuple(sorted(rows, key=lambda row: (row.is_control, row.variant != REFERENCE, natural(row.name))))
 
 
@@ -425,16 +431,22 @@ def smooth(values: Sequence[float]) -> list[float]:
     return [float(np.mean(values[max(0, i - reach) : i + reach + 1])) for i in range(len(values))]
 
 
+def data_hashes(records: Iterable[Record]) -> dict[str, list[str]]:
+    """The hashes of the data that runs were made from, each once, under the name that they are recorded by."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        for key, value in as_mapping(record.get("data")).items():
+            if key.endswith("sha256") and str(value) not in found.setdefault(key, []):
+                found[key].append(str(value))
+    return found
+
+
 def mixed_data(groups: Sequence[Group]) -> list[str]:
     """A warning for each group whose runs were not made from the same data."""
-    warnings = []
-    for group in groups:
-        data = [as_mapping(record.get("data")) for record in group.records]
-        hashes = {key: {str(d[key]) for d in data if key in d} for d in data for key in d if key.endswith("sha256")}
-        warnings += [
-            f"{group.title}: the runs do not share one {key} ({', '.join(sorted(v[:8] for v in values))}); "
-            "their scores are not comparable."
-            for key, values in hashes.items()
-            if len(values) > 1
-        ]
-    return warnings
+    return [
+        f"{group.title}: the runs do not share one {key} ({', '.join(sorted(value[:8] for value in values))}); "
+        "their scores are not comparable."
+        for group in groups
+        for key, values in data_hashes(group.records).items()
+        if len(values) > 1
+    ]

@@ -14,6 +14,7 @@ from .canvas import DPI, STYLE, Style, choose_styles
 from .curves import learning_curves
 from .lengths import MEMORY, TIME, cost_against_length, length_series, series_note
 from .sweeps import capacity_group
+from .units import sentence
 
 
 def write_charts(groups: Sequence[Group], folder: Path) -> list[Chart]:
@@ -39,12 +40,12 @@ def plan(groups: Sequence[Group], styles: Mapping[str, Style]) -> list[tuple[Cha
     charts: list[tuple[Chart, Callable[[], Figure | None]]] = []
     for group in groups:
         for against in (SPEED, WEIGHT):
-            title = f"Test score against {against.words}: {group.title}"
+            title = f"{sentence(group.terms.words('score'))} against {against.words}: {group.title}"
             chart = Chart(f"{against.stem}_{group.slug}", title, group.slug)
             charts.append((chart, partial(accuracy_chart, group, against, styles)))
         if capacity := capacity_group(group):
             for against in (state_of(capacity.rows), STEP):
-                title = f"Capacity: test score against {against.words}: {group.title}"
+                title = f"Capacity: {group.terms.words('score')} against {against.words}: {group.title}"
                 chart = Chart(f"{against.stem}_{group.slug}", title, group.slug)
                 charts.append((chart, partial(accuracy_chart, capacity, against, styles)))
         for axis, words in (("step", "steps"), ("seconds", "seconds")):

@@ -7,9 +7,21 @@ from html import escape
 from pathlib import Path
 
 from .aggregate import Chart, Group, Record, Row, as_mapping, status_of
+from .answer import answer
 from .summary import summarise
 from .sweeps import sweep_table
-from .tables import MISSING, READING, Cell, baseline_rows, columns_of, commands, failures, notes, slice_table
+from .tables import (
+    MISSING,
+    READING,
+    Cell,
+    baseline_rows,
+    columns_of,
+    commands,
+    equal_table,
+    failures,
+    notes,
+    slice_table,
+)
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1d1d1f; --soft: #5a5a60; --page: #fff; --card: #f5f5f7; --rule: #d5d5da;
@@ -96,6 +108,7 @@ def html_page(groups: Sequence[Group], charts: Sequence[Chart], folder: Path, wa
     parts += [f"<pre>{escape(command)}</pre>" for command in commands(groups)]
     if not groups:
         parts.append("<p>There are no records to report on.</p>")
+    parts += ["<h2>In short</h2>", bullets(answer(groups))] if groups else []
     for number, group in enumerate(groups):
         parts.append(f'<h3><a href="#group-{number}">{escape(group.title)}</a></h3>{bullets(summarise(group))}')
     for number, group in enumerate(groups):
@@ -106,6 +119,12 @@ def html_page(groups: Sequence[Group], charts: Sequence[Chart], folder: Path, wa
             parts.append(simple_table(*sliced))
         if swept := sweep_table(group):
             parts.append(simple_table(*swept))
+        if equal := equal_table(group):
+            parts += [
+                "<h3>At equal terms</h3>",
+                simple_table(equal.header, equal.rows),
+                bullets(equal.notes, css="soft"),
+            ]
         parts.append(figures([chart for chart in charts if chart.group == group.slug], folder))
         parts.append("</section>")
     if across := [chart for chart in charts if not chart.group]:

@@ -1,119 +1,145 @@
 """What a group of runs shows, in plain words, and no more than its seeds and its test size allow."""
 
-from collections.abc import Callable, Sequence
-from math import sqrt
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-from .aggregate import ENOUGH_SEEDS, Estimate, Group, Row, apart
-from .units import percent, plain, size
+from .aggregate import Group, Row
+from .flags import flags_of, in_words
+from .stats import ENOUGH_SEEDS, Difference, Estimate, judge, paired_noise
+from .units import percent, plain, plural, size
 
 Measured = list[tuple[Row, Estimate]]
+Differences = Mapping[str, Difference]
+NAMED = 6  # variants, where many are alike
 
 
 def summarise(group: Group) -> list[str]:
-    """Sentences on accuracy, speed, memory, the trivial baselines and the control."""
-    rows = [row for row in group.rows if not row.is_control]
-    finished = [row for row in group.rows if row.finished]
-    if not finished:
+    """Sentences on accuracy, speed, memory, the trivial baselines, the control, and what is not on equal terms."""
+    if not any(row.finished for row in group.rows):
         return [f"No run finished: {', '.join(f'{row.name} {row.status}' for row in group.rows)}."]
-
-    scores = measured(rows, "test_score")
-    floor = sqrt(2) * max((group.test_noise(found.mean) for _, found in scores), default=0.0)
+    scores = scores_of(group)
+    highest = f"Highest {group.terms.words('score')}"
+    first = "Most accurate" if group.terms.split == "test" else highest
     sentences = [
-        leader(scores, ("Most accurate", "Highest test score"), percent, floor, highest=True),
-        leader(measured(rows, "tokens_per_second"), ("Fastest", "Highest training speed"), speed, 0.0, highest=True),
-        leader(measured(rows, "peak_memory_bytes"), ("Lightest", "Lowest peak memory"), size, 0.0, highest=False),
+        leader(group, scores, (first, highest), percent, group.score_differences, more_is_better=True),
+        *(
+            leader(
+                group, measured(group, field), words, show, partial(group.differences, field=field), more_is_better=more
+            )
+            for field, words, show, more in (
+                ("tokens_per_second", ("Fastest", "Highest training speed"), speed, True),
+                ("peak_memory_bytes", ("Lightest", "Lowest peak memory"), size, False),
+            )
+        ),
         against_baseline(group, scores),
-        against_control(group, scores, floor),
+        against_control(group, scores),
     ]
-    if failed := [f"{row.name} ({row.status})" for row in group.rows if len(row.finished) < len(row.records)]:
-        sentences.append(f"Runs that did not finish: {', '.join(failed)}.")
+    if flagged := [in_words(row, group) for row in group.rows if flags_of(row, group)]:
+        sentences.append(f"Not on equal terms: {', '.join(flagged)}.")
     return [sentence for sentence in sentences if sentence]
 
 
-def measured(rows: Sequence[Row], field: str) -> Measured:
-    return [(row, found) for row in rows if (found := row.over_seeds(field)) is not None]
+def scores_of(group: Group) -> Measured:
+    """What attends, and its scores."""
+    return [(row, row.score) for row in group.rows if row.score and not row.is_control]
+
+
+def measured(group: Group, field: str) -> Measured:
+    return [(row, found) for row in group.rows if not row.is_control and (found := row.over_seeds(field))]
 
 
 def speed(value: float) -> str:
     return f"{plain(value)} tokens/s"
 
 
-def seeds(*estimates: Estimate) -> str:
-    fewest = min(found.n for found in estimates)
-    return "1 seed" if fewest == 1 else f"{fewest} seeds"
+def no_ranking(n: int) -> str:
+    return f"({n} {plural(n, 'seed')}: no ranking)"
 
 
 def leader(
-    found: Measured, words: tuple[str, str], show: Callable[[float], str], floor: float, *, highest: bool
+    group: Group,
+    found: Measured,
+    words: tuple[str, str],
+    show: Callable[[float], str],
+    against: Callable[[Row], Differences],
+    *,
+    more_is_better: bool,
 ) -> str:
     """One sentence on who leads: a claim where it stands, else the number and why it is no claim.
 
     Args:
+        group: what the rows belong to.
         found: the rows and what was measured of them.
         words: how to begin the claim, and how to begin the bare number.
         show: writes a value with its unit.
-        floor: differences up to this are noise whatever the seeds say.
-        highest: whether more is better.
+        against: the differences of all others to a row.
+        more_is_better: whether the largest leads.
     """
     if not found:
         return ""
-    ranked = sorted(found, key=lambda item: item[1].mean, reverse=highest)
+    ranked = sorted(found, key=lambda item: item[1].mean, reverse=more_is_better)
     (best, top), rest = ranked[0], ranked[1:]
     claim, number = words
+    name = f"{in_words(best, group)}, {show(top.mean)}"
     if not rest:
-        return f"{number}: {best.name}, {show(top.mean)}, the only variant measured ({seeds(top)}: no ranking)."
+        return f"{number}: {name}, the only variant measured {no_ranking(top.n)}."
+    differences = against(best)
     second, runner = rest[0]
-    if min(top.n, runner.n) < ENOUGH_SEEDS:
-        return (
-            f"{number}: {best.name}, {show(top.mean)}, next {second.name}, {show(runner.mean)} "
-            f"({seeds(top, runner)}: no ranking)."
-        )
-    tied = [row.name for row, other in rest if not apart(top, other, floor)]
+    shared = differences[second.name].n if second.name in differences else 0
+    if shared < ENOUGH_SEEDS:
+        return f"{number}: {name}, next {second.name}, {show(runner.mean)} {no_ranking(shared)}."
+    tied = [row.name for row, _ in rest if not (row.name in differences and differences[row.name].beyond)]
     if tied:
-        return (
-            f"{number}: {best.name}, {show(top.mean)}, but within noise of {', '.join(tied)}: no ranking among these."
-        )
-    return f"{claim}: {best.name}, {show(top.mean)}, beyond noise ahead of {second.name}, {show(runner.mean)}."
+        return f"{number}: {name}, but within noise of {short(tied)}: no ranking among these."
+    return f"{claim}: {name}, beyond noise ahead of {second.name}, {show(runner.mean)}."
+
+
+def baseline_differences(group: Group, scores: Measured) -> tuple[str, Differences]:
+    """The best trivial predictor in words, and the scores minus its own, by name."""
+    name, value = max(group.baselines.items(), key=lambda item: item[1])
+    families = {
+        row.name: ([score - value for score in row.scores.values()], paired_noise((found.mean, value), group.test_size))
+        for row, found in scores
+    }
+    return f"{name}, {percent(value)}", judge(families)
 
 
 def against_baseline(group: Group, scores: Measured) -> str:
     """Which variants learned more than the best trivial predictor knows."""
     if not group.baselines or not scores:
         return ""
-    name, score = max(group.baselines.items(), key=lambda item: item[1])
-    above: list[str] = []
-    not_above: list[str] = []
-    for row, found in scores:
-        noise = max(found.half or 0.0, group.test_noise(found.mean))
-        (above if found.mean - noise > score else not_above).append(row.name)
-    caution = few_seeds([found for _, found in scores])
-    return (
-        f"Best trivial baseline: {name}, {percent(score)}. "
-        f"Above it: {listing(above)}. Not clearly above it: {listing(not_above)}.{caution}"
-    )
+    words, differences = baseline_differences(group, scores)
+    return f"Best trivial baseline: {words}. {standing(scores, differences)}"
 
 
-def against_control(group: Group, scores: Measured, floor: float) -> str:
+def against_control(group: Group, scores: Measured) -> str:
     """Which variants gain from attending at all."""
     control = group.control
-    found = control.over_seeds("test_score") if control else None
-    if found is None or not scores:
+    if control is None or control.score is None or not scores:
         return ""
-    text = f"Control without attention: {percent(found.mean)}. "
-    if caution := few_seeds([found, *(other for _, other in scores)]):
-        higher = [row.name for row, other in scores if other.mean > found.mean]
-        return f"{text}Higher: {listing(higher)}.{caution}"
-    above = [row.name for row, other in scores if apart(other, found, floor) and other.mean > found.mean]
-    below = [row.name for row, other in scores if apart(other, found, floor) and other.mean < found.mean]
-    level = [row.name for row, _ in scores if row.name not in above + below]
-    return f"{text}Above it: {listing(above)}. Below it: {listing(below)}. Within noise of it: {listing(level)}."
+    words = f"Control without attention: {percent(control.score.mean)}. "
+    return words + standing(scores, group.score_differences(control))
+
+
+def standing(scores: Measured, differences: Differences) -> str:
+    """Who is above, below and level with what they are compared with."""
+    known = {row.name: differences[row.name] for row, _ in scores if row.name in differences}
+    few = [row.name for row, _ in scores if row.name not in known or known[row.name].n < ENOUGH_SEEDS]
+    if len(few) == len(scores):
+        higher = [name for name, found in known.items() if found.mean > 0]
+        return f"Higher: {listing(higher)} {no_ranking(max((found.n for found in known.values()), default=0))}."
+    above = [name for name, found in known.items() if found.beyond and found.mean > 0]
+    below = [name for name, found in known.items() if found.beyond and found.mean < 0]
+    level = [name for name, found in known.items() if not found.beyond and name not in few]
+    text = f"Above it: {listing(above)}. Below it: {listing(below)}. Within noise of it: {listing(level)}."
+    return text + (f" Too few seeds for a ranking: {listing(few)}." if few else "")
 
 
 def listing(names: Sequence[str]) -> str:
     return ", ".join(names) or "none of the variants"
 
 
-def few_seeds(estimates: Sequence[Estimate]) -> str:
-    if min(found.n for found in estimates) >= ENOUGH_SEEDS:
-        return ""
-    return f" ({seeds(*estimates)}: no ranking.)"
+def short(names: Sequence[str]) -> str:
+    """Some names, and how many more there are."""
+    rest = len(names) - NAMED
+    return ", ".join(names) if rest < 2 else f"{', '.join(names[:NAMED])} and {rest} more"

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from .aggregate import ENOUGH_SEEDS, Group, Row, as_key, as_mapping, as_number, as_pairs, as_word
+from .aggregate import Group, Row, as_key, as_mapping, as_number, as_pairs, as_word
+from .stats import ENOUGH_SEEDS
 from .units import percent, seconds, size
 
 MISSING = "–"
@@ -63,7 +64,7 @@ def sweep_table(group: Group) -> tuple[list[str], list[list[str]]] | None:
     """
     body = []
     for sweep in sweeps_of(group.rows):
-        scored = [(value, row, found) for value, row in sweep.points if (found := row.over_seeds("test_score"))]
+        scored = [(value, row, found) for value, row in sweep.points if (found := row.score)]
         if len(scored) < 2:
             continue
         top, best, highest = max(scored, key=lambda point: point[2].mean)
@@ -71,15 +72,18 @@ def sweep_table(group: Group) -> tuple[list[str], list[list[str]]] | None:
         if min(found.n for _, _, found in scored) < ENOUGH_SEEDS:
             body.append([*line, *3 * [MISSING]])
             continue
-        value, row, found = next(point for point in scored if not clearly_below(point[1], best))
+        apart = group.score_differences(best)
+        below = {name for name, found in apart.items() if found.beyond and found.mean < 0}
+        value, row, found = next(point for point in scored if point[1].name not in below)
         state, step = row.over_seeds("state_bytes"), row.over_seeds("step_seconds")
         line += [f"{percent(found.mean)} at {value:g}", size(state.mean) if state else MISSING]
         body.append([*line, seconds(step.mean) if step else MISSING])
-    header = ["sweep", "values", "highest test score", "smallest within noise of it", "its state a layer", "its step"]
+    header = [
+        "sweep",
+        "values",
+        f"highest {group.terms.words('score')}",
+        "smallest within noise of it",
+        "its state a layer",
+        "its step",
+    ]
     return (header, body) if body else None
-
-
-def clearly_below(row: Row, best: Row) -> bool:
-    """Whether the 95 % interval of the differences on shared seeds leaves out 0."""
-    found = row.difference(best, "test_score")
-    return found is not None and found.half is not None and found.mean + found.half < 0

@@ -2,12 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from .aggregate import ENOUGH_SEEDS, Chart, Estimate, Group, Row, binomial_half, status_of
+from .aggregate import Chart, Group, Row, Terms, as_mapping, as_number, numbers, status_of
+from .answer import answer
 from .families import colour_of
+from .flags import flag_notes, marked, parameters
+from .stats import ENOUGH_SEEDS, Difference, Estimate, binomial_half, in_points
 from .summary import summarise
 from .sweeps import sweep_table
-from .units import count, percent, plain, seconds, size
+from .units import count, percent, plain, plural, seconds, size
+from .views import MATCHES, match_scores, scored
 
 MISSING = "–"
 
@@ -43,8 +48,7 @@ def measured(field: str, show: Callable[[float], str]) -> Callable[[Row, Group],
 
 
 def variant(row: Row, group: Group) -> Cell:
-    del group
-    return Cell(f"{row.name} (ran {row.kernels or 'another kernel'})" if row.fell_back else row.name, row.name)
+    return Cell(marked(row, group), row.name)
 
 
 def family(row: Row, group: Group) -> Cell:
@@ -54,34 +58,43 @@ def family(row: Row, group: Group) -> Cell:
 
 def score(row: Row, group: Group) -> Cell:
     del group
+    return Cell(score_text(row.score), row.score.mean if row.score else None)
+
+
+def test_score(row: Row, group: Group) -> Cell:
+    del group
     found = row.over_seeds("test_score")
+    return Cell(score_text(found), found.mean if found else None)
+
+
+def score_text(found: Estimate | None) -> str:
     if found is None:
-        return Cell(MISSING, None)
-    return Cell(score_text(found), found.mean)
-
-
-def score_text(found: Estimate) -> str:
+        return MISSING
     half = "" if found.half is None else f" ± {100 * found.half:.1f}"
     return f"{100 * found.mean:.1f}{half} (n={found.n})"
 
 
-def difference(row: Row, group: Group) -> Cell:
-    if group.reference is None or row is group.reference:
-        return Cell(MISSING, None)
-    found = row.difference(group.reference, "test_score")
-    if found is None:
-        return Cell(MISSING, None)
-    half = "" if found.half is None else f" ± {100 * found.half:.1f}"
-    return Cell(f"{100 * found.mean:+.1f}{half}".replace("-", "−"), found.mean)
+def against_full(row: Row, group: Group) -> Cell:
+    found = group.against_full.get(row.name)
+    return Cell(verdict(found), found.mean) if found else Cell(MISSING, None)
+
+
+def verdict(found: Difference) -> str:
+    """In plain words, what may be said of a row's paired difference to full."""
+    if found.n < ENOUGH_SEEDS:
+        return f"no verdict: {found.n} shared {plural(found.n, 'seed')} ({in_points(found)})"
+    if found.beyond:
+        amount = in_points(found).lstrip("+−")
+        return f"{amount} points {'above' if found.mean > 0 else 'below'} full"
+    return f"within noise of full ({in_points(found)})"
 
 
 def params(row: Row, group: Group) -> Cell:
     found = row.over_seeds("params")
     if found is None:
         return Cell(MISSING, None)
-    reference = group.reference.over_seeds("params") if group.reference else None
-    unlike = reference is not None and abs(found.mean - reference.mean) > 0.1 * reference.mean
-    return Cell(count(found.mean) + (" †" if unlike else ""), found.mean)
+    unlike = parameters(row, group)
+    return Cell(count(found.mean) + (f" {unlike.mark}" if unlike else ""), found.mean)
 
 
 def kernel(row: Row, group: Group) -> Cell:
@@ -98,7 +111,7 @@ COLUMNS = (
     Column("variant", variant),
     Column("family", family),
     Column("test score, %", score),
-    Column("Δ to full, points", difference),
+    Column("against full", against_full),
     Column("tokens/s", measured("tokens_per_second", plain)),
     Column("step", measured("step_seconds", seconds)),
     Column("forward", measured("forward_seconds", seconds)),
@@ -115,25 +128,66 @@ COLUMNS = (
 
 def columns_of(group: Group) -> list[Column]:
     """The columns in which at least one row has something: no scores where nothing was trained."""
-    return [column for column in COLUMNS if any(column.cell(row, group).key is not None for row in group.rows)]
+    columns = list(COLUMNS)
+    if group.terms != Terms():
+        columns[2] = Column(f"{group.terms.words('score')}, %", score)
+        columns.append(Column("test score at the end, %", test_score))
+    return [column for column in columns if any(column.cell(row, group).key is not None for row in group.rows)]
 
 
 def notes(group: Group) -> list[str]:
     """How to read one group's table."""
     lines = []
-    counts = {found.n for row in group.rows if (found := row.over_seeds("test_score")) is not None}
+    counts = {row.score.n for row in group.rows if row.score}
     if counts and min(counts) < ENOUGH_SEEDS:
         lines.append(f"Some variants have fewer than {ENOUGH_SEEDS} seeds: read no ranking from their scores.")
     if group.test_size:
         half = binomial_half(0.5, group.test_size)
         lines.append(
-            f"Scored on {plain(group.test_size)} test predictions, which alone leaves up to "
+            f"Scored on {plain(group.test_size)} {group.terms.split} predictions, which alone leaves up to "
             f"± {100 * half:.1f} points (95 %, binomial, at a score of 50 %; more where predictions depend on "
             "one another)."
         )
-    if any(params(row, group).text.endswith("†") for row in group.rows):
-        lines.append("† more than 10 % more or fewer parameters than full.")
-    return lines + group.data_notes
+    if group.terms.note and not scored(group):
+        lines.append(group.terms.note)
+    return [*lines, *flag_notes(group.rows, group), *search_notes(group), *group.data_notes]
+
+
+def search_notes(group: Group) -> list[str]:
+    """How the learning rates were found, where they were searched for: a line for each grid."""
+    grids: dict[str, list[str]] = {}
+    costs: list[float] = []
+    for row in group.rows:
+        found = next((search for r in row.records if (search := as_mapping(r.get("lr_search")))), {})
+        chosen, grid = as_number(found.get("chosen")), found.get("grid")
+        if chosen is None or not isinstance(grid, list):
+            continue
+        remark = f" ({found['note']})" if found.get("note") else ""
+        grids.setdefault(", ".join(map(str, grid)), []).append(f"{row.name} {chosen:g}{remark}")
+        costs += numbers([found], "seconds")
+    took = f" The search took {seconds(sum(costs) / len(costs))} a variant." if costs else ""
+    return [f"Learning rate chosen of {grid} on validation: {', '.join(names)}.{took}" for grid, names in grids.items()]
+
+
+class Equal(NamedTuple):
+    """Scores at equal terms: header, rows, and at what they were read."""
+
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def equal_table(group: Group) -> Equal | None:
+    """Each variant's score at equal steps, time and FLOPs; None where no run was validated."""
+    views = [match_scores(group, match) for match in MATCHES]
+    if not any(map(scored, views)):
+        return None
+    header, columns = ["variant"], [[marked(row, group) for row in group.rows]]
+    for view in filter(scored, views):
+        header += [f"{view.terms.at}, %", "Δ to full, points"]
+        columns.append([score_text(row.score) for row in view.rows])
+        columns.append([in_points(d) if (d := view.against_full.get(row.name)) else MISSING for row in view.rows])
+    return Equal(header, [list(cells) for cells in zip(*columns, strict=True)], [view.terms.note for view in views])
 
 
 def slice_table(group: Group) -> tuple[list[str], list[list[str]]] | None:
@@ -142,17 +196,25 @@ def slice_table(group: Group) -> tuple[list[str], list[list[str]]] | None:
     names = list(dict.fromkeys(name for slices in found.values() for name in slices))
     if not names:
         return None
-    body = [
-        [label, *(score_text(slices[name]) if name in slices else MISSING for name in names)]
-        for label, slices in found.items()
-    ]
+    body = [[label, *(score_text(slices.get(name)) for name in names)] for label, slices in found.items()]
     return ["variant", *(f"{name}, %" for name in names)], body
 
 
 READING = (
-    "Test score: mean over seeds ± half of the 95 % t interval; n is the number of seeds. The test split is scored "
+    "Score: mean over seeds ± half of the 95 % t interval; n is the number of seeds. The test split is scored "
     "once, after training. Fewer than 3 seeds allow no ranking.",
-    "Δ to full: the difference on the same seeds, with its own interval.",
+    "Against full: the mean difference on the same seeds ± half of its 95 % interval, in percentage points. All seeds "
+    "share one test set, so its luck is not in their spread: the interval adds the binomial noise that two scores have "
+    "on a test set of that size, as if their mistakes were independent, which is rather too much, as models find the "
+    "same samples hard.",
+    "Above or below full is said where that is beyond noise, judged for all variants of a table together "
+    "(Benjamini-Hochberg at 5 %): of those named, one in twenty is so by chance on average, at the most; if none "
+    "differed from full, one table in twenty would name any. So of many variants one may be within noise although its "
+    "own interval leaves out 0. Who leads is decided in the same way.",
+    "At equal terms: validation scores at the largest number of steps, time or FLOPs that every finished run of the "
+    "table reached, read from the learning curves between the two nearest validations. The learning rate was annealed "
+    "for each run's own budget, so a score read in mid-course is below what a run of that length would end with; "
+    "where the length is warmed up, it may be from before the run saw its full length.",
     "tokens/s: tokens of one step at full length over its median time.",
     "step, forward, forward + backward: median [quartiles] of timed repetitions after warm-up, averaged over seeds.",
     "Peak memory: the most held during a training step; saved for backward: bytes autograd keeps between "
@@ -208,6 +270,8 @@ def markdown_report(groups: Sequence[Group], charts: Sequence[Chart], warnings: 
     parts += [f"```sh\n{command}\n```" for command in commands(groups)]
     if not groups:
         parts.append("There are no records to report on.")
+    if groups:
+        parts += ["## In short", bullets(answer(groups))]
     for group in groups:
         parts += [f"## {group.title}", bullets(summarise(group))]
         shown = columns_of(group)
@@ -217,6 +281,8 @@ def markdown_report(groups: Sequence[Group], charts: Sequence[Chart], warnings: 
             parts.append(markdown_table(*sliced))
         if swept := sweep_table(group):
             parts.append(markdown_table(*swept))
+        if equal := equal_table(group):
+            parts += ["### At equal terms", markdown_table(equal.header, equal.rows), bullets(equal.notes)]
         parts += [image(chart) for chart in charts if chart.group == group.slug]
     if across := [image(chart) for chart in charts if not chart.group]:
         parts += ["## Cost against length", *across]

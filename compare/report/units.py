@@ -45,3 +45,12 @@ def percent(fraction: float) -> str:
 def plain(value: float) -> str:
     """A whole number with thousands separators."""
     return f"{value:,.0f}"
+
+
+def plural(number: int, word: str) -> str:
+    return word if number == 1 else f"{word}s"
+
+
+def sentence(text: str) -> str:
+    """With a capital first letter; the others stay."""
+    return text[:1].upper() + text[1:]

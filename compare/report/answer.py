@@ -1,0 +1,161 @@
+"""The whole report in a few sentences: which attention to take, and how far that can be said at all."""
+
+from collections.abc import Sequence
+
+from .aggregate import Group, Row, Terms
+from .families import CONTROL_FAMILY
+from .flags import in_words
+from .stats import ENOUGH_SEEDS, Difference, in_points
+from .summary import baseline_differences, measured, scores_of, short
+from .units import percent, plural, sentence, significant
+
+WITHIN = 0.01  # of full's score: what counts as being as good
+GOOD = f"within {100 * WITHIN:g} {plural(round(100 * WITHIN), 'point')} of full"
+EXPLAINED = (
+    "full is ordinary softmax attention, with which the others are compared on the same seeds. A variant is said to be "
+    f"{GOOD} where, at 95 % confidence, it scores at most {100 * WITHIN:g} percentage "
+    f"{plural(round(100 * WITHIN), 'point')} less (each by itself); clearly better or worse, where the difference is "
+    "beyond noise (all variants of a table judged together)."
+)
+
+
+def answer(groups: Sequence[Group]) -> list[str]:
+    """Sentences for the top of a report: one for each task and length, and one over all of them."""
+    judged = [group for group in groups if can_be_judged(group)]
+    lines = [EXPLAINED] if judged else []
+    for group in groups:
+        by = f", by {group.terms.words('score')}" if group.terms != Terms() else ""
+        lines.append(f"{group.title}{by}: {' '.join(sentences(group))}")
+    return lines + over_tasks(judged)
+
+
+def can_be_judged(group: Group) -> bool:
+    return any(found.n >= ENOUGH_SEEDS for row in rivals(group) if (found := group.against_full.get(row.name)))
+
+
+def rivals(group: Group) -> list[Row]:
+    """What attends and is not the reference."""
+    return [row for row in group.rows if row.family != CONTROL_FAMILY and row is not group.reference]
+
+
+def is_within(found: Difference | None) -> bool:
+    """Not worse than full by more than WITHIN, at 95 % confidence."""
+    return (
+        found is not None and found.n >= ENOUGH_SEEDS and found.half is not None and found.mean - found.half > -WITHIN
+    )
+
+
+def sentences(group: Group) -> list[str]:
+    if not any(row.finished for row in group.rows):
+        return ["No run finished."]
+    if not scores_of(group):
+        return ["Cost alone, without scores.", *cheapest(group, rivals(group), "")]
+    full = group.reference.score if group.reference else None
+    if full is None:
+        why = f"has no score ({group.reference.status})" if group.reference else "was not run"
+        return [f"Full {why}, so nothing can be compared with it.", *sobering(group)]
+    if not any(row.name in group.against_full for row in rivals(group)):
+        return ["Nothing shares a seed with full, so nothing can be compared with it.", *sobering(group)]
+    if not can_be_judged(group):
+        n = max(found.n for found in group.against_full.values())
+        return [
+            f"With {n} {plural(n, 'seed')} it cannot be said who is as accurate as full ({percent(full.mean)}); "
+            f"{ENOUGH_SEEDS} are needed.",
+            *sobering(group),
+        ]
+    return [*as_good(group, full.mean), *clearly(group), *sobering(group)]
+
+
+def as_good(group: Group, full: float) -> list[str]:
+    """Who is within reach of full, and the fastest and the lightest of them."""
+    found = {name: d for name, d in group.against_full.items() if d.half is not None and d.n >= ENOUGH_SEEDS}
+    good = [row for row in rivals(group) if is_within(found.get(row.name))]
+    if good:
+        names = short([row.name for row in good])
+        return [f"{sentence(GOOD)} ({percent(full)}): {names}.", *cheapest(group, good, " of these")]
+    near = {row.name: found[row.name] for row in rivals(group) if row.name in found}
+    nearest = max(near, key=lambda name: near[name].mean - (near[name].half or 0.0))
+    return [
+        f"No variant is shown to be {GOOD} ({percent(full)}); nearest: {nearest} ({in_points(near[nearest])} points)."
+    ]
+
+
+def cheapest(group: Group, rows: Sequence[Row], among: str) -> list[str]:
+    """Which of the rows trains fastest, which takes least memory, and what that is beside full."""
+    said = []
+    for most, field, words, pick in (
+        ("Fastest", "tokens_per_second", "training speed", max),
+        ("lightest", "peak_memory_bytes", "peak memory", min),
+    ):
+        values = {row.name: (row, value.mean) for row, value in measured(group, field) if row in rows}
+        if values:
+            row, value = pick(values.values(), key=lambda item: item[1])
+            said.append(f"{most}{among}: {in_words(row, group)}{beside_full(group, row, value, field, words)}")
+    return [f"{'; '.join(said)}."] if said else []
+
+
+def beside_full(group: Group, row: Row, value: float, field: str, words: str) -> str:
+    full = group.reference.over_seeds(field) if group.reference else None
+    if full is None or group.reference is None or full.mean <= 0:
+        return ""
+    found = group.differences(group.reference, field).get(row.name)
+    unsure = found is not None and found.n >= ENOUGH_SEEDS and not found.beyond
+    return f", {significant(value / full.mean)} times full's {words}" + (" (within noise of it)" if unsure else "")
+
+
+def clearly(group: Group) -> list[str]:
+    """Who differs from full beyond noise, and who cannot be told from it."""
+    names = [row.name for row in rivals(group)]
+    found = {name: group.against_full[name] for name in names if name in group.against_full}
+    better = [name for name, d in found.items() if d.beyond and d.mean > 0]
+    behind = [name for name, d in found.items() if d.beyond and d.mean < 0 and not is_within(d)]
+    worse = sorted(behind, key=lambda name: -found[name].mean)
+    unclear = [name for name, d in found.items() if d.n >= ENOUGH_SEEDS and not d.beyond and not is_within(d)]
+    few = [name for name in names if name not in found or found[name].n < ENOUGH_SEEDS]
+    said = (
+        ("Clearly better than full", better),
+        ("Clearly worse", worse),
+        ("Undecided, for wide intervals", unclear),
+        ("No verdict, for want of seeds", few),
+    )
+    return [f"{words}: {short(names)}." for words, names in said if names]
+
+
+def sobering(group: Group) -> list[str]:
+    """Where no variant does better than what needs no attention."""
+    scores = scores_of(group)
+    said = []
+    if group.baselines:
+        words, above = baseline_differences(group, scores)
+        if not any(map(may_be_above, above.values())):
+            said.append(f"No variant is shown to be above the best trivial baseline ({words}).")
+    if group.control and group.control.score:
+        above = group.score_differences(group.control)
+        if not any(may_be_above(above[row.name]) for row, _ in scores if row.name in above):
+            control = f"the control without attention ({percent(group.control.score.mean)})"
+            said.append(
+                f"No variant is shown to be above {control}: that attention gains anything here cannot be said."
+            )
+    return said
+
+
+def may_be_above(found: Difference) -> bool:
+    """Beyond noise, or with too few seeds to tell."""
+    return found.mean > 0 and (found.beyond or found.n < ENOUGH_SEEDS)
+
+
+def over_tasks(groups: Sequence[Group]) -> list[str]:
+    """On how many of the comparisons each variant is as good as full."""
+    if len(groups) < 2:
+        return []
+    counts: dict[str, list[bool]] = {}
+    for group in groups:
+        for row in rivals(group):
+            counts.setdefault(row.name, []).append(is_within(group.against_full.get(row.name)))
+    ranked = sorted(counts, key=lambda name: -sum(counts[name]))
+    some = [f"{name} on {sum(counts[name])} of {len(counts[name])}" for name in ranked if any(counts[name])]
+    none = [name for name in ranked if not any(counts[name])]
+    return [
+        f"Over the {len(groups)} comparisons with enough seeds, {GOOD}: {', '.join(some) or 'no variant on any'}."
+        + (f" On none: {short(none)}." if none and some else "")
+    ]
