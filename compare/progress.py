@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,8 @@ from compare.spec import RunSpec
 PLAIN_SECONDS = 15.0  # between lines where there is no terminal to draw on
 DRAW_SECONDS = 0.5
 OVERHEAD = 15.0  # seconds of a run beside its budget, until one has ended
-STYLES = {"ok": "green", "running": "bold", "waiting": "dim"}
+STATE_WIDTH = 24  # at the least, of "training 34%, loss 2.345"
+STYLES = {"ok": "green", "failed": "red", "running": "bold", "waiting": "dim"}
 
 
 class Runs:
@@ -35,8 +37,8 @@ class Runs:
 
     def __init__(self, specs: Sequence[RunSpec], records: Sequence[Record]) -> None:
         """records: of the runs that ended earlier."""
-        self.specs = list(specs)
-        self.numbers = {spec.run_id: number for number, spec in enumerate(self.specs, 1)}
+        self.specs = {spec.run_id: spec for spec in specs}
+        self.numbers = {run_id: number for number, run_id in enumerate(self.specs, 1)}
         self.records = {record["run_id"]: record for record in records}
         self.current: RunSpec | None = None
         self.event: Record = {}
@@ -58,36 +60,46 @@ class Runs:
         where = f"{spec.task} · N {spec.seq_len} · seed {spec.seed}{lr}"
         return f"{self.numbers[spec.run_id]}/{len(self.specs)} {spec.label} · {where}"
 
-    def estimate(self, spec: RunSpec) -> float | None:
-        """Seconds of a whole run: of its like with other seeds, else its budget and what comes beside it."""
-        ended = [(other, self.records[other.run_id]) for other in self.specs if other.run_id in self.records]
-        took = [(other, record["wall_seconds"]) for other, record in ended if "wall_seconds" in record]
-        alike = [wall for other, wall in took if (other.label, other.data_id) == (spec.label, spec.data_id)]
-        if alike:
-            return statistics.fmean(alike)
-        if spec.budget is not None:
-            beside = [wall - other.budget for other, wall in took if other.budget is not None and wall > other.budget]
-            return spec.budget + (statistics.fmean(beside) if beside else OVERHEAD)
-        same = [wall for other, wall in took if other.data_id == spec.data_id] or [wall for _, wall in took]
-        return statistics.fmean(same) if same else None
-
-    def left_of_run(self, at: float) -> float | None:
-        """Seconds left of the run that runs; None where nothing tells."""
-        if self.current is None:
-            return None
-        done = self.event.get("done")
-        if self.event.get("phase") == "training" and done:
-            whole = self.current.budget or (at - self.trained_since) / done
-            return whole * (1 - float(done))
-        whole = self.estimate(self.current)
-        return None if whole is None else max(0.0, whole - (at - self.since))
-
-    def left(self, at: float) -> float | None:
-        """Seconds left of the comparison; None where nothing tells."""
-        waiting = [s for s in self.specs if s.run_id not in self.records and s is not self.current]
-        parts = [self.estimate(spec) for spec in waiting] + [self.left_of_run(at)] * (self.current is not None)
+    def time_left(self, at: float) -> tuple[float | None, float | None]:
+        """Seconds left of the run that runs and of the comparison; None where nothing tells."""
+        estimate = Estimate([(self.specs[r], record["wall_seconds"]) for r, record in self.timed()])
+        waiting = [s for run_id, s in self.specs.items() if run_id not in self.records and s is not self.current]
+        parts = [estimate.of(spec) for spec in waiting]
+        of_run = None
+        if self.current is not None:
+            done, budget = self.event.get("done"), self.current.budget
+            if self.event.get("phase") == "training" and done:
+                of_run = (budget or (at - self.trained_since) / done) * (1 - float(done))
+            elif (whole := estimate.of(self.current)) is not None:
+                of_run = max(0.0, whole - (at - self.since))
+            parts.append(of_run)
         known = [part for part in parts if part is not None]
-        return sum(known) if len(known) == len(parts) else None
+        return of_run, sum(known) if len(known) == len(parts) else None
+
+    def timed(self) -> Iterator[tuple[str, Record]]:
+        """Records that say how long the run took; one whose data could not be had does not."""
+        return ((r, record) for r, record in self.records.items() if "wall_seconds" in record and r in self.specs)
+
+
+class Estimate:
+    """Seconds that whole runs take, from those that ended: of the like with other seeds, else of others."""
+
+    def __init__(self, took: Sequence[tuple[RunSpec, float]]) -> None:
+        self.of_like: dict[object, list[float]] = defaultdict(list)
+        self.of_data: dict[object, list[float]] = defaultdict(list)
+        for spec, wall in took:
+            self.of_like[spec.label, spec.data_id].append(wall)
+            self.of_data[spec.data_id].append(wall)
+        self.of_all = [wall for _, wall in took]
+        self.beside = [wall - spec.budget for spec, wall in took if spec.budget is not None and wall > spec.budget]
+
+    def of(self, spec: RunSpec) -> float | None:
+        """None where nothing tells."""
+        alike = self.of_like.get((spec.label, spec.data_id))
+        if alike is None and spec.budget is not None:
+            return spec.budget + statistics.fmean(self.beside or [OVERHEAD])
+        known = alike or self.of_data.get(spec.data_id) or self.of_all
+        return statistics.fmean(known) if known else None
 
 
 class Progress:
@@ -138,7 +150,8 @@ class Progress:
         at = time.perf_counter()
         self.runs.update(event, at)
         if self.is_due(PLAIN_SECONDS):
-            self.say(f"  {describe_phase(event)}{left_in_words(self.runs.left_of_run(at))}")
+            left, _ = self.runs.time_left(at)
+            self.say(f"  {describe_phase(event)}{'' if left is None else f', {clock(left)} left'}")
 
     def finished(self, spec: RunSpec, record: Record) -> None:
         self.runs.finish(record)
@@ -186,44 +199,44 @@ class TableProgress(Progress):
 
     def table(self) -> RenderableType:
         """As many runs as fit, the current one among them."""
-        runs, at = self.runs, time.perf_counter()
+        runs = self.runs
+        left = runs.time_left(time.perf_counter())
         room = max(1, self.console.height - 4)
         current = runs.numbers[runs.current.run_id] if runs.current else len(runs.records)
         first = max(0, min(current - 1 - room * 2 // 3, len(runs.specs) - room))
-        shown = runs.specs[first : first + room]
-        common = {name: len({getattr(s, name) for s in runs.specs}) == 1 for name in ("task", "seq_len", "seed")}
-        rows = [(spec, *self.state(spec, at)) for spec in shown]
-        width = self.console.width - max((len(left) for *_, left in rows), default=0) - 4
-        state_width = min(max((len(state) for _, _, state, _ in rows), default=0), width * 3 // 5)
+        shown = list(runs.specs.items())[first : first + room]
+        names = ("task", "seq_len", "seed")
+        varied = {name for name in names if len({getattr(s, name) for s in runs.specs.values()}) > 1}
+        rows = [(spec, *self.state(spec, run_id, left[0])) for run_id, spec in shown]
+        width = self.console.width - max((len(took) for *_, took in rows), default=0) - 6
+        longest = max((len(run_name(spec, varied, width)) for spec, *_ in rows), default=0)
+        states = max((len(state) for _, _, state, _ in rows), default=0)
+        state_width = min(states, max(STATE_WIDTH, width - longest))
         table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-        for spec, style, state, left in rows:
-            run = Text(run_name(spec, common, width - state_width), style=style)
-            table.add_row(run, Text(cut(state, state_width), style=style), Text(left, style=style))
-        return Group(table, Text(cut(self.summary(first, len(shown), at), self.console.width), style="dim"))
+        for spec, style, state, took in rows:
+            run = Text(run_name(spec, varied, width - state_width), style=style)
+            table.add_row(run, Text(cut(state, state_width), style=style), Text(took, style=style))
+        return Group(table, Text(cut(self.summary(first, len(shown), left[1]), self.console.width), style="dim"))
 
-    def state(self, spec: RunSpec, at: float) -> tuple[str, str, str]:
-        """Style of a run, its state in words, and the time that it took or has left."""
+    def state(self, spec: RunSpec, run_id: str, left: float | None) -> tuple[str, str, str]:
+        """Style of a run, its state in words, and the time that it took or, of the current one, has ``left``."""
         if spec is self.runs.current:
-            left = self.runs.left_of_run(at)
-            return STYLES["running"], describe_phase(self.runs.event), left_in_words(left).removeprefix(", ")
-        record = self.runs.records.get(spec.run_id)
+            return STYLES["running"], describe_phase(self.runs.event), "" if left is None else f"{clock(left)} left"
+        record = self.runs.records.get(run_id)
         if record is None:
             return STYLES["waiting"], "waiting", ""
         took = clock(record["wall_seconds"]) if "wall_seconds" in record else ""
         if record["status"] != "ok":
-            return "red", f"{record['status']}: {record['reason']}", took
-        return (
-            STYLES["ok"],
-            f"{record['metric']} {record['test_score']:.1%}" if "test_score" in record else "done",
-            took,
-        )
+            return STYLES["failed"], f"{record['status']}: {record['reason']}", took
+        score = f"{record['metric']} {record['test_score']:.1%}" if "test_score" in record else "done"
+        return STYLES["ok"], score, took
 
-    def summary(self, first: int, shown: int, at: float) -> str:
+    def summary(self, first: int, shown: int, left: float | None) -> str:
         runs = self.runs
         failed = sum(record["status"] != "ok" for record in runs.records.values())
         parts = [f"{len(runs.records)} of {len(runs.specs)} runs done"]
         parts += [f"{failed} failed"] * (failed > 0)
-        parts += [f"{clock(left)} left" for left in [runs.left(at)] if left is not None]
+        parts += [] if left is None else [f"{clock(left)} left"]
         parts += [f"showing {first + 1} to {first + shown}"] * (shown < len(runs.specs))
         return " · ".join(parts)
 
@@ -277,8 +290,9 @@ class JsonProgress(Progress):
         at = time.perf_counter()
         self.runs.update(event, at)
         assert self.runs.current is not None
-        left = {"seconds_left": self.runs.left_of_run(at), "comparison_seconds_left": self.runs.left(at)}
-        self.send("progress", run_id=self.runs.current.run_id, **event, **left)
+        left, left_of_all = self.runs.time_left(at)
+        times = {"seconds_left": left, "comparison_seconds_left": left_of_all}
+        self.send("progress", run_id=self.runs.current.run_id, **event, **times)
 
     def finished(self, spec: RunSpec, record: Record) -> None:
         self.runs.finish(record)
@@ -309,10 +323,6 @@ def describe_phase(event: Record) -> str:
     return f"{event['phase']} {event['done']:.0%}{loss}"
 
 
-def left_in_words(seconds: float | None) -> str:
-    return "" if seconds is None else f", {clock(seconds)} left"
-
-
 def clock(seconds: float) -> str:
     """90 -> 1:30, 4000 -> 1:06:40."""
     minutes, rest = divmod(round(seconds), 60)
@@ -324,11 +334,10 @@ def cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: max(0, width - 1)] + "…"
 
 
-def run_name(spec: RunSpec, common: dict[str, bool], width: int) -> str:
-    """The variant, and what else not all runs have in common; the variant is cut first."""
-    lr = f" · lr {spec.lr:g}" if spec.search else ""
+def run_name(spec: RunSpec, varied: set[str], width: int) -> str:
+    """The variant, and what else differs among the runs; the variant is cut first."""
     parts = {"task": f" · {spec.task}", "seq_len": f" · N {spec.seq_len}", "seed": f" · seed {spec.seed}"}
-    rest = "".join(text for name, text in parts.items() if not common[name]) + lr
+    rest = "".join(text for name, text in parts.items() if name in varied) + f" · lr {spec.lr:g}" * spec.search
     return cut(cut(spec.label, max(6, width - len(rest))) + rest, width)
 
 

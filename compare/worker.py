@@ -328,7 +328,7 @@ def record_of_crash(
         name = signal.Signals(-returncode).name
         reason = f"killed by signal {-returncode} ({name}) in {where}: {last}"
     else:
-        reason = f"exit {returncode} in {where}: {last}"
+        reason = f"exit {returncode}, {where}: {last}"
     return new_record(spec, "oom" if oom else "error", reason) | {"wall_seconds": wall_seconds}
 
 
