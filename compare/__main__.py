@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from compare.arguments import Parser, run_parser
-from compare.plan import UsageError, find, make_specs
+from compare.plan import UsageError, find, make_specs, split
 
 if TYPE_CHECKING:
     from compare.progress import Progress
@@ -52,6 +52,10 @@ def command_run(words: list[str]) -> int:
     if options.resume and options.out is None:
         raise UsageError("--resume needs --out DIR: the folder to continue in")
 
+    from compare.track import TRACKERS, check_trackers
+
+    track = check_trackers(split(options.track, "tracker", list(TRACKERS))) if options.track is not None else ()
+
     import torch
 
     from compare.record import describe_machine
@@ -66,7 +70,7 @@ def command_run(words: list[str]) -> int:
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     machine = describe_machine(device=device, threads=torch.get_num_threads(), gpu=gpu, command=command)
     with claim_folder(options.out, command, resume=options.resume) as out:
-        conduct = Conduct(out=str(out), checkpoint_every=options.checkpoint_every, timeout=options.timeout)
+        conduct = Conduct(out=str(out), checkpoint_every=options.checkpoint_every, timeout=options.timeout, track=track)
         return prepare_and_run(specs, machine, out, progress, conduct)
 
 

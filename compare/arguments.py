@@ -120,6 +120,7 @@ def run_parser() -> Parser:
         metavar="SECONDS",
         help="of training, at least: a killed run goes on from there with --resume (%(default)g)",
     )
+    how.add_argument("--track", metavar="A,B", help="log to tensorboard, wandb (offline) too (none)")
     shown = how.add_mutually_exclusive_group()
     shown.add_argument("--quiet", action="store_true", help="print errors and the path of the report alone")
     shown.add_argument("--json", action="store_true", help="print each event as a line of JSON")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from compare.checkpoint import Checkpoint
+    from compare.track import Tracking
     from compare.train import Trainer
     from tasks import Batch, Task
 
@@ -39,14 +40,21 @@ class Conduct:
         out: the folder of the results, for checkpoints and trackers; None = neither.
         checkpoint_every: seconds of training from one checkpoint to the next, at least.
         timeout: seconds after which the run is ended; None = never.
+        track: names of trackers, as ``tensorboard``.
     """
 
     out: str | None = None
     checkpoint_every: float = 30.0
     timeout: float | None = None
+    track: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Conduct:
+        fields = json.loads(text)
+        return cls(**fields | {"track": tuple(fields["track"])})
 
     def checkpoint_of(self, spec: RunSpec) -> Path | None:
         """The file that the run goes on from."""
@@ -85,7 +93,7 @@ def main() -> None:
     if sys.platform == "linux":  # an orphan would train on beside what is measured next
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     first, second = sys.stdin.read().splitlines()
-    spec, conduct = RunSpec.from_json(first), Conduct(**json.loads(second))
+    spec, conduct = RunSpec.from_json(first), Conduct.from_json(second)
     if spec.device == "cpu":
         limit_memory(spec.memory_limit)
     events.send({"record": run(spec, conduct, events)})
@@ -140,24 +148,35 @@ def run(spec: RunSpec, conduct: Conduct, events: Events) -> Record:
     events.phase("loading torch")
     record = new_record(spec, "ok", "")
     from compare.checkpoint import Checkpoint
+    from compare.track import Tracking
 
     def wall() -> float:
         return float(record.get("wall_seconds", 0.0)) + time.perf_counter() - started
 
     path = conduct.checkpoint_of(spec)
     checkpoint = None if path is None else Checkpoint(path, conduct.checkpoint_every, events.warn)
+    tracking = None
     try:
-        work(spec, record, events, checkpoint, wall)
+        if conduct.track and conduct.out is not None and spec.steps != 0:
+            tracking = Tracking(conduct.track, Path(conduct.out) / "track", spec, events.warn)
+        work(spec, record, events, checkpoint, tracking, wall)
     except Exception as error:
         record["status"], record["reason"] = explain(error)
         if checkpoint is not None:  # it would lead there again, or past what was mended
             checkpoint.discard()
+    if tracking is not None:
+        tracking.end(record)
     record["wall_seconds"] = wall()
     return record
 
 
 def work(
-    spec: RunSpec, record: Record, events: Events, checkpoint: Checkpoint | None, wall: Callable[[], float]
+    spec: RunSpec,
+    record: Record,
+    events: Events,
+    checkpoint: Checkpoint | None,
+    tracking: Tracking | None,
+    wall: Callable[[], float],
 ) -> None:
     """Measure, train and test (with 0 steps: measure), filling ``record`` as results come.
 
@@ -197,7 +216,10 @@ def work(
     trainer, counted = resumed
 
     def on_progress(done: float, loss: float | None) -> None:
-        events.phase("training", done, loss, trainer.progress.step)
+        at = trainer.progress
+        events.phase("training", done, loss, at.step)
+        if tracking is not None and at.curve and at.curve[-1]["step"] == at.step:
+            tracking.log(at.curve[-1], at.step)
 
     def on_step(seconds: float) -> None:
         if checkpoint is not None and seconds >= checkpoint.due:
