@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import signal
@@ -95,7 +96,7 @@ def run_one(
             late.set()
             end(process)
 
-        alarm = threading.Timer(conduct.timeout or threading.TIMEOUT_MAX, stop)
+        alarm = threading.Timer(min(conduct.timeout or math.inf, threading.TIMEOUT_MAX), stop)
         alarm.daemon = True
         alarm.start()
         last: Record = {}

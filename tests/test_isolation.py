@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from compare.__main__ import main
 from compare.lock import hold
 from compare.plan import UsageError
 from compare.progress import Progress
@@ -25,6 +26,7 @@ from compare.record import append_record, read_records, write_atomically
 from compare.run import run_all, run_one
 from compare.worker import Conduct, make_task, record_of_crash
 from tests.learning import small_spec
+from tests.make_records import many_records, write_folder
 
 ROOT = Path(__file__).parents[1]
 SPEC = replace(small_spec("mqar", 32, steps=6, batch_size=64), d_model=16, n_heads=1, n_layers=1)
@@ -160,6 +162,7 @@ def test_a_second_comparison_in_a_folder_is_refused_and_told_who_holds_it(tmp_pa
     code = f"""
 import time
 from pathlib import Path
+from compare.__main__ import main
 from compare.lock import hold
 with hold(Path({str(tmp_path)!r}), "python -m compare --variants all"):
     print("held", flush=True)
@@ -187,11 +190,34 @@ with hold(Path({str(tmp_path)!r}), "python -m compare --variants all"):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_report_is_drawn_while_a_comparison_holds_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(tmp_path, many_records(lengths=(1024,), seeds=1)[:2])
+    with hold(tmp_path, "a comparison"), pytest.raises(SystemExit) as stop:
+        main(["report", str(tmp_path)])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+
+
+@pytest.mark.parametrize("left", ["records.jsonl", "checkpoints"])
+def test_what_a_killed_comparison_left_is_not_begun_anew_unasked(
+    left: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / left).mkdir()
+    with pytest.raises(SystemExit) as stop:
+        main([*TINY, "--out", str(tmp_path)])
+    assert stop.value.code == 2
+    assert f"--out {tmp_path} holds results already: add --resume to continue them" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [left]
+
+
 def test_a_folder_is_held_by_one_of_many_who_come_at_once(tmp_path: Path) -> None:
     """Each adds 1 to a number that only the holder may change."""
     code = f"""
 import time
 from pathlib import Path
+from compare.__main__ import main
 from compare.lock import hold
 from compare.plan import UsageError
 number = Path({str(tmp_path / "number")!r})
