@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from compare.arguments import Parser, add_match, diff_parser, run_parser
-from compare.plan import UsageError, find, make_specs
+from compare.plan import UsageError, find, make_specs, split
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from compare.progress import Progress
     from compare.record import Record
     from compare.spec import DataId, RunSpec
+    from compare.worker import Conduct
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -46,18 +47,22 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def command_run(words: list[str]) -> int:
     options = run_parser().parse_args(words)
-    from rich.console import Console
+    from compare.progress import choose_progress
 
-    console = Console()
+    progress = choose_progress(quiet=options.quiet, as_json=options.json)
     command = shlex.join(["python", "-m", "compare", *words])
-    console.print("attention zoo: comparing", options.variants, "on", options.tasks, highlight=False, soft_wrap=True)
+    progress.say(f"attention zoo: comparing {options.variants} on {options.tasks}")
     if options.resume and options.out is None:
         raise UsageError("--resume needs --out DIR: the folder to continue in")
 
+    from compare.track import TRACKERS, check_trackers
+
+    track = check_trackers(split(options.track, "tracker", list(TRACKERS))) if options.track is not None else ()
+
     import torch
 
-    from compare.prepare import prepare_data
     from compare.record import describe_machine
+    from compare.worker import Conduct
 
     device = options.device
     if device == "auto":
@@ -65,15 +70,35 @@ def command_run(words: list[str]) -> int:
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: no CUDA device is available here; use --device cpu")
     specs = make_specs(options, device, torch.get_num_threads())
-    out = prepare_folder(options.out, resume=options.resume)
-    unprepared = prepare_data(specs, console)
-    if len(unprepared) == len({spec.data_id for spec in specs}):
-        with suppress(OSError):  # it holds something
-            out.rmdir()
-        return 2  # each was told
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     machine = describe_machine(device=device, threads=torch.get_num_threads(), gpu=gpu, command=command)
-    return run_and_report(specs, options.lr_grid, options.match, unprepared, machine, out, console)
+    with claim_folder(options.out, command, resume=options.resume) as out:
+        conduct = Conduct(out=str(out), checkpoint_every=options.checkpoint_every, timeout=options.timeout, track=track)
+        return prepare_and_run(specs, options.lr_grid, options.match, machine, out, progress, conduct)
+
+
+def prepare_and_run(
+    specs: list[RunSpec],
+    lr_grid: tuple[float, ...],
+    match: str,
+    machine: dict[str, object],
+    out: Path,
+    progress: Progress,
+    conduct: Conduct,
+) -> int:
+    from compare.prepare import prepare_data
+
+    unprepared = prepare_data(specs, progress)
+    if len(unprepared) == len({spec.data_id for spec in specs}):
+        return 2  # each was told
+    try:
+        return run_and_report(specs, lr_grid, match, unprepared, machine, out, progress, conduct)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        what = f"{error.filename or out}: {error.strerror or error}"
+        print(f"error: {what}; what is finished is kept: make room, then {go_on(out)}", file=sys.stderr)
+        return 1
 
 
 def run_and_report(
@@ -83,7 +108,8 @@ def run_and_report(
     unprepared: dict[DataId, str],
     machine: dict[str, object],
     out: Path,
-    console: Console,
+    progress: Progress,
+    conduct: Conduct,
 ) -> int:
     import json
 
@@ -94,49 +120,53 @@ def run_and_report(
 
     write_atomically(out / "environment.json", json.dumps(machine, indent=1) + "\n")
     records = out / "records.jsonl"
-    console.print(f"{len(specs)} runs, one after another; results in {out}", highlight=False, soft_wrap=True)
+    progress.say(f"{len(specs)} runs, one after another; results in {out}")
     interrupted = False
     notes: dict[str, Record] = {}
     try:
         if lr_grid:
             specs, notes = search_rates(
-                *(specs, lr_grid, lambda wanted: run_all(wanted, records, console, unprepared)),
-                lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+                specs, lr_grid, lambda wanted: run_all(wanted, records, progress, unprepared, conduct), progress.say
             )
-        run_all(specs, records, console, unprepared, notes)
+        run_all(specs, records, progress, unprepared, conduct, notes)
     except KeyboardInterrupt:
         interrupted = True
     finished = read_records(records)[0] if records.exists() else []
     if any(not is_search(record) for record in finished):
         write_report(out, match)
-        console.print(f"charts and tables: {out / 'report.html'}", highlight=False, soft_wrap=True)
+        progress.report(out / "report.html")
     if interrupted:
-        again = f"--out {shlex.quote(str(out))} --resume"
-        console.print(
-            f"interrupted: {len(finished)} finished runs are kept; continue with {again}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        progress.say(f"interrupted: {len(finished)} finished runs are kept; {go_on(out)}")
         return 130
     wanted = {spec.run_id for spec in specs}
     return 0 if any(r["status"] == "ok" for r in finished if r["run_id"] in wanted) else 1
 
 
-def prepare_folder(out: Path | None, *, resume: bool) -> Path:
-    """Create the folder of the results and see that it can be written to."""
+def go_on(out: Path) -> str:
+    return f"continue with --out {shlex.quote(str(out))} --resume"
+
+
+@contextmanager
+def claim_folder(out: Path | None, command: str, *, resume: bool) -> Iterator[Path]:
+    """Create the folder of the results, and hold it against other processes. Left empty, it is removed."""
+    from compare.lock import hold
+
     folder = out or Path("results") / datetime.now().strftime("%Y%m%d-%H%M%S")
-    if (folder / "records.jsonl").exists() and not resume:
-        raise UsageError(f"--out {folder} holds results already: add --resume to continue them, or name another folder")
     if resume and not folder.exists():
         raise UsageError(f"--resume: there is no folder {folder} to continue in")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(f"--out {folder} cannot be written: {error.strerror}") from error
-    return folder
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold(folder, command))
+        except OSError as error:
+            raise UsageError(f"--out {folder} cannot be written: {error.strerror}") from error
+        if not resume and any((folder / name).exists() for name in ("records.jsonl", "checkpoints")):
+            raise UsageError(
+                f"--out {folder} holds results already: add --resume to continue them, or name another folder"
+            )
+        yield folder
+    with suppress(OSError):  # it holds something
+        folder.rmdir()
 
 
 def command_list(words: list[str]) -> int:
@@ -179,8 +209,9 @@ def command_report(words: list[str]) -> int:
         print(f"error: {empty[0] / 'records.jsonl'} holds no record that can be read", file=sys.stderr)
         return 1
     if options.out is not None:
-        out = prepare_folder(options.out, resume=False)
-        write_report_many(options.folders, out, options.match)
+        command = shlex.join(["python", "-m", "compare", "report", *words])
+        with claim_folder(options.out, command, resume=False) as out:
+            write_report_many(options.folders, out, options.match)
         print(out / "report.html")
         return 0
     for folder in options.folders:

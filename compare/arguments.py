@@ -130,6 +130,20 @@ def run_parser() -> Parser:
     where.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
     where.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (results/DATE-TIME)")
     where.add_argument("--resume", action="store_true", help="continue in --out: runs with a record are not repeated")
+
+    how = run.add_argument_group("how it goes on (none of it changes a result)")
+    how.add_argument("--timeout", type=positive_float, metavar="SECONDS", help="end a run that takes longer (none)")
+    how.add_argument(
+        "--checkpoint-every",
+        type=positive_float,
+        default=30.0,
+        metavar="SECONDS",
+        help="of training, at least: a killed run goes on from there with --resume (%(default)g)",
+    )
+    how.add_argument("--track", metavar="A,B", help="log to tensorboard, wandb (offline) too (none)")
+    shown = how.add_mutually_exclusive_group()
+    shown.add_argument("--quiet", action="store_true", help="print errors and the path of the report alone")
+    shown.add_argument("--json", action="store_true", help="print each event as a line of JSON")
     return run
 
 

@@ -7,6 +7,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import Any
 SCHEMA = 2
 """2: points of a curve count FLOPs. Older records lack them, and are read all the same."""
 STATUSES = ("ok", "oom", "diverged", "timeout", "unsupported", "error")
+RETRIED = ("timeout", "error")
+"""Runs that ended so are tried again; every other status is final."""
 PACKAGES = ("torch", "einops", "datasets", "matplotlib", "accelerate", "rich", "numpy", "xformers")
 Record = dict[str, Any]
 
@@ -50,22 +54,50 @@ def is_search(record: Record) -> bool:
 
 
 def append_record(path: Path, record: Record) -> None:
-    """Add a line and see it to the disk. A line that an interrupted write left open is closed first."""
-    with path.open("ab+") as file:
-        if file.tell():
+    """Add a line and see it to the disk. A line that an interrupted write left open is closed first.
+
+    Raises:
+        OSError: it could not be written, and nothing of it is there; ``filename`` says where.
+    """
+    line = json.dumps(record, allow_nan=False).encode() + b"\n"
+    with naming(path), path.open("ab+", buffering=0) as file:
+        size = file.tell()
+        if size:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+                line = b"\n" + line
+        try:
+            left = memoryview(line)
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader sees the old text or the new."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    """Replace a file in one step: a reader sees the old text or the new.
+
+    Raises:
+        OSError: it could not be written, and the old one is as it was; ``filename`` says where.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with naming(path):
+        try:
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError from within names the file; that of a write itself does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def now() -> str:

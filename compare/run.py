@@ -3,71 +3,86 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-from compare.record import Record, append_record, read_records
+from compare.progress import Progress
+from compare.record import RETRIED, Record, append_record, read_records
 from compare.spec import DataId, RunSpec
-from compare.worker import new_record, record_of_crash
+from compare.worker import Conduct, new_record, record_of_crash
 
-PLAIN_SECONDS = 15.0  # between lines where there is no terminal to draw on
 OnEvent = Callable[[Record], None]
 
 
 def run_all(
     specs: list[RunSpec],
     records: Path,
-    console: Console,
+    progress: Progress,
     unprepared: dict[DataId, str],
+    conduct: Conduct,
     notes: Mapping[str, Record] | None = None,
 ) -> list[Record]:
     """Run what has no record yet; ``records`` holds the finished runs at any moment.
 
     Runs with ``unprepared`` data become records of status ``error``, with the reason given. Runs that ended in
-    ``error`` are tried again; every other status is a finished run. ``notes``: fields to add to a record, by run_id.
+    ``error`` or ``timeout`` are tried again; every other status is a finished run. ``notes``: what to add to a record,
+    by run_id.
 
     Returns:
-        One record for each spec that is done, earlier ones included. Fewer than specs after Ctrl-C.
+        One record for each spec.
+
+    Raises:
+        OSError: a record could not be written; ``filename`` says where.
     """
     finished = {}
     if records.exists():
         known, warnings = read_records(records)
         for warning in warnings:
-            console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
-        finished = {r["run_id"]: r for r in known if r["status"] != "error"}
+            progress.warn(warning)
+        finished = {r["run_id"]: r for r in known if r["status"] not in RETRIED}
     done = [finished[s.run_id] for s in specs if s.run_id in finished]
-    todo = [s for s in specs if s.run_id not in finished]
     if done:
-        console.print(f"{len(done)} of {len(specs)} runs are already in {escape(str(records))}", soft_wrap=True)
-    for number, spec in enumerate(todo, len(done) + 1):
-        title = f"{number}/{len(specs)} {spec.label} · {spec.task} · N {spec.seq_len} · seed {spec.seed}"
-        title += f" · lr {spec.lr:g}" if spec.search else ""
-        if spec.data_id in unprepared:
-            record = new_record(spec, "error", unprepared[spec.data_id])
-        else:
-            with show_progress(title, spec, console) as on_event:
-                record = run_one(spec, on_event)
-        record |= {"command": reproduce(spec)} | (notes or {}).get(spec.run_id, {})
-        append_record(records, record)
-        done.append(record)
-        console.print(f"{escape(title)}: {escape(outcome(record))}", highlight=False, soft_wrap=True)
-    return done
+        progress.say(f"{len(done)} of {len(specs)} runs are already in {records}")
+    with progress.comparing(specs, done):
+        for spec in specs:
+            if spec.run_id in finished:
+                continue
+            progress.started(spec)
+            if spec.data_id in unprepared:
+                record = new_record(spec, "error", unprepared[spec.data_id])
+            else:
+                record = run_one(spec, progress.update, conduct, progress.warn)
+            record |= {"command": reproduce(spec)} | (notes or {}).get(spec.run_id, {})
+            append_record(records, record)
+            checkpoint = conduct.checkpoint_of(spec)
+            if checkpoint is not None and record["status"] not in RETRIED:
+                with suppress(OSError):  # the folder holds others, or no checkpoint was made
+                    checkpoint.unlink(missing_ok=True)
+                    checkpoint.parent.rmdir()
+            finished[spec.run_id] = record
+            progress.finished(spec, record)
+    return [finished[spec.run_id] for spec in specs]
 
 
-def run_one(spec: RunSpec, on_event: OnEvent) -> Record:
+def run_one(
+    spec: RunSpec,
+    on_event: OnEvent,
+    conduct: Conduct | None = None,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Record:
     """Run one spec in a fresh Python and return its record, whatever becomes of it."""
-    started = time.perf_counter()
+    conduct = conduct or Conduct()
+    started, kills = time.perf_counter(), oom_kills()
     environment = os.environ | {"OMP_NUM_THREADS": str(spec.threads)}
     with tempfile.TemporaryFile("w+", errors="replace") as stderr:
         process = subprocess.Popen(
@@ -81,92 +96,68 @@ def run_one(spec: RunSpec, on_event: OnEvent) -> Record:
         )
         assert process.stdin is not None
         assert process.stdout is not None
+        late = threading.Event()
+
+        def stop() -> None:
+            late.set()
+            end(process)
+
+        alarm = threading.Timer(min(conduct.timeout or math.inf, threading.TIMEOUT_MAX), stop)
+        alarm.daemon = True
+        alarm.start()
+        last: Record = {}
         try:
             with suppress(BrokenPipeError):  # it died at once; its exit says why
-                process.stdin.write(spec.to_json())
+                process.stdin.write(f"{spec.to_json()}\n{conduct.to_json()}")
                 process.stdin.close()
             for line in process.stdout:
                 event = json.loads(line)
                 if "record" in event:
-                    process.wait()
                     return dict(event["record"])
-                on_event(event)
+                if "warning" in event:
+                    warn(event["warning"])
+                else:
+                    last = event
+                    on_event(event)
             returncode = process.wait()
         finally:
-            process.kill()
+            alarm.cancel()
+            end(process)  # which has nothing left to do where its record came, and would take seconds to say so
             process.wait()
         stderr.seek(0)
-        return record_of_crash(spec, returncode, stderr.read(), time.perf_counter() - started)
+        where, wall = place_of(last), time.perf_counter() - started
+        if late.is_set():
+            reason = f"not done after {conduct.timeout:g} s; stopped in {where}"
+            return new_record(spec, "timeout", reason) | {"wall_seconds": wall}
+        no_memory = kills is None or oom_kills() != kills
+        return record_of_crash(spec, returncode, stderr.read(), wall, where=where, no_memory=no_memory)
 
 
-@contextmanager
-def show_progress(title: str, spec: RunSpec, console: Console) -> Iterator[OnEvent]:
-    """A bar with the time left on a terminal; a line now and then elsewhere."""
-    if not console.is_terminal:
-        console.print(f"{escape(title)}: started", highlight=False, soft_wrap=True)
-        yield plain_progress(console, spec)
+def end(process: subprocess.Popen[str]) -> None:
+    """Kill a worker that lives, and what it started."""
+    if process.poll() is not None:
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[phase]}"),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-    )
-    # Twice a second: drawing must not take time from what is being measured.
-    with Progress(*columns, console=console, refresh_per_second=2, transient=True) as progress:
-        task = progress.add_task(escape(title), total=1.0, phase="starting", left="")
-        since = time.perf_counter()
-
-        def on_event(event: Record) -> None:
-            progress.update(
-                task,
-                completed=event["done"] or 0.0,
-                phase=describe_phase(event),
-                left=describe_left(event, spec, time.perf_counter() - since),
-            )
-
-        yield on_event
+    if sys.platform == "win32":
+        process.kill()
+    else:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
-def plain_progress(console: Console, spec: RunSpec) -> OnEvent:
-    since = time.perf_counter()
-    last = since
-
-    def on_event(event: Record) -> None:
-        nonlocal last
-        if time.perf_counter() - last >= PLAIN_SECONDS:
-            last = time.perf_counter()
-            left = describe_left(event, spec, last - since)
-            console.print(f"  {describe_phase(event)} {left}", highlight=False, soft_wrap=True)
-
-    return on_event
+def oom_kills() -> int | None:
+    """Processes that the system ended for want of memory since it started; None where it does not count them."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
 
 
-def describe_phase(event: Record) -> str:
-    if event["done"] is None:
-        return str(event["phase"])
-    loss = "" if event["loss"] is None else f", loss {event['loss']:.3f}"
-    return f"{event['phase']} {event['done']:.0%}{loss}"
-
-
-def describe_left(event: Record, spec: RunSpec, elapsed: float) -> str:
-    """Training time left: from the budget, or from the pace so far."""
-    if not event["done"]:
-        return ""
-    left = spec.budget * (1 - event["done"]) if spec.budget else elapsed * (1 / event["done"] - 1)
-    return f"{left // 60:.0f}:{left % 60:02.0f} left"
-
-
-def outcome(record: Record) -> str:
-    """One line on how a run ended."""
-    if record["status"] != "ok":
-        return f"{record['status']}: {record['reason']}"
-    score = f"{record['metric']} {record['test_score']:.1%}, " if "test_score" in record else ""
-    return (
-        f"{score}{record['tokens_per_second']:,.0f} tokens/s, step {record['step_seconds']:.3g} s, "
-        f"{record['wall_seconds']:.0f} s in all"
-    )
+def place_of(event: Record) -> str:
+    """Where a run was at its last event, in words."""
+    if not event:
+        return "starting"
+    return f"{event['phase']}, after step {event['step']}" if event["step"] is not None else str(event["phase"])
 
 
 def reproduce(spec: RunSpec) -> str:

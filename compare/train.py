@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ from zoo.heads import ClassificationHead, PairHead, TokenHead
 
 CURVE_POINTS = 100
 VALIDATIONS = 10
+TOLD_SECONDS = 0.5  # from one word on the progress to the next, between points of the curve
 VALIDATION_SHARE = 0.1  # of the training time, at most, apart from the last validation
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -123,6 +126,30 @@ class Evaluation(NamedTuple):
 
 
 @dataclass
+class Progress:
+    """How far a training has come.
+
+    Attributes:
+        step, tokens, flops, seconds: trained.
+        loading: seconds of these in which batches were made. validating: seconds beside them.
+        seq_len, taken: the length of the current phase, and the micro-batches taken of it.
+        curve: its points so far.
+        tally: of the steps since the last point.
+    """
+
+    tally: Tally
+    step: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    loading: float = 0.0
+    validating: float = 0.0
+    seq_len: int = 0
+    taken: int = 0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
 class Trainer:
     """Model, optimizer and accelerator of one run."""
 
@@ -130,8 +157,10 @@ class Trainer:
     task: Task
     model: Any = field(init=False)
     optimizer: Any = field(init=False)
+    progress: Progress = field(init=False)
 
     def __post_init__(self) -> None:
+        self.progress = Progress(Tally(self.task.kind))
         torch.manual_seed(self.spec.seed)
         self.accelerator = Accelerator(
             cpu=self.spec.device == "cpu",
@@ -183,13 +212,18 @@ class Trainer:
         return Evaluation(*total.read(), total.count, scores)
 
     def train(
-        self, on_progress: Callable[[float, float], None], flops_per_token: Callable[[int], float] = lambda _: 0.0
+        self,
+        on_progress: Callable[[float, float | None], None],
+        flops_per_token: Callable[[int], float] = lambda _: 0.0,
+        on_step: Callable[[float], None] = lambda _: None,
     ) -> dict[str, Any]:
-        """Train to the end of the budget.
+        """Train to the end of the budget, from where ``progress`` says.
 
         Args:
-            on_progress: called with the share done, 0 to 1, and the latest mean loss.
+            on_progress: called at each point of the curve, and now and then between, with the share done, 0 to 1, and
+                the latest mean loss.
             flops_per_token: of forward and backward, at a length.
+            on_step: called between steps, outside what counts as training time, with the seconds trained.
 
         Returns:
             steps, seconds, tokens and FLOPs trained, and the seconds of these in which batches were made; the curve;
@@ -198,55 +232,94 @@ class Trainer:
         Raises:
             DivergedError: the loss is not finite.
         """
-        spec = self.spec
-        curve: list[dict[str, Any]] = []
-        step, tokens, flops, seconds, loading, validating = 0, 0, 0.0, 0.0, 0.0, 0.0
-        tally, length = Tally(self.task.kind), 0
-        batches: Iterator[Batch] = iter(())
+        spec, at = self.spec, self.progress
+        batches: Iterator[Batch] | None = None
+        told = time.perf_counter()
         self.model.train()
-        while (done := share_done(spec, step, seconds)) < 1 or step == 0:
+        while (done := share_done(spec, at.step, at.seconds)) < 1 or at.step == 0:
             wanted, size = next((length, size) for end, length, size in spec.phases() if done < end)
-            if wanted != length:
-                length, batches = wanted, self.task.train_batches(size, wanted, spec.seed)
+            if wanted != at.seq_len:
+                at.seq_len, at.taken, batches = wanted, 0, None
+            if batches is None:
+                batches = self.task.train_batches(size, wanted, spec.seed)
+                deque(islice(batches, at.taken), maxlen=0)
             for group in self.optimizer.param_groups:
-                group["lr"] = spec.lr * rate(step, spec.warmup_steps, done)
+                group["lr"] = spec.lr * rate(at.step, spec.warmup_steps, done)
             start = time.perf_counter()
             for _ in range(spec.accumulate):
                 begun = time.perf_counter()
                 batch = next(batches)
-                loading += time.perf_counter() - begun
-                tokens += count_tokens(batch)
-                flops += count_tokens(batch) * flops_per_token(length_of(batch))
-                self.step(self.to_device(batch), tally)
+                at.loading += time.perf_counter() - begun
+                at.tokens += count_tokens(batch)
+                at.flops += count_tokens(batch) * flops_per_token(length_of(batch))
+                self.step(self.to_device(batch), at.tally)
             synchronise(self.device)
-            seconds += time.perf_counter() - start
-            step += 1
-            done = share_done(spec, step, seconds)
-            if done < 1 and done * CURVE_POINTS < len(curve) + 1:
-                continue
-            loss, score = tally.read()
-            tally = Tally(self.task.kind)
-            point: dict[str, Any] = {"step": step, "seconds": round(seconds, 3), "tokens": tokens, "flops": flops}
-            point |= {"seq_len": length, "train_loss": loss, "train_score": score, "val_loss": None, "val_score": None}
-            validated = sum(p["val_loss"] is not None for p in curve)
-            if done >= 1 or (done * VALIDATIONS >= validated + 1 and validating <= VALIDATION_SHARE * seconds):
-                begun = time.perf_counter()
-                found = self.evaluate("validation")
-                point["val_loss"], point["val_score"] = found.loss, found.score
-                validating += time.perf_counter() - begun
-            curve.append(point)
-            on_progress(min(done, 1.0), loss)
+            at.seconds += time.perf_counter() - start
+            at.taken += spec.accumulate
+            at.step += 1
+            done = share_done(spec, at.step, at.seconds)
+            at_point = done >= 1 or done * CURVE_POINTS >= len(at.curve) + 1
+            if at_point:
+                at.curve.append(self.point(done))
+            if at_point or time.perf_counter() - told >= TOLD_SECONDS:
+                told = time.perf_counter()
+                on_progress(min(done, 1.0), at.curve[-1]["train_loss"] if at.curve else None)
+            on_step(at.seconds)
         return {
-            "train_steps": step,
-            "train_seconds": seconds,
-            "loader_seconds": loading,
-            "train_tokens": tokens,
-            "train_flops": flops,
-            "curve": curve,
-            "val_loss": curve[-1]["val_loss"],
-            "val_score": curve[-1]["val_score"],
-            "val_size": found.size,
+            "train_steps": at.step,
+            "train_seconds": at.seconds,
+            "loader_seconds": at.loading,
+            "train_tokens": at.tokens,
+            "train_flops": at.flops,
+            "curve": at.curve,
+            "val_loss": at.curve[-1]["val_loss"],
+            "val_score": at.curve[-1]["val_score"],
+            "val_size": at.curve[-1]["val_size"],
         }
+
+    def point(self, done: float) -> dict[str, Any]:
+        """The next point of the curve: what was trained since the last, and validation where it is due."""
+        at = self.progress
+        loss, score = at.tally.read()
+        at.tally = Tally(self.task.kind)
+        point: dict[str, Any] = {"step": at.step, "seconds": round(at.seconds, 3), "tokens": at.tokens}
+        point |= {"flops": at.flops, "seq_len": at.seq_len, "train_loss": loss, "train_score": score}
+        point |= {"val_loss": None, "val_score": None}
+        validated = sum(p["val_loss"] is not None for p in at.curve)
+        if done >= 1 or (done * VALIDATIONS >= validated + 1 and at.validating <= VALIDATION_SHARE * at.seconds):
+            begun = time.perf_counter()
+            found = self.evaluate("validation")
+            point |= {"val_loss": found.loss, "val_score": found.score, "val_size": found.size}
+            at.validating += time.perf_counter() - begun
+        return point
+
+    def state(self) -> dict[str, Any]:
+        """All that a training goes on from, as tensors and plain values."""
+        at = self.progress
+        scaler = self.accelerator.scaler
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+            "progress": {field.name: getattr(at, field.name) for field in fields(at) if field.name != "tally"},
+            "tally": {"count": at.tally.count, "sums": at.tally.sums},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state`` of another process returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        tally = Tally(self.task.kind)
+        tally.count = state["tally"]["count"]
+        tally.sums = {name: torch.as_tensor(sum_, device=self.device) for name, sum_ in state["tally"]["sums"].items()}
+        self.progress = Progress(tally=tally, **state["progress"])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"])
 
 
 def length_of(batch: Batch) -> int:

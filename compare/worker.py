@@ -1,6 +1,7 @@
-"""One run in a process of its own: reads a RunSpec as JSON on stdin, writes events as JSON lines on stdout.
+"""One run in a process of its own: reads a RunSpec and a Conduct as JSON on stdin, writes JSON lines on stdout.
 
-Events: ``{"phase": …, "done": 0..1 or null, "loss": … or null}`` while it works, at the end ``{"record": {…}}``.
+Events: ``{"phase": …, "done": 0..1 or null, "loss": … or null, "step": … or null}`` while it works,
+``{"warning": …}``, at the end ``{"record": {…}}``.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import signal
 import sys
 import time
 import warnings
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from compare.record import SCHEMA, Record, now
 from compare.spec import RunSpec
@@ -21,6 +23,8 @@ from compare.spec import RunSpec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from compare.checkpoint import Checkpoint
+    from compare.track import Tracking
     from compare.train import Trainer
     from tasks import Batch, Task
 
@@ -28,18 +32,57 @@ PR_SET_PDEATHSIG = 1
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Conduct:
+    """How a run is carried out. Nothing here changes what comes out of it.
+
+    Attributes:
+        out: the folder of the results, for checkpoints and trackers; None = neither.
+        checkpoint_every: seconds of training from one checkpoint to the next, at least.
+        timeout: seconds after which the run is ended; None = never.
+        track: names of trackers, as ``tensorboard``.
+    """
+
+    out: str | None = None
+    checkpoint_every: float = 30.0
+    timeout: float | None = None
+    track: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Conduct:
+        fields = json.loads(text)
+        return cls(**fields | {"track": tuple(fields["track"])})
+
+    def checkpoint_of(self, spec: RunSpec) -> Path | None:
+        """The file that the run goes on from."""
+        return None if self.out is None else Path(self.out) / "checkpoints" / f"{spec.run_id}.pt"
+
+
 class Events:
     """The line to the parent process."""
 
     def __init__(self, out: TextIO) -> None:
         self.out = out
+        self.last = 0.0
 
     def send(self, event: Record) -> None:
+        self.last = time.perf_counter()
         self.out.write(json.dumps(event) + "\n")
         self.out.flush()
 
-    def phase(self, name: str, done: float | None = None, loss: float | None = None) -> None:
-        self.send({"phase": name, "done": done, "loss": loss})
+    def phase(self, name: str, done: float | None = None, loss: float | None = None, step: int | None = None) -> None:
+        self.send({"phase": name, "done": done, "loss": loss, "step": step})
+
+    def still(self, name: str) -> None:
+        """The phase is what it was: told twice a second at most."""
+        if time.perf_counter() - self.last >= 0.5:
+            self.phase(name)
+
+    def warn(self, text: str) -> None:
+        self.send({"warning": text})
 
 
 def main() -> None:
@@ -49,10 +92,11 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     if sys.platform == "linux":  # an orphan would train on beside what is measured next
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    spec = RunSpec.from_json(sys.stdin.read())
+    first, second = sys.stdin.read().splitlines()
+    spec, conduct = RunSpec.from_json(first), Conduct.from_json(second)
     if spec.device == "cpu":
         limit_memory(spec.memory_limit)
-    events.send({"record": run(spec, events)})
+    events.send({"record": run(spec, conduct, events)})
 
 
 def limit_memory(limit: int | None = None) -> None:
@@ -98,24 +142,50 @@ def new_record(spec: RunSpec, status: str, reason: str) -> Record:
     }
 
 
-def run(spec: RunSpec, events: Events) -> Record:
+def run(spec: RunSpec, conduct: Conduct, events: Events) -> Record:
     """Do the run. What fails is told in the record's status and reason; what was measured before stays."""
     started = time.perf_counter()
     events.phase("loading torch")
     record = new_record(spec, "ok", "")
+    from compare.checkpoint import Checkpoint
+    from compare.track import Tracking
+
+    def wall() -> float:
+        return float(record.get("wall_seconds", 0.0)) + time.perf_counter() - started
+
+    path = conduct.checkpoint_of(spec)
+    checkpoint = None if path is None else Checkpoint(path, conduct.checkpoint_every, events.warn)
+    tracking = None
     try:
-        work(spec, record, events)
+        if conduct.track and conduct.out is not None and spec.steps != 0:
+            tracking = Tracking(conduct.track, Path(conduct.out) / "track", spec, events.warn)
+        work(spec, record, events, checkpoint, tracking, wall)
     except Exception as error:
         record["status"], record["reason"] = explain(error)
-    record["wall_seconds"] = time.perf_counter() - started
+        if checkpoint is not None:  # it would lead there again, or past what was mended
+            checkpoint.discard()
+    if tracking is not None:
+        tracking.end(record)
+    record["wall_seconds"] = wall()
     return record
 
 
-def work(spec: RunSpec, record: Record, events: Events) -> None:
-    """Measure, train and test (with 0 steps: measure), filling ``record`` as results come."""
+def work(
+    spec: RunSpec,
+    record: Record,
+    events: Events,
+    checkpoint: Checkpoint | None,
+    tracking: Tracking | None,
+    wall: Callable[[], float],
+) -> None:
+    """Measure, train and test (with 0 steps: measure), filling ``record`` as results come.
+
+    ``wall`` tells the seconds that the run took, those of a process that was killed before it included.
+    """
     import torch
 
-    from compare.train import Trainer
+    from compare import measure
+    from compare.train import Trainer, share_done
 
     torch.set_num_threads(spec.threads)
     if spec.device == "cuda" and spec.memory_limit:
@@ -130,17 +200,38 @@ def work(spec: RunSpec, record: Record, events: Events) -> None:
     record |= {"metric": task.metric, "baselines": facts["baselines"], "data": facts["data"]}
     record["data_notes"] = facts["notes"]
 
-    events.phase("measuring")
-    flops_per_token = measure_costs(Trainer(spec, task), record)
-    if spec.steps == 0:
-        return
+    def restore(state: dict[str, Any]) -> tuple[Trainer, dict[int, float]]:
+        trainer = Trainer(spec, task)
+        trainer.restore(state["trainer"])
+        record.update(json.loads(state["record"]))
+        return trainer, state["counted"]
 
-    events.phase("training", 0.0)
-    trainer = Trainer(spec, task)
-    record |= trainer.train(lambda done, loss: events.phase("training", done, loss), flops_per_token)
+    resumed = None if checkpoint is None else checkpoint.load(restore)
+    if resumed is None:
+        events.phase("measuring")
+        counted = measure_costs(Trainer(spec, task), record)
+        if spec.steps == 0:
+            return
+        resumed = Trainer(spec, task), counted
+    trainer, counted = resumed
+
+    def on_progress(done: float, loss: float | None) -> None:
+        at = trainer.progress
+        events.phase("training", done, loss, at.step)
+        if tracking is not None and at.curve and at.curve[-1]["step"] == at.step:
+            tracking.log(at.curve[-1], at.step)
+
+    def on_step(seconds: float) -> None:
+        if checkpoint is not None and seconds >= checkpoint.due:
+            so_far = json.dumps(record | {"wall_seconds": wall()})
+            checkpoint.save({"trainer": trainer.state(), "record": so_far, "counted": counted}, seconds)
+
+    on_progress(share_done(spec, trainer.progress.step, trainer.progress.seconds), None)
+    record |= trainer.train(on_progress, measure.between(counted), on_step)
     if spec.search:
         return
-    found = trainer.evaluate("test", lambda: events.phase("testing"))
+    events.phase("testing")
+    found = trainer.evaluate("test", lambda: events.still("testing"))
     record |= {"test_loss": found.loss, "test_score": found.score, "test_size": found.size}
     if found.slices:
         record["test_slices"] = found.slices
@@ -153,11 +244,11 @@ def make_task(spec: RunSpec) -> Task:
     return kind(spec.seq_len, kind.config_type(**dict(spec.task_options)))
 
 
-def measure_costs(trainer: Trainer, record: Record) -> Callable[[int], float]:
+def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
     """Kernel, parameters, state, time, memory and FLOPs of one micro-batch at full length, before any training.
 
     Returns:
-        FLOPs per token of forward and backward, at any length that comes up in training.
+        Length -> FLOPs per token of forward and backward, at some lengths that come up in training.
     """
     import torch
 
@@ -205,7 +296,7 @@ def measure_costs(trainer: Trainer, record: Record) -> Callable[[int], float]:
         part = cut(first, length)
         batch = trainer.to_device(part)
         counted[length] = measure.count_flops(forward_backward) / count_tokens(part)
-    return measure.between(counted)
+    return counted
 
 
 def at_full_length(batch: Batch, seq_len: int) -> Batch:
@@ -246,12 +337,23 @@ def explain(error: Exception) -> tuple[str, str]:
     return "error", f"{kind}: {text}"
 
 
-def record_of_crash(spec: RunSpec, returncode: int, stderr: str, wall_seconds: float) -> Record:
-    """The record of a run whose process died without writing one."""
+def record_of_crash(
+    spec: RunSpec, returncode: int, stderr: str, wall_seconds: float, *, where: str, no_memory: bool
+) -> Record:
+    """The record of a run whose process died without writing one.
+
+    where: what it was at. no_memory: the system may have killed it for want of memory.
+    """
     last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "no output")
-    killed = returncode == -9
-    reason = "killed by the system (signal 9), most likely out of memory" if killed else f"exit {returncode}: {last}"
-    return new_record(spec, "oom" if killed else "error", reason) | {"wall_seconds": wall_seconds}
+    oom = returncode == -9 and no_memory
+    if oom:
+        reason = f"killed by the system (signal 9, SIGKILL) in {where}, most likely out of memory"
+    elif returncode < 0:
+        name = signal.Signals(-returncode).name
+        reason = f"killed by signal {-returncode} ({name}) in {where}: {last}"
+    else:
+        reason = f"exit {returncode}, {where}: {last}"
+    return new_record(spec, "oom" if oom else "error", reason) | {"wall_seconds": wall_seconds}
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from rich.console import Console
 
 from compare.arguments import run_parser
 from compare.plan import UsageError
+from compare.progress import Progress
 from compare.record import append_record, read_records
 from compare.run import run_all, run_one
 from compare.spec import DEFAULTS, RunSpec
-from compare.worker import record_of_crash
+from compare.worker import Conduct
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--tasks", "mqar", "--seq-len", "32", "--d-model", "16", "--batch-size", "64", "--steps", "2"]
@@ -215,8 +216,7 @@ def test_a_worker_that_dies_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     record = run_one(SPEC, lambda _: None)
-    assert (record["status"], record["reason"]) == ("error", "exit 3: fatal: it broke")
-    assert record_of_crash(SPEC, -9, "", 1.0)["status"] == "oom"
+    assert (record["status"], record["reason"]) == ("error", "exit 3, starting: fatal: it broke")
 
 
 def test_where_every_run_fails_the_exit_code_is_1(tmp_path: Path) -> None:
@@ -479,7 +479,7 @@ def test_the_example_of_contributing_runs_from_its_own_folder(module: Path) -> N
     (spec,) = make_specs(run_parser().parse_args(command), "cpu", record["spec"]["threads"])
     assert spec.run_id == record["run_id"], "the command of the record repeats another run"
     said = Console(file=io.StringIO())
-    assert run_all([spec], module.parent / "out" / "records.jsonl", said, {}) == [record]
+    assert run_all([spec], module.parent / "out" / "records.jsonl", Progress(said), {}, Conduct()) == [record]
     assert "1 of 1 runs are already in" in said.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -13,11 +13,13 @@ from rich.console import Console
 import compare.run
 from compare.arguments import run_parser
 from compare.plan import UsageError, make_specs
+from compare.progress import Progress
 from compare.record import Record, is_search, read_records
 from compare.report import write_report
 from compare.run import run_all
 from compare.search import choose, search_rates, search_specs
 from compare.spec import RunSpec
+from compare.worker import Conduct
 from tests.make_records import make_record, write_folder
 
 GRID = (1e-3, 3e-3, 1e-2)
@@ -71,7 +73,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
     """The specs that were run; full learns best at 3e-3, linear diverges at every rate while it is searched."""
     calls: list[RunSpec] = []
 
-    def run_one(spec: RunSpec, on_event: object) -> Record:
+    def run_one(spec: RunSpec, *_: object) -> Record:
         calls.append(spec)
         status = "diverged" if spec.search and spec.variant == "linear" else "ok"
         record = make_record(spec.variant, task=spec.task, seq_len=spec.seq_len, seed=spec.seed, status=status)
@@ -82,10 +84,11 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
 
 
 def test_all_seeds_run_with_the_chosen_rate_and_resume_finds_the_search(worker: list[RunSpec], tmp_path: Path) -> None:
-    path, silent, told = tmp_path / "records.jsonl", Console(file=io.StringIO()), []
+    path, told = tmp_path / "records.jsonl", []
+    silent = Progress(Console(file=io.StringIO()))
 
     def run(wanted: list[RunSpec], notes: dict[str, Record] | None = None) -> list[Record]:
-        return run_all(wanted, path, silent, {}, notes)
+        return run_all(wanted, path, silent, {}, Conduct(), notes)
 
     def whole() -> list[RunSpec]:
         final, notes = search_rates(specs("--variants", "full,linear"), GRID, run, told.append)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compare.record import is_search, read_records, write_atomically
+from compare.record import read_records, write_atomically
 
 from .aggregate import Source, group_records, mixed_data
 from .charts import write_charts
@@ -42,7 +42,7 @@ def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") ->
     for folder in folders:
         records, damaged = read_records(folder / "records.jsonl")
         environment, complaint = read_environment(folder / "environment.json")
-        sources.append(Source([record for record in records if not is_search(record)], environment))
+        sources.append(Source(records, environment))
         warnings += damaged + complaint
     groups = [match_scores(group, match) for group in group_records(sources)]
     warnings += mixed_data(groups)

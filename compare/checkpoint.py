@@ -1,0 +1,76 @@
+"""What a killed run goes on from: one file, replaced in one step while the run trains."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+FORMAT = 1
+"""Raise it when what is kept changes: checkpoints of another format are not continued."""
+SHARE = 0.02  # of the training time, that writing may take
+Restored = TypeVar("Restored")
+
+
+class Checkpoint:
+    """The checkpoint of one run.
+
+    Args:
+        path: the file; its folder is made when the first is written.
+        every: seconds of training from one to the next, at least.
+        warn: told in one line what went wrong; the run goes on.
+    """
+
+    def __init__(self, path: Path, every: float, warn: Callable[[str], None]) -> None:
+        self.path, self.every, self.warn = path, every, warn
+        self.due = every  # seconds of training
+        self.failed = False
+
+    def load(self, restore: Callable[[dict[str, Any]], Restored]) -> Restored | None:
+        """What ``restore`` makes of the state; None where there is no state that can be used."""
+        if not self.path.exists():
+            return None
+        try:
+            # Tensors and plain values alone are read: any other pickle could run anything.
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            if state["format"] != FORMAT:
+                raise ValueError(f"format {state['format']}, this version reads {FORMAT}")
+            restored = restore(state)
+            self.due = state["seconds"] + self.every
+        except Exception as error:  # whatever torch raises on a damaged file
+            reason = first_line(error)
+            self.warn(f"{self.path} cannot be used ({type(error).__name__}: {reason}); the run starts anew")
+            return None
+        return restored
+
+    def save(self, state: dict[str, Any], seconds: float) -> None:
+        """Replace the file, after so many seconds of training. The first failure is told, and none stops the run."""
+        started = time.perf_counter()
+        part = self.path.with_name(self.path.name + ".part")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(state | {"format": FORMAT, "seconds": seconds}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, self.path)
+        except (OSError, RuntimeError) as error:  # torch wraps what the file says
+            with suppress(OSError):
+                part.unlink()
+            if not self.failed:
+                self.warn(f"{self.path} cannot be written ({first_line(error)}); training goes on without")
+            self.failed = True
+        self.due = seconds + max(self.every, (time.perf_counter() - started) / SHARE)
+
+    def discard(self) -> None:
+        with suppress(OSError):
+            self.path.unlink()
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]

@@ -1,0 +1,81 @@
+"""One comparison at a time writes to a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from compare.plan import UsageError
+from compare.record import now
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def lock(file: int) -> bool:
+        """Lock a byte far behind the text, which others may read. False: another process holds it."""
+        os.lseek(file, 2**30, os.SEEK_SET)
+        try:
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        os.lseek(file, 0, os.SEEK_SET)
+        return True
+
+else:
+    import fcntl
+
+    def lock(file: int) -> bool:
+        """False: another process holds it. A file system that knows no locks refuses nobody."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return not isinstance(error, BlockingIOError)
+        return True
+
+
+@contextmanager
+def hold(folder: Path, command: str) -> Iterator[None]:
+    """Hold a folder for this process; the system frees it when the process ends, however it does.
+
+    Raises:
+        UsageError: another process holds it.
+        OSError: it cannot be written.
+    """
+    path = folder / ".lock"
+    file = take(path)
+    if file is None:
+        raise UsageError(f"--out {folder} is in use by {holder(path)}; wait for it, or name another folder")
+    try:
+        os.write(file, json.dumps({"pid": os.getpid(), "since": now(), "command": command}).encode())
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(file)
+
+
+def take(path: Path) -> int | None:
+    """Open the lock file and lock it; None where another process holds it."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        if not lock(file):
+            os.close(file)
+            return None
+        # Who held it may have removed the file between opening and locking it: then it is nobody's lock.
+        if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+            os.truncate(file, 0)
+            return file
+        os.close(file)
+
+
+def holder(path: Path) -> str:
+    """Who holds the folder, in words."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {held['pid']} since {held['since']}: {held['command']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

@@ -1,0 +1,352 @@
+"""What a comparison shows while it works: a live table on a terminal, plain lines elsewhere, JSON, or errors alone.
+
+Nothing is drawn unless an event came, and at most twice a second: drawing must not take time from what is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from compare.record import Record
+from compare.spec import RunSpec
+
+PLAIN_SECONDS = 15.0  # between lines where there is no terminal to draw on
+DRAW_SECONDS = 0.5
+OVERHEAD = 15.0  # seconds of a run beside its budget, until one has ended
+STATE_WIDTH = 24  # at the least, of "training 34%, loss 2.345"
+STYLES = {"ok": "green", "failed": "red", "running": "bold", "waiting": "dim"}
+
+
+class Runs:
+    """All runs of a comparison: what ended, what runs, and how long the rest will take, about."""
+
+    def __init__(self, specs: Sequence[RunSpec], records: Sequence[Record]) -> None:
+        """records: of the runs that ended earlier."""
+        self.specs = {spec.run_id: spec for spec in specs}
+        self.numbers = {run_id: number for number, run_id in enumerate(self.specs, 1)}
+        self.records = {record["run_id"]: record for record in records}
+        self.current: RunSpec | None = None
+        self.event: Record = {}
+        self.since = self.trained_since = 0.0
+
+    def start(self, spec: RunSpec, at: float) -> None:
+        self.current, self.event, self.since, self.trained_since = spec, {}, at, at
+
+    def update(self, event: Record, at: float) -> None:
+        if event["phase"] == "training" and self.event.get("phase") != "training":
+            self.trained_since = at
+        self.event = event
+
+    def finish(self, record: Record) -> None:
+        self.records[record["run_id"]], self.current = record, None
+
+    def title(self, spec: RunSpec) -> str:
+        lr = f" · lr {spec.lr:g}" if spec.search else ""
+        where = f"{spec.task} · N {spec.seq_len} · seed {spec.seed}{lr}"
+        return f"{self.numbers[spec.run_id]}/{len(self.specs)} {spec.label} · {where}"
+
+    def time_left(self, at: float) -> tuple[float | None, float | None]:
+        """Seconds left of the run that runs and of the comparison; None where nothing tells."""
+        estimate = Estimate([(self.specs[r], record["wall_seconds"]) for r, record in self.timed()])
+        waiting = [s for run_id, s in self.specs.items() if run_id not in self.records and s is not self.current]
+        parts = [estimate.of(spec) for spec in waiting]
+        of_run = None
+        if self.current is not None:
+            done, budget = self.event.get("done"), self.current.budget
+            if self.event.get("phase") == "training" and done:
+                of_run = (budget or (at - self.trained_since) / done) * (1 - float(done))
+            elif (whole := estimate.of(self.current)) is not None:
+                of_run = max(0.0, whole - (at - self.since))
+            parts.append(of_run)
+        known = [part for part in parts if part is not None]
+        return of_run, sum(known) if len(known) == len(parts) else None
+
+    def timed(self) -> Iterator[tuple[str, Record]]:
+        """Records that say how long the run took; one whose data could not be had does not."""
+        return ((r, record) for r, record in self.records.items() if "wall_seconds" in record and r in self.specs)
+
+
+class Estimate:
+    """Seconds that whole runs take, from those that ended: of the like with other seeds, else of others."""
+
+    def __init__(self, took: Sequence[tuple[RunSpec, float]]) -> None:
+        self.of_like: dict[object, list[float]] = defaultdict(list)
+        self.of_data: dict[object, list[float]] = defaultdict(list)
+        for spec, wall in took:
+            self.of_like[spec.label, spec.data_id].append(wall)
+            self.of_data[spec.data_id].append(wall)
+        self.of_all = [wall for _, wall in took]
+        self.beside = [wall - spec.budget for spec, wall in took if spec.budget is not None and wall > spec.budget]
+
+    def of(self, spec: RunSpec) -> float | None:
+        """None where nothing tells."""
+        alike = self.of_like.get((spec.label, spec.data_id))
+        if alike is None and spec.budget is not None:
+            return spec.budget + statistics.fmean(self.beside or [OVERHEAD])
+        known = alike or self.of_data.get(spec.data_id) or self.of_all
+        return statistics.fmean(known) if known else None
+
+
+class Progress:
+    """Plain lines: what a log holds. The others show the same in their own way."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.runs = Runs([], [])
+        self.last = 0.0
+
+    def say(self, text: str) -> None:
+        self.console.print(escape(text), highlight=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+    def error(self, text: str) -> None:
+        self.console.print(f"[red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+    def report(self, path: Path) -> None:
+        """Where the results are to be looked at."""
+        self.say(f"charts and tables: {path}")
+
+    @contextmanager
+    def preparing(self, title: str) -> Iterator[Callable[[float], None]]:
+        """Show the share done, 0 to 1, of what comes before the runs."""
+        self.last = time.perf_counter()
+
+        def on_progress(done: float) -> None:
+            if self.is_due(PLAIN_SECONDS):
+                self.say(f"{title} {done:.0%}")
+
+        yield on_progress
+
+    @contextmanager
+    def comparing(self, specs: Sequence[RunSpec], records: Sequence[Record]) -> Iterator[None]:
+        """Show these runs; ``records`` are of those that ended earlier."""
+        self.runs = Runs(specs, records)
+        yield
+
+    def started(self, spec: RunSpec) -> None:
+        self.last = time.perf_counter()
+        self.runs.start(spec, self.last)
+        self.say(f"{self.runs.title(spec)}: started")
+
+    def update(self, event: Record) -> None:
+        """An event of the run that was started."""
+        at = time.perf_counter()
+        self.runs.update(event, at)
+        if self.is_due(PLAIN_SECONDS):
+            left, _ = self.runs.time_left(at)
+            self.say(f"  {describe_phase(event)}{'' if left is None else f', {clock(left)} left'}")
+
+    def finished(self, spec: RunSpec, record: Record) -> None:
+        self.runs.finish(record)
+        self.say(f"{self.runs.title(spec)}: {outcome(record)}")
+
+    def is_due(self, seconds: float) -> bool:
+        """Whether so much time has passed since the last time that it had."""
+        if time.perf_counter() - self.last < seconds:
+            return False
+        self.last = time.perf_counter()
+        return True
+
+
+class TableProgress(Progress):
+    """A live table of all runs; the outcome of each goes by above it and stays."""
+
+    @contextmanager
+    def preparing(self, title: str) -> Iterator[Callable[[float], None]]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+        )
+        with Bar(*columns, console=self.console, refresh_per_second=1 / DRAW_SECONDS, transient=True) as bar:
+            task = bar.add_task(escape(title), total=1.0)
+            yield lambda done: bar.update(task, completed=done)
+
+    @contextmanager
+    def comparing(self, specs: Sequence[RunSpec], records: Sequence[Record]) -> Iterator[None]:
+        with (
+            super().comparing(specs, records),
+            Live(console=self.console, get_renderable=self.table, auto_refresh=False, transient=True) as self.live,
+        ):
+            yield
+
+    def started(self, spec: RunSpec) -> None:
+        self.runs.start(spec, time.perf_counter())
+        self.live.refresh()
+
+    def update(self, event: Record) -> None:
+        self.runs.update(event, time.perf_counter())
+        if self.is_due(DRAW_SECONDS):
+            self.live.refresh()
+
+    def table(self) -> RenderableType:
+        """As many runs as fit, the current one among them."""
+        runs = self.runs
+        left = runs.time_left(time.perf_counter())
+        room = max(1, self.console.height - 4)
+        current = runs.numbers[runs.current.run_id] if runs.current else len(runs.records)
+        first = max(0, min(current - 1 - room * 2 // 3, len(runs.specs) - room))
+        shown = list(runs.specs.items())[first : first + room]
+        names = ("task", "seq_len", "seed")
+        varied = {name for name in names if len({getattr(s, name) for s in runs.specs.values()}) > 1}
+        rows = [(spec, *self.state(spec, run_id, left[0])) for run_id, spec in shown]
+        width = self.console.width - max((len(took) for *_, took in rows), default=0) - 6
+        longest = max((len(run_name(spec, varied, width)) for spec, *_ in rows), default=0)
+        states = max((len(state) for _, _, state, _ in rows), default=0)
+        state_width = min(states, max(STATE_WIDTH, width - longest))
+        table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+        for spec, style, state, took in rows:
+            run = Text(run_name(spec, varied, width - state_width), style=style)
+            table.add_row(run, Text(cut(state, state_width), style=style), Text(took, style=style))
+        return Group(table, Text(cut(self.summary(first, len(shown), left[1]), self.console.width), style="dim"))
+
+    def state(self, spec: RunSpec, run_id: str, left: float | None) -> tuple[str, str, str]:
+        """Style of a run, its state in words, and the time that it took or, of the current one, has ``left``."""
+        if spec is self.runs.current:
+            return STYLES["running"], describe_phase(self.runs.event), "" if left is None else f"{clock(left)} left"
+        record = self.runs.records.get(run_id)
+        if record is None:
+            return STYLES["waiting"], "waiting", ""
+        took = clock(record["wall_seconds"]) if "wall_seconds" in record else ""
+        if record["status"] != "ok":
+            return STYLES["failed"], f"{record['status']}: {record['reason']}", took
+        score = f"{record['metric']} {record['test_score']:.1%}" if "test_score" in record else "done"
+        return STYLES["ok"], score, took
+
+    def summary(self, first: int, shown: int, left: float | None) -> str:
+        runs = self.runs
+        failed = sum(record["status"] != "ok" for record in runs.records.values())
+        parts = [f"{len(runs.records)} of {len(runs.specs)} runs done"]
+        parts += [f"{failed} failed"] * (failed > 0)
+        parts += [] if left is None else [f"{clock(left)} left"]
+        parts += [f"showing {first + 1} to {first + shown}"] * (shown < len(runs.specs))
+        return " · ".join(parts)
+
+
+class QuietProgress(Progress):
+    """Nothing but what went wrong, on ``console``, and at the end the path of the report on stdout."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def report(self, path: Path) -> None:
+        print(path)
+
+    def finished(self, spec: RunSpec, record: Record) -> None:
+        super().finished(spec, record)
+        if record["status"] != "ok":
+            self.error(f"{self.runs.title(spec)}: {outcome(record)}")
+
+
+class JsonProgress(Progress):
+    """Each event as a line of JSON on stdout."""
+
+    def send(self, event: str, **fields: Any) -> None:
+        print(json.dumps({"event": event} | fields), flush=True)
+
+    def say(self, text: str) -> None:
+        self.send("message", text=text)
+
+    def warn(self, text: str) -> None:
+        self.send("warning", text=text)
+
+    def error(self, text: str) -> None:
+        self.send("error", text=text)
+
+    def report(self, path: Path) -> None:
+        self.send("report", path=str(path))
+
+    @contextmanager
+    def preparing(self, title: str) -> Iterator[Callable[[float], None]]:
+        def on_progress(done: float) -> None:
+            if self.is_due(DRAW_SECONDS):
+                self.send("preparing", title=title, done=done)
+
+        yield on_progress
+
+    def started(self, spec: RunSpec) -> None:
+        self.runs.start(spec, time.perf_counter())
+        self.send("started", **self.name(spec), number=self.runs.numbers[spec.run_id], of=len(self.runs.specs))
+
+    def update(self, event: Record) -> None:
+        at = time.perf_counter()
+        self.runs.update(event, at)
+        assert self.runs.current is not None
+        left, left_of_all = self.runs.time_left(at)
+        times = {"seconds_left": left, "comparison_seconds_left": left_of_all}
+        self.send("progress", run_id=self.runs.current.run_id, **event, **times)
+
+    def finished(self, spec: RunSpec, record: Record) -> None:
+        self.runs.finish(record)
+        told = ("status", "reason", "metric", "test_score", "wall_seconds")
+        self.send("finished", **self.name(spec), **{name: record.get(name) for name in told})
+
+    def name(self, spec: RunSpec) -> dict[str, object]:
+        told = ("run_id", "label", "task", "seq_len", "seed")
+        return {name: getattr(spec, name) for name in told}
+
+
+def choose_progress(*, quiet: bool, as_json: bool) -> Progress:
+    """How this comparison is shown."""
+    if as_json:
+        return JsonProgress(Console(stderr=True))
+    if quiet:
+        return QuietProgress(Console(stderr=True))
+    console = Console()
+    return TableProgress(console) if console.is_terminal else Progress(console)
+
+
+def describe_phase(event: Record) -> str:
+    if not event:
+        return "starting"
+    if event["done"] is None:
+        return str(event["phase"])
+    loss = "" if event["loss"] is None else f", loss {event['loss']:.3f}"
+    return f"{event['phase']} {event['done']:.0%}{loss}"
+
+
+def clock(seconds: float) -> str:
+    """90 -> 1:30, 4000 -> 1:06:40."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+def run_name(spec: RunSpec, varied: set[str], width: int) -> str:
+    """The variant, and what else differs among the runs; the variant is cut first."""
+    parts = {"task": f" · {spec.task}", "seq_len": f" · N {spec.seq_len}", "seed": f" · seed {spec.seed}"}
+    rest = "".join(text for name, text in parts.items() if name in varied) + f" · lr {spec.lr:g}" * spec.search
+    return cut(cut(spec.label, max(6, width - len(rest))) + rest, width)
+
+
+def outcome(record: Record) -> str:
+    """One line on how a run ended."""
+    if record["status"] != "ok":
+        return f"{record['status']}: {record['reason']}"
+    score = f"{record['metric']} {record['test_score']:.1%}, " if "test_score" in record else ""
+    return (
+        f"{score}{record['tokens_per_second']:,.0f} tokens/s, step {record['step_seconds']:.3g} s, "
+        f"{record['wall_seconds']:.0f} s in all"
+    )

@@ -1,0 +1,216 @@
+"""What a comparison shows: a table that fits the terminal, plain lines, JSON, or errors alone."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from compare import progress as module
+from compare.progress import Progress, QuietProgress, Runs, TableProgress, choose_progress, clock
+from compare.record import Record
+from compare.spec import RunSpec
+from tests.learning import small_spec
+
+SPEC = replace(small_spec("mqar", 64, steps=1), steps=None, budget=100.0)
+
+
+def specs_of(variants: list[str], tasks: tuple[str, ...] = ("mqar",), seeds: int = 1) -> list[RunSpec]:
+    return [replace(SPEC, variant=v, task=t, seed=s) for s in range(seeds) for t in tasks for v in variants]
+
+
+def record_of(spec: RunSpec, status: str = "ok", wall: float = 130.0, reason: str = "") -> Record:
+    scores = {"metric": "accuracy", "test_score": 0.4921, "tokens_per_second": 1234.5, "step_seconds": 0.0123}
+    found = scores if status == "ok" else {}
+    return {"run_id": spec.run_id, "status": status, "reason": reason, "wall_seconds": wall} | found
+
+
+def training(done: float, loss: float | None = 2.3456, step: int = 7) -> Record:
+    return {"phase": "training", "done": done, "loss": loss, "step": step}
+
+
+def terminal(width: int, height: int) -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None)
+
+
+def drawn(progress: TableProgress) -> list[str]:
+    """The table as it would be drawn now."""
+    page = Console(file=io.StringIO(), width=progress.console.width)
+    page.print(progress.table())
+    return page.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+def show(width: int, height: int, specs: list[RunSpec], current: int) -> list[str]:
+    """A table with the runs before ``current`` ended, the second of them badly."""
+    progress = TableProgress(terminal(width, height))
+    ended = [record_of(s) for s in specs[:current]]
+    if current > 1:
+        ended[1] = record_of(specs[1], "oom", 12.0, "can't allocate memory: you tried to allocate 137438953472 bytes")
+    with progress.comparing(specs, ended):
+        progress.started(specs[current])
+        progress.update(training(0.34))
+        return drawn(progress)
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_the_table_says_of_each_run_how_it_stands(width: int) -> None:
+    lines = show(width, 24, specs_of(["full", "linformer", "reformer", "none"]), 2)
+    assert max(map(len, lines)) <= width
+    assert [line.split()[0] for line in lines[:4]] == ["full", "linformer", "reformer", "none"]
+    assert "accuracy 49.2%" in lines[0]
+    assert "2:10" in lines[0]
+    assert "oom: can't allocate" in lines[1]
+    assert "training 34%, loss 2.346" in lines[2]
+    assert "1:06 left" in lines[2]
+    assert "waiting" in lines[3]
+    assert lines[4] == "2 of 4 runs done · 1 failed · 3:16 left", "1:06 and, as long as the first, 2:10"
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 12), (100, 40), (60, 5)])
+@pytest.mark.parametrize("current", [0, 3, 150, 299])
+def test_of_hundreds_of_runs_as_many_are_drawn_as_fit(width: int, height: int, current: int) -> None:
+    names = ["full", "my_module:AnAttentionWithAVeryLongName", *(f"variant_{n}" for n in range(48))]
+    specs = specs_of(names, tasks=("mqar", "selective_copy"), seeds=3)
+    lines = show(width, height, specs, current)
+    assert len(lines) <= height - 1
+    assert max(map(len, lines)) <= width
+    running = [line for line in lines if "training 34%" in line]
+    assert len(running) == 1
+    spec = specs[current]
+    name = f" · {spec.task} · seed {spec.seed}"
+    assert (name if width == 100 else name[:11]) in running[0]
+    assert "N 64" not in running[0], "what all runs have in common is left out"
+    assert f"{current} of 300 runs done" in lines[-1]
+
+
+def test_drawing_happens_upon_events_and_at_most_twice_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = specs_of(["full", "none"])
+    progress = TableProgress(terminal(80, 24))
+    drawings = 0
+    table = progress.table
+
+    def count() -> object:
+        nonlocal drawings
+        drawings += 1
+        return table()
+
+    monkeypatch.setattr(progress, "table", count)
+    with progress.comparing(specs, []):
+        progress.started(specs[0])
+        before, started = drawings, time.perf_counter()
+        while (took := time.perf_counter() - started) < 1.2:
+            progress.update(training(took / 2))
+        busy = drawings - before
+        time.sleep(0.7)
+        assert drawings - before == busy, "it was drawn without an event"
+    assert 1 <= busy <= 3
+
+
+def test_a_hundred_events_are_drawn_fast() -> None:
+    specs = specs_of([f"variant_{n}" for n in range(100)], seeds=3)
+    progress = TableProgress(terminal(120, 50))
+    with progress.comparing(specs, [record_of(s) for s in specs[:150]]):
+        progress.started(specs[150])
+        start = time.process_time()
+        for _ in range(10):
+            progress.live.refresh()
+    assert time.process_time() - start < 10 * 0.05, "a twentieth of a second each, of the half between two"
+
+
+def test_outcomes_go_by_above_the_table_and_stay() -> None:
+    specs = specs_of(["full", "none"])
+    progress = TableProgress(terminal(100, 24))
+    with progress.comparing(specs, []):
+        for spec in specs:
+            progress.started(spec)
+            progress.finished(spec, record_of(spec))
+    with progress.comparing(specs, []):
+        pass
+    said = Text.from_ansi(progress.console.file.getvalue()).plain  # type: ignore[attr-defined]
+    assert "1/2 full · mqar · N 64 · seed 0: accuracy 49.2%, 1,234 tokens/s, step 0.0123 s, 130 s in all" in said
+
+
+def test_time_left_comes_from_runs_that_ended_and_from_budgets() -> None:
+    specs = specs_of(["full", "none"], seeds=2)
+    runs = Runs(specs, [])
+    assert runs.time_left(0.0)[1] == 4 * (100 + module.OVERHEAD)
+    runs.start(specs[0], 0.0)
+    assert runs.time_left(10.0)[0] == 100 + module.OVERHEAD - 10
+    runs.update(training(0.25), 20.0)
+    assert runs.time_left(50.0)[0] == 75
+    runs.finish(record_of(specs[0], wall=120.0))
+    assert runs.time_left(120.0)[0] is None
+    assert runs.time_left(120.0)[1] == 120 + 120 + 120, "none: its budget and the 20 s that full took beside it"
+    runs.finish(record_of(specs[1], "oom", wall=5.0))
+    assert runs.time_left(125.0)[1] == 120 + 5
+
+    counted = [replace(spec, budget=None, steps=100) for spec in specs]
+    runs = Runs(counted, [])
+    assert runs.time_left(0.0)[1] is None
+    runs.start(counted[0], 0.0)
+    runs.update(training(0.0), 10.0)
+    assert runs.time_left(11.0)[0] is None
+    runs.update(training(0.25), 20.0)
+    assert runs.time_left(20.0)[0] == 30
+    runs.finish(record_of(counted[0], wall=55.0))
+    assert runs.time_left(55.0)[1] == 3 * 55
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (90, "1:30"), (4000, "1:06:40")])
+def test_durations(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+def play(progress: Progress) -> None:
+    """A comparison of two runs, one of which fails."""
+    specs = specs_of(["full", "none"])
+    progress.say("hello")
+    progress.warn("take [care]")
+    with progress.preparing("mqar") as on_progress:
+        on_progress(0.5)
+    with progress.comparing(specs, []):
+        progress.started(specs[0])
+        progress.update(training(0.5))
+        progress.finished(specs[0], record_of(specs[0]))
+        progress.started(specs[1])
+        progress.finished(specs[1], record_of(specs[1], "error", reason="it [broke]"))
+    progress.report(Path("out/report.html"))
+
+
+def test_quiet_tells_what_went_wrong_and_where_the_report_is(capsys: pytest.CaptureFixture[str]) -> None:
+    complaints = Console(file=io.StringIO(), width=200)
+    play(QuietProgress(complaints))
+    assert capsys.readouterr().out == "out/report.html\n"
+    assert complaints.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        "warning: take [care]",
+        "error: 2/2 none · mqar · N 64 · seed 0: error: it [broke]",
+    ]
+
+
+def test_json_is_one_event_a_line_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    play(choose_progress(quiet=False, as_json=True))
+    captured = capsys.readouterr()
+    events = [json.loads(line) for line in captured.out.splitlines()]
+    assert captured.err == ""
+    order = ["message", "warning", "preparing", "started", "progress", "finished", "started", "finished", "report"]
+    assert [event["event"] for event in events] == order
+    assert events[4]["loss"] == 2.3456
+    assert events[4]["seconds_left"] == 50
+    assert (events[5]["status"], events[5]["test_score"], events[5]["run_id"]) == ("ok", 0.4921, SPEC.run_id)
+    assert (events[7]["status"], events[7]["reason"], events[7]["test_score"]) == ("error", "it [broke]", None)
+
+
+def test_lines_where_there_is_no_terminal() -> None:
+    console = Console(file=io.StringIO(), width=40)
+    play(Progress(console))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[0] == "hello"
+    assert lines[2] == "1/2 full · mqar · N 64 · seed 0: started"
+    assert lines[-1] == "charts and tables: out/report.html"
+    assert len(lines) == 7, "no word on progress within a few seconds"

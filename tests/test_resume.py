@@ -1,0 +1,238 @@
+"""A killed run goes on from its last checkpoint, and ends as one that was never interrupted."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from compare.checkpoint import FORMAT, Checkpoint
+from compare.record import Record, read_records
+from compare.run import run_one
+from compare.spec import RunSpec
+from compare.train import Trainer
+from compare.worker import Conduct, make_task
+from tests.learning import small_spec
+
+ROOT = Path(__file__).parents[1]
+SMALL: dict[str, Any] = {"d_model": 16, "n_heads": 2, "n_layers": 1}
+TINY = replace(small_spec("mqar", 32, steps=12, batch_size=64), **SMALL)
+TIMES = {"started", "wall_seconds", "train_seconds", "loader_seconds", "command", "peak_memory_bytes"}
+TIMES |= {f"{part}_seconds{spread}" for part in ("forward", "forward_backward", "step") for spread in ("", "_spread")}
+TIMES |= {"tokens_per_second"}
+
+
+class KilledError(Exception):
+    """What stands for the end of the process in these tests."""
+
+
+def untimed(record: Record) -> Record:
+    """A record without what no two runs have in common."""
+    kept = {name: value for name, value in record.items() if name not in TIMES}
+    if "curve" in kept:
+        kept["curve"] = [{name: value for name, value in p.items() if name != "seconds"} for p in kept["curve"]]
+    return kept
+
+
+def train(spec: RunSpec, path: Path, kill_after: int | None = None) -> tuple[Trainer, Record]:
+    """Train from the checkpoint where there is one; a checkpoint follows every step until it is killed."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+    def restore(state: dict[str, Any]) -> Trainer:
+        trainer = Trainer(spec, make_task(spec))
+        trainer.restore(state["trainer"])
+        return trainer
+
+    def fail(text: str) -> None:
+        raise AssertionError(text)
+
+    checkpoint = Checkpoint(path, 1e-9, fail)
+    trainer = checkpoint.load(restore) or Trainer(spec, make_task(spec))
+
+    def on_step(seconds: float) -> None:
+        checkpoint.save({"trainer": trainer.state()}, seconds)
+        if trainer.progress.step == kill_after:
+            raise KilledError
+
+    return trainer, trainer.train(lambda done, loss: None, on_step=on_step)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dropout": 0.2, "accumulate": 3},
+        {"variant": "routing", "options": (("window", 8),)},
+        {"variant": "performer", "dtype": "bfloat16"},
+        {"task": "bytes", "seq_len": 512, "batch_size": 1, "length_warmup": True},
+        {"task": "adding", "seq_len": 32},
+    ],
+    ids=str,
+)
+def test_a_killed_training_ends_as_an_uninterrupted_one_bit_by_bit(change: dict[str, Any], tmp_path: Path) -> None:
+    spec = replace(TINY, **change)
+    whole, expected = train(spec, tmp_path / "whole.pt")
+    for step in (1, 2, 7, 12):
+        with pytest.raises(KilledError):
+            train(spec, tmp_path / "killed.pt", step)
+    resumed, found = train(spec, tmp_path / "killed.pt")
+    assert untimed(found) == untimed(expected)
+    assert found["train_steps"] == 12
+    weights = whole.model.state_dict()
+    assert weights.keys() == resumed.model.state_dict().keys()
+    for name, weight in resumed.model.state_dict().items():
+        assert torch.equal(weight, weights[name]), name
+    assert whole.evaluate("test") == resumed.evaluate("test")
+
+
+def test_a_budget_counts_the_seconds_before_the_kill(tmp_path: Path) -> None:
+    spec = replace(TINY, steps=None, budget=1.0)
+    with pytest.raises(KilledError):
+        train(spec, tmp_path / "killed.pt", 20)
+    state = torch.load(tmp_path / "killed.pt", weights_only=True)
+    before = state["trainer"]["progress"]["seconds"]
+    resumed, found = train(spec, tmp_path / "killed.pt")
+    assert 0 < before < 1
+    assert 1 <= found["train_seconds"] < 1.5
+    assert [p["seconds"] for p in found["curve"]] == sorted(p["seconds"] for p in found["curve"])
+    assert found["curve"][0]["seconds"] <= before
+
+
+def test_checkpoints_come_at_most_so_often_and_take_a_small_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Checkpoint(tmp_path / "a.pt", 30.0, print)
+    assert checkpoint.due == 30
+    checkpoint.save({}, 31.0)
+    assert checkpoint.due == 61
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda state, file: (time.sleep(0.1), save(state, file)))
+    checkpoint = Checkpoint(tmp_path / "b.pt", 1.0, print)
+    checkpoint.save({}, 1.0)
+    assert checkpoint.due >= 1 + 0.1 / 0.02
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "noise", "another format", "another model", "a pickle"])
+def test_a_damaged_checkpoint_is_told_and_ignored(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / f"{TINY.run_id}.pt"
+    spec = replace(TINY, d_model=32) if damage == "another model" else TINY
+    with pytest.raises(KilledError):
+        train(spec, path, 5)
+    whole = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "emptied":
+        path.write_bytes(b"")
+    elif damage == "noise":
+        path.write_bytes(random.Random(0).randbytes(len(whole)))
+    elif damage == "another format":
+        torch.save({"format": FORMAT + 1}, path)
+    elif damage == "a pickle":
+        torch.save({"format": FORMAT, "seconds": Path("/")}, path)
+    said: list[str] = []
+    trainers: list[Trainer] = []
+
+    def restore(state: dict[str, Any]) -> Trainer:
+        trainers.append(Trainer(TINY, make_task(TINY)))
+        trainers[-1].restore(state["trainer"])
+        return trainers[-1]
+
+    assert Checkpoint(path, 30.0, said.append).load(restore) is None
+    (warning,) = said
+    assert str(path) in warning
+    assert warning.endswith("the run starts anew")
+    assert "\n" not in warning
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_once_and_training_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    said: list[str] = []
+    conduct = Conduct(out=str(tmp_path), checkpoint_every=1e-9)
+    record = run_one(TINY, lambda _: None, conduct, said.append)
+    assert record["status"] == "ok", record["reason"]
+    (warning,) = said
+    assert "cannot be written" in warning
+    assert "training goes on without" in warning
+
+
+COMPARISON = """
+import json, sys
+from pathlib import Path
+from rich.console import Console
+from compare.lock import hold
+from compare.progress import JsonProgress
+from compare.run import run_all
+from compare.spec import RunSpec
+from compare.worker import Conduct
+
+out, *texts = sys.argv[1:]
+with hold(Path(out), "test"):
+    specs = [RunSpec.from_json(text) for text in texts]
+    conduct = Conduct(out=out, checkpoint_every=1e-9)
+    run_all(specs, Path(out) / "records.jsonl", JsonProgress(Console(stderr=True)), {}, conduct)
+"""
+
+
+def compare_until(kill_after: float, out: Path, specs: list[RunSpec], rng: random.Random) -> int:
+    """A comparison in a process of its own, killed a moment after so many events; its exit code."""
+    command = [sys.executable, "-c", COMPARISON, str(out), *(spec.to_json() for spec in specs)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for number, _ in enumerate(process.stdout, 1):
+        if number >= kill_after:
+            time.sleep(rng.uniform(0, 0.05))
+            process.kill()
+            break
+    process.communicate()
+    return process.returncode
+
+
+def finished_lines(out: Path) -> list[str]:
+    """Lines of the records that can be read, in order."""
+    path = out / "records.jsonl"
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [line.decode() for line in lines if line.startswith(b"{") and line.endswith(b"}")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel to end the worker with its parent")
+def test_twenty_kills_at_random_moments_lose_and_repeat_nothing(tmp_path: Path) -> None:
+    """Two comparisons at once, the parent of each killed ten times, and with it its worker."""
+    specs = [replace(TINY, variant=variant, seed=seed, steps=150) for seed in (0, 1) for variant in ("full", "none")]
+    failures: list[str] = []
+
+    def torment(out: Path, rng: random.Random) -> None:
+        out.mkdir()
+        kept: list[str] = []
+        for kill in range(10):
+            compare_until(rng.randint(1, 110), out, specs, rng)
+            lines = finished_lines(out)
+            if lines[: len(kept)] != kept:
+                failures.append(f"kill {kill}: {len(kept)} finished runs before it, after it {len(lines)}")
+            kept = lines
+        if code := compare_until(math.inf, out, specs, rng):
+            failures.append(f"exit {code} of the comparison that was left alone")
+
+    folders = [tmp_path / "first", tmp_path / "second"]
+    threads = [threading.Thread(target=torment, args=(f, random.Random(n))) for n, f in enumerate(folders)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    expected = [untimed(run_one(spec, lambda _: None)) for spec in specs[:2]]
+    for folder in folders:
+        records = [json.loads(line) for line in finished_lines(folder)]
+        assert [r["run_id"] for r in records] == [spec.run_id for spec in specs], "a run is missing or was repeated"
+        assert [untimed(r) for r in records[:2]] == expected
+        assert [r["run_id"] for r in read_records(folder / "records.jsonl")[0]] == [r["run_id"] for r in records]
+        assert not (folder / "checkpoints").exists()
