@@ -12,6 +12,7 @@ from .accuracy import SPEED, WEIGHT, accuracy_chart
 from .aggregate import Chart, Group, slug
 from .canvas import DPI, STYLE, Style, choose_styles
 from .curves import learning_curves
+from .heatmap import HEAT, draw_heat_map, heat_maps
 from .lengths import MEMORY, TIME, cost_against_length, length_series, series_note
 
 
@@ -49,6 +50,7 @@ def plan(groups: Sequence[Group], styles: Mapping[str, Style]) -> list[tuple[Cha
         for stem, cost in (("cost_time", TIME), ("cost_memory", MEMORY)):
             chart = Chart(f"{stem}_{name}", f"{cost.title}: {series[0].task}", "")
             charts.append((chart, partial(cost_against_length, series, cost, styles)))
+    charts += [(Chart(heat.stem, heat.alt, HEAT), partial(draw_heat_map, heat)) for heat in heat_maps(groups)]
     return charts
 
 
