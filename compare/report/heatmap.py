@@ -267,7 +267,7 @@ def draw_cell(axes: Axes, cell: Cell, box: tuple[float, float, float, float], fu
     hatch = HATCHES.get(cell.mark)
     if hatch:
         # Pale, so that the number stays the darkest thing in the cell.
-        pattern = Rectangle((x, y), width, height, fill=False, hatch=hatch, edgecolor=ink, linewidth=0, alpha=0.22)
+        pattern = Rectangle((x, y), width, height, fill=False, hatch=hatch, edgecolor=ink, linewidth=0, alpha=0.35)
         axes.add_patch(pattern)
     axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="white", linewidth=1.5))
     number, half = cell.lines
@@ -295,7 +295,7 @@ def draw_key(sheet: Sheet, left: float, furthest: float) -> None:
     shares = np.linspace(-1, 1, 101)
     values = np.sign(shares) * shares**2 * furthest
     for share, value in zip(shares, values, strict=True):
-        axes.add_patch(Rectangle((share - 0.01, 0), 0.021, 1, color=shade(float(value), furthest), linewidth=0))
+        axes.add_patch(Rectangle((share - 0.01, 0), 0.04, 1, color=shade(float(value), furthest), linewidth=0))
     ticks = {
         share: f"{100 * math.copysign(share**2, share) * furthest:+.1f}".replace("-", "−")
         for share in (-1.0, -0.5, 0.5, 1.0)
