@@ -1,4 +1,4 @@
-"""Reports drawn from records alone: charts, a markdown report and a self-contained page.
+"""Reports drawn from records alone: charts, a markdown report, a self-contained page and tables.
 
 Nothing here imports torch: a report can be drawn anywhere the records can be read.
 """
@@ -12,6 +12,7 @@ from compare.record import read_records, write_atomically
 
 from .aggregate import Source, group_records, mixed_data
 from .charts import write_charts
+from .export import csv_table, latex_tables
 from .page import html_page
 from .tables import markdown_report
 
@@ -22,7 +23,8 @@ def write_report(folder: Path) -> None:
     """Draw the report of one folder into that folder.
 
     Args:
-        folder: holds records.jsonl and environment.json; receives report.md, report.html and charts/.
+        folder: holds records.jsonl and environment.json; receives report.md, report.html, table.csv, table.tex and
+            charts/.
     """
     write_report_many([folder], folder)
 
@@ -32,7 +34,7 @@ def write_report_many(folders: Sequence[Path], out: Path) -> None:
 
     Args:
         folders: each holds records.jsonl and environment.json.
-        out: receives report.md, report.html and charts/.
+        out: receives report.md, report.html, table.csv, table.tex and charts/.
     """
     sources, warnings = [], []
     for folder in folders:
@@ -44,6 +46,8 @@ def write_report_many(folders: Sequence[Path], out: Path) -> None:
     warnings += mixed_data(groups)
     charts = write_charts(groups, out / "charts")
     write_atomically(out / "report.md", markdown_report(groups, charts, warnings))
+    write_atomically(out / "table.csv", csv_table(groups))
+    write_atomically(out / "table.tex", latex_tables(groups))
     write_atomically(out / "report.html", html_page(groups, charts, out / "charts", warnings))
 
 
