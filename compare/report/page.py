@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from compare.spec import DEFAULTS
 
@@ -21,6 +20,7 @@ from .tables import MISSING, READING, Cell, baseline_rows, columns_of, commands,
 
 HERE = Path(__file__).parent
 TITLE = "Comparison of attention variants"
+IN_A_URL = {ord(sign): f"%{ord(sign):02X}" for sign in "%#'&:"}
 # Fields that the details of a run show elsewhere.
 TOLD = frozenset({"schema", "variant", "label", "family", "task", "seq_len", "seed", "kernel", "command"})
 
@@ -224,9 +224,9 @@ def figures(charts: Sequence[Chart], folder: Path, numbers: str = "") -> str:
 
 def embedded(path: Path) -> str:
     """A drawing fit for a data URL in single quotes: two decimals of a point are enough on a page."""
-    paths = re.compile(r' d="[^"]*"')
-    text = paths.sub(lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), path.read_text(encoding="utf-8"))
-    return quote(re.sub(r"\s+", " ", text), safe=' <>"=/;,()')
+    lines = re.compile(r' d="[^"]*"')
+    text = lines.sub(lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), path.read_text(encoding="utf-8"))
+    return " ".join(text.split()).translate(IN_A_URL)
 
 
 def cost_section(groups: Sequence[Group], charts: Sequence[Chart], folder: Path) -> str:
@@ -241,9 +241,9 @@ def cost_section(groups: Sequence[Group], charts: Sequence[Chart], folder: Path)
 def heat_section(groups: Sequence[Group], charts: Sequence[Chart], folder: Path) -> str:
     """The heat maps, and the same as tables."""
     parts = []
-    drawn = {chart.stem: chart for chart in charts if chart.group == HEAT}
     for number, heat in enumerate(heat_maps(groups)):
-        parts.append(figures([drawn[heat.stem]], folder, f"heat-{number}"))
+        drawn = [chart for chart in charts if (chart.group, chart.stem) == (HEAT, heat.stem)]
+        parts.append(figures(drawn, folder, f"heat-{number}"))
         table = simple_table(heat.title, *heat_table(heat))
         reading = bullets(heat_notes(heat), css="soft")
         parts.append(f'<details id="heat-{number}"><summary>The same as a table</summary>{table}{reading}</details>')
