@@ -215,11 +215,17 @@ def figures(charts: Sequence[Chart], folder: Path, numbers: str = "") -> str:
         name, drawing = escape(chart.stem), embedded(folder / f"{chart.stem}.svg")
         shown.append(
             '<figure><div class="drawing" tabindex="0" role="group" aria-label="Chart">'
-            f"<img alt=\"{escape(chart.alt)}\" src='data:image/svg+xml,{drawing}'></div>"
+            f"<img alt=\"{escape(chart.alt)}\" {size_of(drawing)} src='data:image/svg+xml,{drawing}'></div>"
             f'<figcaption>{table}<a class="svg" download="{name}.svg" href="charts/{name}.svg">SVG</a>'
             f'<a download="{name}.png" href="charts/{name}.png">PNG</a></figcaption></figure>'
         )
     return f'<div class="charts">{"".join(shown)}</div>' if shown else ""
+
+
+def size_of(drawing: str) -> str:
+    """Width and height as attributes, so that nothing on the page moves when a drawing appears."""
+    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawing)
+    return 'width="{:.0f}" height="{:.0f}"'.format(*map(float, found.groups())) if found else ""
 
 
 def embedded(path: Path) -> str:
