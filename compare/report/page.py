@@ -162,7 +162,7 @@ def group_table(number: int, group: Group, runs: Sequence[Run]) -> str:
     for index, row in enumerate(group.rows):
         first, *rest = (column.cell(row, group) for column in shown)
         row_id = f"{number}-{index}"
-        name = f'<a href="#{first_runs[row_id]}">{escape(first.text)}</a>'
+        name = f'<a href="#{first_runs[row_id]}">{breakable(first.text)}</a>'
         told = f'data-name="{escape(row.name)}" data-family="{escape(row.family)}" data-row="{row_id}"'
         flags = (' class="control"' if row.is_control else "") + ("" if row.finished else " data-failed")
         cells = "".join(table_cell(cell) for cell in rest)
@@ -173,6 +173,11 @@ def group_table(number: int, group: Group, runs: Sequence[Run]) -> str:
         f'<table class="results" id="table-{number}">{caption}<thead><tr>{head}</tr></thead>'
         f'<tbody>{"".join(body)}</tbody></table></div><p class="soft" id="table-{number}-hidden"></p>'
     )
+
+
+def breakable(name: str) -> str:
+    """A name that may go on in the next line behind an underscore."""
+    return escape(name).replace("_", "_<wbr>")
 
 
 def key_of(cell: Cell) -> str:
