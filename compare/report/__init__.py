@@ -1,4 +1,4 @@
-"""Reports drawn from records alone: charts, a markdown report and a self-contained page.
+"""Reports drawn from records alone: charts, a markdown report, a self-contained page and tables.
 
 Nothing here imports torch: a report can be drawn anywhere the records can be read.
 """
@@ -12,6 +12,7 @@ from compare.record import read_records, write_atomically
 
 from .aggregate import Source, group_records, mixed_data
 from .charts import write_charts
+from .export import csv_table, latex_tables
 from .page import html_page
 from .tables import markdown_report
 from .views import match_scores
@@ -23,9 +24,10 @@ def write_report(folder: Path, match: str = "end") -> None:
     """Draw the report of one folder into that folder.
 
     Args:
-        folder: holds records.jsonl and environment.json; receives report.md, report.html and charts/.
-        match: which score counts: the test score at the "end" of each run's own training, or the validation score at
-            equal "steps", "time" or "flops".
+        folder: holds records.jsonl and environment.json; receives report.md, report.html, table.csv, table.tex and
+            charts/.
+        match: which score counts in charts and reports: the test score at the "end" of each run's own training, or the
+            validation score at equal "steps", "time" or "flops". The tables for papers hold the test score.
     """
     write_report_many([folder], folder, match)
 
@@ -35,7 +37,7 @@ def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") ->
 
     Args:
         folders: each holds records.jsonl and environment.json.
-        out: receives report.md, report.html and charts/.
+        out: receives report.md, report.html, table.csv, table.tex and charts/.
         match: as in `write_report`.
     """
     sources, warnings = [], []
@@ -44,10 +46,13 @@ def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") ->
         environment, complaint = read_environment(folder / "environment.json")
         sources.append(Source(records, environment))
         warnings += damaged + complaint
-    groups = [match_scores(group, match) for group in group_records(sources)]
+    ended = group_records(sources)
+    groups = [match_scores(group, match) for group in ended]
     warnings += mixed_data(groups)
     charts = write_charts(groups, out / "charts")
     write_atomically(out / "report.md", markdown_report(groups, charts, warnings))
+    write_atomically(out / "table.csv", csv_table(ended))
+    write_atomically(out / "table.tex", latex_tables(ended))
     write_atomically(out / "report.html", html_page(groups, charts, out / "charts", warnings))
 
 

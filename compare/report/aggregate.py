@@ -70,8 +70,9 @@ def status_of(record: Record) -> str:
 
 
 def as_key(config: Mapping[str, Any]) -> str:
-    """A config as text, the same for equal configs."""
-    return json.dumps(config, sort_keys=True)
+    """A config as text, the same for equal configs: 25 and 25.0 are one number."""
+    whole = {key: int(v) if isinstance(v, float) and v.is_integer() else v for key, v in config.items()}
+    return json.dumps(whole, sort_keys=True)
 
 
 def tell_apart(key: str, rivals: Iterable[str]) -> str:

@@ -10,8 +10,10 @@ from matplotlib.figure import Figure
 
 from .accuracy import SPEED, STEP, WEIGHT, accuracy_chart, state_of
 from .aggregate import Chart, Group, slug
+from .alt import describe_accuracy, describe_cost, describe_curves
 from .canvas import DPI, STYLE, Style, choose_styles
 from .curves import learning_curves
+from .heatmap import HEAT, draw_heat_map, heat_maps
 from .lengths import MEMORY, TIME, cost_against_length, length_series, series_note
 from .sweeps import capacity_group
 from .units import sentence
@@ -41,21 +43,26 @@ def plan(groups: Sequence[Group], styles: Mapping[str, Style]) -> list[tuple[Cha
     for group in groups:
         for against in (SPEED, WEIGHT):
             title = f"{sentence(group.terms.words('score'))} against {against.words}: {group.title}"
-            chart = Chart(f"{against.stem}_{group.slug}", title, group.slug)
+            alt = f"{title}. {describe_accuracy(group, against)}"
+            chart = Chart(f"{against.stem}_{group.slug}", alt.strip(), group.slug)
             charts.append((chart, partial(accuracy_chart, group, against, styles)))
         if capacity := capacity_group(group):
             for against in (state_of(capacity.rows), STEP):
                 title = f"Capacity: {group.terms.words('score')} against {against.words}: {group.title}"
-                chart = Chart(f"{against.stem}_{group.slug}", title, group.slug)
+                alt = f"{title}. {describe_accuracy(capacity, against)}"
+                chart = Chart(f"{against.stem}_{group.slug}", alt.strip(), group.slug)
                 charts.append((chart, partial(accuracy_chart, capacity, against, styles)))
         for axis, words in (("step", "steps"), ("seconds", "seconds")):
-            chart = Chart(f"curves_{words}_{group.slug}", f"Learning curves by {words}: {group.title}", group.slug)
+            alt = f"Learning curves by {words}: {group.title}. {describe_curves(group, axis)}"
+            chart = Chart(f"curves_{words}_{group.slug}", alt.strip(), group.slug)
             charts.append((chart, partial(learning_curves, group, axis, styles)))
     for series in length_series(groups):
         name = slug(series[0].task, series[0].where, series_note(series, groups))
         for stem, cost in (("cost_time", TIME), ("cost_memory", MEMORY)):
-            chart = Chart(f"{stem}_{name}", f"{cost.title}: {series[0].task}", "")
+            alt = f"{cost.title}: {series[0].task}. {describe_cost(series, cost)}"
+            chart = Chart(f"{stem}_{name}", alt.strip(), "")
             charts.append((chart, partial(cost_against_length, series, cost, styles)))
+    charts += [(Chart(heat.stem, heat.alt, HEAT), partial(draw_heat_map, heat)) for heat in heat_maps(groups)]
     return charts
 
 

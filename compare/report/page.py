@@ -1,13 +1,21 @@
-"""One self-contained HTML page: no network, no files beside it, readable on a phone."""
+"""One self-contained HTML page: no network, no files beside it, readable on a phone, on paper and by ear."""
 
-import base64
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from .aggregate import Chart, Group, Record, Row, as_mapping, status_of
+from compare.spec import DEFAULTS
+
+from .aggregate import Chart, Group, Record, Row, as_mapping, as_pairs, slug, status_of
 from .answer import answer
+from .families import colour_of, in_order
+from .heatmap import HEAT, heat_maps, heat_notes, heat_table
+from .lengths import length_series
 from .summary import summarise
 from .sweeps import sweep_table
 from .tables import (
@@ -23,73 +31,37 @@ from .tables import (
     slice_table,
 )
 
-CSS = """
-:root { color-scheme: light dark; --ink: #1d1d1f; --soft: #5a5a60; --page: #fff; --card: #f5f5f7; --rule: #d5d5da;
-  --link: #0058a8; --bad: #a52a00; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #ececf0; --soft: #a8a8b0; --page: #17171a; --card: #232328; --rule: #414149; --link: #7db8f5;
-    --bad: #ff9a76; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 1400px; margin: 0 auto; padding: 1rem clamp(.8rem, 3vw, 2.5rem) 4rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; }
-h2 { font-size: 1.3rem; margin: 2.5rem 0 .5rem; padding-top: 1rem; border-top: 1px solid var(--rule); }
-h3 { font-size: 1.05rem; margin: 1.2rem 0 .3rem; }
-p, li { max-width: 80ch; }
-ul { padding-left: 1.2rem; }
-a { color: var(--link); }
-.soft { color: var(--soft); font-size: .9rem; }
-.warning { border-left: 4px solid var(--bad); padding: .3rem .8rem; background: var(--card); }
-pre { background: var(--card); padding: .7rem; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere;
-  font-size: .85rem; margin: .4rem 0; }
-.charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 560px), 1fr)); }
-figure { margin: 0; background: #fff; border: 1px solid var(--rule); border-radius: 8px; overflow-x: auto; }
-figure img { display: block; width: 100%; min-width: 600px; max-width: 900px; height: auto; margin: 0 auto; }
-.scroll { overflow-x: auto; border: 1px solid var(--rule); border-radius: 8px; margin: .8rem 0; }
-.scroll:focus-visible, figure:focus-visible { outline: 2px solid var(--link); }
-@media (max-width: 640px) { .charts::before { content: "Charts scroll sideways."; color: var(--soft); } }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: .35rem .6rem; text-align: left; border-bottom: 1px solid var(--rule); vertical-align: top; }
-td:not(.text), .results td { white-space: nowrap; }
-td.text { min-width: 11ch; }
-td:has(.swatch) { white-space: nowrap; }
-thead th { background: var(--card); vertical-align: bottom; }
-tbody tr:last-child > * { border-bottom: 0; }
-.results tr > :first-child { position: sticky; left: 0; background: var(--page); min-width: 7rem; max-width: 14rem;
-  overflow-wrap: break-word; border-right: 1px solid var(--rule); }
-.results thead tr > :first-child { background: var(--card); }
-th button { all: unset; cursor: pointer; font-weight: 600; }
-th button:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
-th button::after { content: " ↕"; color: var(--soft); }
-th[aria-sort=ascending] button::after { content: " ↑"; color: inherit; }
-th[aria-sort=descending] button::after { content: " ↓"; color: inherit; }
-.swatch { display: inline-block; width: .75em; height: .75em; margin-right: .4em; border-radius: 2px;
-  outline: 1px solid var(--rule); }
-tr.control > * { color: var(--soft); font-style: italic; }
-details { border: 1px solid var(--rule); border-radius: 6px; padding: .3rem .7rem; margin: .3rem 0; }
-summary { cursor: pointer; overflow-wrap: anywhere; }
-"""
+HERE = Path(__file__).parent
+TITLE = "Comparison of attention variants"
+IN_A_URL = {ord(sign): f"%{ord(sign):02X}" for sign in "%#'&:"}
+# Fields that the details of a run show elsewhere.
+TOLD = frozenset({"schema", "variant", "label", "family", "task", "seq_len", "seed", "kernel", "command"})
 
-SCRIPT = """
-for (const table of document.querySelectorAll("table.results")) {
-  const heads = [...table.tHead.rows[0].cells];
-  const body = table.tBodies[0];
-  const compare = (a, b) => {
-    const x = Number(a), y = Number(b);
-    return Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b) : x - y;
-  };
-  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
-    const descending = head.getAttribute("aria-sort") === "ascending";
-    const sign = descending ? -1 : 1;
-    const key = row => row.cells[column].dataset.key;
-    const rows = [...body.rows].sort((a, b) =>
-      (key(a) === "") - (key(b) === "") || sign * compare(key(a), key(b)));
-    heads.forEach(other => other.removeAttribute("aria-sort"));
-    head.setAttribute("aria-sort", descending ? "descending" : "ascending");
-    body.append(...rows);
-  }));
-}
-"""
+
+@dataclass(frozen=True)
+class Run:
+    """One record of the page and what leads to it."""
+
+    record: Record
+    group: Group
+    row: Row
+    row_id: str
+    anchor: str
+
+
+class Section(NamedTuple):
+    """A part of the page under a heading; nothing of it is shown where it has no content."""
+
+    anchor: str
+    title: str
+    content: str
+
+    @property
+    def html(self) -> str:
+        if not self.content:
+            return ""
+        head = f'<h2 id="{self.anchor}-title">{escape(self.title)}</h2>'
+        return f'<section id="{self.anchor}" aria-labelledby="{self.anchor}-title">{head}\n{self.content}\n</section>'
 
 
 def html_page(groups: Sequence[Group], charts: Sequence[Chart], folder: Path, warnings: Sequence[str]) -> str:
@@ -101,52 +73,56 @@ def html_page(groups: Sequence[Group], charts: Sequence[Chart], folder: Path, wa
         folder: where the charts' SVG files lie, to be embedded.
         warnings: what went wrong in reading.
     """
-    machines = list(dict.fromkeys(group.machine for group in groups))
-    parts = ["<h1>Comparison of attention variants</h1>"]
-    parts += [f'<p class="soft">{escape(machine)}</p>' for machine in machines]
-    parts += [f'<p class="warning"><strong>Warning:</strong> {escape(warning)}</p>' for warning in warnings]
-    parts += [f"<pre>{escape(command)}</pre>" for command in commands(groups)]
+    runs = list_runs(groups)
+    before = [Section("summary", "In short", summary_section(groups))]
+    results = [
+        Section(f"group-{number}", group.title, group_section(number, group, runs, charts, folder))
+        for number, group in enumerate(groups)
+    ]
+    after = [
+        Section("cost", "Cost against length", cost_section(groups, charts, folder)),
+        Section("tasks", "Tasks and variants", heat_section(groups, charts, folder)),
+        Section("baselines", "Trivial baselines", baselines_section(groups)),
+        Section("failures", "Runs that did not finish", failures_section(groups)),
+        Section("reading", "How to read this", bullets(READING)),
+        Section("runs", "Every run", every_run(groups, runs)),
+        Section("commands", "The commands that made this", commands_section(groups)),
+    ]
+    sections = [section for section in (*before, *results, *after) if section.content]
+    contents = "".join(f'<li><a href="#{each.anchor}">{escape(each.title)}</a></li>' for each in sections)
+    head = [f"<h1>{TITLE}</h1>"]
+    head += [f'<p class="soft">{escape(machine)}</p>' for machine in dict.fromkeys(group.machine for group in groups)]
+    head += [f'<p class="warning"><strong>Warning:</strong> {escape(warning)}</p>' for warning in warnings]
     if not groups:
-        parts.append("<p>There are no records to report on.</p>")
-    parts += ["<h2>In short</h2>", bullets(answer(groups))] if groups else []
-    for number, group in enumerate(groups):
-        parts.append(f'<h3><a href="#group-{number}">{escape(group.title)}</a></h3>{bullets(summarise(group))}')
-    for number, group in enumerate(groups):
-        parts.append(f'<section id="group-{number}"><h2>{escape(group.title)}</h2>')
-        parts.append(results_table(group))
-        parts.append(bullets(notes(group), css="soft"))
-        if sliced := slice_table(group):
-            parts.append(simple_table(*sliced))
-        if swept := sweep_table(group):
-            parts.append(simple_table(*swept))
-        if equal := equal_table(group):
-            parts += [
-                "<h3>At equal terms</h3>",
-                simple_table(equal.header, equal.rows),
-                bullets(equal.notes, css="soft"),
-            ]
-        parts.append(figures([chart for chart in charts if chart.group == group.slug], folder))
-        parts.append("</section>")
-    if across := [chart for chart in charts if not chart.group]:
-        parts += ["<h2>Cost against length</h2>", figures(across, folder)]
-    if trivial := baseline_rows(groups):
-        parts += ["<h2>Trivial baselines</h2>", simple_table(("task", "baseline", "score"), trivial)]
-    if failed := failures(groups):
-        parts.append("<h2>Runs that did not finish</h2>")
-        parts.append(simple_table(("task", "variant", "seed", "status", "reason"), failed))
-    parts += ["<h2>How to read this</h2>", bullets(READING)]
-    if groups:
-        parts.append("<h2>Every run</h2>")
-    for group in groups:
-        parts.append(f"<h3>{escape(group.title)}</h3>")
-        parts += [run_details(row, record, group.environment) for row in group.rows for record in row.records]
-    body = "\n".join(part for part in parts if part)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<link rel="icon" href="data:,">\n<title>Comparison of attention variants</title>\n'
-        f"<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
-    )
+        head.append("<p>There are no records to report on.</p>")
+    parts = [
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f'<link rel="icon" href="data:,">\n<title>{TITLE}</title>',
+        f"<style>{asset('page.css')}</style>\n</head>\n<body>",
+        '<a class="skip" href="#main">Skip to the results</a>',
+        "<header>\n" + "\n".join(head) + "\n</header>",
+        f'<nav class="contents" aria-label="Contents"><ul>{contents}</ul></nav>',
+        '<main id="main">',
+        *(section.html for section in before),
+        f"<div>{filter_form(groups)}",
+        *(section.html for section in results),
+        "</div>",
+        *(section.html for section in after),
+        "</main>",
+        f'<script type="application/json" id="told">{facts(runs)}</script>',
+        f'<script type="module">{asset("page.js")}</script>\n</body>\n</html>\n',
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def asset(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def summary_section(groups: Sequence[Group]) -> str:
+    """What came out, in words, before any table."""
+    return bullets(answer(groups)) if groups else ""
 
 
 def bullets(lines: Sequence[str], css: str = "") -> str:
@@ -154,62 +130,236 @@ def bullets(lines: Sequence[str], css: str = "") -> str:
     return f'<ul class="{css}">{items}</ul>' if items else ""
 
 
-def figures(charts: Sequence[Chart], folder: Path) -> str:
-    """Charts as images that carry their own drawing, so that nothing in one can disturb another."""
+def swatch(colour: str | None) -> str:
+    return f'<span class="swatch" style="background:{colour}"></span>' if colour else ""
+
+
+def filter_form(groups: Sequence[Group]) -> str:
+    """What hides rows of all tables of results; the script shows the form and does the hiding."""
+    if not groups:
+        return ""
+    chips = "".join(
+        f'<label class="chip"><input type="checkbox" name="family" value="{escape(family)}" checked>'
+        f"{swatch(colour_of(family))}{escape(family)}</label>"
+        for family in in_order({row.family for group in groups for row in group.rows})
+    )
+    return (
+        '<form class="filters" id="filters" role="search" aria-label="Filter the tables of results" hidden>'
+        '<label for="filter-text">Filter the tables</label>'
+        '<input type="search" id="filter-text" placeholder="variant or family" autocomplete="off" spellcheck="false">'
+        f'<fieldset><legend class="unseen">Families</legend>{chips}</fieldset>'
+        '<label class="chip"><input type="checkbox" id="hide-failed">hide failed</label>'
+        '<button type="button" class="plain" id="show-all">Show all</button>'
+        '<p class="soft" role="status" id="filter-status"></p></form>'
+    )
+
+
+def group_section(number: int, group: Group, runs: Sequence[Run], charts: Sequence[Chart], folder: Path) -> str:
+    """One group: what came out in words, its table, how to read it, its charts."""
+    parts = [bullets(summarise(group)), group_table(number, group, runs), bullets(notes(group), css="soft")]
+    if sliced := slice_table(group):
+        parts.append(simple_table(f"Score by slice: {group.title}", *sliced))
+    if swept := sweep_table(group):
+        parts.append(simple_table(f"Capacity: {group.title}", *swept))
+    if equal := equal_table(group):
+        parts.append(simple_table(f"At equal terms: {group.title}", equal.header, equal.rows))
+        parts.append(bullets(equal.notes, css="soft"))
+    parts.append(figures([chart for chart in charts if chart.group == group.slug], folder, f"table-{number}"))
+    return "\n".join(part for part in parts if part)
+
+
+def group_table(number: int, group: Group, runs: Sequence[Run]) -> str:
+    """The results of one group: sorts by its head, and each row leads to its runs."""
+    shown = columns_of(group)
+    first_runs = {run.row_id: run.anchor for run in reversed(runs)}
+    head = "".join(f'<th scope="col"><button type="button">{escape(column.title)}</button></th>' for column in shown)
+    body = []
+    for index, row in enumerate(group.rows):
+        first, *rest = (column.cell(row, group) for column in shown)
+        row_id = f"{number}-{index}"
+        name = f'<a href="#{first_runs[row_id]}">{breakable(first.text)}</a>'
+        told = f'data-name="{escape(row.name)}" data-family="{escape(row.family)}" data-row="{row_id}"'
+        flags = (' class="control"' if row.is_control else "") + ("" if row.finished else " data-failed")
+        cells = "".join(table_cell(cell) for cell in rest)
+        body.append(f'<tr {told}{flags}><th scope="row" data-key="{key_of(first)}">{name}</th>{cells}</tr>')
+    caption = f'<caption><span class="unseen">{escape(group.title)}: results. </span>A row opens its runs.</caption>'
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(f"Results: {group.title}")}">'
+        f'<table class="results" id="table-{number}">{caption}<thead><tr>{head}</tr></thead>'
+        f'<tbody>{"".join(body)}</tbody></table></div><p class="soft" id="table-{number}-hidden"></p>'
+    )
+
+
+def breakable(name: str) -> str:
+    """A name that may go on in the next line behind an underscore."""
+    return escape(name).replace("_", "_<wbr>")
+
+
+def key_of(cell: Cell) -> str:
+    return "" if cell.key is None else escape(str(cell.key))
+
+
+def table_cell(cell: Cell) -> str:
+    css = ' class="text"' if isinstance(cell.key, str) else ""
+    shown, bracket, spread = cell.text.partition(" [")
+    quartiles = f' <span class="spread">[{escape(spread)}</span>' if bracket else ""
+    return f'<td{css} data-key="{key_of(cell)}">{swatch(cell.colour)}{escape(shown)}{quartiles}</td>'
+
+
+def simple_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in header)
+    body = "".join(
+        f'<tr><th scope="row">{escape(first)}</th>'
+        + "".join(f'<td class="text">{escape(cell)}</td>' for cell in rest)
+        + "</tr>"
+        for first, *rest in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
+        f'<caption class="unseen">{escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def figures(charts: Sequence[Chart], folder: Path, numbers: str = "") -> str:
+    """Charts as images that carry their own drawing, so that nothing in one can disturb another.
+
+    Args:
+        charts: what to show.
+        folder: where their files lie.
+        numbers: where on the page the numbers stand that they show.
+    """
     shown = []
+    table = f'<a href="#{numbers}">The numbers</a>' if numbers else ""
     for chart in charts:
-        drawing = base64.b64encode((folder / f"{chart.stem}.svg").read_bytes()).decode("ascii")
+        name, drawing = escape(chart.stem), embedded(folder / f"{chart.stem}.svg")
         shown.append(
-            f'<figure tabindex="0"><img alt="{escape(chart.alt)}" src="data:image/svg+xml;base64,{drawing}"></figure>'
+            '<figure><div class="drawing" tabindex="0" role="group" aria-label="Chart">'
+            f"<img alt=\"{escape(chart.alt)}\" {size_of(drawing)} src='data:image/svg+xml,{drawing}'></div>"
+            f'<figcaption>{table}<a class="svg" download="{name}.svg" href="charts/{name}.svg">SVG</a>'
+            f'<a download="{name}.png" href="charts/{name}.png">PNG</a></figcaption></figure>'
         )
     return f'<div class="charts">{"".join(shown)}</div>' if shown else ""
 
 
-def results_table(group: Group) -> str:
-    shown = columns_of(group)
-    head = "".join(f'<th scope="col"><button type="button">{escape(column.title)}</button></th>' for column in shown)
-    body = []
-    for row in group.rows:
-        cells = [column.cell(row, group) for column in shown]
-        first, *rest = (table_cell(cell, tag) for cell, tag in zip(cells, ("th", *("td",) * len(cells)), strict=False))
-        css = ' class="control"' if row.is_control else ""
-        body.append(f"<tr{css}>{first}{''.join(rest)}</tr>")
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(f"Results: {group.title}")}">'
-        f'<table class="results"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
-    )
+def size_of(drawing: str) -> str:
+    """Width and height as attributes, so that nothing on the page moves when a drawing appears."""
+    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawing)
+    return 'width="{:.0f}" height="{:.0f}"'.format(*map(float, found.groups())) if found else ""
 
 
-def table_cell(cell: Cell, tag: str) -> str:
-    key = "" if cell.key is None else str(cell.key)
-    scope = ' scope="row"' if tag == "th" else ""
-    css = ' class="text"' if isinstance(cell.key, str) else ""
-    swatch = f'<span class="swatch" style="background:{cell.colour}"></span>' if cell.colour else ""
-    return f'<{tag}{scope}{css} data-key="{escape(key)}">{swatch}{escape(cell.text)}</{tag}>'
+def embedded(path: Path) -> str:
+    """A drawing fit for a data URL in single quotes: two decimals of a point are enough on a page."""
+    lines = re.compile(r' d="[^"]*"')
+    text = lines.sub(lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), path.read_text(encoding="utf-8"))
+    return " ".join(text.split()).translate(IN_A_URL)
 
 
-def simple_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in header)
-    body = "".join("<tr>" + "".join(f'<td class="text">{escape(cell)}</td>' for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+def cost_section(groups: Sequence[Group], charts: Sequence[Chart], folder: Path) -> str:
+    """The charts across lengths, and where their numbers stand."""
+    if not (drawn := figures([chart for chart in charts if not chart.group], folder)):
+        return ""
+    measured_at = [group for series in length_series(groups) for group in series]
+    links = [f'<a href="#table-{groups.index(group)}">{escape(group.title)}</a>' for group in measured_at]
+    return f'{drawn}<p class="soft">The numbers: {", ".join(links)}.</p>'
 
 
-def run_details(row: Row, record: Record, environment: Mapping[str, object]) -> str:
-    """Everything known of one run, folded away."""
-    status = status_of(record)
+def heat_section(groups: Sequence[Group], charts: Sequence[Chart], folder: Path) -> str:
+    """The heat maps, and the same as tables."""
+    parts = []
+    for number, heat in enumerate(heat_maps(groups)):
+        drawn = [chart for chart in charts if (chart.group, chart.stem) == (HEAT, heat.stem)]
+        parts.append(figures(drawn, folder, f"heat-{number}"))
+        table = simple_table(heat.title, *heat_table(heat))
+        reading = bullets(heat_notes(heat), css="soft")
+        parts.append(f'<details id="heat-{number}"><summary>The same as a table</summary>{table}{reading}</details>')
+    return "\n".join(parts)
+
+
+def baselines_section(groups: Sequence[Group]) -> str:
+    found = baseline_rows(groups)
+    return simple_table("Trivial predictors", ("task", "baseline", "score"), found) if found else ""
+
+
+def failures_section(groups: Sequence[Group]) -> str:
+    found = failures(groups)
+    return simple_table("Failed runs", ("task", "variant", "seed", "status", "reason"), found) if found else ""
+
+
+def commands_section(groups: Sequence[Group]) -> str:
+    return "".join(f"<pre>{escape(command)}</pre>" for command in commands(groups))
+
+
+def list_runs(groups: Sequence[Group]) -> list[Run]:
+    """Every record, with an anchor of its own: folders reported together may hold the same run twice."""
+    runs, used = [], Counter[str]()
+    for number, group in enumerate(groups):
+        for index, row in enumerate(group.rows):
+            for record in row.records:
+                anchor = "run-" + slug(str(record.get("run_id")))
+                used[anchor] += 1
+                anchor += f"-{used[anchor]}" if used[anchor] > 1 else ""
+                runs.append(Run(record, group, row, f"{number}-{index}", anchor))
+    return runs
+
+
+def every_run(groups: Sequence[Group], runs: Sequence[Run]) -> str:
+    """A line for each run; the script unfolds what is known of it."""
+    if not runs:
+        return ""
+    parts = ["<noscript><p>What is known of each run is in records.jsonl, under its run_id.</p></noscript>"]
+    for number, group in enumerate(groups):
+        lines = [run_line(index, run) for index, run in enumerate(runs) if run.row_id.startswith(f"{number}-")]
+        title = f"<h3>{escape(group.title)}</h3> ({len(lines)} runs)"
+        back = f'<p><a href="#table-{number}">To the table</a></p>'
+        parts.append(f"<details><summary>{title}</summary>{back}{''.join(lines)}</details>")
+    return "\n".join(parts)
+
+
+def run_line(index: int, run: Run) -> str:
+    record = run.record
     reason = f": {record['reason']}" if record.get("reason") else ""
-    kernel = str(record.get("kernel") or MISSING) + (" (not the one it is named for)" if row.fell_back else "")
-    blocks = (
-        ("Command", str(record.get("command") or MISSING)),
-        ("Kernel", kernel),
-        ("Configuration", as_json(as_mapping(record.get("spec")))),
-        ("Data", as_json(as_mapping(record.get("data")))),
-        ("Environment", as_json(environment)),
-    )
-    inside = "".join(f"<h3>{title}</h3><pre>{escape(text)}</pre>" for title, text in blocks)
-    title = escape(f"{row.name} · seed {record.get('seed', MISSING)} · {status}{reason}")
-    return f"<details><summary>{title}</summary>{inside}</details>"
+    title = escape(f"{run.row.name} · seed {record.get('seed', MISSING)} · {status_of(record)}{reason}")
+    place = f'id="{run.anchor}" data-run="{index}" data-row="{run.row_id}"'
+    found_by = f'<p class="soft">run_id {escape(str(record.get("run_id")))}</p>'
+    return f"<details {place}><summary>{title}</summary>{found_by}</details>"
+
+
+def facts(runs: Sequence[Run]) -> str:
+    """What is known of the runs as JSON, each environment, data set and common setting once."""
+    specs = [DEFAULTS | as_mapping(run.record.get("spec")) for run in runs]
+    specs = [spec | {name: dict(as_pairs(spec.get(name))) for name in ("options", "task_options")} for spec in specs]
+    shared = {
+        key: value for key, value in (specs[0] if specs else {}).items() if all(s.get(key, ...) == value for s in specs)
+    }
+    environments: dict[str, int] = {}
+    data: dict[str, int] = {}
+    told = []
+    for run, spec in zip(runs, specs, strict=True):
+        kernel = str(run.record.get("kernel") or MISSING)
+        told.append(
+            {
+                "command": str(run.record.get("command") or MISSING),
+                "kernel": kernel + (" (not the one it is named for)" if run.record.get("kernel_fallback") else ""),
+                "spec": {key: value for key, value in spec.items() if key not in shared},
+                "measured": measured(run.record),
+                "data": data.setdefault(as_json(as_mapping(run.record.get("data"))), len(data)),
+                "environment": environments.setdefault(as_json(run.group.environment), len(environments)),
+            }
+        )
+    whole = {
+        "shared": shared,
+        "environments": [json.loads(text) for text in environments],
+        "data": [json.loads(text) for text in data],
+        "runs": told,
+    }
+    return as_json(whole).replace("<", "\\u003c")
+
+
+def measured(record: Record) -> dict[str, Any]:
+    """The numbers and words of a record that have no part of the page of their own."""
+    return {key: v for key, v in record.items() if key not in TOLD and isinstance(v, int | float | str) and v != ""}
 
 
 def as_json(value: Mapping[str, object]) -> str:
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) if value else MISSING
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

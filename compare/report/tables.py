@@ -8,6 +8,7 @@ from .aggregate import Chart, Group, Row, Terms, as_mapping, as_number, numbers,
 from .answer import answer
 from .families import colour_of
 from .flags import flag_notes, marked, parameters
+from .heatmap import HEAT
 from .stats import ENOUGH_SEEDS, Difference, Estimate, binomial_half, in_points
 from .summary import summarise
 from .sweeps import sweep_table
@@ -286,6 +287,8 @@ def markdown_report(groups: Sequence[Group], charts: Sequence[Chart], warnings: 
         parts += [image(chart) for chart in charts if chart.group == group.slug]
     if across := [image(chart) for chart in charts if not chart.group]:
         parts += ["## Cost against length", *across]
+    if maps := [image(chart) for chart in charts if chart.group == HEAT]:
+        parts += ["## Tasks and variants", *maps]
     if trivial := baseline_rows(groups):
         parts += ["## Trivial baselines", markdown_table(("task", "baseline", "score"), trivial)]
     if failed := failures(groups):
