@@ -231,6 +231,15 @@ def test_some_runs_without_flops_are_left_out_by_name() -> None:
     assert "Left out, without validation scores by FLOPs: linear, seed 1." in view.terms.note
 
 
+def test_a_size_that_is_not_recorded_is_not_made_up() -> None:
+    records = runs()
+    for record in records:
+        del record["val_size"]
+    (group,) = groups_of(records)
+    assert group.scored_on == "49,152 test predictions"
+    assert "size that is not recorded" in match_scores(group, "time").scored_on
+
+
 @pytest.mark.parametrize(
     ("match", "words"), [("end", "test"), ("time", "equal training time ("), ("flops", "equal FLOPs (")]
 )

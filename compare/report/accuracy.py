@@ -136,7 +136,7 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
     looks = dict(styles) | {row.name: styles[sweep.rows[0].name] for sweep in sweeps for row in sweep.rows}
     values = {row.name: f"{value:g}" for sweep in sweeps for value, row in sweep.points[:-1]}
     sign = 1 if against.more_is_better else -1
-    attending = [spot for spot in spots if against.pareto and not spot.row.is_control]
+    attending = [spot for spot in spots if against.pareto and spot.row.attends]
     front = [attending[i] for i in pareto_front([(sign * s.cost.mean, s.score.mean) for s in attending])]
 
     baselines = baseline_texts(group)
@@ -223,8 +223,7 @@ def accuracy_notes(group: Group, against: Against, spots: Sequence[Spot], front:
     notes = [seeds_note({spot.row.name: spot.score for spot in spots})]
     if group.test_size:
         half = max(group.test_noise(spot.score.mean) for spot in spots)
-        test = f" {group.terms.split.capitalize()} set: {plain(group.test_size)} predictions,"
-        notes[0] += f"{test} ± {100 * half:.1f} points by itself (binomial)."
+        notes[0] += f" Scored on {group.scored_on}: ± {100 * half:.1f} points by itself (binomial)."
     drawn = {spot.row.name for spot in spots}
     if missing := [f"{row.name} ({row.status})" for row in group.rows if row.name not in drawn]:
         notes.append(f"Not drawn, for lack of a score or a value: {', '.join(missing)}.")
@@ -235,7 +234,7 @@ def accuracy_notes(group: Group, against: Against, spots: Sequence[Spot], front:
     if sweeps_of([spot.row for spot in spots]):
         notes.append("Joined: one option at several values, written beside the points; the last bears the name.")
     if len(front) > 1:
-        notes.append("Thin line: Pareto front, the control left out.")
+        notes.append("Thin line: Pareto front, controls left out.")
     if group.terms.note:
         notes.append(group.terms.note)
         if group.baselines:

@@ -20,6 +20,7 @@ from compare.spec import DEFAULTS
 
 from .families import CONTROL_FAMILY, UNKNOWN_FAMILY
 from .stats import Difference, Estimate, binomial_half, estimate, judge, paired_noise
+from .units import plain
 
 Record = dict[str, Any]
 CONTROL = "none"
@@ -120,6 +121,11 @@ class Row:
     @property
     def is_control(self) -> bool:
         return self.variant == CONTROL
+
+    @property
+    def attends(self) -> bool:
+        """Whether it is a competitor: no control of any kind."""
+        return self.family != CONTROL_FAMILY
 
     @property
     def is_reference(self) -> bool:
@@ -237,6 +243,14 @@ class Group:
             return None
         validated = numbers(self.records, "val_size") if self.terms.split == "validation" else []
         return min((value for value in validated or numbers(self.records, "test_size") if value > 0), default=None)
+
+    @property
+    def scored_on(self) -> str:
+        """That size in words."""
+        size = plain(self.test_size or 0)
+        if self.terms.split == "validation" and not numbers(self.records, "val_size"):
+            return f"a validation split of a size that is not recorded, taken as that of the test set ({size})"
+        return f"{size} {self.terms.split} predictions"
 
     @property
     def reference(self) -> Row | None:

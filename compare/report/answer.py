@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from .aggregate import Group, Row, Terms
-from .families import CONTROL_FAMILY
 from .flags import in_words
 from .stats import ENOUGH_SEEDS, Difference, in_points
 from .summary import baseline_differences, measured, scores_of, short
@@ -35,7 +34,7 @@ def can_be_judged(group: Group) -> bool:
 
 def rivals(group: Group) -> list[Row]:
     """What attends and is not the reference."""
-    return [row for row in group.rows if row.family != CONTROL_FAMILY and row is not group.reference]
+    return [row for row in group.rows if row.attends and row is not group.reference]
 
 
 def is_within(found: Difference | None) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .aggregate import Group, Row
-from .families import CONTROL_FAMILY
 from .flags import flags_of
 from .stats import ENOUGH_SEEDS, Difference, Estimate
 
@@ -143,7 +142,7 @@ def latex_table(group: Group) -> str:
 def best_of(group: Group, quantity: Quantity) -> Row | None:
     """The best of those that attend, if every other lies behind it beyond noise, and all have seeds enough."""
     field = quantity.field
-    rows = [row for row in group.rows if row.family != CONTROL_FAMILY]
+    rows = [row for row in group.rows if row.attends]
     found = [(row, measured.mean) for row in rows if (measured := row.over_seeds(field))]
     if len(found) < 2:
         return None

@@ -41,11 +41,11 @@ def summarise(group: Group) -> list[str]:
 
 def scores_of(group: Group) -> Measured:
     """What attends, and its scores."""
-    return [(row, row.score) for row in group.rows if row.score and not row.is_control]
+    return [(row, row.score) for row in group.rows if row.score and row.attends]
 
 
 def measured(group: Group, field: str) -> Measured:
-    return [(row, found) for row in group.rows if not row.is_control and (found := row.over_seeds(field))]
+    return [(row, found) for row in group.rows if row.attends and (found := row.over_seeds(field))]
 
 
 def speed(value: float) -> str:

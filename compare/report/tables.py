@@ -145,7 +145,7 @@ def notes(group: Group) -> list[str]:
     if group.test_size:
         half = binomial_half(0.5, group.test_size)
         lines.append(
-            f"Scored on {plain(group.test_size)} {group.terms.split} predictions, which alone leaves up to "
+            f"Scored on {group.scored_on}, which alone leaves up to "
             f"± {100 * half:.1f} points (95 %, binomial, at a score of 50 %; more where predictions depend on "
             "one another)."
         )
