@@ -10,10 +10,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from compare.arguments import Parser, run_parser
+from compare.arguments import LONGEST, Parser, cost_parser, run_parser
 from compare.plan import UsageError, find, make_specs
 
 if TYPE_CHECKING:
+    import argparse
+
     from rich.console import Console
 
     from compare.spec import DataId, RunSpec
@@ -23,7 +25,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; exit code 0 done, 1 no run succeeded, 2 usage, 130 interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        if words[:1] == ["list"]:
+        if words[:1] == ["cost"]:
+            code = command_cost(words)
+        elif words[:1] == ["list"]:
             code = command_list(words[1:])
         elif words[:1] == ["report"]:
             code = command_report(words[1:])
@@ -42,7 +46,24 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def command_run(words: list[str]) -> int:
-    options = run_parser().parse_args(words)
+    return execute(run_parser().parse_args(words), words)
+
+
+def command_cost(words: list[str]) -> int:
+    options = cost_parser().parse_args(words[1:])
+    if options.longest and not options.memory_limit:
+        raise UsageError("--longest N: expected --memory-limit SIZE with it, the memory that N shall fit into")
+    return execute(options, words, options.longest or LONGEST if options.memory_limit else None)
+
+
+def execute(options: argparse.Namespace, words: list[str], cap: int | None = None) -> int:
+    """Run what the options ask for.
+
+    Args:
+        options: of ``run_parser`` or ``cost_parser``.
+        words: what was typed.
+        cap: search the longest length that fits into the memory limit, up to this one; None = no search.
+    """
     from rich.console import Console
 
     console = Console()
@@ -70,14 +91,20 @@ def command_run(words: list[str]) -> int:
         return 2  # each was told
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     machine = describe_machine(device=device, threads=torch.get_num_threads(), gpu=gpu, command=command)
-    return run_and_report(specs, unprepared, machine, out, console)
+    return run_and_report(specs, unprepared, machine, out, console, cap)
 
 
 def run_and_report(
-    specs: list[RunSpec], unprepared: dict[DataId, str], machine: dict[str, object], out: Path, console: Console
+    specs: list[RunSpec],
+    unprepared: dict[DataId, str],
+    machine: dict[str, object],
+    out: Path,
+    console: Console,
+    cap: int | None,
 ) -> int:
     import json
 
+    from compare.cost import search_longest
     from compare.record import read_records, write_atomically
     from compare.report import write_report
     from compare.run import run_all
@@ -88,6 +115,8 @@ def run_and_report(
     interrupted = False
     try:
         run_all(specs, records, console, unprepared)
+        if cap is not None:
+            search_longest(specs, cap, records, console)
     except KeyboardInterrupt:
         interrupted = True
     finished = read_records(records)[0] if records.exists() else []

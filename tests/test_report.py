@@ -37,7 +37,8 @@ from compare.report.charts import plan, write_charts
 from compare.report.curves import PANEL_FOLD, course_name, course_of, learning_curves
 from compare.report.families import COLOURS, EXTERNAL, colour_of, in_order
 from compare.report.labels import Anchor, Box, place, spread
-from compare.report.lengths import TIME, cost_against_length, length_series
+from compare.report.lengths import TIME, cost_against_length
+from compare.report.scaling import length_series
 from compare.report.summary import summarise
 from compare.report.units import count, percent, seconds, size
 from compare.spec import RunSpec

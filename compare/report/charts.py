@@ -12,7 +12,8 @@ from .accuracy import SPEED, WEIGHT, accuracy_chart
 from .aggregate import Chart, Group, slug
 from .canvas import DPI, STYLE, Style, choose_styles
 from .curves import learning_curves
-from .lengths import MEMORY, TIME, cost_against_length, length_series, series_note
+from .lengths import MEMORY, TIME, cost_against_length, crossover_chart
+from .scaling import length_series, series_note
 
 
 def write_charts(groups: Sequence[Group], folder: Path) -> list[Chart]:
@@ -49,6 +50,8 @@ def plan(groups: Sequence[Group], styles: Mapping[str, Style]) -> list[tuple[Cha
         for stem, cost in (("cost_time", TIME), ("cost_memory", MEMORY)):
             chart = Chart(f"{stem}_{name}", f"{cost.title}: {series[0].task}", "")
             charts.append((chart, partial(cost_against_length, series, cost, styles)))
+        chart = Chart(f"crossover_{name}", f"Length from which a variant is faster than full: {series[0].task}", "")
+        charts.append((chart, partial(crossover_chart, series, styles)))
     return charts
 
 

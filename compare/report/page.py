@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from .aggregate import Chart, Group, Record, Row, as_mapping, status_of
+from .scaling import cost_tables
 from .summary import summarise
 from .tables import MISSING, READING, Cell, baseline_rows, columns_of, commands, failures, notes, slice_table
 
@@ -107,6 +108,9 @@ def html_page(groups: Sequence[Group], charts: Sequence[Chart], folder: Path, wa
         parts.append("</section>")
     if across := [chart for chart in charts if not chart.group]:
         parts += ["<h2>Cost against length</h2>", figures(across, folder)]
+        for costs in cost_tables(groups):
+            parts += [f"<h3>{escape(costs.title)}</h3>", simple_table(costs.header, costs.body)]
+            parts.append(bullets(costs.notes, css="soft"))
     if trivial := baseline_rows(groups):
         parts += ["<h2>Trivial baselines</h2>", simple_table(("task", "baseline", "score"), trivial)]
     if failed := failures(groups):

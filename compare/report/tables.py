@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from .aggregate import ENOUGH_SEEDS, Chart, Estimate, Group, Row, binomial_half, status_of
 from .families import colour_of
+from .scaling import cost_tables
 from .summary import summarise
 from .units import count, percent, plain, seconds, size
 
@@ -214,6 +215,8 @@ def markdown_report(groups: Sequence[Group], charts: Sequence[Chart], warnings: 
         parts += [image(chart) for chart in charts if chart.group == group.slug]
     if across := [image(chart) for chart in charts if not chart.group]:
         parts += ["## Cost against length", *across]
+        for costs in cost_tables(groups):
+            parts += [f"### {costs.title}", markdown_table(costs.header, costs.body), bullets(costs.notes)]
     if trivial := baseline_rows(groups):
         parts += ["## Trivial baselines", markdown_table(("task", "baseline", "score"), trivial)]
     if failed := failures(groups):
