@@ -83,14 +83,20 @@ def execute(options: argparse.Namespace, words: list[str], cap: int | None = Non
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: no CUDA device is available here; use --device cpu")
     specs = make_specs(options, device, torch.get_num_threads())
+    gpu = torch.cuda.get_device_name() if device == "cuda" else None
+    machine = describe_machine(device=device, threads=torch.get_num_threads(), gpu=gpu, command=command)
+    memory = torch.cuda.get_device_properties(0).total_memory if gpu else machine["memory_bytes"]
+    if cap and memory and options.memory_limit > memory:
+        raise UsageError(
+            f"--memory-limit: expected at most the memory there is, {memory} bytes, got {options.memory_limit}: "
+            "what fits cannot be searched beyond it"
+        )
     out = prepare_folder(options.out, resume=options.resume)
     unprepared = prepare_data(specs, console)
     if len(unprepared) == len({spec.data_id for spec in specs}):
         with suppress(OSError):  # it holds something
             out.rmdir()
         return 2  # each was told
-    gpu = torch.cuda.get_device_name() if device == "cuda" else None
-    machine = describe_machine(device=device, threads=torch.get_num_threads(), gpu=gpu, command=command)
     return run_and_report(specs, unprepared, machine, out, console, cap)
 
 

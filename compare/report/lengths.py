@@ -31,8 +31,8 @@ from .canvas import (
 )
 from .labels import Box
 from .scaling import MEMORY as MEMORY_FIELD
+from .scaling import NOISE, batch_of, find_crossovers, fit_exponents, length_text, one_batch, rows_by_length
 from .scaling import TIME as TIME_FIELD
-from .scaling import batch_of, find_crossovers, fit_exponents, length_text, one_batch, rows_by_length
 from .units import seconds, size
 
 
@@ -162,7 +162,8 @@ def crossover_chart(series: Sequence[Group], styles: Mapping[str, Style]) -> Fig
     found = find_crossovers(cells, TIME.field)
     if not found:
         return None
-    order = sorted(found, key=lambda label: (found[label].length, found[label].high, label))
+    order = sorted(found, key=lambda label: (found[label].within_noise, found[label].length, found[label].high, label))
+    told = {label: NOISE if c.within_noise else length_text(c.length, c) for label, c in found.items()}
     rows = {label: next(iter(cells[label].values())) for label in order}
     shortest, longest = min(c.measured[0] for c in found.values()), max(c.measured[1] for c in found.values())
     sheet = Sheet(
@@ -174,7 +175,7 @@ def crossover_chart(series: Sequence[Group], styles: Mapping[str, Style]) -> Fig
         body=20.0 * len(order) + 58,
     )
     left = 26 + max(text_size(row.name, SMALL)[0] for row in rows.values())
-    right = 26 + max(text_size(length_text(c.length, c), SMALL)[0] for c in found.values())
+    right = 26 + max(text_size(text, SMALL)[0] for text in told.values())
     axes = sheet.axes(left, 48, WIDTH - left - right, 20.0 * len(order))
     outside = (longest / shortest) ** 0.06  # how far beyond the lengths measured "all" and "none" stand
     low, high = shortest / outside, longest * outside
@@ -190,8 +191,9 @@ def crossover_chart(series: Sequence[Group], styles: Mapping[str, Style]) -> Fig
         style, crossover = styles[label], found[label]
         ends = [min(max(end, low), high) for end in (crossover.low, crossover.length, crossover.high)]
         axes.plot([ends[0], ends[2]], [place, place], color=style.colour, linewidth=1.5)
-        axes.plot(ends[1], place, color=style.colour, marker=style.marker, markersize=6)
+        if not crossover.within_noise:
+            axes.plot(ends[1], place, color=style.colour, marker=style.marker, markersize=6)
         height = float(axes.transData.transform((1, place))[1])
         write(sheet.figure, rows[label].name, box.x0 - 8, height, ha="right")
-        write(sheet.figure, length_text(crossover.length, crossover), box.x1 + 8, height, ha="left")
+        write(sheet.figure, told[label], box.x1 + 8, height, ha="left")
     return sheet.figure

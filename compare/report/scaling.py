@@ -14,10 +14,12 @@ from .units import percent, plain, seconds, size
 
 FIT_SPAN = 8  # exponents are fitted from an eighth of the longest length on
 FEWEST = 3  # lengths that a fit needs
-DRAWS = 4000
+DRAWS = 2000
+STEPS_BETWEEN = 10  # places looked at between two lengths
 IQR_OF_NORMAL = 1.349  # in standard deviations
 TIME, STEP, MEMORY = "forward_backward_seconds", "step_seconds", "peak_memory_bytes"
 MISSING = "–"
+NOISE = "within noise"
 
 FloatArray = NDArray[np.float64]
 RowsByLength = Mapping[str, Mapping[int, Row]]
@@ -45,6 +47,7 @@ class Crossover(NamedTuple):
         low, high: ends of the 95 % interval.
         measured: the shortest and the longest length measured for both.
         crossings: how often one overtakes the other.
+        within_noise: at no length do they differ beyond noise, all lengths looked at together.
     """
 
     length: float
@@ -52,6 +55,7 @@ class Crossover(NamedTuple):
     high: float
     measured: tuple[int, int]
     crossings: int
+    within_noise: bool
 
 
 class CostTable(NamedTuple):
@@ -186,7 +190,7 @@ def levels(rows: Mapping[int, Row], field: str, noise: Noise) -> dict[int, Level
 def find_crossover(
     variant: Mapping[int, Row], reference: Mapping[int, Row], field: str, noise: Noise
 ) -> Crossover | None:
-    """From which length on the variant costs less: on straight lines between logarithms; None without two lengths.
+    """From which length on the variant costs less, between the lengths measured; None without two of them.
 
     The interval holds the middle 95 % of the crossovers of costs drawn anew within their errors.
     """
@@ -196,14 +200,19 @@ def find_crossover(
         return None
     ratios = np.array([mine[n].log - theirs[n].log for n in lengths])
     errors = np.array([math.hypot(mine[n].error, theirs[n].error) for n in lengths])
-    drawn = ratios + errors * student(noise.degrees, len(lengths))
-    length, *others = np.exp(last_crossing(np.log(lengths), np.vstack([ratios, drawn])))
+    off = student(noise.degrees, len(lengths))
+    length, *others = np.exp(last_crossing(np.log(lengths), np.vstack([ratios, ratios + errors * off])))
     others.sort()
     tail = round(0.025 * DRAWS)
     dearer = ratios > 0
-    crossings = int((dearer[1:] != dearer[:-1]).sum())
-    ends = float(others[tail]), float(others[-1 - tail])
-    return Crossover(float(length), *ends, (lengths[0], lengths[-1]), crossings)
+    return Crossover(
+        length=float(length),
+        low=float(others[tail]),
+        high=float(others[-1 - tail]),
+        measured=(lengths[0], lengths[-1]),
+        crossings=int((dearer[1:] != dearer[:-1]).sum()),
+        within_noise=bool((abs(ratios) <= errors * np.quantile(abs(off).max(axis=1), 0.95)).all()),
+    )
 
 
 def find_crossovers(cells: RowsByLength, field: str) -> dict[str, Crossover]:
@@ -228,27 +237,46 @@ def student(degrees: float, size: int) -> FloatArray:
 
 def last_crossing(logs: FloatArray, ratios: FloatArray) -> FloatArray:
     """Where each row of ratios (D, L) over lengths (L,) falls below 0 for good: -inf if always there, inf if never."""
+    places, weights = between(logs)
+    ratios = ratios @ weights
     above = ratios > 0
-    last = ratios.shape[1] - 1 - above[:, ::-1].argmax(axis=1)  # the longest that costs more, (D,)
-    start, stop = (np.minimum(last + step, len(logs) - 1) for step in (0, 1))
-    rows = np.arange(len(ratios))
-    before, after = ratios[rows, start], ratios[rows, stop]
-    fall = np.where(before > after, before - after, 1.0)
-    crossing = logs[start] + (logs[stop] - logs[start]) * before / fall
+    last = len(places) - 1 - above[:, ::-1].argmax(axis=1)  # the longest place that costs more, (D,)
+    after, rows = np.minimum(last + 1, len(places) - 1), np.arange(len(ratios))
+    high, low = ratios[rows, last], ratios[rows, after]
+    crossing = places[last] + (places[after] - places[last]) * high / np.where(high > low, high - low, 1.0)
     found: FloatArray = np.select([~above.any(axis=1), above[:, -1]], [-math.inf, math.inf], crossing)
     return found
 
 
+def between(logs: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Places (P,) from the first to the last of logs (L,), and what each value at logs counts at them, (L, P).
+
+    A cubic through the two points on either side: a straight line would put crossings of bent curves too low.
+    """
+    places, weights = [], []
+    for i in range(len(logs) - 1):
+        nodes = range(max(0, i - 1), min(len(logs), i + 3))
+        for place in np.linspace(logs[i], logs[i + 1], STEPS_BETWEEN, endpoint=i == len(logs) - 2):
+            weight = np.zeros(len(logs))
+            for node in nodes:
+                others = [logs[other] for other in nodes if other != node]
+                weight[node] = math.prod((place - other) / (logs[node] - other) for other in others)
+            places.append(place)
+            weights.append(weight)
+    return np.array(places), np.array(weights).T
+
+
 def crossover_text(found: Crossover) -> str:
     """In words: "1,240 (1,050 to 1,400)"."""
-    if found.low == 0 and found.high == math.inf:
-        return "within noise"
+    if found.within_noise:
+        return NOISE
     text = length_text(found.length, found)
     if found.low < found.high:
         text += f" ({length_text(found.low, found)} to {length_text(found.high, found)})"
     if found.low == math.inf and found.crossings:
         return f"{text}, though cheaper at some shorter length"
-    return f"{text}; the last of {found.crossings} crossings" if found.crossings > 1 else text
+    several = found.crossings > 1 and 0 < found.length < math.inf
+    return f"{text}; the last of {found.crossings} crossings" if several else text
 
 
 def length_text(length: float, found: Crossover) -> str:
@@ -276,7 +304,7 @@ def longest_that_fits(rows: Mapping[int, Row], probes: Sequence[Record]) -> str:
     found |= {int(as_number(probe.get("seq_len")) or 0): status_of(probe) for probe in probes}
     fitting = max((n for n, status in found.items() if status == "ok"), default=0)
     failed = min((n for n in found if n > fitting), default=None)
-    ending = "and no longer was tried" if failed is None else f"{plain(failed)}: {found[failed]}"
+    ending = "no longer was tried" if failed is None else f"{plain(failed)}: {found[failed]}"
     return f"{plain(fitting)} ({ending})" if fitting else f"none ({ending})"
 
 
@@ -337,15 +365,16 @@ def table_notes(series: Sequence[Group], cells: RowsByLength) -> list[str]:
         )
     else:
         powers = "The batch is not the same at all lengths: no exponents, and costs are of a whole batch."
-    lines = [
-        powers,
-        "Cheaper than full from N: where lines between the logarithms of the measured times cross for the last time, "
-        "with its 95 % interval. Of lengths that were not measured nothing is said.",
-    ]
-    if deviation := noise_of(cells, TIME).deviation:
-        repeated = any(len(row.finished) > 1 for rows in cells.values() for row in rows.values())
-        source = "processes of one length differ" if repeated else "points lie off smooth curves"
-        lines[-1] += f" The interval takes a time to be uncertain by {percent(deviation)}, by which {source}."
+    lines = [powers]
+    if reference_of(cells) is not None:
+        lines.append(
+            "Cheaper than full from N: where smooth lines through the measured times cross for the last time, with its "
+            "95 % interval. Of lengths that were not measured nothing is said."
+        )
+        if deviation := noise_of(cells, TIME).deviation:
+            repeated = any(len(row.finished) > 1 for rows in cells.values() for row in rows.values())
+            source = "processes of one length differ" if repeated else "points lie off smooth curves"
+            lines[-1] += f" The interval takes a time to be uncertain by {percent(deviation)}, by which {source}."
     if any(matrix_share(row) for rows in cells.values() for row in rows.values()):
         lines.append(
             "Of matrix rate: FLOPs of forward + backward (matrix products alone) over their time, as a share of what a "
