@@ -207,8 +207,9 @@ def lengths(text: str) -> list[int]:
     """``512:2048,3000`` -> [512, 1024, 2048, 3000]."""
     found = []
     for part in text.split(","):
-        low, _, high = part.partition(":")
-        length, last = positive(low.strip()), positive((high or low).strip())
+        low, colon, high = part.partition(":")
+        length = positive(low.strip())
+        last = positive(high.strip()) if colon else length
         if length > last:
             raise argparse.ArgumentTypeError(f"expected LOW:HIGH with LOW <= HIGH, got {part.strip()!r}")
         while length <= last:
