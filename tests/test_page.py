@@ -62,7 +62,7 @@ def column(browser: webdriver.Chrome, index: int) -> list[str]:
 
 def test_every_chart_is_drawn(opened: webdriver.Chrome) -> None:
     charts = opened.find_elements(By.CSS_SELECTOR, "figure img")
-    assert len(charts) == 10
+    assert len(charts) == 11
     for chart in charts:
         assert opened.execute_script("return arguments[0].complete && arguments[0].naturalWidth", chart) > 0
         assert chart.size["width"] > 300

@@ -319,7 +319,7 @@ def cost_table(series: Sequence[Group], told_apart: str) -> CostTable:
     reference = reference_of(cells)
     measured = [n for rows in [reference] if rows for n, row in rows.items() if row.finished]
     longest = max(measured or [group.seq_len for group in series])
-    exponents = [fit_exponents(cells, field) if one_batch(series) else {} for field in (TIME, MEMORY)]
+    exponents = [fit_exponents(cells, field) for field in (TIME, MEMORY)]
     header = ["variant", "family", "power of N, time", "power of N, memory", f"forward + backward at {plain(longest)}"]
     header += ["ratio to full", "cheaper than full from N", "whole step cheaper from N", "of matrix rate"]
     limit = as_number(json.loads(series[0].cost_conditions).get("memory_limit"))
@@ -332,7 +332,7 @@ def cost_table(series: Sequence[Group], told_apart: str) -> CostTable:
         time = there.over_seeds(TIME) if there else None
         full = reference[longest].over_seeds(TIME) if reference and longest in reference else None
         line = [next(iter(rows.values())).name, next(iter(rows.values())).family]
-        line += [exponent_text(fits.get(label)) for fits in exponents]
+        line += [exponent_text(fits.get(label)) if one_batch(series) else MISSING for fits in exponents]
         line.append(seconds(time.mean) if time else there.status if there else MISSING)
         line.append(f"{time.mean / full.mean:.2f}" if time and full else MISSING)
         line += [crossover_text(found[label]) if label in found else MISSING for found in crossovers]
