@@ -130,10 +130,10 @@ def test_a_quiet_crossover_is_found_where_it_is() -> None:
 
 
 def test_what_is_always_or_never_cheaper_says_so_and_no_more() -> None:
-    assert crossover_text(crossover_of(lambda n: 0.5 * quadratic(n))) == "below 512"
-    assert crossover_text(crossover_of(lambda n: 2 * quadratic(n))) == "above 32,768"
+    assert crossover_text(crossover_of(lambda n: 0.5 * quadratic(n))) == "below\xa0512"
+    assert crossover_text(crossover_of(lambda n: 2 * quadratic(n))) == "above\xa032,768"
     found = crossover_of(lambda n: quadratic(n) * (0.8 if n < 3000 else 1.3))
-    assert crossover_text(found) == "above 32,768, though cheaper at some shorter length"
+    assert crossover_text(found) == "above\xa032,768, though cheaper at some shorter length"
 
 
 def test_of_several_crossings_the_last_counts() -> None:

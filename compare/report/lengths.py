@@ -170,7 +170,10 @@ def crossover_chart(series: Sequence[Group], styles: Mapping[str, Style]) -> Fig
         f"Length from which forward + backward is faster than full: {series[0].task}"
         + (f" ({series[0].where})" if series[0].where else ""),
         series[0].machine,
-        ["Lines: 95 % intervals. Left of the lengths measured: faster at all of them; right: not at the longest."],
+        [
+            "Lines: 95 % intervals. Left of the lengths measured: faster at all of them; right: not at the longest. "
+            "Within noise: at no length measured beyond noise faster or slower."
+        ],
         list(rows.values()),
         body=20.0 * len(order) + 58,
     )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .aggregate import Group, Record, Row, as_mapping, as_number, numbers, status_of, t95, tell_apart
-from .units import percent, plain, seconds, size
+from .units import SPACE, percent, plain, seconds, size
 
 FIT_SPAN = 8  # exponents are fitted from an eighth of the longest length on
 FEWEST = 3  # lengths that a fit needs
@@ -30,6 +30,16 @@ class Fit(NamedTuple):
 
     exponent: float
     half: float
+
+
+class Noise(NamedTuple):
+    """What one process's cost differs from another's by: the standard deviation of its logarithm.
+
+    degrees: of freedom that it was estimated with; infinite where it is 0 because nothing tells it.
+    """
+
+    deviation: float
+    degrees: float
 
 
 class Level(NamedTuple):
@@ -107,12 +117,16 @@ def one_batch(series: Sequence[Group]) -> bool:
     return len({batch_of(group) for group in series}) == 1
 
 
+def positive(row: Row, field: str) -> list[float]:
+    """What the finished runs measured; logarithms are taken of it."""
+    return [value for value in numbers(row.finished, field) if value > 0]
+
+
 def fit_exponents(cells: RowsByLength, field: str) -> dict[str, Fit]:
     """The exponent of each variant that was measured at enough lengths."""
     fits = {}
     for label, rows in cells.items():
-        costs = {n: [cost for cost in numbers(row.finished, field) if cost > 0] for n, row in rows.items()}
-        if fit := fit_exponent({n: found for n, found in costs.items() if found}):
+        if fit := fit_exponent({n: costs for n, row in rows.items() if (costs := positive(row, field))}):
             fits[label] = fit
     return fits
 
@@ -145,16 +159,6 @@ def fitted(lengths: Mapping[int, object]) -> list[int]:
     return within if len(within) >= FEWEST else known[-FEWEST:]
 
 
-class Noise(NamedTuple):
-    """What one process's cost differs from another's by: the standard deviation of its logarithm.
-
-    degrees: of freedom that it was estimated with; infinite where it is 0 because nothing tells it.
-    """
-
-    deviation: float
-    degrees: float
-
-
 def noise_of(cells: RowsByLength, field: str) -> Noise:
     """The noise between processes, from all variants of a series together.
 
@@ -169,10 +173,6 @@ def noise_of(cells: RowsByLength, field: str) -> Noise:
         squares = sum(float(((y - np.polyval(np.polyfit(x, y, 2), x)) ** 2).sum()) for x, y in smooth)
         degrees = sum(len(x) - 3 for x, _ in smooth)
     return Noise(math.sqrt(squares / degrees), degrees) if degrees else Noise(0.0, math.inf)
-
-
-def positive(row: Row, field: str) -> list[float]:
-    return [value for value in numbers(row.finished, field) if value > 0]
 
 
 def levels(rows: Mapping[int, Row], field: str, noise: Noise) -> dict[int, Level]:
@@ -282,8 +282,8 @@ def crossover_text(found: Crossover) -> str:
 def length_text(length: float, found: Crossover) -> str:
     shortest, longest = found.measured
     if length == 0:
-        return f"below {plain(shortest)}"
-    return f"above {plain(longest)}" if length == math.inf else plain(float(f"{length:.3g}"))
+        return f"below{SPACE}{plain(shortest)}"
+    return f"above{SPACE}{plain(longest)}" if length == math.inf else plain(float(f"{length:.3g}"))
 
 
 def matrix_share(row: Row) -> float | None:
@@ -317,7 +317,7 @@ def cost_table(series: Sequence[Group], told_apart: str) -> CostTable:
     """Exponents, the cost at the longest length of the reference, crossovers, and how near to the machine's best."""
     cells = rows_by_length(series)
     reference = reference_of(cells)
-    measured = [n for rows in [reference] if rows for n, row in rows.items() if row.finished]
+    measured = [n for n, row in (reference or {}).items() if row.finished]
     longest = max(measured or [group.seq_len for group in series])
     exponents = [fit_exponents(cells, field) for field in (TIME, MEMORY)]
     header = ["variant", "family", "power of N, time", "power of N, memory", f"forward + backward at {plain(longest)}"]
@@ -342,9 +342,9 @@ def cost_table(series: Sequence[Group], told_apart: str) -> CostTable:
             line.append(longest_that_fits(rows, [probe for probe in probes if probe.get("label") == label]))
         body.append(line)
     shown = [i for i in range(len(header)) if any(line[i] != MISSING for line in body)]
+    extra = "; ".join(part for part in (told_apart, series[0].where) if part)
     return CostTable(
-        f"{series[0].task}"
-        + (f" ({extra})" if (extra := "; ".join(filter(None, (told_apart, series[0].where)))) else ""),
+        f"{series[0].task} ({extra})" if extra else series[0].task,
         [header[i] for i in shown],
         [[line[i] for i in shown] for line in body],
         table_notes(series, cells),
@@ -352,7 +352,7 @@ def cost_table(series: Sequence[Group], told_apart: str) -> CostTable:
 
 
 def exponent_text(fit: Fit | None) -> str:
-    return f"{fit.exponent:.2f} ± {fit.half:.2f}" if fit else "too few lengths"
+    return f"{fit.exponent:.2f}{SPACE}±{SPACE}{fit.half:.2f}" if fit else "too few lengths"
 
 
 def table_notes(series: Sequence[Group], cells: RowsByLength) -> list[str]:
