@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (python -m compare --help lists the options)")
+        raise UsageError(f"{message} ({self.prog} --help lists the options)")
 
 
 def run_parser() -> Parser:
@@ -113,9 +113,9 @@ def cost_parser() -> Parser:
         metavar="K",
         help="measure each point in K fresh processes; 3 or more tell the spread between them (1)",
     )
-    add_shape(cost.add_argument_group("encoder and batch, the same for every variant (defaults depend on the task)"))
-    add_switches(cost)
-    cost.add_argument(
+    add_shape(cost.add_argument_group("encoder (as the task has it) and batch (1), the same for every variant"))
+    switches = add_switches(cost)
+    switches.add_argument(
         "--longest",
         type=positive,
         metavar="N",
@@ -173,7 +173,7 @@ def add_where(parser: Parser) -> None:
     where.add_argument("--resume", action="store_true", help="continue in --out: runs with a record are not repeated")
 
 
-def add_switches(parser: Parser) -> None:
+def add_switches(parser: Parser) -> argparse._ArgumentGroup:
     """What every variant is given alike and what changes its cost."""
     same = parser.add_argument_group("switches, the same for every variant")
     same.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)")
@@ -182,6 +182,7 @@ def add_switches(parser: Parser) -> None:
     same.add_argument(
         "--memory-limit", type=memory, metavar="SIZE", help="what a run may hold, as 16GB; beyond it is an oom row"
     )
+    return same
 
 
 def memory(text: str) -> int:
