@@ -11,10 +11,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from compare.arguments import Parser, add_match, diff_parser, run_parser
+from compare.arguments import LONGEST, Parser, add_match, cost_parser, diff_parser, run_parser
 from compare.plan import UsageError, find, make_specs, split
 
 if TYPE_CHECKING:
+    import argparse
+
     from compare.progress import Progress
     from compare.record import Record
     from compare.spec import DataId, RunSpec
@@ -25,7 +27,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; exit code 0 done, 1 no run succeeded or a regression, 2 usage, 130 interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        if words[:1] == ["list"]:
+        if words[:1] == ["cost"]:
+            code = command_cost(words)
+        elif words[:1] == ["list"]:
             code = command_list(words[1:])
         elif words[:1] == ["report"]:
             code = command_report(words[1:])
@@ -46,7 +50,24 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def command_run(words: list[str]) -> int:
-    options = run_parser().parse_args(words)
+    return execute(run_parser().parse_args(words), words)
+
+
+def command_cost(words: list[str]) -> int:
+    options = cost_parser().parse_args(words[1:])
+    if options.longest and not options.memory_limit:
+        raise UsageError("--longest N: expected --memory-limit SIZE with it, the memory that N shall fit into")
+    return execute(options, words, options.longest or LONGEST if options.memory_limit else None)
+
+
+def execute(options: argparse.Namespace, words: list[str], cap: int | None = None) -> int:
+    """Run what the options ask for.
+
+    Args:
+        options: of ``run_parser`` or ``cost_parser``.
+        words: what was typed.
+        cap: search the longest length that fits into the memory limit, up to this one; None = no search.
+    """
     from compare.progress import choose_progress
 
     progress = choose_progress(quiet=options.quiet, as_json=options.json)
@@ -72,15 +93,21 @@ def command_run(words: list[str]) -> int:
     specs = make_specs(options, device, torch.get_num_threads())
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     machine = describe_machine(device=device, threads=torch.get_num_threads(), gpu=gpu, command=command)
+    memory = torch.cuda.get_device_properties(0).total_memory if gpu else machine["memory_bytes"]
+    if cap and memory and options.memory_limit > memory:
+        raise UsageError(
+            f"--memory-limit: expected at most the memory there is, {memory} bytes, got {options.memory_limit}: "
+            "what fits cannot be searched beyond it"
+        )
     with claim_folder(options.out, command, resume=options.resume) as out:
         conduct = Conduct(out=str(out), checkpoint_every=options.checkpoint_every, timeout=options.timeout, track=track)
-        return prepare_and_run(specs, options.lr_grid, options.match, machine, out, progress, conduct)
+        return prepare_and_run(specs, options, cap, machine, out, progress, conduct)
 
 
 def prepare_and_run(
     specs: list[RunSpec],
-    lr_grid: tuple[float, ...],
-    match: str,
+    options: argparse.Namespace,
+    cap: int | None,
     machine: dict[str, object],
     out: Path,
     progress: Progress,
@@ -92,7 +119,7 @@ def prepare_and_run(
     if len(unprepared) == len({spec.data_id for spec in specs}):
         return 2  # each was told
     try:
-        return run_and_report(specs, lr_grid, match, unprepared, machine, out, progress, conduct)
+        return run_and_report(specs, options, cap, unprepared, machine, out, progress, conduct)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -103,8 +130,8 @@ def prepare_and_run(
 
 def run_and_report(
     specs: list[RunSpec],
-    lr_grid: tuple[float, ...],
-    match: str,
+    options: argparse.Namespace,
+    cap: int | None,
     unprepared: dict[DataId, str],
     machine: dict[str, object],
     out: Path,
@@ -113,7 +140,8 @@ def run_and_report(
 ) -> int:
     import json
 
-    from compare.record import is_search, read_records, write_atomically
+    from compare.cost import search_longest
+    from compare.record import is_result, read_records, write_atomically
     from compare.report import write_report
     from compare.run import run_all
     from compare.search import search_rates
@@ -124,16 +152,19 @@ def run_and_report(
     interrupted = False
     notes: dict[str, Record] = {}
     try:
-        if lr_grid:
+        if options.lr_grid:
             specs, notes = search_rates(
-                specs, lr_grid, lambda wanted: run_all(wanted, records, progress, unprepared, conduct), progress.say
+                *(specs, options.lr_grid, lambda wanted: run_all(wanted, records, progress, unprepared, conduct)),
+                progress.say,
             )
         run_all(specs, records, progress, unprepared, conduct, notes)
+        if cap is not None:
+            search_longest(specs, cap, records, progress, conduct)
     except KeyboardInterrupt:
         interrupted = True
     finished = read_records(records)[0] if records.exists() else []
-    if any(not is_search(record) for record in finished):
-        write_report(out, match)
+    if any(map(is_result, finished)):
+        write_report(out, options.match)
         progress.report(out / "report.html")
     if interrupted:
         progress.say(f"interrupted: {len(finished)} finished runs are kept; {go_on(out)}")

@@ -10,7 +10,10 @@ from typing import NoReturn
 from compare.plan import CONTROL, DEFAULT_BUDGET, UsageError
 
 MATCHES = ("end", "time", "steps", "flops")
+COST_LENGTHS = "512:8192"
+LONGEST = 65_536
 EPILOG = """other commands:
+  python -m compare cost ...         cost against length, without training (--help tells its options)
   python -m compare list             backends and tasks, with traits and cost
   python -m compare list NAME        all about one backend, its options explained
   python -m compare report DIR ...   draw charts and pages again, from records alone
@@ -20,12 +23,17 @@ examples:
   python -m compare --variants full,linformer --seq-len 8192
   python -m compare --variants all --tasks mqar --seq-len 256 --seeds 3 --budget 60
   python -m compare --variants full,linformer --set linformer.rank=128 --steps 500
-  python -m compare --variants all --seq-len 512,1024,2048,4096 --batch-size 1 --steps 0
+  python -m compare cost --variants all --seq-len 512:16384
   python -m compare --variants full,linear,performer --tasks quick
   python -m compare --variants full,linear --task classify --data reviews.csv --label-column stars --seq-len 1024
   python -m compare --variants full --sweep performer.features=16:1024 --sweep linformer.rank=32,64,256 --tasks mqar
   python -m compare --variants full,linear --lr-grid 1e-3,3e-3,1e-2 --tasks mqar --seeds 3
   python -m compare --variants full,my_module:MyAttention --set my_attention.scale=5
+"""
+COST_EPILOG = """examples:
+  python -m compare cost --variants full,linformer,linear --seq-len 512:65536
+  python -m compare cost --variants all --seq-len 512:16384 --seeds 3 --out results/cost
+  python -m compare cost --variants full,naive --memory-limit 4GB     # and the longest that fits in 4 GiB
 """
 
 
@@ -33,7 +41,7 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (python -m compare --help lists the options)")
+        raise UsageError(f"{message} ({self.prog} --help lists the options)")
 
 
 def run_parser() -> Parser:
@@ -45,39 +53,14 @@ def run_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    what = run.add_argument_group("what to compare")
+    what = add_what(run)
     what.add_argument(
-        "--variants",
-        default="full,linformer",
-        metavar="A,B",
-        help="names, module:Class of your own, or all (%(default)s)",
-    )
-    what.add_argument(
-        "--tasks",
-        "--task",
-        default="bytes",
-        metavar="A,B",
-        help="names, suites (quick, lra, diagnostics), or all (%(default)s)",
-    )
-    what.add_argument(
-        "--seq-len", type=positive_list, metavar="N,M", help="lengths, for every task (each task's own; bytes: 8192)"
+        "--seq-len",
+        type=lengths,
+        metavar="N,M",
+        help="lengths, for every task; LOW:HIGH doubles from LOW on (each task's own; bytes: 8192)",
     )
     what.add_argument("--seeds", type=positive, default=1, metavar="K", help="seeds 0 to K-1; 3 or more to rank (1)")
-    what.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME.OPTION=VALUE",
-        help="change an option of a variant or a task; again for more",
-    )
-    what.add_argument(
-        "--sweep",
-        action="append",
-        default=[],
-        metavar="NAME.OPTION=A:B",
-        help="a variant once for each value: A, 2A, 4A … up to B, or a list A,B,C; again for more",
-    )
-    what.add_argument("--no-control", action="store_true", help=f"do not add the {CONTROL!r} control to the variants")
 
     data = run.add_argument_group("data of your own (--task classify), or a public data set that lies on this machine")
     data.add_argument("--data", metavar="PATH", help="a file (csv, tsv, jsonl, parquet, arrow), a folder, or a hub id")
@@ -98,7 +81,6 @@ def run_parser() -> Parser:
     length.add_argument(
         "--steps", type=natural, metavar="K", help="optimizer steps of each run, not a budget; 0 measures cost alone"
     )
-    train.add_argument("--batch-size", type=positive, metavar="B", help="samples in a micro-batch at full length")
     train.add_argument("--accumulate", type=positive, default=1, metavar="K", help="micro-batches in a step (1)")
     rate = train.add_mutually_exclusive_group()
     rate.add_argument("--lr", type=positive_float, metavar="RATE", help="peak learning rate")
@@ -109,14 +91,7 @@ def run_parser() -> Parser:
         metavar="R,S",
         help="choose it for each variant by the validation score, at each of these rates, of a run with seed 0",
     )
-    train.add_argument("--d-model", type=positive, metavar="C", help="width of the encoder")
-    train.add_argument("--n-heads", type=positive, metavar="H", help="attention heads")
-    train.add_argument("--n-layers", type=positive, metavar="L", help="encoder layers")
-    train.add_argument(
-        "--positions",
-        choices=("sinusoidal", "learned", "rotary", "none"),
-        help="position embedding (rotary; sinusoidal for pictures)",
-    )
+    add_shape(train)
     train.add_argument(
         "--length-warmup",
         action=argparse.BooleanOptionalAction,
@@ -126,12 +101,104 @@ def run_parser() -> Parser:
     add_switches(run)
 
     add_match(run)
-    where = run.add_argument_group("where")
+    add_where(run)
+    add_conduct(run)
+    return run
+
+
+def cost_parser() -> Parser:
+    """Of ``python -m compare cost``: its own options; all else is as ``python -m compare`` has it by default."""
+    cost = Parser(
+        prog="python -m compare cost",
+        description="Measure what attention variants cost at each length, without training: time, memory, FLOPs, how "
+        "they grow, and from which length a variant is cheaper than full.",
+        epilog=COST_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    cost.set_defaults(**vars(run_parser().parse_args([])))
+    cost.set_defaults(seq_len=lengths(COST_LENGTHS), steps=0, batch_size=1, length_warmup=False)
+    what = add_what(cost)
+    what.add_argument(
+        "--seq-len", type=lengths, metavar="N,M", help=f"lengths; LOW:HIGH doubles from LOW on ({COST_LENGTHS})"
+    )
+    what.add_argument(
+        "--seeds",
+        type=positive,
+        metavar="K",
+        help="measure each point in K fresh processes; 3 or more tell the spread between them (1)",
+    )
+    add_shape(cost.add_argument_group("encoder (as the task has it) and batch (1), the same for every variant"))
+    switches = add_switches(cost)
+    switches.add_argument(
+        "--longest",
+        type=positive,
+        metavar="N",
+        help=f"with --memory-limit the longest length that fits is searched, up to this one ({LONGEST})",
+    )
+    add_where(cost)
+    add_conduct(cost)
+    return cost
+
+
+def add_what(parser: Parser) -> argparse._ArgumentGroup:
+    """Which variants on which tasks."""
+    what = parser.add_argument_group("what to compare")
+    what.add_argument(
+        "--variants",
+        default="full,linformer",
+        metavar="A,B",
+        help="names, module:Class of your own, or all (%(default)s)",
+    )
+    what.add_argument(
+        "--tasks",
+        "--task",
+        default="bytes",
+        metavar="A,B",
+        help="names, suites (quick, lra, diagnostics), or all (%(default)s)",
+    )
+    what.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME.OPTION=VALUE",
+        help="change an option of a variant or a task; again for more",
+    )
+    what.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="NAME.OPTION=A:B",
+        help="a variant once for each value: A, 2A, 4A … up to B, or a list A,B,C; again for more",
+    )
+    what.add_argument("--no-control", action="store_true", help=f"do not add the {CONTROL!r} control to the variants")
+    return what
+
+
+def add_shape(group: argparse._ArgumentGroup) -> None:
+    """Sizes of the encoder and of a batch."""
+    group.add_argument("--batch-size", type=positive, metavar="B", help="samples in a micro-batch at full length")
+    group.add_argument("--d-model", type=positive, metavar="C", help="width of the encoder")
+    group.add_argument("--n-heads", type=positive, metavar="H", help="attention heads")
+    group.add_argument("--n-layers", type=positive, metavar="L", help="encoder layers")
+    group.add_argument(
+        "--positions",
+        choices=("sinusoidal", "learned", "rotary", "none"),
+        help="position embedding (rotary; sinusoidal for pictures)",
+    )
+
+
+def add_where(parser: Parser) -> None:
+    """The device, and where results go."""
+    where = parser.add_argument_group("where")
     where.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
     where.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (results/DATE-TIME)")
     where.add_argument("--resume", action="store_true", help="continue in --out: runs with a record are not repeated")
 
-    how = run.add_argument_group("how it goes on (none of it changes a result)")
+
+def add_conduct(parser: Parser) -> None:
+    """How runs go on and what is shown of them."""
+    how = parser.add_argument_group("how it goes on (none of it changes a result)")
     how.add_argument("--timeout", type=positive_float, metavar="SECONDS", help="end a run that takes longer (none)")
     how.add_argument(
         "--checkpoint-every",
@@ -144,7 +211,6 @@ def run_parser() -> Parser:
     shown = how.add_mutually_exclusive_group()
     shown.add_argument("--quiet", action="store_true", help="print errors and the path of the report alone")
     shown.add_argument("--json", action="store_true", help="print each event as a line of JSON")
-    return run
 
 
 def diff_parser() -> Parser:
@@ -168,7 +234,7 @@ def diff_parser() -> Parser:
     return diff
 
 
-def add_switches(parser: Parser) -> None:
+def add_switches(parser: Parser) -> argparse._ArgumentGroup:
     """What every variant is given alike and what changes its cost."""
     same = parser.add_argument_group("switches, the same for every variant")
     same.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)")
@@ -177,6 +243,7 @@ def add_switches(parser: Parser) -> None:
     same.add_argument(
         "--memory-limit", type=memory, metavar="SIZE", help="what a run may hold, as 16GB; beyond it is an oom row"
     )
+    return same
 
 
 def add_match(parser: Parser) -> None:
@@ -209,8 +276,19 @@ def natural(text: str) -> int:
     return 0 if text == "0" else positive(text)
 
 
-def positive_list(text: str) -> list[int]:
-    return list(dict.fromkeys(positive(part.strip()) for part in text.split(",")))
+def lengths(text: str) -> list[int]:
+    """``512:2048,3000`` -> [512, 1024, 2048, 3000]."""
+    found = []
+    for part in text.split(","):
+        low, colon, high = part.partition(":")
+        length = positive(low.strip())
+        last = positive(high.strip()) if colon else length
+        if length > last:
+            raise argparse.ArgumentTypeError(f"expected LOW:HIGH with LOW <= HIGH, got {part.strip()!r}")
+        while length <= last:
+            found.append(length)
+            length *= 2
+    return list(dict.fromkeys(found))
 
 
 def rates(text: str) -> tuple[float, ...]:

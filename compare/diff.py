@@ -22,7 +22,7 @@ from rich.text import Text
 from scipy.special import digamma, polygamma, stdtr, stdtrit
 
 from compare.plan import UsageError
-from compare.record import is_search, read_records
+from compare.record import is_result, read_records
 from compare.report import read_environment
 from compare.report.aggregate import (
     PER_ROW,
@@ -234,7 +234,7 @@ def read_folder(folder: Path) -> tuple[Source, list[str]]:
     if not path.is_file():
         raise UsageError(f"{folder} holds no records.jsonl")
     records, damaged = read_records(path)
-    results = [record for record in records if not is_search(record)]
+    results = [record for record in records if is_result(record)]
     if not results:
         raise UsageError(f"{path} holds no result that can be read")
     environment, complaints = read_environment(folder / "environment.json")

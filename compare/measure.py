@@ -47,6 +47,13 @@ def time_it(fn: Callable[[], object], device: torch.device, *, warm_up: int = 1,
     return Timing(statistics.median(took), (low, high))
 
 
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs per second of a large square matrix product, the median of several: what the machine can do at its best."""
+    size = 4096 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / time_it(lambda: a @ b, device, seconds=1.0).median
+
+
 def saved_bytes(forward: Callable[[], object], module: nn.Module) -> int:
     """Bytes that ``forward`` keeps for backward: the storages of all saved tensors, each counted once.
 

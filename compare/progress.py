@@ -345,6 +345,8 @@ def outcome(record: Record) -> str:
     """One line on how a run ended."""
     if record["status"] != "ok":
         return f"{record['status']}: {record['reason']}"
+    if record["spec"]["probe"] is not None:
+        return "fits"
     score = f"{record['metric']} {record['test_score']:.1%}, " if "test_score" in record else ""
     return (
         f"{score}{record['tokens_per_second']:,.0f} tokens/s, step {record['step_seconds']:.3g} s, "

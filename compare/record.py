@@ -49,8 +49,17 @@ def read_records(path: Path) -> tuple[list[Record], list[str]]:
 
 def is_search(record: Record) -> bool:
     """Whether the run looked for a learning rate, and is no result."""
+    return _spec(record).get("search") is True
+
+
+def is_result(record: Record) -> bool:
+    """Whether the run counts: it looked neither for a learning rate nor for the longest length."""
+    return not is_search(record) and _spec(record).get("probe") is None
+
+
+def _spec(record: Record) -> Record:
     spec = record.get("spec")
-    return isinstance(spec, dict) and spec.get("search") is True
+    return spec if isinstance(spec, dict) else {}
 
 
 def append_record(path: Path, record: Record) -> None:

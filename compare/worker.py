@@ -196,6 +196,10 @@ def work(
     events.phase("preparing data")
     task = make_task(spec)
     task.prepare(lambda done: events.phase("preparing data", done))
+    if spec.probe is not None:
+        events.phase("probing")
+        try_length(Trainer(spec, task))
+        return
     facts = task.facts
     record |= {"metric": task.metric, "baselines": facts["baselines"], "data": facts["data"]}
     record["data_notes"] = facts["notes"]
@@ -241,7 +245,19 @@ def make_task(spec: RunSpec) -> Task:
     import tasks
 
     kind = tasks.get(spec.task)
-    return kind(spec.seq_len, kind.config_type(**dict(spec.task_options)))
+    return kind(spec.probe or spec.seq_len, kind.config_type(**dict(spec.task_options)))
+
+
+def try_length(trainer: Trainer) -> None:
+    """A step at the task's length, after which the optimizer holds its state, and one at full length."""
+    from compare.measure import synchronise
+    from compare.train import Tally
+
+    spec, task = trainer.spec, trainer.task
+    first = at_full_length(next(task.train_batches(spec.batch_size, task.seq_len, spec.seed)), task.seq_len)
+    for length in (task.seq_len, spec.seq_len):
+        trainer.step(trainer.to_device(resized(first, length)), Tally(task.kind))
+    synchronise(trainer.device)
 
 
 def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
@@ -256,6 +272,8 @@ def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
     from compare.train import Tally, count_tokens
 
     spec, task, device = trainer.spec, trainer.task, trainer.device
+    if spec.steps == 0:
+        record["matrix_rate_flops"] = measure.matrix_rate(device, getattr(torch, spec.dtype))
     first = at_full_length(next(task.train_batches(spec.batch_size, spec.seq_len, spec.seed)), spec.seq_len)
     batch = trainer.to_device(first)
     sublayer = trainer.accelerator.unwrap_model(trainer.model).encoder.layers[0].attention
@@ -293,7 +311,7 @@ def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
         lengths |= {max(1, spec.seq_len // 4), max(1, spec.seq_len // 16)} - {spec.seq_len}
     counted = {spec.seq_len: record["flops"] / count_tokens(first)}
     for length in lengths:
-        part = cut(first, length)
+        part = resized(first, length)
         batch = trainer.to_device(part)
         counted[length] = measure.count_flops(forward_backward) / count_tokens(part)
     return counted
@@ -316,12 +334,20 @@ def at_full_length(batch: Batch, seq_len: int) -> Batch:
     return Batch(np.pad(batch.inputs, grown), targets, np.pad(padding, grown, constant_values=True))
 
 
-def cut(batch: Batch, length: int) -> Batch:
-    """The first positions of a batch of tokens."""
+def resized(batch: Batch, length: int) -> Batch:
+    """The first positions of a batch; its samples are repeated where there are not that many."""
+    import numpy as np
+
     from tasks import Batch
 
-    targets = batch.targets[..., :length] if batch.targets.shape == batch.inputs.shape else batch.targets
-    return Batch(batch.inputs[..., :length], targets, None if batch.padding is None else batch.padding[..., :length])
+    axis = batch.inputs.ndim - 1 if batch.inputs.dtype == np.int64 else 1
+    places = np.arange(length) % batch.inputs.shape[axis]
+    targets, padding = batch.targets, batch.padding
+    if targets.shape == batch.inputs.shape:
+        targets = targets.take(places, axis)
+    if padding is not None:
+        padding = padding.take(places, -1)
+    return Batch(batch.inputs.take(places, axis), targets, padding)
 
 
 def explain(error: Exception) -> tuple[str, str]:

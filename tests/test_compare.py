@@ -238,7 +238,13 @@ def test_spec_round_trips_and_names_itself() -> None:
 def test_a_new_field_leaves_the_names_of_runs_as_they_are() -> None:
     """As of before the fields had defaults: what is left out of the name is what holds anyway."""
     assert SPEC.run_id == replace(SPEC, **DEFAULTS).run_id
-    for change in ({"compile": True}, {"checkpointing": True}, {"memory_limit": 2**30}, {"search": True}):
+    for change in (
+        {"compile": True},
+        {"checkpointing": True},
+        {"memory_limit": 2**30},
+        {"search": True},
+        {"probe": 32},
+    ):
         assert replace(SPEC, **change).run_id != SPEC.run_id
 
 

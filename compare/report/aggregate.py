@@ -27,7 +27,7 @@ CONTROL = "none"
 REFERENCE = "full"
 
 # Spec fields that may differ between the rows of one group. All others are conditions and split it.
-PER_ROW = frozenset({"variant", "options", "lr", "seed", "task", "seq_len"})
+PER_ROW = frozenset({"variant", "options", "lr", "seed", "task", "seq_len", "probe"})
 # Conditions that do not change what one forward and backward pass costs, or that follow the length.
 NOT_COST = frozenset(
     {"steps", "budget", "batch_size", "accumulate", "warmup_steps", "weight_decay", "clip_norm", "length_warmup"}
@@ -200,6 +200,8 @@ class Group:
     environment: Mapping[str, Any]
     rows: tuple[Row, ...]
     terms: Terms = Terms()
+    probes: tuple[Record, ...] = ()
+    """Runs that asked which length fits, under these conditions at any length: in no row and in no table of runs."""
 
     @property
     def title(self) -> str:
@@ -339,6 +341,7 @@ def group_records(sources: Sequence[Source]) -> list[Group]:
     """Sort records into groups and rows. Of two runs of the same thing with the same seed the later counts."""
     machines: dict[str, Mapping[str, Any]] = {}
     cells: dict[tuple[str, str, int, str], dict[tuple[str, str], dict[str, Record]]] = {}
+    probes: dict[tuple[str, str, str], list[Record]] = {}
     for source in sources:
         machine = machine_line(source.environment)
         machines.setdefault(machine, source.environment)
@@ -348,6 +351,9 @@ def group_records(sources: Sequence[Source]) -> list[Group]:
                 continue
             conditions = {key: value for key, value in spec.items() if key not in PER_ROW}
             conditions |= dict(as_pairs(conditions.pop("task_options", None)))
+            if spec["probe"] is not None:
+                probes.setdefault((machine, str(record.get("task")), cost_key(conditions)), []).append(record)
+                continue
             own = {key: value for key, value in spec.items() if key in {"options", "lr"}}
             cell = cells.setdefault(
                 (machine, str(record.get("task")), int(as_number(record.get("seq_len")) or 0), as_key(conditions)), {}
@@ -361,10 +367,16 @@ def group_records(sources: Sequence[Source]) -> list[Group]:
     for (machine, task, seq_len, setting), cell in sorted(cells.items(), key=lambda item: item[0]):
         rivals = [key[3] for key in cells if key[:3] == (machine, task, seq_len)]
         told_apart = tell_apart(setting, rivals)
-        cost = {key: value for key, value in json.loads(setting).items() if key not in NOT_COST}
-        rows = make_rows(cell, families)
-        groups.append(Group(task, seq_len, told_apart, as_key(cost), machine, where[machine], machines[machine], rows))
+        cost = cost_key(json.loads(setting))
+        rows, tried = make_rows(cell, families), tuple(probes.get((machine, task, cost), ()))
+        of = machine, where[machine], machines[machine]
+        groups.append(Group(task, seq_len, told_apart, cost, *of, rows, probes=tried))
     return groups
+
+
+def cost_key(conditions: Mapping[str, Any]) -> str:
+    """The conditions that change what a step costs, as text."""
+    return as_key({key: value for key, value in conditions.items() if key not in NOT_COST})
 
 
 def families_of(records: Iterable[Record]) -> dict[str, str]:

@@ -14,7 +14,8 @@ from .alt import describe_accuracy, describe_cost, describe_curves
 from .canvas import DPI, STYLE, Style, choose_styles
 from .curves import learning_curves
 from .heatmap import HEAT, draw_heat_map, heat_maps
-from .lengths import MEMORY, TIME, cost_against_length, length_series, series_note
+from .lengths import MEMORY, TIME, cost_against_length, crossover_chart
+from .scaling import length_series, series_note
 from .sweeps import capacity_group
 from .units import sentence
 
@@ -62,6 +63,8 @@ def plan(groups: Sequence[Group], styles: Mapping[str, Style]) -> list[tuple[Cha
             alt = f"{cost.title}: {series[0].task}. {describe_cost(series, cost)}"
             chart = Chart(f"{stem}_{name}", alt.strip(), "")
             charts.append((chart, partial(cost_against_length, series, cost, styles)))
+        chart = Chart(f"crossover_{name}", f"Length from which a variant is faster than full: {series[0].task}", "")
+        charts.append((chart, partial(crossover_chart, series, styles)))
     charts += [(Chart(heat.stem, heat.alt, HEAT), partial(draw_heat_map, heat)) for heat in heat_maps(groups)]
     return charts
 

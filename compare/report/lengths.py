@@ -1,13 +1,15 @@
 """What a variant costs against length: time and memory, on logarithmic axes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from .aggregate import Group, Row, as_mapping, numbers, status_of, tell_apart
+from .aggregate import Group, status_of
 from .canvas import (
+    FAINT,
     INK,
+    SMALL,
     WIDTH,
     MarginLabel,
     Name,
@@ -24,8 +26,13 @@ from .canvas import (
     margin_width,
     memory_ticks,
     nice_ticks,
+    text_size,
+    write,
 )
 from .labels import Box
+from .scaling import MEMORY as MEMORY_FIELD
+from .scaling import NOISE, batch_of, find_crossovers, fit_exponents, length_text, one_batch, rows_by_length
+from .scaling import TIME as TIME_FIELD
 from .units import seconds, size
 
 
@@ -41,39 +48,19 @@ class Cost:
 
 
 TIME = Cost(
-    "forward_backward_seconds",
+    TIME_FIELD,
     "Time of forward + backward against length",
     "forward + backward of one batch",
     seconds,
     powers_of_two=False,
 )
-MEMORY = Cost("peak_memory_bytes", "Peak memory of training against length", "peak memory", size, powers_of_two=True)
-
-
-def length_series(groups: Sequence[Group]) -> list[list[Group]]:
-    """Groups of one task that differ in length and in nothing a step's cost depends on: two lengths or more."""
-    found: dict[tuple[str, str, str], list[Group]] = {}
-    for group in groups:
-        found.setdefault((group.machine, group.task, group.cost_conditions), []).append(group)
-    return [series for series in found.values() if len({group.seq_len for group in series}) > 1]
-
-
-def series_note(series: Sequence[Group], groups: Sequence[Group]) -> str:
-    """What tells a series from others of its task: nothing where there is only one."""
-    first = series[0]
-    rivals = [g.cost_conditions for g in groups if (g.machine, g.task) == (first.machine, first.task)]
-    return tell_apart(first.cost_conditions, rivals)
+MEMORY = Cost(MEMORY_FIELD, "Peak memory of training against length", "peak memory", size, powers_of_two=True)
 
 
 def cost_against_length(series: Sequence[Group], cost: Cost, styles: Mapping[str, Style]) -> Figure | None:
-    cells: dict[str, dict[int, Row]] = {}
-    for group in series:
-        for row in group.rows:
-            known = cells.setdefault(row.label, {}).get(group.seq_len)
-            records = (known.records if known else ()) + row.records
-            cells[row.label][group.seq_len] = replace(row, suffix="", records=records)
+    cells = rows_by_length(series)
     lines = {
-        label: [(n, found.mean) for n, row in sorted(rows.items()) if (found := row.over_seeds(cost.field))]
+        label: [(n, found.mean) for n, row in rows.items() if (found := row.over_seeds(cost.field))]
         for label, rows in cells.items()
     }
     values = [value for line in lines.values() for _, value in line if value > 0]
@@ -102,7 +89,15 @@ def cost_against_length(series: Sequence[Group], cost: Cost, styles: Mapping[str
     notes += fallback_notes(fell_back)
     starred = {row.label for row in fell_back}
 
-    texts = {label: folded(row.name + ("*" if label in starred else "")) for label, row in rows_shown.items()}
+    fits = fit_exponents(cells, cost.field) if one_batch(series) else {}
+    if fits:
+        notes.append("N^: the power of the length that the cost grows with, fitted over the longest lengths.")
+    texts = {
+        label: folded(
+            row.name + ("*" if label in starred else "") + (f" N^{fits[label].exponent:.2f}" if label in fits else "")
+        )
+        for label, row in rows_shown.items()
+    }
     at_edge = [label for label, line in lines.items() if line and line[-1][0] == lengths[-1]]
     column = [texts[label] for label in at_edge]
     plot = max(390.0, 1.15 * margin_height(column))
@@ -161,6 +156,47 @@ def cost_against_length(series: Sequence[Group], cost: Cost, styles: Mapping[str
     return sheet.figure
 
 
-def batch_of(group: Group) -> str:
-    found = numbers((as_mapping(record.get("spec")) for record in group.records), "batch_size")
-    return f"{found[0]:.0f}" if found else "?"
+def crossover_chart(series: Sequence[Group], styles: Mapping[str, Style]) -> Figure | None:
+    """From which length on each variant is faster than full, with its interval: a line each, the earliest on top."""
+    cells = rows_by_length(series)
+    found = find_crossovers(cells, TIME.field)
+    if not found:
+        return None
+    order = sorted(found, key=lambda label: (found[label].within_noise, found[label].length, found[label].high, label))
+    told = {label: NOISE if c.within_noise else length_text(c.length, c) for label, c in found.items()}
+    rows = {label: next(iter(cells[label].values())) for label in order}
+    shortest, longest = min(c.measured[0] for c in found.values()), max(c.measured[1] for c in found.values())
+    sheet = Sheet(
+        f"Length from which forward + backward is faster than full: {series[0].task}"
+        + (f" ({series[0].where})" if series[0].where else ""),
+        series[0].machine,
+        [
+            "Lines: 95 % intervals. Left of the lengths measured: faster at all of them; right: not at the longest. "
+            "Within noise: at no length measured beyond noise faster or slower."
+        ],
+        list(rows.values()),
+        body=20.0 * len(order) + 58,
+    )
+    left = 26 + max(text_size(row.name, SMALL)[0] for row in rows.values())
+    right = 26 + max(text_size(text, SMALL)[0] for text in told.values())
+    axes = sheet.axes(left, 48, WIDTH - left - right, 20.0 * len(order))
+    outside = (longest / shortest) ** 0.06  # how far beyond the lengths measured "all" and "none" stand
+    low, high = shortest / outside, longest * outside
+    axes.set_xlim(low / outside, high * outside)
+    axes.set_ylim(len(order) - 0.5, -0.5)
+    axes.set_yticks([])
+    log_ticks(axes, "x", sorted({group.seq_len for group in series}), lambda n: f"{n:,.0f}")
+    axes.set_xlabel("sequence length, tokens (logarithmic)")
+    for edge in (shortest, longest):
+        axes.axvline(edge, color=FAINT, linewidth=0.8)
+    box = axes.get_window_extent()
+    for place, label in enumerate(order):
+        style, crossover = styles[label], found[label]
+        ends = [min(max(end, low), high) for end in (crossover.low, crossover.length, crossover.high)]
+        axes.plot([ends[0], ends[2]], [place, place], color=style.colour, linewidth=1.5)
+        if not crossover.within_noise:
+            axes.plot(ends[1], place, color=style.colour, marker=style.marker, markersize=6)
+        height = float(axes.transData.transform((1, place))[1])
+        write(sheet.figure, rows[label].name, box.x0 - 8, height, ha="right")
+        write(sheet.figure, told[label], box.x1 + 8, height, ha="left")
+    return sheet.figure

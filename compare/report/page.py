@@ -15,7 +15,7 @@ from .aggregate import Chart, Group, Record, Row, as_mapping, as_pairs, slug, st
 from .answer import answer
 from .families import colour_of, in_order
 from .heatmap import HEAT, heat_maps, heat_notes, heat_table
-from .lengths import length_series
+from .scaling import cost_tables, length_series
 from .summary import summarise
 from .sweeps import sweep_table
 from .tables import (
@@ -256,12 +256,17 @@ def embedded(path: Path) -> str:
 
 
 def cost_section(groups: Sequence[Group], charts: Sequence[Chart], folder: Path) -> str:
-    """The charts across lengths, and where their numbers stand."""
+    """How cost grows with length, as tables and charts, and where the numbers of each length stand."""
     if not (drawn := figures([chart for chart in charts if not chart.group], folder)):
         return ""
     measured_at = [group for series in length_series(groups) for group in series]
     links = [f'<a href="#table-{groups.index(group)}">{escape(group.title)}</a>' for group in measured_at]
-    return f'{drawn}<p class="soft">The numbers: {", ".join(links)}.</p>'
+    tables = [
+        part
+        for costs in cost_tables(groups)
+        for part in (simple_table(costs.title, costs.header, costs.body), bullets(costs.notes, css="soft"))
+    ]
+    return f'{"".join(tables)}{drawn}<p class="soft">The numbers of each length: {", ".join(links)}.</p>'
 
 
 def heat_section(groups: Sequence[Group], charts: Sequence[Chart], folder: Path) -> str:

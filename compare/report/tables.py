@@ -9,6 +9,7 @@ from .answer import answer
 from .families import colour_of
 from .flags import flag_notes, marked, parameters
 from .heatmap import HEAT
+from .scaling import cost_tables
 from .stats import ENOUGH_SEEDS, Difference, Estimate, binomial_half, in_points
 from .summary import summarise
 from .sweeps import sweep_table
@@ -287,6 +288,8 @@ def markdown_report(groups: Sequence[Group], charts: Sequence[Chart], warnings: 
         parts += [image(chart) for chart in charts if chart.group == group.slug]
     if across := [image(chart) for chart in charts if not chart.group]:
         parts += ["## Cost against length", *across]
+        for costs in cost_tables(groups):
+            parts += [f"### {costs.title}", markdown_table(costs.header, costs.body), bullets(costs.notes)]
     if maps := [image(chart) for chart in charts if chart.group == HEAT]:
         parts += ["## Tasks and variants", *maps]
     if trivial := baseline_rows(groups):
