@@ -104,7 +104,7 @@ def resize(browser: webdriver.Chrome, width: int) -> None:
 @pytest.mark.browser
 def test_every_chart_is_drawn_and_says_what_it_shows(opened: webdriver.Chrome) -> None:
     charts = find(opened, "figure img")
-    assert len(charts) == TABLES * 4 + 2 + 1
+    assert len(charts) == TABLES * 4 + 3 + 1
     for chart in charts:
         assert opened.execute_script("return arguments[0].complete && arguments[0].naturalWidth", chart) > 0
         assert chart.size["width"] > 300
