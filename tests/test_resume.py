@@ -38,10 +38,10 @@ class KilledError(Exception):
 
 
 def untimed(record: Record) -> Record:
-    """A record without what no two runs have in common."""
+    """A record without what no two runs have in common: times, and at which points there was time to validate."""
     kept = {name: value for name, value in record.items() if name not in TIMES}
-    if "curve" in kept:
-        kept["curve"] = [{name: value for name, value in p.items() if name != "seconds"} for p in kept["curve"]]
+    timed = {"seconds", "val_loss", "val_score"}
+    kept["curve"] = [{name: value for name, value in p.items() if name not in timed} for p in kept["curve"]]
     return kept
 
 
@@ -98,12 +98,12 @@ def test_a_killed_training_ends_as_an_uninterrupted_one_bit_by_bit(change: dict[
 def test_a_budget_counts_the_seconds_before_the_kill(tmp_path: Path) -> None:
     spec = replace(TINY, steps=None, budget=1.0)
     with pytest.raises(KilledError):
-        train(spec, tmp_path / "killed.pt", 20)
+        train(spec, tmp_path / "killed.pt", 3)
     state = torch.load(tmp_path / "killed.pt", weights_only=True)
     before = state["trainer"]["progress"]["seconds"]
     resumed, found = train(spec, tmp_path / "killed.pt")
     assert 0 < before < 1
-    assert 1 <= found["train_seconds"] < 1.5
+    assert 1 <= found["train_seconds"] < 3
     assert [p["seconds"] for p in found["curve"]] == sorted(p["seconds"] for p in found["curve"])
     assert found["curve"][0]["seconds"] <= before
 
@@ -204,6 +204,8 @@ def finished_lines(out: Path) -> list[str]:
     return [line.decode() for line in lines if line.startswith(b"{") and line.endswith(b"}")]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel to end the worker with its parent")
 def test_twenty_kills_at_random_moments_lose_and_repeat_nothing(tmp_path: Path) -> None:
     """Two comparisons at once, the parent of each killed ten times, and with it its worker."""
@@ -233,6 +235,8 @@ def test_twenty_kills_at_random_moments_lose_and_repeat_nothing(tmp_path: Path) 
     for folder in folders:
         records = [json.loads(line) for line in finished_lines(folder)]
         assert [r["run_id"] for r in records] == [spec.run_id for spec in specs], "a run is missing or was repeated"
-        assert [untimed(r) for r in records[:2]] == expected
+        for record, whole in zip(records[:2], expected, strict=True):
+            for name, value in whole.items():
+                assert untimed(record)[name] == value, f"{record['variant']}: {name}"
         assert [r["run_id"] for r in read_records(folder / "records.jsonl")[0]] == [r["run_id"] for r in records]
         assert not (folder / "checkpoints").exists()
