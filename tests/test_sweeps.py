@@ -96,6 +96,18 @@ def test_a_swept_variant_is_one_line_named_once_and_every_text_is_readable(stem:
     assert len(numbers) >= 9, "hardly a point bears its value"
 
 
+def test_where_two_sweeps_cross_both_lines_are_named() -> None:
+    records = [make_record("full"), make_record("none")]
+    for rank, (hashes, bucket) in enumerate([(1, 16), (2, 16), (4, 16), (2, 8), (2, 32)]):
+        record = make_record("reformer", label=f"reformer bucket_size={bucket} n_hashes={hashes}")
+        record["spec"]["options"] = [["bucket_size", bucket], ["n_hashes", hashes]]
+        records.append(record | {"test_score": 0.4 + 0.02 * rank, "step_seconds": 0.1 * (rank + 1)})
+    figure = chart(records, "capacity_time")
+    labels = {label.replace("\n", " ") for label, _ in labels_of(figure)}
+    assert {"reformer bucket_size=16 n_hashes=4", "reformer bucket_size=32 n_hashes=2"} <= labels
+    assert sorted(len(line.get_xdata()) for line in figure.axes[0].lines if line.get_zorder() == 2.2) == [3, 3]
+
+
 def test_capacity_shows_what_is_swept_and_what_it_is_measured_by() -> None:
     capacity = capacity_group(group_of(swept()))
     assert capacity is not None

@@ -134,7 +134,9 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
         return None
     sweeps = sweeps_of([spot.row for spot in spots])
     looks = dict(styles) | {row.name: styles[sweep.rows[0].name] for sweep in sweeps for row in sweep.rows}
-    values = {row.name: f"{value:g}" for sweep in sweeps for value, row in sweep.points[:-1]}
+    named = {sweep.rows[-1].name for sweep in sweeps}
+    points = (point for sweep in sweeps for point in sweep.points)
+    values = {row.name: f"{value:g}" for value, row in points if row.name not in named}
     sign = 1 if against.more_is_better else -1
     attending = [spot for spot in spots if against.pareto and spot.row.attends]
     front = [attending[i] for i in pareto_front([(sign * s.cost.mean, s.score.mean) for s in attending])]
