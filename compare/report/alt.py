@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from .accuracy import Against
 from .aggregate import Group, Row, learning_curve
 from .lengths import Cost
+from .scaling import TIME, crossover_text, find_crossovers, rows_by_length
 from .units import percent, sentence
 
 Means = list[tuple[Row, float]]
@@ -39,6 +40,12 @@ def describe_cost(series: Sequence[Group], cost: Cost) -> str:
     """What variants cost at the shortest and at the longest length."""
     ends = [(group, means(group.rows, cost.field)) for group in (series[0], series[-1])]
     return " ".join(f"At length {group.seq_len:,}: {span(found, cost.show)}." for group, found in ends if found)
+
+
+def describe_crossovers(series: Sequence[Group]) -> str:
+    """From which length each variant is faster than full."""
+    found = find_crossovers(rows_by_length(series), TIME)
+    return "; ".join(f"{label} {crossover_text(crossover)}" for label, crossover in found.items()) + "."
 
 
 def means(rows: Sequence[Row], field: str) -> Means:

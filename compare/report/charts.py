@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from .accuracy import SPEED, STEP, WEIGHT, accuracy_chart, state_of
 from .aggregate import Chart, Group, slug
-from .alt import describe_accuracy, describe_cost, describe_curves
+from .alt import describe_accuracy, describe_cost, describe_crossovers, describe_curves
 from .canvas import DPI, STYLE, Style, choose_styles
 from .curves import learning_curves
 from .heatmap import HEAT, draw_heat_map, heat_maps
@@ -63,8 +63,8 @@ def plan(groups: Sequence[Group], styles: Mapping[str, Style]) -> list[tuple[Cha
             alt = f"{cost.title}: {series[0].task}. {describe_cost(series, cost)}"
             chart = Chart(f"{stem}_{name}", alt.strip(), "")
             charts.append((chart, partial(cost_against_length, series, cost, styles)))
-        chart = Chart(f"crossover_{name}", f"Length from which a variant is faster than full: {series[0].task}", "")
-        charts.append((chart, partial(crossover_chart, series, styles)))
+        alt = f"Length from which a variant is faster than full: {series[0].task}. {describe_crossovers(series)}"
+        charts.append((Chart(f"crossover_{name}", alt, ""), partial(crossover_chart, series, styles)))
     charts += [(Chart(heat.stem, heat.alt, HEAT), partial(draw_heat_map, heat)) for heat in heat_maps(groups)]
     return charts
 
