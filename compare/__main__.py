@@ -148,7 +148,8 @@ def run_and_report(
 
     write_atomically(out / "environment.json", json.dumps(machine, indent=1) + "\n")
     records = out / "records.jsonl"
-    progress.say(f"{len(specs)} runs, one after another; results in {out}")
+    count = f"{len(specs)} runs, one after another" if len(specs) > 1 else "1 run"
+    progress.say(f"{count}; results in {out}")
     interrupted = False
     notes: dict[str, Record] = {}
     try:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 from compare.progress import Progress
 from compare.spec import DataId, RunSpec
 from compare.worker import make_task
+from tasks.cache import DamagedCacheWarning
 
 
 def prepare_data(specs: list[RunSpec], progress: Progress) -> dict[DataId, str]:
@@ -18,13 +21,18 @@ def prepare_data(specs: list[RunSpec], progress: Progress) -> dict[DataId, str]:
         task = make_task(spec)
         title = f"{spec.task} · N {spec.seq_len}"
         try:
-            with progress.preparing(f"{title}: preparing data") as on_progress:
+            with (
+                progress.preparing(f"{title}: preparing data") as on_progress,
+                warnings.catch_warnings(record=True, action="always", category=DamagedCacheWarning) as damaged,
+            ):
                 task.prepare(on_progress)
                 facts = task.facts
         except (ValueError, OSError) as error:
             failed[data_id] = " ".join(str(error).split())
             progress.error(failed[data_id])
         else:
+            for warning in damaged:
+                progress.warn(str(warning.message))
             for note in facts["notes"]:
                 progress.say(f"{title}: {note}")
     return failed

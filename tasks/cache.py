@@ -29,6 +29,10 @@ FORMAT = 2
 ARROW_TYPES = {bytes: "binary", int: "int64", float: "float64", str: "string"}
 
 
+class DamagedCacheWarning(UserWarning):
+    """A cache could not be read, and is built again."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """The samples of a split, made as they are read, and how many there will be, about: for the progress bar."""
@@ -61,7 +65,8 @@ def load_or_build(
         try:
             return _load(folder)
         except Exception as error:  # whatever `datasets` and Arrow raise on a damaged folder
-            warnings.warn(f"rebuilding the unreadable cache {folder}: {error}", stacklevel=2)
+            reason = " ".join(str(error).split())
+            warnings.warn(f"rebuilding the unreadable cache {folder}: {reason}", DamagedCacheWarning, stacklevel=2)
             shutil.rmtree(folder)
 
     folder.parent.mkdir(parents=True, exist_ok=True)

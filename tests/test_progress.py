@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from compare import progress as module
+from compare.prepare import prepare_data
 from compare.progress import Progress, QuietProgress, Runs, TableProgress, choose_progress, clock
 from compare.record import Record
 from compare.spec import RunSpec
@@ -44,6 +45,18 @@ def drawn(progress: TableProgress) -> list[str]:
     page = Console(file=io.StringIO(), width=progress.console.width)
     page.print(progress.table())
     return page.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+def test_a_damaged_cache_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path))
+    spec, out = small_spec("digits", 64, steps=1), io.StringIO()
+    assert prepare_data([spec], Progress(Console(file=out))) == {}
+    assert out.getvalue() == ""
+    for file in tmp_path.rglob("*.arrow"):
+        file.write_bytes(b"torn")
+    assert prepare_data([spec], Progress(Console(file=out))) == {}
+    assert out.getvalue().startswith("warning: rebuilding the unreadable cache")
+    assert out.getvalue().count("\n") == 1
 
 
 def show(width: int, height: int, specs: list[RunSpec], current: int) -> list[str]:

@@ -1,12 +1,14 @@
 """The whole report in a few sentences: which attention to take, and how far that can be said at all."""
 
+import math
 from collections.abc import Sequence
 
 from .aggregate import Group, Row, Terms
 from .flags import in_words
+from .scaling import TIME, find_crossovers, length_series, length_text, rows_by_length
 from .stats import ENOUGH_SEEDS, Difference, in_points
 from .summary import baseline_differences, measured, scores_of, short
-from .units import percent, plural, sentence, significant
+from .units import percent, plain, plural, sentence, significant
 
 WITHIN = 0.01  # of full's score: what counts as being as good
 GOOD = f"within {100 * WITHIN:g} {plural(round(100 * WITHIN), 'point')} of full"
@@ -21,11 +23,13 @@ EXPLAINED = (
 def answer(groups: Sequence[Group]) -> list[str]:
     """Sentences for the top of a report: one for each task and length, and one over all of them."""
     judged = [group for group in groups if can_be_judged(group)]
-    lines = [EXPLAINED] if judged else []
+    lines = []
     for group in groups:
         by = f", by {group.terms.words('score')}" if group.terms != Terms() else ""
         lines.append(f"{group.title}{by}: {' '.join(sentences(group))}")
-    return lines + over_tasks(judged)
+    lines += over_tasks(judged)
+    lines += [crossovers(series) for series in length_series(groups)]
+    return lines + ([EXPLAINED] if judged else [])
 
 
 def can_be_judged(group: Group) -> bool:
@@ -136,6 +140,34 @@ def sobering(group: Group) -> list[str]:
                 f"No variant is shown to be above {control}: that attention gains anything here cannot be said."
             )
     return said
+
+
+def crossovers(series: Sequence[Group]) -> str:
+    """From which length each variant is faster than full, the earliest first."""
+    cells = rows_by_length(series)
+    found = find_crossovers(cells, TIME)
+    shortest, longest = series[0].seq_len, series[-1].seq_len
+    always, sometime, never, unclear = [], [], [], []
+    for label in sorted(found, key=lambda label: (found[label].length, label)):
+        crossover, row = found[label], next(iter(cells[label].values()))
+        if not row.attends:
+            continue
+        if crossover.within_noise:
+            unclear.append(row.name)
+        elif crossover.length == 0:
+            always.append(row.name)
+        elif crossover.length == math.inf:
+            never.append(row.name)
+        else:
+            sometime.append(f"{row.name} from {length_text(crossover.length, crossover)}")
+    said = (
+        (f"at every length from {plain(shortest)} on", always),
+        ("from some length on", sometime),
+        (f"at none of the longest, up to {plain(longest)}", never),
+        ("undecided, within noise", unclear),
+    )
+    words = "; ".join(f"{what}: {', '.join(names)}" for what, names in said if names)
+    return f"{series[0].task}, longer and longer: faster than full (forward + backward) {words or 'cannot be said'}."
 
 
 def may_be_above(found: Difference) -> bool:
