@@ -15,6 +15,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
 
 from compare.report import write_report
 from compare.report.aggregate import Source, group_records
@@ -192,8 +193,8 @@ def test_the_address_keeps_the_filter(opened: webdriver.Chrome, page: Path) -> N
     family(opened, "low-rank").click()
     find(opened, "#hide-failed")[0].click()
     find(opened, "nav a[href='#group-1']")[0].click()
-    address = opened.current_url
-    assert address.endswith("#group-1&q=lin&without=low-rank&failed=hidden")
+    wanted = "#group-1&q=lin&without=low-rank&failed=hidden"
+    address = WebDriverWait(opened, 10).until(lambda b: b.current_url if b.current_url.endswith(wanted) else "")
     visit(opened, page, address.partition("#")[2])
     assert set(shown_rows(opened)) == {"linear"}
     assert find(opened, "#filter-text")[0].get_attribute("value") == "lin"

@@ -40,7 +40,7 @@ class KilledError(Exception):
 def untimed(record: Record) -> Record:
     """A record without what no two runs have in common: times, and at which points there was time to validate."""
     kept = {name: value for name, value in record.items() if name not in TIMES}
-    timed = {"seconds", "val_loss", "val_score"}
+    timed = {"seconds", "val_loss", "val_score", "val_size"}
     kept["curve"] = [{name: value for name, value in p.items() if name not in timed} for p in kept["curve"]]
     return kept
 
