@@ -420,6 +420,6 @@ def test_the_answer_says_from_which_length_a_variant_is_faster() -> None:
     lengths = (256, 512, 1024, 2048, 4096)
     records = [at("full", n, n**2 * 1e-7) for n in lengths] + [at("linear", n, n * 1e-7 * 700) for n in lengths]
     records += [at("local", n, n * 1e-7 * 20) for n in lengths] + [at("performer", n, n**2 * 4e-7) for n in lengths]
-    said = next(line for line in answer(groups_of(records)) if "longer and longer" in line)
+    said = next(line for line in answer(groups_of(records)) if "against length" in line)
     assert "at every length from 256 on: local; from some length on: linear from 70" in said.replace(NO_BREAK, " ")
     assert "at none of the longest, up to 4,096: performer." in said

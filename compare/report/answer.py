@@ -167,7 +167,7 @@ def crossovers(series: Sequence[Group]) -> str:
         ("undecided, within noise", unclear),
     )
     words = "; ".join(f"{what}: {', '.join(names)}" for what, names in said if names)
-    return f"{series[0].task}, longer and longer: faster than full (forward + backward) {words or 'cannot be said'}."
+    return f"{series[0].task} against length: faster than full (forward + backward) {words or 'cannot be said'}."
 
 
 def may_be_above(found: Difference) -> bool:
