@@ -38,11 +38,11 @@ from compare.report.aggregate import (
     machine_name,
     tell_apart,
 )
+from compare.report.stats import SIGNIFICANT
 from compare.report.tables import markdown_table
 from compare.report.units import percent, seconds, size
 from compare.spec import DEFAULTS
 
-SIGNIFICANT = 0.05
 COLOURS = {"worse": "red", "better": "green"}
 WIDE = 160  # columns, where there is no terminal that has a width
 HEADER = ("task", "variant", "what", "before", "after", "change", "verdict")
@@ -74,7 +74,7 @@ class Measure:
 
     def by_seed(self, row: Row) -> dict[str, float]:
         """On that scale, of the runs that finished."""
-        found = values_by_seed(row, self.field)
+        found = row.by_seed(self.field)
         return found if self.is_score else {seed: math.log(value) for seed, value in found.items() if value > 0}
 
     def words(self, change: float, half: float | None) -> str:
@@ -176,7 +176,7 @@ class Comparison:
         verdict = "worse" if change * measure.worse > 0 else "better"
         if measure.timed and elsewhere:
             verdict = "other machine"
-        was, now = (mean_of(values_by_seed(row, measure.field)) for row in pair[1:])
+        was, now = (mean_of(row.by_seed(measure.field)) for row in pair[1:])
         words = measure.words(change, half)
         return Change(pair.where, pair.before.name, measure.title, measure.show(was), measure.show(now), words, verdict)
 
@@ -270,7 +270,7 @@ def diff(before: Source, after: Source) -> Diff:
     unjudged = sum(
         comparison.measure.is_score and not found for comparison, found in zip(comparisons, tested, strict=True)
     )
-    counted = sum(all(values_by_seed(row, field) for row in pair[1:]) for pair in pairs for field, _ in COUNTS)
+    counted = sum(all(row.by_seed(field) for row in pair[1:]) for pair in pairs for field, _ in COUNTS)
     return Diff(remarks, changes, len(comparisons) + counted + len(pairs) - unjudged, unjudged, new, vanished)
 
 
@@ -341,11 +341,6 @@ def hashes_of(group: Group) -> set[str]:
     return {str(value) for each in data for key, value in each.items() if key.endswith("sha256")}
 
 
-def values_by_seed(row: Row, field: str) -> dict[str, float]:
-    values = {str(record.get("seed")): as_number(record.get(field)) for record in row.finished}
-    return {seed: value for seed, value in values.items() if value is not None}
-
-
 def mean_of(values: Mapping[str, float]) -> float:
     return float(np.mean(list(values.values())))
 
@@ -361,7 +356,7 @@ def exact_changes(pair: Pair) -> list[Change]:
         ("kernel", [row.kernels for row in rows], "", "changed"),
     ]
     for field, title in COUNTS:
-        sides = [values_by_seed(row, field) for row in rows]
+        sides = [row.by_seed(field) for row in rows]
         if all(sides):
             shared = sides[0].keys() & sides[1].keys()
             means = [mean_of({seed: side[seed] for seed in shared or side}) for side in sides]

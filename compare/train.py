@@ -250,8 +250,9 @@ class Trainer:
                 begun = time.perf_counter()
                 batch = next(batches)
                 at.loading += time.perf_counter() - begun
-                at.tokens += count_tokens(batch)
-                at.flops += count_tokens(batch) * flops_per_token(length_of(batch))
+                tokens = count_tokens(batch)
+                at.tokens += tokens
+                at.flops += tokens * flops_per_token(length_of(batch))
                 self.step(self.to_device(batch), at.tally)
             synchronise(self.device)
             at.seconds += time.perf_counter() - start

@@ -19,7 +19,6 @@ from .scaling import cost_tables, length_series
 from .summary import summarise
 from .sweeps import sweep_table
 from .tables import (
-    MISSING,
     READING,
     Cell,
     baseline_rows,
@@ -30,6 +29,7 @@ from .tables import (
     notes,
     slice_table,
 )
+from .units import MISSING
 
 HERE = Path(__file__).parent
 TITLE = "Comparison of attention variants"

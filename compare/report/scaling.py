@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .aggregate import Group, Record, Row, as_mapping, as_number, numbers, status_of, tell_apart
 from .stats import t95
-from .units import SPACE, percent, plain, seconds, size
+from .units import MISSING, SPACE, percent, plain, seconds, size
 
 FIT_SPAN = 8  # exponents are fitted from an eighth of the longest length on
 FEWEST = 3  # lengths that a fit needs
@@ -19,7 +19,6 @@ DRAWS = 2000
 STEPS_BETWEEN = 10  # places looked at between two lengths
 IQR_OF_NORMAL = 1.349  # in standard deviations
 TIME, STEP, MEMORY = "forward_backward_seconds", "step_seconds", "peak_memory_bytes"
-MISSING = "–"
 NOISE = "within noise"
 
 FloatArray = NDArray[np.float64]

@@ -5,18 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtr, stdtrit
 
 ENOUGH_SEEDS = 3
 SIGNIFICANT = 0.05
 CERTAIN = 10**6  # degrees of freedom of what is not estimated from seeds
 LEAST = 1e-12  # differences up to this are rounding
-
-# Two-sided 95 % points of Student's t for 1 to 30 degrees of freedom.
-T95 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
 
 
 class Estimate(NamedTuple):
@@ -37,23 +31,14 @@ class Difference(NamedTuple):
     beyond: bool
 
 
-def t95(degrees: int) -> float:
-    return T95[degrees - 1] if degrees <= len(T95) else 1.96 + 2.4 / degrees
+def t95(degrees: float) -> float:
+    """The two-sided 95 % point of Student's t."""
+    return float(stdtrit(degrees, 1 - SIGNIFICANT / 2))
 
 
-def t_tails(t: float, degrees: int) -> float:
-    """How likely Student's t is beyond t on either side (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
-    if degrees > 200:
-        return math.erfc(abs(t) / math.sqrt(2))
-    angle = math.atan(abs(t) / math.sqrt(degrees))
-    odd = degrees % 2
-    term = math.cos(angle) if odd else 1.0
-    terms = [term]
-    for k in range(2 + odd, degrees - 1, 2):
-        term *= (k - 1) / k * math.cos(angle) ** 2
-        terms.append(term)
-    inside = math.sin(angle) * sum(terms) if degrees > 1 else 0.0
-    return 1 - (2 / math.pi * (angle + inside) if odd else inside)
+def t_tails(t: float, degrees: float) -> float:
+    """How likely Student's t is beyond t on either side."""
+    return float(2 * stdtr(degrees, -abs(t)))
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:

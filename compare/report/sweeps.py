@@ -7,9 +7,7 @@ from typing import NamedTuple
 
 from .aggregate import Group, Row, as_key, as_mapping, as_number, as_pairs, as_word
 from .stats import ENOUGH_SEEDS
-from .units import percent, seconds, size
-
-MISSING = "–"
+from .units import MISSING, percent, seconds, size
 
 
 class Sweep(NamedTuple):

@@ -13,10 +13,8 @@ from .scaling import cost_tables
 from .stats import ENOUGH_SEEDS, Difference, Estimate, binomial_half, in_points
 from .summary import summarise
 from .sweeps import sweep_table
-from .units import count, percent, plain, plural, seconds, size
+from .units import MISSING, count, percent, plain, plural, seconds, size
 from .views import MATCHES, match_scores, scored
-
-MISSING = "–"
 
 
 @dataclass(frozen=True)

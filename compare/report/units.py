@@ -3,6 +3,7 @@
 import math
 
 SPACE = "\N{NO-BREAK SPACE}"
+MISSING = "–"
 
 
 def significant(value: float) -> str:
