@@ -1,4 +1,4 @@
-"""The two contracts that every backend keeps, and the facts that it declares.
+"""The two contracts that every backend keeps, the facts that it declares, and the state of its step form.
 
 Shape letters, the same everywhere: ``B`` batch, ``H`` heads, ``N`` length, ``D`` head width, ``C`` d_model,
 ``M`` reduced size (rank, landmarks, features). Masks are boolean and True means padding.
@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
+
+Tensors = tuple[Tensor, ...]
 
 
 def at_least(low: int, **options: int) -> None:
@@ -67,6 +70,7 @@ class Traits:
         year: of that paper; None where there is none.
         time, memory: cost of one forward in N, ``memory`` being what is kept for backward.
         causal: has a causal form.
+        bidirectional: how the other form sees both sides: at once, or how two directions are merged.
         capacity: the config's field that buys accuracy for cost: rank, window, features … None where there is none.
         exact: equals softmax attention on every input.
         stochastic: holds random parts, drawn at construction and again by ``redraw()`` only.
@@ -81,6 +85,7 @@ class Traits:
     time: str
     memory: str
     causal: bool
+    bidirectional: str = "at once"
     capacity: str | None = None
     exact: bool = False
     stochastic: bool = False
@@ -97,10 +102,95 @@ class Kernel:
     fallback: bool = False
 
 
+class State:
+    """What a step form keeps of the positions that it has seen.
+
+    A step uses it up, since it may write into its tensors: go on with the state that the step returns.
+
+    Attributes:
+        owner: the module whose steps it belongs to.
+        length: positions seen.
+        batch, dtype: of the inputs.
+        tensors: of a backend, (B, …) each.
+        layers: of an encoder, the states of its layers.
+        used: a step has used it up.
+    """
+
+    def __init__(
+        self, owner: nn.Module, x: Tensor, tensors: Tensors = (), *, length: int = 0, layers: tuple[State, ...] = ()
+    ) -> None:
+        self.owner, self.length, self.tensors, self.layers = owner, length, tensors, layers
+        self.batch, self.dtype = len(x), x.dtype
+        self.used = False
+
+    @property
+    def size(self) -> int:
+        """Numbers kept of one sample."""
+        own = sum(x.numel() for x in self.tensors) // self.batch
+        return own + sum(layer.size for layer in self.layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept of the whole batch."""
+        return sum(x.nbytes for x in self.tensors) + sum(layer.nbytes for layer in self.layers)
+
+    def take(self, owner: nn.Module, x: Tensor) -> None:
+        """Use it up for the step of ``owner`` on ``x`` (B, …).
+
+        Raises:
+            ValueError: the state of another module, batch or dtype, or one that is used up.
+        """
+        if self.owner is not owner:
+            raise ValueError(
+                f"expected a state of this {type(owner).__name__}, got one of another model or layer "
+                f"({type(self.owner).__name__}): begin with state=None"
+            )
+        if self.used:
+            raise ValueError(
+                f"the state after {self.length} positions is used up by an earlier step: "
+                "go on with the state that it returned"
+            )
+        if (self.batch, self.dtype) != (len(x), x.dtype):
+            raise ValueError(
+                f"expected {self.batch} samples of {self.dtype}, as the state was begun with, got {len(x)} of {x.dtype}"
+            )
+        self.used = True
+
+
 class Backend(nn.Module):
-    """What an ``Attention`` and a ``Mixer`` have in common. Subclasses take ``(dims: Dims, config)``."""
+    """What an ``Attention`` and a ``Mixer`` have in common. Subclasses take ``(dims: Dims, config)``.
+
+    A causal backend has a step form, position by position, which equals ``forward``: its two parts are ``begin`` and
+    ``advance``.
+    """
 
     traits: ClassVar[Traits]
+    name: ClassVar[str]  # under which it is registered
+    causal: bool = False  # as it was built
+
+    def begin(self, x: Tensor) -> Tensors:
+        """What the step form keeps before the first position: (B, …) tensors; x: as ``advance`` will get."""
+        raise NotImplementedError
+
+    def cache_size(self, length: int) -> int | None:
+        """Numbers that the step form keeps of one sample after ``length`` positions; None = there is no step form."""
+        return None
+
+    def _open(self, x: Tensor, state: State | None) -> State:
+        """The state that a step on ``x`` (B, …) goes on from; ValueError where there can be none."""
+        if not self.traits.causal:
+            raise ValueError(f"{self.name} has no causal form, so it cannot go step by step")
+        if not self.causal:
+            raise ValueError(
+                f"expected a causal layer for steps, got {self.name} in both directions: build with causal=True"
+            )
+        if state is None:
+            try:
+                state = State(self, x, self.begin(x))
+            except NotImplementedError:
+                raise ValueError(f"{self.name} has no step form: it does not define begin and advance") from None
+        state.take(self, x)
+        return state
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         """What computes the mixing for inputs like ``x``, the first that forward takes. Records and charts name it."""
@@ -130,6 +220,24 @@ class Attention(Backend, ABC):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         """Mix ``v``. q, k, v and the result: (B, H, N, D); key_padding_mask: (B, N) bool, True = padding."""
 
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        """The result at ``position``, and what is kept after it. q, k, v and the result: (B, H, 1, D).
+
+        ``tensors``, what is kept of the positions before, may be written into.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, q: Tensor, k: Tensor, v: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """The next position of the causal form. q, k, v and the result: (B, H, D); state: None before the first.
+
+        Raises:
+            ValueError: no causal form, or a state of another module, batch or dtype, or one that is used up.
+        """
+        before = self._open(v, state)
+        out, tensors = self.advance(q[:, :, None], k[:, :, None], v[:, :, None], before.tensors, before.length)
+        return out[:, :, 0], State(self, v, tensors, length=before.length + 1)
+
 
 class Mixer(Backend, ABC):
     """A whole sublayer, for methods that are not shaped as queries, keys and values.
@@ -142,3 +250,21 @@ class Mixer(Backend, ABC):
     @abstractmethod
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         """Mix ``x``. x and the result: (B, N, C); key_padding_mask: (B, N) bool, True = padding."""
+
+    def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        """The result at ``position``, and what is kept after it. x and the result: (B, 1, C).
+
+        ``tensors``, what is kept of the positions before, may be written into.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """The next position of the causal form. x and the result: (B, C); state: None before the first.
+
+        Raises:
+            ValueError: no causal form, or a state of another module, batch or dtype, or one that is used up.
+        """
+        before = self._open(x, state)
+        out, tensors = self.advance(x[:, None], before.tensors, before.length)
+        return out[:, 0], State(self, x, tensors, length=before.length + 1)

@@ -16,7 +16,7 @@ def angles(length: int, width: int) -> Tensor:
 
 
 class SinusoidalPositions(nn.Module):
-    """Adds sin and cos of position × frequency (arXiv:1706.03762, section 3.5). (B, N, C) -> (B, N, C).
+    """Adds sin and cos of position × frequency (arXiv:1706.03762, section 3.5). (B, N, C), from position ``first`` on.
 
     Args:
         scale: amplitude; that of the token embedding, so that positions do not drown small tokens.
@@ -30,23 +30,23 @@ class SinusoidalPositions(nn.Module):
         table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :d_model]
         self.register_buffer("table", scale * table, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.table[: x.shape[1]].to(x.dtype)
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        return x + self.table[first : first + x.shape[1]].to(x.dtype)
 
 
 class LearnedPositions(nn.Module):
-    """Adds a learned vector for each position. (B, N, C) -> (B, N, C)."""
+    """Adds a learned vector for each position. (B, N, C) -> (B, N, C), from ``first`` on."""
 
     def __init__(self, max_len: int, d_model: int) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.randn(max_len, d_model) * 0.02)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.table[: x.shape[1]]
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        return x + self.table[first : first + x.shape[1]]
 
 
 class RotaryPositions(nn.Module):
-    """Turns pairs of features by position × frequency (RoFormer, arXiv:2104.09864). (B, H, N, D) -> the same.
+    """Turns pairs of features by position × frequency (RoFormer, arXiv:2104.09864). (B, H, N, D), from ``first`` on.
 
     Raises:
         ValueError: odd head width.
@@ -63,9 +63,9 @@ class RotaryPositions(nn.Module):
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        n = x.shape[-2]
-        cos, sin = self.cos[:n].to(x.dtype), self.sin[:n].to(x.dtype)
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        places = slice(first, first + x.shape[-2])
+        cos, sin = self.cos[places].to(x.dtype), self.sin[places].to(x.dtype)
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
@@ -87,3 +87,8 @@ class ShortConvolution(nn.Module):
             x = x.masked_fill(key_padding_mask[..., None], 0)
         padded = F.pad(x.transpose(1, 2), self.reach)
         return x + F.conv1d(padded, self.weight, groups=x.shape[-1]).transpose(1, 2)
+
+    def step(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """The next position of the causal form. x: (B, C); past: (B, width - 1, C), inputs before it, 0 at first."""
+        window = torch.cat([past, x[:, None]], dim=1)
+        return x + torch.einsum("bwc,cw->bc", window, self.weight[:, 0]), window[:, 1:]

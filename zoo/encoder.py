@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.contract import Attention, Backend, Dims, Kernel, Mixer, at_least, one_of
+from zoo.contract import Attention, Backend, Dims, Kernel, Mixer, State, at_least, one_of
 from zoo.embeddings import LearnedPositions, RotaryPositions, ShortConvolution, SinusoidalPositions
 from zoo.functional import split
 from zoo.registry import build
@@ -40,14 +40,26 @@ class Heads(Mixer):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        pieces = split(self.qkv(x), self.inputs)
-        q, *k, v = (rearrange(piece, "b n (h d) -> b h n d", h=self.n_heads) for piece in pieces)
-        if self.rotary is not None:
-            q, k = self.rotary(q), [self.rotary(x) for x in k]
-        mixed = self.attention(q, *(k or [q]), v, key_padding_mask=key_padding_mask)
+        q, k, v = self._project(x)
+        mixed = self.attention(q, k, v, key_padding_mask=key_padding_mask)
         check_output(self.attention, mixed, v)
         y: Tensor = self.out(rearrange(mixed, "b h n d -> b n (h d)"))
         return y
+
+    def _project(self, x: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, N, C), positions from ``first`` on -> q, k, v (B, H, N, D)."""
+        pieces = split(self.qkv(x), self.inputs)
+        q, *k, v = (rearrange(piece, "b n (h d) -> b h n d", h=self.n_heads) for piece in pieces)
+        if self.rotary is not None:
+            q, k = self.rotary(q, first), [self.rotary(x, first) for x in k]
+        return q, k[0] if k else q, v
+
+    @torch.no_grad()
+    def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """As ``Mixer.step``; the state is the attention's."""
+        q, k, v = self._project(x[:, None], 0 if state is None else state.length)
+        mixed, state = self.attention.step(q[:, :, 0], k[:, :, 0], v[:, :, 0], state)
+        return self.out(rearrange(mixed, "b h d -> b (h d)")), state
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         heads = rearrange(x, "b n (h d) -> b h n d", h=self.n_heads)
@@ -55,6 +67,9 @@ class Heads(Mixer):
 
     def state_size(self, length: int) -> int | None:
         return self.attention.state_size(length)
+
+    def cache_size(self, length: int) -> int | None:
+        return self.attention.cache_size(length)
 
     def redraw(self) -> None:
         self.attention.redraw()
@@ -107,6 +122,22 @@ class MultiHeadAttention(nn.Module):
         check_output(self.mixer, y, x)
         return y if key_padding_mask is None else y.masked_fill(key_padding_mask[..., None], 0)
 
+    def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """The next position of the causal form, without gradients; all steps together equal one ``forward``.
+
+        Args:
+            x: (B, d_model), the input at the next position; the result has its shape.
+            state: what the step before returned; None at the first position.
+
+        Raises:
+            ValueError: a layer that is not causal; a state of another layer, batch or dtype, or one that is used up;
+                wrong shape; or more positions than ``max_len``.
+        """
+        check_step(x, self.d_model, state, self.max_len)
+        y, after = self.mixer.step(x, state)
+        check_output(self.mixer, y, x)
+        return y, after
+
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         """What computes the mixing for inputs like ``x`` (B, N, d_model)."""
         return self.mixer.kernel(x, key_padding_mask)
@@ -114,6 +145,10 @@ class MultiHeadAttention(nn.Module):
     def state_size(self, length: int) -> int | None:
         """Numbers that stand between ``length`` positions and a query: see ``Backend.state_size``."""
         return self.mixer.state_size(length)
+
+    def cache_size(self, length: int) -> int | None:
+        """Numbers that the step form keeps after ``length`` positions: see ``Backend.cache_size``."""
+        return self.mixer.cache_size(length)
 
 
 class FeedForward(nn.Module):
@@ -154,11 +189,21 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        before = self.norm1(x) if self.norm == "pre" else x
+        return self._add(x, self.attention(before, key_padding_mask=key_padding_mask))
+
+    def step(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """The next position of the causal form, x: (B, C)."""
+        mixed, state = self.attention.step(self.norm1(x) if self.norm == "pre" else x, state)
+        return self._add(x, mixed), state
+
+    def _add(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The two residual connections, given what the attention made of ``x``."""
+        x = x + self.dropout(mixed)
         if self.norm == "pre":
-            x = x + self.dropout(self.attention(self.norm1(x), key_padding_mask=key_padding_mask))
             y: Tensor = x + self.dropout(self.feed_forward(self.norm2(x)))
             return y
-        x = self.norm1(x + self.dropout(self.attention(x, key_padding_mask=key_padding_mask)))
+        x = self.norm1(x)
         y = self.norm2(x + self.dropout(self.feed_forward(x)))
         return y
 
@@ -224,7 +269,7 @@ class Encoder(nn.Module):
 
         if vocab_size is not None and n_features is not None:
             raise ValueError(f"expected vocab_size or n_features, got both: {vocab_size} and {n_features}")
-        self.d_model, self.max_len, self.vocab_size = d_model, max_len, vocab_size
+        self.d_model, self.max_len, self.vocab_size, self.causal = d_model, max_len, vocab_size, causal
         self.checkpointing = checkpointing
         self.embedding = None if vocab_size is None else nn.Embedding(vocab_size, d_model)
         if self.embedding is not None:
@@ -274,15 +319,7 @@ class Encoder(nn.Module):
         Raises:
             ValueError: wrong shape or dtype, or N above ``max_len``.
         """
-        if self.embedding is not None:
-            if x.dim() != 2 or x.is_floating_point() or x.dtype == torch.bool:
-                raise ValueError(f"expected token ids of shape (B, N), got shape {tuple(x.shape)} of {x.dtype}")
-            x = self.embedding(x)
-        if self.features is not None:
-            if x.dim() != 3 or x.shape[-1] != self.features.in_features or not x.is_floating_point():
-                wanted = f"(B, N, {self.features.in_features})"
-                raise ValueError(f"expected floats of shape {wanted}, got shape {tuple(x.shape)} of {x.dtype}")
-            x = self.features(x)
+        x = self._embed(x, "B, N")
         check_input(x, key_padding_mask, self.d_model, self.max_len)
         if self.conv is not None:
             x = self.conv(x, key_padding_mask=key_padding_mask)
@@ -296,6 +333,60 @@ class Encoder(nn.Module):
                 x = layer(x, key_padding_mask=key_padding_mask)
         y: Tensor = self.norm(x)
         return y if key_padding_mask is None else y.masked_fill(key_padding_mask[..., None], 0)
+
+    def _embed(self, x: Tensor, axes: str) -> Tensor:
+        """What comes in, ``axes`` long, as floats (…, d_model)."""
+        dims = axes.count(",") + 1
+        if self.embedding is not None:
+            if x.dim() != dims or x.is_floating_point() or x.dtype == torch.bool:
+                raise ValueError(f"expected token ids of shape ({axes}), got shape {tuple(x.shape)} of {x.dtype}")
+            x = self.embedding(x)
+        if self.features is not None:
+            if x.dim() != dims + 1 or x.shape[-1] != self.features.in_features or not x.is_floating_point():
+                wanted = f"({axes}, {self.features.in_features})"
+                raise ValueError(f"expected floats of shape {wanted}, got shape {tuple(x.shape)} of {x.dtype}")
+            x = self.features(x)
+        return x
+
+    @torch.no_grad()
+    def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Encode the next position of a causal encoder, without gradients; all steps together equal one ``forward``.
+
+        >>> state = None
+        >>> for token in tokens.unbind(1):  # (B, N) ids
+        ...     y, state = encoder.step(token, state)
+
+        Args:
+            x: (B,) token ids, (B, n_features) or (B, d_model) floats, as the encoder was made for.
+            state: what the step before returned; None at the first position.
+
+        Returns:
+            (B, d_model), and the state for the next step; the one given is used up.
+
+        Raises:
+            ValueError: an encoder that is not causal; a state of another encoder, batch or dtype, or one that is used
+                up; wrong shape; or more positions than ``max_len``.
+        """
+        x = self._embed(x, "B")
+        check_step(x, self.d_model, state, self.max_len)
+        if not self.causal:
+            raise ValueError("expected a causal encoder for steps, got one in both directions: build with causal=True")
+        if state is None:
+            past = () if self.conv is None else (x.new_zeros(len(x), self.conv.reach[0], self.d_model),)
+            state = State(self, x, past)
+        state.take(self, x)
+        like, tensors, layers = x, state.tensors, []
+        if self.conv is not None:
+            x, past = self.conv.step(x, *tensors)
+            tensors = (past,)
+        if not isinstance(self.positions, nn.Identity):
+            x = self.positions(x[:, None], state.length)[:, 0]
+        x = self.dropout(x)
+        for layer, before in zip(self.layers, state.layers or [None] * len(self.layers), strict=True):
+            assert isinstance(layer, EncoderLayer)
+            x, after = layer.step(x, before)
+            layers.append(after)
+        return self.norm(x), State(self, like, tensors, length=state.length + 1, layers=tuple(layers))
 
     def redraw(self) -> None:
         """Draw the random parts of every backend again (hashes, features, sparse layouts)."""
@@ -418,6 +509,16 @@ def check_input(x: Tensor, key_padding_mask: Tensor | None, d_model: int, max_le
             f"expected key_padding_mask of shape {tuple(x.shape[:2])} of torch.bool (True = padding), "
             f"got shape {tuple(key_padding_mask.shape)} of {key_padding_mask.dtype}"
         )
+
+
+def check_step(x: Tensor, d_model: int, state: State | None, max_len: int) -> None:
+    """Raise ValueError where ``x`` is not (B, d_model) floats, the state none, or ``max_len`` positions are over."""
+    if x.dim() != 2 or x.shape[-1] != d_model or not x.is_floating_point():
+        raise ValueError(f"expected floats of shape (B, {d_model}), got shape {tuple(x.shape)} of {x.dtype}")
+    if state is not None and not isinstance(state, State):
+        raise ValueError(f"expected the state that the last step returned, or None, got {type(state).__name__}")
+    if state is not None and state.length >= max_len:
+        raise ValueError(f"expected at most {max_len} positions (max_len), got one more: build with a larger max_len")
 
 
 def check_output(backend: Backend, y: object, like: Tensor) -> None:

@@ -12,19 +12,19 @@ forward and again in backward. Kept for backward are q, k, v, the output, one nu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from zoo.contract import Dims
+from zoo.contract import Dims, Tensors
 from zoo.functional import accumulator, side_by_side
+from zoo.scan import CHUNK, Chunk, scan
 
-CAUSAL_CHUNK = 128  # positions: quadratic within, a running state between
 CACHED = 2**20  # numbers in the features of one chunk: more pass through memory, fewer make many small steps
 RESIDENT = 2**24  # the same elsewhere, where many small steps cost more than memory does
 
@@ -63,7 +63,10 @@ def kernel_attention(
     none of its features meets one of a key, gives 0 and receives no gradient.
     """
     hidden = None if key_padding_mask is None else key_padding_mask[:, None, :, None]
-    attend = _Causal if causal else _Bidirectional if features.slope is None else _Elementwise
+    if causal:
+        sequences = (q, k, v) if hidden is None else (q, k, v, hidden)
+        return scan(kernel_chunk(features), sequences, empty_state(v, features))
+    attend = _Bidirectional if features.slope is None else _Elementwise
     out: Tensor = attend.apply(q, k, v, hidden, features)  # type: ignore[no-untyped-call]
     return out
 
@@ -78,10 +81,9 @@ class _Bidirectional(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, features: FeatureMap) -> Tensor:
         out, inverse = _empty_result(v)
         with torch.autocast(q.device.type, enabled=False):
-            for step in _walk(k, v, hidden, features, causal=False):
-                state, reference = step.state_after, step.reference_after
-            for part in _parts(q, features, causal=False):
-                (queries,) = _query_features(_wide(q, part), part, features, reference)
+            state, reference = _collect(k, v, hidden, features)
+            for part in _parts(q, features):
+                queries = _query_features(_wide(q, part), part.start, features, reference)
                 out[:, :, part], inverse[:, :, part] = _divide(queries @ state)
         ctx.save_for_backward(q, k, v, hidden, out, inverse, state, reference)
         ctx.features = features
@@ -95,13 +97,13 @@ class _Bidirectional(torch.autograd.Function):
         dq, dk, dv = side_by_side(q, k, v)
         d_state = torch.zeros_like(state)
         with torch.autocast(q.device.type, enabled=False):
-            for part in _parts(q, features, causal=False):
-                (queries,), pull = _tracked(_query_features, q, part, features, reference)
+            for part in _parts(q, features):
+                queries, pull = _tracked(_query_features, q, part, features, reference)
                 d_total = _divide_backward(grad, out, inverse, part)
                 d_state += queries.mT @ d_total
                 dq[:, :, part] = pull(d_total @ state.mT)
-            for part in _parts(k, features, causal=False):
-                (keys, _), pull = _tracked(_key_features, k, part, features, hidden, None, reference)
+            for part in _parts(k, features):
+                keys, pull = _tracked(_key_features, k, part, features, reference, *_hidden(hidden, part))
                 dv[:, :, part] = keys @ d_state[..., :-1]
                 dk[:, :, part] = pull(_values(v, part) @ d_state.mT)
         return dq, dk, dv, None, None
@@ -117,7 +119,7 @@ class _Elementwise(torch.autograd.Function):
         out, inverse = _empty_result(v)
         with torch.autocast(q.device.type, enabled=False):
             queries = features.queries(_wide(q, whole), 0)
-            keys, values = _raw_keys(_wide(k, whole), whole, features, hidden), _values(v, whole)
+            keys, values = _raw_keys(_wide(k, whole), 0, features, *_hidden(hidden, whole)), _values(v, whole)
             state = keys.mT @ values
             out[:], inverse[:] = _divide(queries @ state)
         ctx.save_for_backward(queries, keys, values, state, out, inverse)
@@ -138,80 +140,63 @@ class _Elementwise(torch.autograd.Function):
         return dq, dk, dv, None, None
 
 
-class _Causal(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, features: FeatureMap) -> Tensor:
-        out, inverse = _empty_result(v)
-        with torch.autocast(q.device.type, enabled=False):
-            for step in _walk(k, v, hidden, features, causal=True):
-                part = step.part
-                (queries,) = _query_features(_wide(q, part), part, features, step.reference)
-                weights = (queries @ step.keys.mT).tril_()
-                out[:, :, part], inverse[:, :, part] = _divide(weights @ step.values + queries @ step.state)
-        ctx.save_for_backward(q, k, v, hidden, out, inverse)
-        ctx.features = features
-        return out
+def kernel_chunk(features: FeatureMap) -> Chunk:
+    """The causal form, for ``scan``: q, k, v (B, H, n, D), and where there is padding hidden (B, 1, n, 1), True there.
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, hidden, out, inverse = ctx.saved_tensors
-        features = ctx.features
-        dq, dk, dv = side_by_side(q, k, v)
-        with torch.autocast(q.device.type, enabled=False):
-            steps = _walk(k, v, hidden, features, causal=True)
-            kept = [(s.part, s.state, s.reference, s.reference_after, s.scale) for s in steps]
-            d_state = torch.zeros_like(kept[0][1])
-            for part, state, reference, reference_after, scale in reversed(kept):
-                (queries,), pull_queries = _tracked(_query_features, q, part, features, reference)
-                (keys, carried), pull_keys = _tracked(
-                    _key_features, k, part, features, hidden, reference, reference_after
-                )
-                values, d_total = _values(v, part), _divide_backward(grad, out, inverse, part)
-                d_weights = (d_total @ values.mT).tril_()
-                weights = (queries @ keys.mT).tril_()
-                d_queries = d_weights @ keys + d_total @ state.mT
-                d_keys = d_weights.mT @ queries, values @ d_state.mT
-                dv[:, :, part] = weights.mT @ d_total[..., :-1] + carried @ d_state[..., :-1]
-                d_state = (d_state if scale is None else d_state * scale) + queries.mT @ d_total
-                dq[:, :, part] = pull_queries(d_queries)
-                dk[:, :, part] = pull_keys(*d_keys)
-        return dq, dk, dv, None, None
+    The state is that of ``empty_state``. References take part in no gradient: they cancel.
+    """
 
-
-class _Step(NamedTuple):
-    """One chunk of keys. References and scale are None where features are not logarithmic."""
-
-    part: slice
-    keys: Tensor  # features (B, H, n, M) over the reference
-    values: Tensor  # (B, H, n, D + 1)
-    state: Tensor  # (B, H, M, D + 1), of the keys before the chunk, over the reference
-    state_after: Tensor  # those of the chunk included, over the reference after it
-    reference: Tensor | None  # (B, H, 1, M), of the chunk's rows when causal
-    reference_after: Tensor | None
-    scale: Tensor | None  # (B, H, M, 1): what multiplies the state at the change of reference
-
-
-def _walk(k: Tensor, v: Tensor, hidden: Tensor | None, features: FeatureMap, *, causal: bool) -> Iterator[_Step]:
-    B, H, _, D = k.shape
-    dtype = accumulator(k)
-    state = torch.zeros(B, H, features.size, D + 1, dtype=dtype, device=k.device)
-    top = torch.full((B, H, 1, features.size), -math.inf, dtype=dtype, device=k.device)  # over the real keys so far
-    reference = after = scale = None
-    for part in _parts(k, features, causal=causal):
-        keys = carried = _raw_keys(_wide(k, part), part, features, hidden)
+    def chunk(first: int, state: Tensors, q: Tensor, k: Tensor, v: Tensor, *hidden: Tensor) -> tuple[Tensor, Tensors]:
+        total, *top = state
+        keys = carried = _raw_keys(k, first, features, *hidden)
+        reference = None
         if features.logarithmic:
-            new_top = torch.maximum(top, keys.amax(-2, keepdim=True))
-            after = _finite(new_top)
-            scale = (_finite(top) - after).clamp_(max=0).exp_().mT
-            if causal:
-                reference = _finite(torch.where(top > -math.inf, top, _first_real(keys, hidden, part)))
+            logs, (before,) = keys.detach(), top
+            top = [torch.maximum(before, logs.amax(-2, keepdim=True))]
+            after = _finite(top[0])
+            reference = _finite(torch.where(before > -math.inf, before, _first_real(logs, *hidden)))
             keys, carried = _exponentials(keys, reference, after)
-            top = new_top
-        values = _values(v, part)
-        state_after = (state if scale is None else state * scale) + carried.mT @ values
-        yield _Step(part, keys, values, state, state_after, reference, after, scale)
-        state = state_after
+            scale = (_finite(before) - after).clamp_(max=0).exp_().mT
+        queries, values = _query_features(q, first, features, reference), F.pad(v, (0, 1), value=1)
+        out, _ = _divide((queries @ keys.mT).tril_() @ values + queries @ total)
+        kept = total * scale if features.logarithmic else total
+        return out, (kept + carried.mT @ values, *top)
+
+    return chunk
+
+
+def kernel_step(
+    q: Tensor, k: Tensor, v: Tensor, features: FeatureMap, state: Tensors, position: int
+) -> tuple[Tensor, Tensors]:
+    """The causal form at one position. q, k, v and the result: (B, H, 1, D)."""
+    whole = slice(0, 1)
+    out, state = kernel_chunk(features)(position, state, _wide(q, whole), _wide(k, whole), _wide(v, whole))
+    return out.to(v.dtype), state
+
+
+def empty_state(v: Tensor, features: FeatureMap) -> Tensors:
+    """Before the first position: Σ_j φ(k_j)ᵀ [v_j, 1], (B, H, M, D + 1), and, of logarithmic features, the largest so
+    far, (B, H, 1, M). v: (B, H, …, D)."""
+    B, H, M, D = *v.shape[:2], features.size, v.shape[-1]
+    total = torch.zeros(B, H, M, D + 1, dtype=accumulator(v), device=v.device)
+    return (total, total.new_full((B, H, 1, M), -math.inf)) if features.logarithmic else (total,)
+
+
+def _collect(k: Tensor, v: Tensor, hidden: Tensor | None, features: FeatureMap) -> tuple[Tensor, Tensor | None]:
+    """The state of all keys (B, H, M, D + 1), and the reference that it stands over, (B, H, 1, M)."""
+    state, *top = empty_state(v, features)
+    for part in _parts(k, features):
+        keys = _raw_keys(_wide(k, part), part.start, features, *_hidden(hidden, part))
+        if features.logarithmic:
+            before, top = top[0], [torch.maximum(top[0], keys.amax(-2, keepdim=True))]
+            keys = (keys - _finite(top[0])).exp_()
+            state = state * (_finite(before) - _finite(top[0])).clamp_(max=0).exp_().mT
+        state = state + keys.mT @ _values(v, part)
+    return state, _finite(top[0]) if top else None
+
+
+def _hidden(hidden: Tensor | None, part: slice) -> Tensors:
+    return () if hidden is None else (hidden[:, :, part],)
 
 
 def _finite(top: Tensor) -> Tensor:
@@ -219,67 +204,52 @@ def _finite(top: Tensor) -> Tensor:
     return top.masked_fill(top == -math.inf, 0)
 
 
-def _first_real(logs: Tensor, hidden: Tensor | None, part: slice) -> Tensor:
+def _first_real(logs: Tensor, *hidden: Tensor) -> Tensor:
     """The row of ``logs`` (B, H, n, M) of the first real key, -inf where there is none. (B, H, 1, M)."""
-    if hidden is None:
+    if not hidden:
         return logs[:, :, :1]
-    real = ~hidden[:, :, part]
+    real = ~hidden[0]
     first = real & (real.cumsum(2) == 1)
     return logs.masked_fill(~first, -math.inf).amax(-2, keepdim=True)
 
 
-def _raw_keys(k: Tensor, part: slice, features: FeatureMap, hidden: Tensor | None) -> Tensor:
-    keys = features.keys(k, part.start)
-    if hidden is None:
-        return keys
-    return keys.masked_fill(hidden[:, :, part], -math.inf if features.logarithmic else 0)
+def _raw_keys(k: Tensor, first: int, features: FeatureMap, *hidden: Tensor) -> Tensor:
+    keys = features.keys(k, first)
+    return keys.masked_fill(hidden[0], -math.inf if features.logarithmic else 0) if hidden else keys
 
 
-def _key_features(
-    k: Tensor,
-    part: slice,
-    features: FeatureMap,
-    hidden: Tensor | None,
-    reference: Tensor | None,
-    reference_after: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Features (B, H, n, M), 0 where hidden: for the rows of the chunk itself, and for the state after it."""
-    keys = _raw_keys(k, part, features, hidden)
-    return (keys, keys) if reference_after is None else _exponentials(keys, reference, reference_after)
+def _key_features(k: Tensor, first: int, features: FeatureMap, reference: Tensor | None, *hidden: Tensor) -> Tensor:
+    """Features (B, H, n, M), 0 where hidden, divided by the reference where logarithmic."""
+    keys = _raw_keys(k, first, features, *hidden)
+    return keys if reference is None else (keys - reference).exp_()
 
 
-def _exponentials(logs: Tensor, reference: Tensor | None, after: Tensor) -> tuple[Tensor, Tensor]:
-    """A chunk's keys can exceed the reference from before it; where by two thirds of the range, they are cut off.
+def _exponentials(logs: Tensor, reference: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """Features of a chunk for its own rows, over the reference from before it, and for the state after it.
 
-    The state after the chunk has a reference that they do not exceed.
+    They can exceed the former reference; where by two thirds of the range, they are cut off.
     """
-    carried = (logs - after).exp_()
-    if reference is None:
-        return carried, carried
     limit = math.log(torch.finfo(logs.dtype).max) * 2 / 3
-    return (logs - reference).clamp_(max=limit).exp_(), carried
+    return (logs - reference).clamp_(max=limit).exp_(), (logs - after).exp_()
 
 
-def _query_features(q: Tensor, part: slice, features: FeatureMap, reference: Tensor | None) -> tuple[Tensor]:
+def _query_features(q: Tensor, first: int, features: FeatureMap, reference: Tensor | None) -> Tensor:
     """Query features (B, H, n, M), multiplied by the reference and divided by the largest where logarithmic."""
-    queries = features.queries(q, part.start)
+    queries = features.queries(q, first)
     if reference is None:
-        return (queries,)
+        return queries
     queries = queries.add_(reference)
-    return (queries.sub_(queries.detach().amax(-1, keepdim=True)).exp_(),)
+    return queries.sub_(queries.detach().amax(-1, keepdim=True)).exp_()
 
 
 def _tracked(
-    make: Callable[..., tuple[Tensor, ...]], x: Tensor, part: slice, features: FeatureMap, *rest: Any
-) -> tuple[tuple[Tensor, ...], Callable[..., Tensor]]:
-    """The features of a chunk of ``x``, and what pulls gradients of them, one or all, back to ``x``."""
+    make: Callable[..., Tensor], x: Tensor, part: slice, *rest: Any
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The features of a chunk of ``x``, and what pulls their gradient back to ``x``."""
     with torch.enable_grad():
         leaf = _wide(x, part).detach().requires_grad_()
-        graph = make(leaf, part, features, *rest)
-    return (
-        tuple(feature.detach() for feature in graph),
-        lambda *grads: torch.autograd.grad(graph[: len(grads)], leaf, grads)[0],
-    )
+        graph = make(leaf, part.start, *rest)
+    return graph.detach(), lambda grad: torch.autograd.grad(graph, leaf, grad)[0]
 
 
 def _divide(total: Tensor) -> tuple[Tensor, Tensor]:
@@ -289,7 +259,7 @@ def _divide(total: Tensor) -> tuple[Tensor, Tensor]:
     """
     denominator = total[..., -1:]
     floor = torch.finfo(total.dtype).tiny ** 0.75
-    inverse = torch.where(denominator > floor, denominator.reciprocal(), 0)
+    inverse = denominator.masked_fill(denominator <= floor, math.inf).reciprocal()
     return total[..., :-1] * inverse, inverse
 
 
@@ -308,11 +278,11 @@ def _empty_result(v: Tensor) -> tuple[Tensor, Tensor]:
     return out, torch.empty(*v.shape[:-1], 1, dtype=accumulator(v), device=v.device)
 
 
-def _parts(x: Tensor, features: FeatureMap, *, causal: bool) -> list[slice]:
+def _parts(x: Tensor, features: FeatureMap) -> list[slice]:
     """Chunks of the positions of ``x`` (B, H, N, D)."""
     B, H, N, _ = x.shape
     numbers = CACHED if x.device.type == "cpu" else RESIDENT
-    size = CAUSAL_CHUNK if causal else max(CAUSAL_CHUNK, numbers // (B * H * features.size))
+    size = max(CHUNK, numbers // (B * H * features.size))
     return [slice(first, min(first + size, N)) for first in range(0, N, size)]
 
 

@@ -180,6 +180,7 @@ def register(name: str, *, config: type) -> Callable[[T], T]:
                     f"cannot register {_place(cls)} as {name!r} with {config.__name__}: "
                     f"{_place(entry.cls)} is registered as {entry.name!r} with {entry.config.__name__}"
                 )
+        cls.name = name
         _entries[name] = Entry(name, cls, config)
         return cls
 
@@ -235,6 +236,7 @@ def build(attn: object, dims: Dims) -> Backend:
         able = [e.name for e in _entries.values() if e.traits.causal]
         raise ValueError(f"{entry.name} has no causal form; these have: {', '.join(sorted(able))}")
     backend = entry.cls(dims, config)
+    backend.causal = dims.causal
     if isinstance(backend, Mixer) and not isinstance(getattr(backend, "out", None), nn.Linear):
         raise ValueError(
             f"{_place(entry.cls)} breaks the contract: a Mixer must end in an nn.Linear named out, "

@@ -12,7 +12,7 @@ from tests.backends.test_linear import outputs_and_gradients, qkv
 from tests.oracles.performer import oracle
 from zoo.attention.performer import PerformerAttention, PerformerConfig, orthogonal_gaussian
 from zoo.contract import Dims
-from zoo.kernel_attention import CAUSAL_CHUNK
+from zoo.scan import CHUNK
 
 
 def performer(features: int = 256, *, causal: bool = False, d_head: int = 8, seed: int = 0) -> PerformerAttention:
@@ -95,7 +95,7 @@ def test_causal_first_key_of_tiny_features_spoils_no_later_chunk() -> None:
     want = oracle(backend, q, k, v)
     torch.testing.assert_close(backend(q, k, v), want, atol=1e-9, rtol=1e-7)
     single = backend.float()(q.float(), k.float(), v.float()).double()
-    torch.testing.assert_close(single[:, :, CAUSAL_CHUNK:], want[:, :, CAUSAL_CHUNK:], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(single[:, :, CHUNK:], want[:, :, CHUNK:], atol=1e-4, rtol=1e-3)
     assert single.isfinite().all()
 
 

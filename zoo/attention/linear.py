@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.contract import Attention, Dims, Traits
-from zoo.kernel_attention import FeatureMap, kernel_attention, kernel_state_size
+from zoo.contract import Attention, Dims, Tensors, Traits
+from zoo.kernel_attention import FeatureMap, empty_state, kernel_attention, kernel_state_size, kernel_step
 from zoo.registry import register
 
 
@@ -42,13 +42,22 @@ class LinearAttention(Attention):
         super().__init__()
         self.dims = dims
         self.causal = dims.causal
+        self.features = FeatureMap(elu_plus_one, elu_plus_one, size=dims.d_head, slope=elu_plus_one_slope)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        features = FeatureMap(elu_plus_one, elu_plus_one, size=q.shape[-1], slope=elu_plus_one_slope)
-        return kernel_attention(q, k, v, features, key_padding_mask=key_padding_mask, causal=self.causal)
+        return kernel_attention(q, k, v, self.features, key_padding_mask=key_padding_mask, causal=self.causal)
+
+    def begin(self, x: Tensor) -> Tensors:
+        return empty_state(x, self.features)
+
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        return kernel_step(q, k, v, self.features, tensors, position)
 
     def state_size(self, length: int) -> int:
         return kernel_state_size(self.dims, self.dims.d_head)
+
+    def cache_size(self, length: int) -> int:
+        return self.state_size(length)
 
 
 def elu_plus_one(x: Tensor, _first: int) -> Tensor:

@@ -1,0 +1,188 @@
+"""One scan for every backend that keeps a state: chunks of positions one after another, a state between them.
+
+A backend says what one chunk computes, ``chunk(first, state, *sequences, *constants) -> (out, state)``, in plain torch
+operations; ``scan`` walks the chunks in either direction. Kept for backward are the inputs and the states before some
+chunks; backward computes each chunk again. So memory is O(N), whatever a chunk makes in between. A single position is a
+chunk too: that is the step form.
+
+``decayed`` is the chunk of ``S_t = a_t S_{t-1} + k_tᵀ v_t, y_t = q_t S_t`` with one decay a_t for each head (RetNet,
+arXiv:2307.08621, equation 7; Mamba-2, arXiv:2405.21060, section 6), ``a_t = 1`` included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from zoo.contract import Tensors
+from zoo.functional import accumulator, side_by_side
+
+Chunk = Callable[..., tuple[Tensor, Tensors]]
+CHUNK = 128  # positions: quadratic within, so that its weights stay in the cache of a core
+LONG_CHUNK = 512  # elsewhere, where many small operations cost more than the squares do
+KEPT = 1 / 4  # at most, of the size of the inputs, in states kept for backward
+
+
+def scan(
+    chunk: Chunk,
+    sequences: Tensors,
+    state: Tensors,
+    constants: Tensors = (),
+    *,
+    reverse: bool = False,
+    size: int | None = None,
+) -> Tensor:
+    """Run ``chunk`` over the positions, and return its outputs, (B, H, N, D), in the dtype of the first sequence.
+
+    Args:
+        chunk: called with the number of its first position, the state, the parts of the sequences (float32 at least;
+            flipped where ``reverse``) and the constants. Returns (B, H, n, D) and the next state.
+        sequences: (B, H, N, …) each, positions in dimension 2; those of bool pass as they are.
+        state: the one before the first position. It receives no gradient.
+        constants: tensors without positions, as learned weights.
+        reverse: from the last position to the first.
+        size: positions of a chunk; by default what suits the device.
+    """
+    if size is None:
+        size = CHUNK if sequences[0].device.type == "cpu" else LONG_CHUNK
+    counts = len(sequences), len(constants), len(state)
+    out: Tensor = _Scan.apply(chunk, reverse, size, counts, *sequences, *constants, *state)  # type: ignore[no-untyped-call]
+    return out
+
+
+def decayed(_first: int, state: Tensors, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensors]:
+    """A chunk of the recurrence above. State: (S,), (B, H, M, D).
+
+    q, k: (B, H, n, M); v: (B, H, n, D); log_decay: (B, H, n), at most 0. Heads of size 1 are shared. Decays stay
+    logarithms until they are at most 1, so none overflows and none is divided by.
+    """
+    (before,) = state
+    total = log_decay.cumsum(-1)  # (B, H, n), from before the chunk to after each position
+    out = (q @ k.mT * between(total)) @ v + (q * total.exp()[..., None]) @ before
+    left = (total[..., -1:] - total).exp()[..., None]  # from each position to the end of the chunk
+    return out, (before * total[..., -1:, None].exp() + (k * left).mT @ v,)
+
+
+def between(total: Tensor) -> Tensor:
+    """(…, n) logarithms of decays summed up to each position -> (…, n, n) what is left of j at i; 0 for j > i."""
+    future = torch.ones(total.shape[-1], total.shape[-1], dtype=torch.bool, device=total.device).triu_(1)
+    return (total[..., :, None] - total[..., None, :]).masked_fill(future, -math.inf).exp()
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, chunk: Chunk, reverse: bool, size: int, counts: tuple[int, int, int], *tensors: Tensor
+    ) -> Tensor:
+        sequences, constants, state = _split(tensors, counts)
+        parts = _parts(sequences[0].shape[2], size, reverse)
+        every = _interval(sequences, state, size)
+        out, states = None, []
+        with torch.autocast(sequences[0].device.type, enabled=False):
+            for number, part in enumerate(parts):
+                if number % every == 0:
+                    states.append(state)
+                pieces = [_take(x, part, reverse) for x in sequences]
+                piece, state = chunk(part.start, state, *pieces, *constants)
+                if out is None:
+                    B, H, _, D = piece.shape
+                    whole = sequences[0].new_empty(B, sequences[0].shape[2], H, D)
+                    out = whole.transpose(1, 2)  # the heads of a position are neighbours
+                out[:, :, part] = piece.flip(2) if reverse else piece
+        assert out is not None
+        ctx.save_for_backward(*sequences, *constants, *(x for before in states for x in before))
+        ctx.chunk, ctx.reverse, ctx.parts, ctx.every, ctx.counts = chunk, reverse, parts, every, counts
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        n_sequences, n_constants, n_state = ctx.counts
+        sequences, constants, states = _split(ctx.saved_tensors, (n_sequences, n_constants, 0))
+        needed = ctx.needs_input_grad[4:]
+        d_sequences = _gradients(sequences, needed[:n_sequences])
+        d_constants = [
+            torch.zeros_like(x) if need else None for x, need in zip(constants, needed[n_sequences:], strict=False)
+        ]
+        d_state: list[Tensor | None] = [None] * n_state
+        with torch.autocast(grad.device.type, enabled=False):
+            for first in reversed(range(0, len(ctx.parts), ctx.every)):
+                group = ctx.parts[first : first + ctx.every]
+                kept = first // ctx.every * n_state
+                befores = [states[kept : kept + n_state]]
+                for part in group[:-1]:
+                    pieces = [_take(x, part, ctx.reverse) for x in sequences]
+                    befores.append(ctx.chunk(part.start, befores[-1], *pieces, *constants)[1])
+                for part, before in zip(reversed(group), reversed(befores), strict=True):
+                    d_state = _pull(ctx, part, sequences, constants, before, grad, d_sequences, d_constants, d_state)
+        return (None, None, None, None, *d_sequences, *d_constants, *[None] * n_state)
+
+
+def _pull(
+    ctx: Any,
+    part: slice,
+    sequences: Tensors,
+    constants: Tensors,
+    before: Tensors,
+    grad: Tensor,
+    d_sequences: list[Tensor | None],
+    d_constants: list[Tensor | None],
+    d_after: list[Tensor | None],
+) -> list[Tensor | None]:
+    """One chunk again, and its gradients: fills ``d_sequences``, adds to ``d_constants``, returns that of the state."""
+    pieces = [_take(x, part, ctx.reverse).detach() for x in sequences]
+    fixed, state = [x.detach() for x in constants], [x.detach() for x in before]
+    needed = [d is not None for d in (*d_sequences, *d_constants)] + [True] * len(state)
+    leaves = [x.requires_grad_() for x, need in zip([*pieces, *fixed, *state], needed, strict=True) if need]
+    with torch.enable_grad():
+        out, after = ctx.chunk(part.start, tuple(state), *pieces, *fixed)
+    ends = [(out, _take(grad, part, ctx.reverse))]
+    ends += [(x, d) for x, d in zip(after, d_after, strict=True) if d is not None and x.requires_grad]
+    found = torch.autograd.grad([x for x, _ in ends], leaves, [d for _, d in ends], allow_unused=True)
+    given = iter(found)
+    for whole in d_sequences:
+        if whole is not None:
+            piece = next(given)
+            whole[:, :, part] = 0 if piece is None else piece.flip(2) if ctx.reverse else piece
+    for total in d_constants:
+        if total is not None and (piece := next(given)) is not None:
+            total += piece
+    return list(given)
+
+
+def _interval(sequences: Tensors, state: Tensors, size: int) -> int:
+    """Of how many chunks the state before one is kept."""
+    inputs = sum(x.numel() / x.shape[2] for x in sequences) * size
+    return max(1, math.ceil(sum(x.numel() for x in state) / (KEPT * inputs)))
+
+
+def _split(tensors: Tensors, counts: tuple[int, int, int]) -> tuple[Tensors, Tensors, Tensors]:
+    first, second = counts[0], counts[0] + counts[1]
+    return tensors[:first], tensors[first:second], tensors[second:]
+
+
+def _parts(length: int, size: int, reverse: bool) -> list[slice]:
+    if reverse:
+        return [slice(max(0, stop - size), stop) for stop in range(length, 0, -size)]
+    return [slice(first, min(first + size, length)) for first in range(0, length, size)]
+
+
+def _take(x: Tensor, part: slice, reverse: bool) -> Tensor:
+    """The positions ``part`` of ``x`` (B, H, N, …), in the order in which they are walked, in float32 at least."""
+    x = x[:, :, part]
+    if x.is_floating_point():
+        x = x.to(accumulator(x))
+    return x.flip(2) if reverse else x
+
+
+def _gradients(sequences: Tensors, needed: tuple[bool, ...]) -> list[Tensor | None]:
+    """Tensors to fill, like the sequences; those shaped as the first lie side by side in memory."""
+    alike = [x.dim() == 4 and x.shape == sequences[0].shape and x.dtype == sequences[0].dtype for x in sequences]
+    beside = iter(side_by_side(*(x for x, same in zip(sequences, alike, strict=True) if same)))
+    grads = [next(beside) if same else torch.empty_like(x) for x, same in zip(sequences, alike, strict=True)]
+    return [grad if need else None for grad, need in zip(grads, needed, strict=True)]
