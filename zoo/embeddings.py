@@ -66,8 +66,8 @@ class RotaryPositions(nn.Module):
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         places = slice(first, first + x.shape[-2])
         cos, sin = self.cos[places].to(x.dtype), self.sin[places].to(x.dtype)
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        left, right = x.chunk(2, dim=-1)
+        return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
 
 
 class ShortConvolution(nn.Module):

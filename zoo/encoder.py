@@ -372,8 +372,9 @@ class Encoder(nn.Module):
         if not self.causal:
             raise ValueError("expected a causal encoder for steps, got one in both directions: build with causal=True")
         if state is None:
-            past = () if self.conv is None else (x.new_zeros(len(x), self.conv.reach[0], self.d_model),)
-            state = State(self, x, past)
+            state = State(self, x)
+            if self.conv is not None:
+                state.tensors = (x.new_zeros(len(x), self.conv.reach[0], self.d_model),)
         state.take(self, x)
         like, tensors, layers = x, state.tensors, []
         if self.conv is not None:
