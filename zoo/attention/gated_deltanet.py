@@ -1,0 +1,150 @@
+"""Gated DeltaNet: a recurrent memory that decays, and in which a new value replaces what its key has stored.
+
+Gated Delta Networks: Improving Mamba2 with Delta Rule, arXiv:2412.06464, equation 10 and section 3.4; on heads
+``S_t = α_t S_{t-1} (I - β_t k_t k_tᵀ) + β_t v_t k_tᵀ``, ``o_t = S_t q_t / √D``, with q, k, v from linear maps, a
+depthwise convolution over the last ``conv_width`` positions and SiLU, q and k of unit length, ``β_t = sigmoid(b_t)``
+and ``α_t = exp(-exp(A) softplus(a_t + δ))``, a and b linear in x, A and δ learned, one number a head. The result is
+``out(RMSNorm(o) · SiLU(gate(x)))``. It runs in chunks, in which the delta rule is a triangular system (DeltaNet,
+arXiv:2406.06484): see ``zoo.scan``.
+Cost: O(N D²) time and O(N D) memory.
+
+Departures from the paper:
+- Keys and values are both as wide as the model: 5 · d_model² parameters, where the paper has 6 with keys of 0.75 and
+  values of 1.5 · d_model.
+- 1 / √D and the epsilons are those of the authors' code; they set the scale before the norm, no more.
+- The paper is causal. In both directions the same weights, convolution included, run from the first position to the
+  last and from the last to the first, and the outputs are summed before the norm, so a position reads itself twice.
+- Rotary positions are not applied, as in the paper: decay and convolution tell the order.
+A padded position reads as zeros in the convolution, and leaves the state as it is: β = 0, α = 1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
+from zoo.functional import accumulator, recompute
+from zoo.registry import register
+from zoo.scan import delta, scan
+
+SIZE = 64  # positions of a chunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedDeltaNetConfig:
+    """conv_width: taps of the convolution over queries, keys and values; 1 sees no neighbour."""
+
+    conv_width: int = 4
+
+    def __post_init__(self) -> None:
+        at_least(1, **{"gated_deltanet.conv_width": self.conv_width})
+
+
+@register("gated_deltanet", config=GatedDeltaNetConfig)
+class GatedDeltaNet(Mixer):
+    """A recurrent memory with decay, in which a key's new value replaces its old one."""
+
+    traits = Traits(
+        family="recurrent",
+        source="Yang et al., arXiv:2412.06464",
+        year=2024,
+        time="O(N)",
+        memory="O(N)",
+        causal=True,
+        bidirectional="two scans, summed",
+        subquadratic=True,
+    )
+
+    def __init__(self, dims: Dims, config: GatedDeltaNetConfig) -> None:
+        super().__init__()
+        C, H, D, width = dims.d_model, dims.n_heads, dims.d_head, config.conv_width
+        self.causal, self.n_heads = dims.causal, H
+        self.qkv = nn.Linear(C, 3 * C, bias=False)  # of each head q, k, v
+        self.conv = nn.Parameter(torch.empty(width, H, 1, 3 * D).uniform_(-(width**-0.5), width**-0.5))
+        self.rates = nn.Linear(C, 2 * H, bias=False)  # b and a in the docstring
+        self.log_rate = nn.Parameter(torch.empty(H).uniform_(0.01, 16).log_())  # A
+        step = torch.empty(H).uniform_(math.log(1e-3), math.log(0.1)).exp_()
+        self.offset = nn.Parameter(step.expm1().log())  # δ, whose softplus is ``step``
+        self.gate = nn.Linear(C, C, bias=False)
+        self.norm = nn.Parameter(torch.ones(D))
+        self.out = nn.Linear(C, C)
+        for linear in (self.qkv, self.rates, self.gate, self.out):
+            nn.init.normal_(linear.weight, std=C**-0.5)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        if key_padding_mask is not None:
+            x = x.masked_fill(key_padding_mask[..., None], 0)
+        sequences, state = self._sequences(x, key_padding_mask), self.begin(x[:, 0])
+        read = scan(chunk, sequences, state, (self.conv,), size=SIZE)
+        if not self.causal:
+            read = read + scan(chunk, sequences, state, (self.conv,), reverse=True, size=SIZE)
+        return self._leave(x, read)
+
+    def _sequences(self, x: Tensor, hidden: Tensor | None = None) -> Tensors:
+        """x (B, N, C) -> q, k and v side by side (B, H, N, 3D), β and log α (B, H, N)."""
+        strength, rate = rearrange(self.rates(x), "b n (i h) -> i b h n", i=2).to(accumulator(x))
+        beta = strength.sigmoid()
+        log_decay = -self.log_rate.exp()[:, None] * F.softplus(rate + self.offset[:, None])
+        if hidden is not None:
+            beta, log_decay = (each.masked_fill(hidden[:, None], 0) for each in (beta, log_decay))
+        return rearrange(self.qkv(x), "b n (h d) -> b h n d", h=self.n_heads), beta, log_decay
+
+    def _leave(self, x: Tensor, read: Tensor) -> Tensor:
+        """x (B, N, C), and what its positions read from memory (B, H, N, D) -> the output (B, N, C)."""
+        normed = recompute(gated_norm, rearrange(read, "b h n d -> b n h d"), self.gate(x), self.norm)
+        y: Tensor = self.out(normed)
+        return y
+
+    def begin(self, x: Tensor) -> Tensors:
+        width, H, _, D = self.conv.shape
+        window = torch.zeros(len(x), H, width - 1, D, dtype=accumulator(x), device=x.device)
+        return window, window.new_zeros(len(x), H, D // 3, D // 3)
+
+    def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        read, tensors = chunk(position, tensors, *self._sequences(x), self.conv)
+        return self._leave(x, read.to(x.dtype)), tensors
+
+    def state_size(self, length: int) -> int:
+        """S, and the inputs of the convolution before a query, in each direction."""
+        width, H, _, D = self.conv.shape
+        return (1 if self.causal else 2) * H * (D // 3 * D // 3 + (width - 1) * D)
+
+    def cache_size(self, length: int) -> int:
+        return self.state_size(length)
+
+
+def chunk(
+    first: int, state: Tensors, x: Tensor, beta: Tensor, log_decay: Tensor, taps: Tensor
+) -> tuple[Tensor, Tensors]:
+    """Convolution and memory, for ``scan``. State: x before the chunk (B, H, conv_width - 1, 3D), and S (B, H, D, D).
+
+    x: q, k and v as they are projected (B, H, n, 3D); beta, log_decay: (B, H, n); taps: (conv_width, H, 1, 3D).
+    """
+    window, *memory = state
+    n = x.shape[2]
+    x = torch.cat([window, x], dim=2)
+    mixed = x[:, :, :n] * taps[0]
+    for place, tap in enumerate(taps[1:], start=1):
+        mixed = mixed + x[:, :, place : place + n] * tap
+    q, k, v = F.silu(mixed).chunk(3, dim=-1)
+    out, memory = delta(first, tuple(memory), unit(q) * q.shape[-1] ** -0.5, unit(k), v, beta, log_decay)
+    return out, (x[:, :, n:].clone(), *memory)  # a copy, which does not hold the chunk
+
+
+def unit(x: Tensor) -> Tensor:
+    """(…, D) -> the same of length 1; 0 stays 0."""
+    return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+
+
+def gated_norm(x: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
+    """RMSNorm of each head of x (B, N, H, D), times SiLU(gate), (B, N, C)."""
+    wide = accumulator(x)
+    normed = F.rms_norm(x.to(wide), weight.shape, weight.to(wide), eps=1e-5)
+    return (normed.flatten(2) * F.silu(gate.to(wide))).to(gate.dtype)
