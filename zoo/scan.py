@@ -56,6 +56,16 @@ def scan(
     return out
 
 
+def scan_step(
+    chunk: Chunk, position: int, sequences: Tensors, state: Tensors, constants: Tensors = ()
+) -> tuple[Tensor, Tensors]:
+    """``scan`` one position further: its output, (B, H, 1, D), and the next state."""
+    with torch.autocast(sequences[0].device.type, enabled=False):
+        pieces = [_wide(x) for x in (*sequences, *constants)]
+        out, state = chunk(position, state, *pieces)
+    return out.to(sequences[0].dtype), state
+
+
 def decayed(_first: int, state: Tensors, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensors]:
     """A chunk of ``S_t = a_t S_{t-1} + k_tᵀ v_t, y_t = q_t S_t``. State: (S,), (B, H, M, D).
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
 from zoo.functional import accumulator, recompute
 from zoo.registry import register
-from zoo.scan import delta, scan
+from zoo.scan import delta, scan, scan_step
 
 SIZE = 64  # positions of a chunk
 
@@ -108,8 +108,8 @@ class GatedDeltaNet(Mixer):
         return window, window.new_zeros(len(x), H, D // 3, D // 3)
 
     def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
-        read, tensors = chunk(position, tensors, *self._sequences(x), self.conv)
-        return self._leave(x, read.to(x.dtype)), tensors
+        read, tensors = scan_step(chunk, position, self._sequences(x), tensors, (self.conv,))
+        return self._leave(x, read), tensors
 
     def state_size(self, length: int) -> int:
         """S, and the inputs of the convolution before a query, in each direction."""

@@ -1,0 +1,223 @@
+"""Gated DeltaNet: gates at their ends, directions, chunks, agreement with transformers."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.peers.gated_deltanet import pair
+from compare.measure import count_flops, saved_bytes
+from tests.oracles.gated_deltanet import oracle
+from zoo.attention.gated_deltanet import SIZE, GatedDeltaNet, GatedDeltaNetConfig
+from zoo.contract import Dims
+from zoo.registry import build
+from zoo.scan import delta, scan
+
+
+def layer(*, d_model: int = 16, n_heads: int = 2, causal: bool = False, conv_width: int = 4) -> GatedDeltaNet:
+    torch.manual_seed(0)
+    dims = Dims(d_model=d_model, n_heads=n_heads, max_len=16_384, causal=causal)
+    backend = build(GatedDeltaNetConfig(conv_width=conv_width), dims)
+    assert isinstance(backend, GatedDeltaNet)
+    return backend
+
+
+def with_gates(strength: float, rate: float, *, causal: bool) -> tuple[GatedDeltaNet, Tensor]:
+    """A layer with b and a of all positions fixed, and an input for it."""
+    backend, x = layer(causal=causal), torch.randn(2, 150, 16)
+    x[..., 0] = 1
+    with torch.no_grad():
+        backend.rates.weight.zero_()
+        backend.rates.weight[:, 0] = torch.tensor([strength, strength, rate, rate])
+    return backend, x
+
+
+# Agreement with transformers
+
+
+@pytest.fixture(params=["qwen3_next", "olmo_hybrid"])
+def transformers(request: pytest.FixtureRequest) -> ModuleType:
+    return pytest.importorskip(f"transformers.models.{request.param}.modeling_{request.param}")
+
+
+@pytest.mark.parametrize("rule", ["torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule"])
+def test_the_rule_agrees_with_transformers(rule: str, transformers: ModuleType) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 150, 2, 8)  # batch, positions, heads, width, as theirs
+    beta, log_decay = torch.rand(2, 150, 2), -torch.rand(2, 150, 2)
+    k = k / k.norm(dim=-1, keepdim=True)
+    leaves = [x.requires_grad_() for x in (q, k, v, beta, log_decay)]
+    theirs, _ = getattr(transformers, rule)(q, k, v, g=log_decay, beta=beta)
+    ours = scan(delta, tuple(x.transpose(1, 2) for x in leaves), (torch.zeros(2, 2, 8, 8),), size=SIZE)
+    ours = ours.transpose(1, 2) / 8**0.5
+    weight = torch.randn_like(ours)
+    results = [[y, *torch.autograd.grad((y * weight).sum(), leaves)] for y in (ours, theirs)]
+    for mine, other in zip(*results, strict=True):
+        assert (mine - other).norm() < 1e-5 * other.norm()
+
+
+def test_the_layer_agrees_with_transformers() -> None:
+    """Output, and gradients of the input and of all weights."""
+    torch.manual_seed(0)
+    (both,) = pair(d_model=32, n_heads=4, length=200)
+    x, grad = torch.randn(2, 2, 200, 32)
+    mask = torch.zeros(2, 200, dtype=torch.bool)
+    mask[1, 150:] = True
+    results = []
+    for module in (both.ours, both.theirs):
+        leaf = x.clone().requires_grad_()
+        y = module(leaf, key_padding_mask=mask).masked_fill(mask[..., None], 0)
+        y.backward(grad)
+        results.append([y.detach(), leaf.grad])
+    ours, theirs = both.ours.mixer, both.theirs.layer
+    results[0] += [p.grad for p in (ours.out.weight, ours.norm, ours.log_rate, ours.offset)]
+    results[1] += [p.grad for p in (theirs.out_proj.weight, theirs.norm.weight, theirs.A_log, theirs.dt_bias)]
+    taps = theirs.conv1d.weight.grad.view(3, 4, 8, 4).permute(3, 1, 0, 2).flatten(2)
+    results[0].append(ours.conv.grad[:, :, 0])
+    results[1].append(taps)
+    for mine, other in zip(*results, strict=True):
+        assert (mine - other).norm() < 1e-4 * other.norm()
+
+
+# Gates
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("strength", [-200.0, 200.0])
+@pytest.mark.parametrize("rate", [-200.0, 1e5])
+def test_gates_at_their_ends_are_finite(strength: float, rate: float, causal: bool) -> None:
+    backend, x = with_gates(strength, rate, causal=causal)
+    _, beta, log_decay = backend._sequences(x)
+    assert (beta == (strength > 0)).all()
+    assert (log_decay.exp() == (rate < 0)).all()
+    x.requires_grad_()
+    y = backend(x)
+    y.square().sum().backward()
+    assert y.isfinite().all()
+    assert x.grad is not None
+    for grad in (x.grad, *(p.grad for p in backend.parameters())):
+        assert grad is not None
+        assert grad.isfinite().all()
+    if strength < 0:
+        torch.testing.assert_close(y, backend.out.bias.expand_as(y))  # nothing was ever written
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_memory_that_forgets_all_leaves_each_position_the_reach_of_the_convolution(causal: bool) -> None:
+    backend, x = with_gates(0.0, 1e5, causal=causal)
+    changed = x.clone()
+    changed[:, 70, 1:] = torch.randn(2, 15)
+    moved = (backend(changed) - backend(x)).abs().amax((0, 2)).nonzero()[:, 0].tolist()
+    assert moved == list(range(70 if causal else 67, 74))
+
+
+def test_without_decay_it_is_deltanet() -> None:
+    """arXiv:2406.06484, section 2: S_t = S_{t-1} - β_t (S_{t-1} k_t - v_t) k_tᵀ."""
+    backend, x = with_gates(0.3, -200.0, causal=True)
+    backend, x = backend.double(), x.double()
+    sequences = backend._sequences(x)
+    read = []
+
+    def listen(_: object, inputs: tuple[Tensor, ...]) -> None:
+        read.append(inputs[0])
+
+    backend.out.register_forward_pre_hook(listen)
+    backend(x)
+    padded = torch.nn.functional.pad(sequences[0], (0, 0, 3, 0))
+    mixed = sum(padded[:, :, i : i + 150] * backend.conv[i] for i in range(4))
+    q, k, v = torch.nn.functional.silu(mixed).chunk(3, dim=-1)
+    q, k = (y / (y.square().sum(-1, keepdim=True) + 1e-6).sqrt() for y in (q, k))
+    S = torch.zeros(2, 2, 8, 8, dtype=torch.float64)
+    for t in range(150):
+        error = (S @ k[:, :, t, :, None])[..., 0] - v[:, :, t]
+        S = S - sequences[1][:, :, t, None, None] * error[..., None] * k[:, :, t, None]
+    o = (S @ q[:, :, -1, :, None])[..., 0] / 8**0.5
+    o = o / (o.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    want = o.flatten(1) * torch.nn.functional.silu(backend.gate(x[:, -1]))
+    torch.testing.assert_close(read[0][:, -1], want)
+
+
+# Directions and chunks
+
+
+def test_in_both_directions_a_reversed_input_gives_a_reversed_output() -> None:
+    backend, x = layer(), torch.randn(2, 150, 16)
+    torch.testing.assert_close(backend(x.flip(1)), backend(x).flip(1))
+    backend.causal = True
+    assert (backend(x.flip(1)) - backend(x).flip(1)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [SIZE - 1, SIZE, SIZE + 1, 2 * SIZE + 2])
+def test_chunks_and_the_convolution_across_them_are_the_recurrence(length: int, causal: bool, padded: bool) -> None:
+    backend = layer(causal=causal).double()
+    x = torch.randn(2, length, 16, dtype=torch.float64)
+    mask = torch.rand(2, length) < 0.3 if padded else torch.zeros(2, length, dtype=torch.bool)
+    if padded:
+        mask[0, SIZE - 6 : SIZE + 2] = True
+    real = ~mask[..., None]
+    torch.testing.assert_close(backend(x, key_padding_mask=mask) * real, oracle(backend, x, mask) * real)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_long_inputs_of_low_precision_and_a_hundred_times_the_size_stay_finite(
+    dtype: torch.dtype, causal: bool
+) -> None:
+    backend = layer(causal=causal).to(dtype)
+    x = (100 * torch.randn(1, 4096, 16)).to(dtype).requires_grad_()
+    y = backend(x)
+    y.sum().backward()
+    assert y.isfinite().all()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_float32_holds_over_a_long_input(causal: bool) -> None:
+    backend, x = layer(causal=causal), torch.randn(1, 4096, 16)
+    low = backend(x)
+    high = backend.double()(x.double())
+    assert (low - high).norm() < 1e-5 * high.norm()
+
+
+# Cost
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_no_more_is_kept_than_what_the_linear_maps_need_and_some_states(causal: bool) -> None:
+    def saved(length: int) -> int:
+        backend, x = layer(d_model=128, causal=causal), torch.randn(1, length, 128, requires_grad=True)
+        return saved_bytes(lambda: backend(x), backend)
+
+    one = 4096 * 128 * 4
+    # x, q, k and v, the gate, what was read, what goes into ``out``; states at a quarter of q, k and v a direction.
+    assert saved(4096) < (7 + (1 if causal else 2) * 3 / 4 + 0.2) * one
+    assert saved(4096) < 2.01 * saved(2048)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_far_fewer_operations_than_full_attention(causal: bool) -> None:
+    backend = layer(d_model=64, n_heads=1, causal=causal)
+    x = torch.randn(1, 8192, 64, requires_grad=True)
+    full = 7 * 2 * 8192**2 * 64  # two products forward, five backward
+    assert count_flops(lambda: backend(x).sum().backward()) < full / 8
+
+
+def test_state_size_counts_what_a_query_reads() -> None:
+    for width in (1, 4, 7):
+        causal, both = (layer(causal=causal, conv_width=width) for causal in (True, False))
+        kept = sum(x[0].numel() for x in causal.begin(torch.randn(3, 16)))
+        assert causal.state_size(100) == causal.cache_size(100) == kept
+        assert both.state_size(100) == 2 * kept
+
+
+@pytest.mark.parametrize("conv_width", [0, -1, 2.5])
+def test_bad_options_are_said(conv_width: object) -> None:
+    expected = rf"gated_deltanet\.conv_width must be an integer of at least 1, got {conv_width}"
+    with pytest.raises(ValueError, match=expected):
+        GatedDeltaNetConfig(conv_width=conv_width)  # type: ignore[arg-type]
