@@ -14,7 +14,7 @@ from tests.oracles.gated_deltanet import oracle
 from zoo.attention.gated_deltanet import SIZE, GatedDeltaNet, GatedDeltaNetConfig
 from zoo.contract import Dims
 from zoo.registry import build
-from zoo.scan import delta, scan
+from zoo.scan import decayed, delta, scan
 
 
 def layer(*, d_model: int = 16, n_heads: int = 2, causal: bool = False, conv_width: int = 4) -> GatedDeltaNet:
@@ -116,28 +116,27 @@ def test_a_memory_that_forgets_all_leaves_each_position_the_reach_of_the_convolu
 
 def test_without_decay_it_is_deltanet() -> None:
     """arXiv:2406.06484, section 2: S_t = S_{t-1} - β_t (S_{t-1} k_t - v_t) k_tᵀ."""
-    backend, x = with_gates(0.3, -200.0, causal=True)
-    backend, x = backend.double(), x.double()
-    sequences = backend._sequences(x)
-    read = []
-
-    def listen(_: object, inputs: tuple[Tensor, ...]) -> None:
-        read.append(inputs[0])
-
-    backend.out.register_forward_pre_hook(listen)
-    backend(x)
-    padded = torch.nn.functional.pad(sequences[0], (0, 0, 3, 0))
-    mixed = sum(padded[:, :, i : i + 150] * backend.conv[i] for i in range(4))
-    q, k, v = torch.nn.functional.silu(mixed).chunk(3, dim=-1)
-    q, k = (y / (y.square().sum(-1, keepdim=True) + 1e-6).sqrt() for y in (q, k))
-    S = torch.zeros(2, 2, 8, 8, dtype=torch.float64)
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 1, 150, 8, dtype=torch.float64)
+    k, beta = k / k.norm(dim=-1, keepdim=True), torch.rand(1, 1, 150, dtype=torch.float64)
+    out = scan(delta, (q, k, v, beta, 0 * beta), (torch.zeros(1, 1, 8, 8, dtype=torch.float64),), size=SIZE)
+    S = torch.zeros(8, 8, dtype=torch.float64)
     for t in range(150):
-        error = (S @ k[:, :, t, :, None])[..., 0] - v[:, :, t]
-        S = S - sequences[1][:, :, t, None, None] * error[..., None] * k[:, :, t, None]
-    o = (S @ q[:, :, -1, :, None])[..., 0] / 8**0.5
-    o = o / (o.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-    want = o.flatten(1) * torch.nn.functional.silu(backend.gate(x[:, -1]))
-    torch.testing.assert_close(read[0][:, -1], want)
+        key, value = k[0, 0, t], v[0, 0, t]
+        S = S - beta[0, 0, t] * torch.outer(S @ key - value, key)
+        torch.testing.assert_close(out[0, 0, t], S @ q[0, 0, t])
+
+
+def test_while_keys_are_at_right_angles_it_is_linear_attention() -> None:
+    """Nothing is there to be replaced; from the first key that comes again, it is."""
+    torch.manual_seed(0)
+    q, v = torch.randn(2, 1, 1, 40, 32, dtype=torch.float64)
+    k = torch.linalg.qr(torch.randn(32, 32, dtype=torch.float64)).Q.repeat(2, 1)[None, None, :40]
+    one, state = torch.ones(1, 1, 40, dtype=torch.float64), (torch.zeros(1, 1, 32, 32, dtype=torch.float64),)
+    replaced = scan(delta, (q, k, v, one, -0.1 * one), state)
+    added = scan(decayed, (q, k, v, -0.1 * one), state)
+    torch.testing.assert_close(replaced[:, :, :32], added[:, :, :32])
+    assert ((replaced - added)[:, :, 32:].abs().amax(-1) > 0.01).all()
 
 
 # Directions and chunks
