@@ -88,13 +88,13 @@ class GatedDeltaNet(Mixer):
         return self._leave(x, read)
 
     def _sequences(self, x: Tensor, hidden: Tensor | None = None) -> Tensors:
-        """x (B, N, C) -> q, k and v side by side (B, H, N, 3D), β and log α (B, H, N)."""
+        """x (B, N, C) -> β and log α (B, H, N), in float32 at least, q, k and v side by side (B, H, N, 3D)."""
         strength, rate = rearrange(self.rates(x), "b n (i h) -> i b h n", i=2).to(accumulator(x))
         beta = strength.sigmoid()
-        log_decay = -self.log_rate.exp()[:, None] * F.softplus(rate + self.offset[:, None])
+        log_decay = -self.log_rate.to(rate).exp()[:, None] * F.softplus(rate + self.offset[:, None])
         if hidden is not None:
             beta, log_decay = (each.masked_fill(hidden[:, None], 0) for each in (beta, log_decay))
-        return rearrange(self.qkv(x), "b n (h d) -> b h n d", h=self.n_heads), beta, log_decay
+        return beta, log_decay, rearrange(self.qkv(x), "b n (h d) -> b h n d", h=self.n_heads)
 
     def _leave(self, x: Tensor, read: Tensor) -> Tensor:
         """x (B, N, C), and what its positions read from memory (B, H, N, D) -> the output (B, N, C)."""
@@ -121,11 +121,11 @@ class GatedDeltaNet(Mixer):
 
 
 def chunk(
-    first: int, state: Tensors, x: Tensor, beta: Tensor, log_decay: Tensor, taps: Tensor
+    first: int, state: Tensors, beta: Tensor, log_decay: Tensor, x: Tensor, taps: Tensor
 ) -> tuple[Tensor, Tensors]:
     """Convolution and memory, for ``scan``. State: x before the chunk (B, H, conv_width - 1, 3D), and S (B, H, D, D).
 
-    x: q, k and v as they are projected (B, H, n, 3D); beta, log_decay: (B, H, n); taps: (conv_width, H, 1, 3D).
+    beta, log_decay: (B, H, n); x: q, k and v as they are projected (B, H, n, 3D); taps: (conv_width, H, 1, 3D).
     """
     window, *memory = state
     n = x.shape[2]
