@@ -11,10 +11,10 @@ from torch import Tensor
 from benchmarks.peers.gated_deltanet import pair
 from compare.measure import count_flops, saved_bytes
 from tests.oracles.gated_deltanet import oracle
-from zoo.attention.gated_deltanet import SIZE, GatedDeltaNet, GatedDeltaNetConfig
+from zoo.attention.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
 from zoo.contract import Dims
 from zoo.registry import build
-from zoo.scan import decayed, delta, scan
+from zoo.scan import CHUNK, decayed, delta, scan
 
 
 def layer(*, d_model: int = 16, n_heads: int = 2, causal: bool = False, conv_width: int = 4) -> GatedDeltaNet:
@@ -51,7 +51,7 @@ def test_the_rule_agrees_with_transformers(rule: str, transformers: ModuleType) 
     k = k / k.norm(dim=-1, keepdim=True)
     leaves = [x.requires_grad_() for x in (q, k, v, beta, log_decay)]
     theirs, _ = getattr(transformers, rule)(q, k, v, g=log_decay, beta=beta)
-    ours = scan(delta, tuple(x.transpose(1, 2) for x in leaves), (torch.zeros(2, 2, 8, 8),), size=SIZE)
+    ours = scan(delta, tuple(x.transpose(1, 2) for x in leaves), (torch.zeros(2, 2, 8, 8),))
     ours = ours.transpose(1, 2) / 8**0.5
     weight = torch.randn_like(ours)
     results = [[y, *torch.autograd.grad((y * weight).sum(), leaves)] for y in (ours, theirs)]
@@ -119,7 +119,7 @@ def test_without_decay_it_is_deltanet() -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 1, 150, 8, dtype=torch.float64)
     k, beta = k / k.norm(dim=-1, keepdim=True), torch.rand(1, 1, 150, dtype=torch.float64)
-    out = scan(delta, (q, k, v, beta, 0 * beta), (torch.zeros(1, 1, 8, 8, dtype=torch.float64),), size=SIZE)
+    out = scan(delta, (q, k, v, beta, 0 * beta), (torch.zeros(1, 1, 8, 8, dtype=torch.float64),))
     S = torch.zeros(8, 8, dtype=torch.float64)
     for t in range(150):
         key, value = k[0, 0, t], v[0, 0, t]
@@ -151,13 +151,13 @@ def test_in_both_directions_a_reversed_input_gives_a_reversed_output() -> None:
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("length", [SIZE - 1, SIZE, SIZE + 1, 2 * SIZE + 2])
+@pytest.mark.parametrize("length", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 2])
 def test_chunks_and_the_convolution_across_them_are_the_recurrence(length: int, causal: bool, padded: bool) -> None:
     backend = layer(causal=causal).double()
     x = torch.randn(2, length, 16, dtype=torch.float64)
     mask = torch.rand(2, length) < 0.3 if padded else torch.zeros(2, length, dtype=torch.bool)
     if padded:
-        mask[0, SIZE - 6 : SIZE + 2] = True
+        mask[0, CHUNK - 6 : CHUNK + 2] = True
     real = ~mask[..., None]
     torch.testing.assert_close(backend(x, key_padding_mask=mask) * real, oracle(backend, x, mask) * real)
 

@@ -33,8 +33,6 @@ from zoo.functional import accumulator, recompute
 from zoo.registry import register
 from zoo.scan import delta, scan, scan_step
 
-SIZE = 64  # positions of a chunk
-
 
 @dataclass(frozen=True, kw_only=True)
 class GatedDeltaNetConfig:
@@ -82,9 +80,9 @@ class GatedDeltaNet(Mixer):
         if key_padding_mask is not None:
             x = x.masked_fill(key_padding_mask[..., None], 0)
         sequences, state = self._sequences(x, key_padding_mask), self.begin(x[:, 0])
-        read = scan(chunk, sequences, state, (self.conv,), size=SIZE)
+        read = scan(chunk, sequences, state, (self.conv,))
         if not self.causal:
-            read = read + scan(chunk, sequences, state, (self.conv,), reverse=True, size=SIZE)
+            read = read + scan(chunk, sequences, state, (self.conv,), reverse=True)
         return self._leave(x, read)
 
     def _sequences(self, x: Tensor, hidden: Tensor | None = None) -> Tensors:
@@ -132,15 +130,15 @@ def chunk(
     x = torch.cat([window, x], dim=2)
     mixed = x[:, :, :n] * taps[0]
     for place, tap in enumerate(taps[1:], start=1):
-        mixed = mixed + x[:, :, place : place + n] * tap
+        mixed = torch.addcmul(mixed, x[:, :, place : place + n], tap)
     q, k, v = F.silu(mixed).chunk(3, dim=-1)
-    out, memory = delta(first, tuple(memory), unit(q) * q.shape[-1] ** -0.5, unit(k), v, beta, log_decay)
+    out, memory = delta(first, tuple(memory), unit(q, q.shape[-1] ** -0.5), unit(k), v, beta, log_decay)
     return out, (x[:, :, n:].clone(), *memory)  # a copy, which does not hold the chunk
 
 
-def unit(x: Tensor) -> Tensor:
-    """(…, D) -> the same of length 1; 0 stays 0."""
-    return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+def unit(x: Tensor, length: float = 1) -> Tensor:
+    """(…, D) -> the same of another length; 0 stays 0."""
+    return x * (length * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt())
 
 
 def gated_norm(x: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
