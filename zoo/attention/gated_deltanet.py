@@ -125,15 +125,15 @@ def chunk(
 
     beta, log_decay: (B, H, n); x: q, k and v as they are projected (B, H, n, 3D); taps: (conv_width, H, 1, 3D).
     """
-    window, *memory = state
+    window, memory = state
     n = x.shape[2]
     x = torch.cat([window, x], dim=2)
     mixed = x[:, :, :n] * taps[0]
     for place, tap in enumerate(taps[1:], start=1):
         mixed = torch.addcmul(mixed, x[:, :, place : place + n], tap)
     q, k, v = F.silu(mixed).chunk(3, dim=-1)
-    out, memory = delta(first, tuple(memory), unit(q, q.shape[-1] ** -0.5), unit(k), v, beta, log_decay)
-    return out, (x[:, :, n:].clone(), *memory)  # a copy, which does not hold the chunk
+    out, after = delta(first, (memory,), unit(q, q.shape[-1] ** -0.5), unit(k), v, beta, log_decay)
+    return out, (x[:, :, n:].clone(), *after)  # a copy, which does not hold the chunk
 
 
 def unit(x: Tensor, length: float = 1) -> Tensor:
