@@ -24,7 +24,7 @@ from zoo.contract import Tensors
 from zoo.functional import accumulator, side_by_side
 
 Chunk = Callable[..., tuple[Tensor, Tensors]]
-CHUNK = 128  # positions: quadratic within, so that its weights stay in the cache of a core
+CHUNK = 64  # positions: quadratic within, so that the weights of a batch stay in the cache of a core
 LONG_CHUNK = 512  # elsewhere, where many small operations cost more than the squares do
 KEPT = 1 / 4  # at most, of the size of the inputs, in states kept for backward
 
