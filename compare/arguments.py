@@ -24,6 +24,7 @@ examples:
   python -m compare --variants all --tasks mqar --seq-len 256 --seeds 3 --budget 60
   python -m compare --variants full,linformer --set linformer.rank=128 --steps 500
   python -m compare cost --variants all --seq-len 512:16384
+  python -m compare cost --decode --variants all --seq-len 512:16384
   python -m compare --variants full,linear,performer --tasks quick
   python -m compare --variants full,linear --task classify --data reviews.csv --label-column stars --seq-len 1024
   python -m compare --variants full --sweep performer.features=16:1024 --sweep linformer.rank=32,64,256 --tasks mqar
@@ -34,6 +35,7 @@ COST_EPILOG = """examples:
   python -m compare cost --variants full,linformer,linear --seq-len 512:65536
   python -m compare cost --variants all --seq-len 512:16384 --seeds 3 --out results/cost
   python -m compare cost --variants full,naive --memory-limit 4GB     # and the longest that fits in 4 GiB
+  python -m compare cost --decode --variants all --seq-len 512:16384  # time per token and state, token by token
 """
 
 
@@ -103,6 +105,7 @@ def run_parser() -> Parser:
     add_match(run)
     add_where(run)
     add_conduct(run)
+    run.set_defaults(decode=False)
     return run
 
 
@@ -128,13 +131,19 @@ def cost_parser() -> Parser:
         metavar="K",
         help="measure each point in K fresh processes; 3 or more tell the spread between them (1)",
     )
+    what.add_argument(
+        "--decode",
+        action="store_true",
+        help="measure the causal forms token by token: time per token and bytes of state after N tokens; what has no "
+        "step form is left out of all, and a row with status unsupported where it is named",
+    )
     add_shape(cost.add_argument_group("encoder (as the task has it) and batch (1), the same for every variant"))
     switches = add_switches(cost)
     switches.add_argument(
         "--longest",
         type=positive,
         metavar="N",
-        help=f"with --memory-limit the longest length that fits is searched, up to this one ({LONGEST})",
+        help=f"with --memory-limit the longest length that fits is searched, up to this one ({LONGEST}; not to decode)",
     )
     add_where(cost)
     add_conduct(cost)

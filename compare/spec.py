@@ -28,6 +28,7 @@ class RunSpec:
             step, the rest at N: many short steps learn what is local, few long ones what is far.
         checkpointing: layers are run again in backward instead of kept. compile: through ``torch.compile``.
         search: it looks for a learning rate: validated, never tested.
+        decode: the cost of a causal encoder that goes position by position up to ``seq_len`` is measured.
         probe: it asks only whether ``seq_len`` fits into memory: one step, on samples of this length repeated up to
             ``seq_len``. None = no probe.
         memory_limit: bytes that the process may hold; None = what the machine has.
@@ -62,6 +63,7 @@ class RunSpec:
     checkpointing: bool = False
     compile: bool = False
     search: bool = False
+    decode: bool = False
     probe: int | None = None
     memory_limit: int | None = None
     device: str

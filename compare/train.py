@@ -52,6 +52,7 @@ class Model(nn.Module):
             embedding_std=spec.embedding_std,
             vocab_size=task.vocab_size,
             n_features=task.n_features,
+            causal=spec.decode,
             checkpointing=spec.checkpointing,
         )
         self.head: TokenHead | PairHead | ClassificationHead

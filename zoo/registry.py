@@ -104,6 +104,11 @@ class Entry:
             return None
 
     @property
+    def steps(self) -> bool:
+        """Has a causal form that goes position by position."""
+        return self.traits.causal and self.cls.begin is not Backend.begin
+
+    @property
     def own(self) -> bool:
         """Belongs to the zoo itself, not to a plug-in."""
         return self.cls.__module__.startswith(f"{OWN}.")

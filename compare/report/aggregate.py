@@ -217,6 +217,11 @@ class Group:
         return [record for row in self.rows for record in row.records]
 
     @property
+    def decodes(self) -> bool:
+        """Whether its runs went token by token."""
+        return json.loads(self.cost_conditions).get("decode") is True
+
+    @property
     def metric(self) -> str:
         return next((str(r["metric"]) for r in self.records if r.get("metric")), "score")
 

@@ -39,6 +39,8 @@ QUANTITIES = (
     Quantity("peak_memory_bytes", "peak memory", "B", "peak memory (MiB)", 2**-20, 1, "low"),
     Quantity("saved_bytes", "saved for backward", "B"),
     Quantity("flops", "step cost", "FLOP"),
+    Quantity("token_seconds", "time per token", "s", "token (ms)", 1e3, 3, "low"),
+    Quantity("cache_bytes", "state of a sample", "B", "state (KiB)", 2**-10, 1, "low"),
     Quantity("params", "parameters", "count", "parameters"),
     Quantity("train_steps", "training steps", "count"),
     Quantity("train_seconds", "training time", "s"),

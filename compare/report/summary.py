@@ -5,8 +5,9 @@ from functools import partial
 
 from .aggregate import Group, Row
 from .flags import flags_of, in_words
+from .scaling import STATE, TOKEN
 from .stats import ENOUGH_SEEDS, Difference, Estimate, judge, paired_noise
-from .units import percent, plain, plural, size
+from .units import percent, plain, plural, seconds, size
 
 Measured = list[tuple[Row, Estimate]]
 Differences = Mapping[str, Difference]
@@ -29,6 +30,8 @@ def summarise(group: Group) -> list[str]:
             for field, words, show, more in (
                 ("tokens_per_second", ("Fastest", "Highest training speed"), speed, True),
                 ("peak_memory_bytes", ("Lightest", "Lowest peak memory"), size, False),
+                (TOKEN, ("Fastest", "Shortest time per token"), seconds, False),
+                (STATE, ("Smallest state", "Smallest state"), size, False),
             )
         ),
         against_baseline(group, scores),
