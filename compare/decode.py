@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -9,18 +10,33 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from compare.measure import synchronise
 from compare.spec import RunSpec
 from compare.train import DivergedError, Model
 from tasks import Task
 from zoo import describe
-from zoo.contract import State
 
 WINDOWS = 8  # of steps, timed one after another at the end of the walk
 WINDOW = 128  # steps of each, at most,
 SHARE = 64  # and at most this part of the length: all of them together an eighth
+
+
+class Fused(TorchDispatchMode):
+    """Notes which of torch's fused attention kernels run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if match := re.match("_scaled_dot_product_([a-z]+)_attention", func.overloadpacket.__name__):
+            self.called.add(match[1])
+        return func(*args, **kwargs or {})
+
+    def name(self, device: torch.device) -> str:
+        return f"torch SDPA {', '.join(sorted(self.called))} ({device.type})" if self.called else "torch ops"
 
 
 @torch.no_grad()
@@ -52,8 +68,6 @@ def measure_decoding(
     model = Model(spec, task).to(device).eval()
     x = torch.from_numpy(inputs).to(device)
     tokens = iter((x.flatten(0, 1) if task.kind == "pair" else x).unbind(1))
-    y: Tensor
-    state: State | None = None
 
     def walk(steps: int) -> float:
         """Seconds a step."""
@@ -65,22 +79,23 @@ def measure_decoding(
         return (time.perf_counter() - start) / steps
 
     N = spec.seq_len
-    window = max(1, min(WINDOW, N // SHARE))
+    windows, window = min(WINDOWS, N - 1), max(1, min(WINDOW, N // SHARE))
+    untimed = N - windows * window
     with torch.autocast(device.type, getattr(torch, spec.dtype), enabled=spec.dtype != "float32"):
-        for done in range(0, N - WINDOWS * window, window):
-            walk(min(window, N - WINDOWS * window - done))
+        with Fused() as fused:
+            y, state = model.encoder.step(next(tokens))
+        for done in range(1, untimed, window):
+            walk(min(window, untimed - done))
             on_progress(done / N)
-        took = [walk(window) for _ in range(min(WINDOWS, N))]
-    assert state is not None
+        took = [walk(window) for _ in range(windows)]
     if not y.isfinite().all():
         raise DivergedError(f"the output after {N} positions is not finite")
     low, median, high = statistics.quantiles(took, n=4, method="inclusive")
     example = y.new_empty(len(y), 1, spec.d_model, dtype=getattr(torch, spec.dtype))
-    kernel = model.encoder.layers[0].attention.kernel(example)
     return {
         "params": sum(p.numel() for p in model.parameters()),
-        "kernel": kernel.name,
-        "kernel_fallback": kernel.fallback,
+        "kernel": fused.name(device),
+        "kernel_fallback": model.encoder.layers[0].attention.kernel(example).fallback,
         "token_seconds": median,
         "token_seconds_spread": [low, high],
         "cache_bytes": state.nbytes // state.batch,
