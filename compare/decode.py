@@ -10,33 +10,19 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from compare.measure import synchronise
+from compare.measure import CPU_FLASH, synchronise
 from compare.spec import RunSpec
 from compare.train import DivergedError, Model
 from tasks import Task
-from zoo import describe
+from zoo import MultiHeadAttention, describe
+from zoo.contract import State
 
 WINDOWS = 8  # of steps, timed one after another at the end of the walk
 WINDOW = 128  # steps of each, at most,
 SHARE = 64  # and at most this part of the length: all of them together an eighth
-
-
-class Fused(TorchDispatchMode):
-    """Notes which of torch's fused attention kernels run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.called: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if match := re.match("_scaled_dot_product_([a-z]+)_attention", func.overloadpacket.__name__):
-            self.called.add(match[1])
-        return func(*args, **kwargs or {})
-
-    def name(self, device: torch.device) -> str:
-        return f"torch SDPA {', '.join(sorted(self.called))} ({device.type})" if self.called else "torch ops"
 
 
 @torch.no_grad()
@@ -69,33 +55,37 @@ def measure_decoding(
     x = torch.from_numpy(inputs).to(device)
     tokens = iter((x.flatten(0, 1) if task.kind == "pair" else x).unbind(1))
 
-    def walk(steps: int) -> float:
-        """Seconds a step."""
-        nonlocal y, state
+    def walk(steps: int, state: State) -> tuple[float, Tensor, State]:
+        """Seconds a step, the last output, and the state after it."""
         start = time.perf_counter()
         for _ in range(steps):
             y, state = model.encoder.step(next(tokens), state)
         synchronise(device)
-        return (time.perf_counter() - start) / steps
+        return (time.perf_counter() - start) / steps, y, state
 
     N = spec.seq_len
     windows, window = min(WINDOWS, N - 1), max(1, min(WINDOW, N // SHARE))
-    untimed = N - windows * window
+    untimed, took = N - windows * window, []
     with torch.autocast(device.type, getattr(torch, spec.dtype), enabled=spec.dtype != "float32"):
-        with Fused() as fused:
+        with FlopCounterMode(display=False, custom_mapping=CPU_FLASH) as counter:
             y, state = model.encoder.step(next(tokens))
         for done in range(1, untimed, window):
-            walk(min(window, untimed - done))
+            _, _, state = walk(min(window, untimed - done), state)
             on_progress(done / N)
-        took = [walk(window) for _ in range(windows)]
+        for _ in range(windows):
+            seconds, y, state = walk(window, state)
+            took.append(seconds)
     if not y.isfinite().all():
         raise DivergedError(f"the output after {N} positions is not finite")
     low, median, high = statistics.quantiles(took, n=4, method="inclusive")
+    fused = set(re.findall("scaled_dot_product_([a-z]+)_attention", str(counter.get_flop_counts())))
+    sublayer = model.encoder.layers[0].attention
+    assert isinstance(sublayer, MultiHeadAttention)
     example = y.new_empty(len(y), 1, spec.d_model, dtype=getattr(torch, spec.dtype))
     return {
         "params": sum(p.numel() for p in model.parameters()),
-        "kernel": fused.name(device),
-        "kernel_fallback": model.encoder.layers[0].attention.kernel(example).fallback,
+        "kernel": f"torch SDPA {', '.join(sorted(fused))} ({device.type})" if fused else "torch ops",
+        "kernel_fallback": sublayer.kernel(example).fallback,
         "token_seconds": median,
         "token_seconds_spread": [low, high],
         "cache_bytes": state.nbytes // state.batch,

@@ -33,8 +33,7 @@ from compare.spec import RunSpec
 from tests.make_records import ENVIRONMENT, MANY, QUADRATIC, Record, make_decoded, make_record, write_folder
 from tests.test_compare import SPEC, compare, records_of
 from tests.test_report import assert_readable, labels_of
-from zoo import Encoder, available, describe
-from zoo.contract import Kernel
+from zoo import Encoder, MultiHeadAttention, available, describe
 
 LENGTHS = tuple(2**power for power in range(9, 15))  # 512 to 16,384
 FEW = ("full", "linear", "performer", "local", "none")
@@ -128,7 +127,7 @@ class Walked:
 
     def __init__(self, law: Callable[[int], float], finite: bool = True) -> None:
         self.law, self.now, self.finite = law, 0.0, finite
-        layer = SimpleNamespace(attention=SimpleNamespace(kernel=lambda _: Kernel("none")))
+        layer = SimpleNamespace(attention=MultiHeadAttention("linear", d_model=16, n_heads=1, causal=True))
         self.encoder = SimpleNamespace(step=self.step, layers=[layer])
         self.walked: list[int] = []
 
