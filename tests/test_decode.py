@@ -248,6 +248,7 @@ def test_the_tables_of_decoding() -> None:
     assert found["linear"]["state at 16,384"] == "64\xa0KiB"
     assert found["linear"]["share of full's"] == "0.00195"
     assert found["none (control)"]["state at 16,384"] == "0\xa0B"
+    assert found["none (control)"]["power of N, state"] == "–"
     assert found["linear"]["ratio to full"] == "0.272"
     assert 2900 < float(found["linear"]["faster than full from N"].split(" ")[0].replace(",", "")) < 3100
     assert found["full"]["faster than full from N"] == "–"

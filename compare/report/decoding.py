@@ -31,6 +31,7 @@ from .scaling import (
     length_series,
     longest_of,
     one_batch,
+    positive,
     powers_note,
     reference_of,
     rows_by_length,
@@ -113,7 +114,7 @@ def growth_table(series: Sequence[Group], title: str) -> CostTable:
     reference = reference_of(cells)
     longest = longest_of(series, reference)
     full = reference.get(longest) if reference else None
-    exponents = [fit_exponents(cells, field) for field in (TOKEN, STATE)]
+    exponents = {field: fit_exponents(cells, field) for field in (TOKEN, STATE)}
     crossovers = find_crossovers(cells, TOKEN)
     header = ["variant", "family", "power of N, time", "power of N, state", f"time per token at {plain(longest)}"]
     header += ["ratio to full", "faster than full from N", f"state at {plain(longest)}", "share of full's"]
@@ -121,7 +122,9 @@ def growth_table(series: Sequence[Group], title: str) -> CostTable:
     for label, rows in cells.items():
         there, first = rows.get(longest), next(iter(rows.values()))
         line = [first.name, first.family]
-        line += [exponent_text(fits.get(label)) if one_batch(series) else MISSING for fits in exponents]
+        for field, fits in exponents.items():
+            grows = one_batch(series) and any(positive(row, field) for row in rows.values())
+            line.append(exponent_text(fits.get(label)) if grows else MISSING)
         for field, show in ((TOKEN, seconds), (STATE, size)):
             own, theirs = (row.over_seeds(field) if row else None for row in (there, full))
             line.append(show(own.mean) if own else there.status if there else MISSING)
