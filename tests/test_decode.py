@@ -183,7 +183,7 @@ def test_what_is_not_finite_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_decoding_from_command_to_page(tmp_path: Path) -> None:
     words = ["cost", "--decode", "--variants", "full,linear,linformer", "--no-control", "--tasks", "mqar"]
-    words += ["--seq-len", "32:64", "--d-model", "16", "--n-heads", "2", "--n-layers", "2"]
+    words += ["--seq-len", "64", "--d-model", "16", "--n-heads", "2", "--n-layers", "2"]
     done = compare(*words, "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -203,9 +203,7 @@ def test_decoding_from_command_to_page(tmp_path: Path) -> None:
     assert "## Decoding, token by token" in report
     assert "## Cost against length" not in report
     stems = {path.stem for path in (tmp_path / "charts").glob("*.svg")}
-    assert {"decode_time_mqar", "decode_state_mqar", "decode_mqar_64"} <= stems
-    again = compare(*words, "--out", str(tmp_path), "--resume")
-    assert "6 of 6 runs are already in" in again.stdout
+    assert stems == {"decode_mqar_64"}
 
 
 def decoded(*variants: str, seeds: int = 1, lengths: tuple[int, ...] = LENGTHS) -> list[Record]:
