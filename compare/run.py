@@ -161,7 +161,10 @@ def place_of(event: Record) -> str:
 
 
 def reproduce(spec: RunSpec) -> str:
-    """The command that repeats this run alone. Options go by name, and seeds count from 0."""
+    """The command that repeats this run alone. Options go by name, and seeds count from 0.
+
+    Runs of a search and probes of memory are repeated as ordinary runs at their learning rate and length.
+    """
     words = ["python -m compare --no-control", f"--variants {spec.variant}", f"--tasks {spec.task}"]
     words += [f"--set {spec.variant}.{name}={value}" for name, value in spec.options]
     words += [shlex.join(["--set", f"{spec.task}.{name}={value}"]) for name, value in spec.task_options]

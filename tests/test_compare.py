@@ -45,7 +45,7 @@ SPEC = RunSpec(
     length_warmup=False,
     device="cpu",
     dtype="float32",
-    threads=2,
+    threads=1,
 )
 
 
@@ -388,6 +388,7 @@ def test_usage_errors_are_one_line_and_exit_2(
     assert not list(tmp_path.iterdir()), "a usage error left something behind"
 
 
+@pytest.mark.alone
 def test_help_is_quick_and_does_not_import_torch() -> None:
     start = time.perf_counter()
     done = compare("--help")
@@ -570,6 +571,7 @@ def test_an_installed_plugin_is_one_of_all_and_runs(module: Path, monkeypatch: p
     assert record["status"] == "ok", record["reason"]
 
 
+@pytest.mark.alone
 def test_a_sign_of_life_comes_within_three_seconds(tmp_path: Path) -> None:
     start = time.perf_counter()
     command = [sys.executable, "-m", "compare", *TINY, "--out", str(tmp_path / "run")]

@@ -17,6 +17,7 @@ from zoo.contract import Dims
 from zoo.registry import build
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.alone
 
 
 class Bare(nn.Module):
