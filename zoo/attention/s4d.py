@@ -37,6 +37,7 @@ from zoo.functional import accumulator, recompute
 from zoo.registry import register
 
 STEPS = (1e-3, 1e-1)  # Δ at first
+RANGE = 20.0  # beyond which the logarithms of Δ and of −Re A no longer count, so that no product of them overflows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +123,9 @@ class S4D(Mixer):
 def discretise(log_step: Tensor, log_real: Tensor, imaginary: Tensor, readout: Tensor) -> tuple[Tensor, Tensor]:
     """``Δ A``, (C, n), and ``C B̄``, (directions, C, n), both complex."""
     wide = accumulator(log_step)
-    poles = torch.complex(-log_real.to(wide).exp(), imaginary.to(wide))
-    powers = poles * log_step.to(wide).exp()[:, None]
+    real, step = (logarithm.to(wide).clamp(-RANGE, RANGE).exp() for logarithm in (log_real, log_step))
+    poles = torch.complex(-real, imaginary.to(wide))
+    powers = poles * step[:, None]
     return powers, torch.view_as_complex(readout.to(wide)) * torch.expm1(powers) / poles
 
 
