@@ -100,11 +100,9 @@ def test_a_key_far_above_all_others_rules_what_comes_after_and_nothing_before(fo
     k[:, 150] = large
     ours = module._mix(k, v)
     torch.testing.assert_close(ours[:, :150], usual[:, :150])
+    assert ours.isfinite().all()
     if large > 0:
         torch.testing.assert_close(ours[:, 150:], v[:, 150:151].expand(1, 250, 4))
-    else:
-        torch.testing.assert_close(ours[:, 151:], usual[:, 151:], atol=0.2, rtol=0)
-        assert ours.isfinite().all()
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -12,8 +12,8 @@ length of the input.
 Cost: O(P N log N) time, O(P N) memory.
 
 Step form: a convolution has no constant state, so the inputs of each are kept. Every 128 steps one transform adds up
-what they all give to the next 128 positions; between, a step adds the inputs since. So a step costs O(log N) transforms
-of N / 128 positions on average, and 128 lags of the filters.
+what they all give to the next 128 positions; between, a step adds the inputs since. So a step costs O(N log N / 128)
+on average for each channel, and the filters at up to 128 lags.
 
 Departures from the paper:
 - There are P − 1 long filters for P gates: the short convolution stands in place of the first, as in the authors' code.
