@@ -85,4 +85,5 @@ def _groups(x: Tensor, size: int) -> list[slice]:
 
 
 def _transform(x: Tensor, size: int) -> Tensor:
-    return torch.fft.rfft(x.to(accumulator(x)), size)
+    spectrum: Tensor = torch.fft.rfft(x.to(accumulator(x)), size)
+    return spectrum

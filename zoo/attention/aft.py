@@ -24,13 +24,15 @@ than 58 above it counts as 58 above within its chunk.
 Departures from the paper:
 - The w of ``local`` depends on i − j alone, as in the paper's AFT-conv: pairs would have max_len (2 s − 1) numbers.
 - ``rank`` is 32, in the paper 128: a and b have 2·max_len·rank numbers a layer.
+- Queries, keys and values are made in float32 also under autocast: one key can rule all positions, and its gradient is
+  then a sum over all of them that float16 does not hold.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
@@ -96,16 +98,16 @@ class AFT(Mixer):
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         hidden = None if key_padding_mask is None else key_padding_mask[..., None]
-        q, k, v = split(self.qkv(x if hidden is None else x.masked_fill(hidden, 0)), 3)
-        if hidden is not None:
-            k = k.masked_fill(hidden, -math.inf)
         with torch.autocast(x.device.type, enabled=False):
-            mixed = self._mix(k, v)
-        return self._output(q, mixed)
-
-    def _output(self, q: Tensor, mixed: Tensor) -> Tensor:
-        y: Tensor = self.out(torch.sigmoid(q) * mixed.to(q.dtype))
+            q, k, v = self._project(x if hidden is None else x.masked_fill(hidden, 0))
+            if hidden is not None:
+                k = k.masked_fill(hidden, -math.inf)
+            mixed = torch.sigmoid(q) * self._mix(k, v).to(v.dtype)
+        y: Tensor = self.out(mixed)
         return y
+
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        return split(self.qkv(x.to(self.qkv.weight.dtype)), 3)
 
     def _mix(self, k: Tensor, v: Tensor) -> Tensor:
         """The weighted means. k, −inf at padding, v and the result: (B, N, C)."""
@@ -154,16 +156,19 @@ class AFT(Mixer):
         return total, total.new_full((B, 1, 1, C), -math.inf), values - math.inf, values
 
     def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
-        q, k, v = split(self.qkv(x), 3)
         with torch.autocast(x.device.type, enabled=False):
+            q, k, v = self._project(x)
             if self.form == "full":
-                k, v = (torch.cat(pair, dim=1) for pair in zip(tensors, (k, v), strict=True))
+                tensors = keys, values = tuple(torch.cat(pair, dim=1) for pair in zip(tensors, (k, v), strict=True))
                 w = self.columns[: position + 1] @ self.rows[position]
-                weights = (k.to(accumulator(k)) + w[:, None]).softmax(1)
-                return self._output(q, (weights * v).sum(1, keepdim=True)), (k, v)
-            k, v = (piece[:, None].to(accumulator(piece)) for piece in (k, v))
-            mixed, tensors = causal_chunk(position, tensors, k, v, *self._weights(1))
-        return self._output(q, mixed[:, 0]), tensors
+                weights = (keys.to(accumulator(k)) + w[:, None]).softmax(1)
+                mixed = (weights * values).sum(1, keepdim=True)
+            else:
+                k, v = (piece[:, None].to(accumulator(piece)) for piece in (k, v))
+                mixed, tensors = causal_chunk(position, tensors, k, v, *self._weights(1))
+                mixed = mixed[:, 0]
+            mixed = torch.sigmoid(q) * mixed.to(q.dtype)
+        return self.out(mixed), tensors
 
     def state_size(self, length: int) -> int:
         """``full``: all keys and values. Else the two sums, and of ``local`` keys and values within the window."""
@@ -212,7 +217,7 @@ def both_sides(k: Tensor, v: Tensor, weights: Tensor, far: Tensor) -> Tensor:
     left = F.pad(sums, (0, 0, 2, 0))[:, :n].cumsum(1)
     right = F.pad(sums, (0, 0, 0, 2))[:, 2:].flip(1).cumsum(1).flip(1)
     around = F.pad(blocks, (0, 0, 1, 1))  # (S, B, n + 2, 2 C)
-    near = sum(part @ around[:, :, i : i + n].flatten(1) for i, part in enumerate(weights.split(S, dim=1)))
+    near = reduce(torch.add, (w @ around[:, :, i : i + n].flatten(1) for i, w in enumerate(weights.chunk(3, dim=1))))
     total = near.view_as(blocks) + far * (left + right)
     return divide(rearrange(total, "s b n c -> b (n s) c")[:, :N])
 

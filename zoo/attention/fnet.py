@@ -88,7 +88,7 @@ def transform_real(x: Tensor, real: Tensor) -> Tensor:
     B, _, C = x.shape
     out = torch.zeros_like(x)
     lengths = real.sum(1)
-    for length in lengths.unique().tolist():
+    for length in sorted(set(lengths.tolist())):
         if length:
             place = real & (lengths == length)[:, None]
             out[place] = transform(x[place].view(-1, length, C)).flatten(0, 1)

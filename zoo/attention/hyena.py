@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import pairwise
 
 import torch
@@ -105,7 +105,7 @@ class Hyena(Mixer):
         past = TAPS - 1 if self.causal else TAPS // 2
         with torch.autocast(x.device.type, enabled=False):
             u = F.pad(_hide(self._project(x), hidden), (0, 0, past, TAPS - 1 - past))
-            u = sum(self.taps[i] * u[:, i : i + N] for i in range(TAPS))
+            u = reduce(torch.add, (self.taps[i] * u[:, i : i + N] for i in range(TAPS)))
             *gates, z = u.chunk(self.order + 1, dim=-1)
             for gate, skip, h in zip(gates[:0:-1], self.skip, self._filters(N, two_sided=not self.causal), strict=True):
                 z = _hide(z * gate, hidden)
@@ -134,7 +134,7 @@ class Hyena(Mixer):
         h = torch.cat([t, angles.cos(), angles.sin()], dim=-1)
         for weight, bias in zip(hidden[::2], hidden[1::2], strict=True):
             h = torch.sin(frequency * F.linear(h, weight.to(dtype), bias.to(dtype)))
-        h = (h @ write.to(dtype).T).unflatten(-1, (self.order - 1, -1)) * self._window(t)[:, None]
+        h = (h @ write.to(dtype).T).view(len(t), self.order - 1, -1) * self._window(t)[:, None]
         return h.permute(1, 2, 0)
 
     def _window(self, t: Tensor) -> Tensor:
