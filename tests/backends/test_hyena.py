@@ -11,6 +11,7 @@ import torch
 from zoo import MultiHeadAttention
 from zoo.attention.hyena import BLOCK, Hyena, HyenaConfig
 from zoo.contract import Dims, State
+from zoo.convolution import convolve
 from zoo.registry import build
 
 
@@ -73,6 +74,15 @@ def test_steps_over_the_blocks_of_the_cache_equal_forward(order: int) -> None:
         steps.append(y)
         assert state.size == module.cache_size(t + 1)
     torch.testing.assert_close(torch.stack(steps, dim=1), module(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_the_state_is_what_the_long_convolutions_read(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr("zoo.attention.hyena.convolve", lambda x, h: read.append(x[0].numel()) or convolve(x, h))
+    module = hyena(order=order)
+    module(torch.randn(3, 50, 8))
+    assert sum(read) == module.state_size(50)
 
 
 def test_the_cache_grows_by_blocks() -> None:

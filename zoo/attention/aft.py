@@ -26,6 +26,7 @@ Departures from the paper:
 - ``rank`` is 32, in the paper 128: a and b have 2·max_len·rank numbers a layer.
 - Queries, keys and values are made in float32 also under autocast: one key can rule all positions, and its gradient is
   then a sum over all of them that float16 does not hold.
+Queries and keys meet in no product, so rotary positions would mean nothing and are not applied.
 """
 
 from __future__ import annotations
@@ -160,8 +161,8 @@ class AFT(Mixer):
             q, k, v = self._project(x)
             if self.form == "full":
                 tensors = keys, values = tuple(torch.cat(pair, dim=1) for pair in zip(tensors, (k, v), strict=True))
-                w = self.columns[: position + 1] @ self.rows[position]
-                weights = (keys.to(accumulator(k)) + w[:, None]).softmax(1)
+                columns, row = (x.to(accumulator(x)) for x in (self.columns[: position + 1], self.rows[position]))
+                weights = (keys + (columns @ row)[:, None]).softmax(1)
                 mixed = (weights * values).sum(1, keepdim=True)
             else:
                 k, v = (piece[:, None].to(accumulator(piece)) for piece in (k, v))
