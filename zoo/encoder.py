@@ -351,15 +351,19 @@ class Encoder(nn.Module):
         if self.conv is not None:
             x = self.conv(x, key_padding_mask=key_padding_mask)
         x = self.dropout(self.positions(x))
-        if self.reversible:
-            x = two_streams([branch for layer in self.layers for branch in layer.branches(key_padding_mask)], x)
-        else:
-            for layer in self.layers:
+        branches: list[Branch] = []
+        for layer in self.layers:
+            assert isinstance(layer, EncoderLayer)
+            if self.reversible:
+                branches += layer.branches(key_padding_mask)
+            else:
                 x = self._run(layer, x, key_padding_mask)
+        if self.reversible:
+            x = two_streams(branches, x)
         y: Tensor = self.norm(x)
         return y if key_padding_mask is None else y.masked_fill(key_padding_mask[..., None], 0)
 
-    def _run(self, layer: nn.Module, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+    def _run(self, layer: EncoderLayer, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
         if not (self.checkpointing and self.training and torch.is_grad_enabled()):
             y: Tensor = layer(x, key_padding_mask=key_padding_mask)
             return y

@@ -53,7 +53,7 @@ class _Reversible(torch.autograd.Function):
             device,
             dtype=torch.get_autocast_dtype(device),
             enabled=torch.is_autocast_enabled(device),
-            cache_enabled=False,  # it would hand weights that were cast here, without a graph, to backward
+            cache_enabled=False,  # in older torch it hands weights that were cast here, without a graph, to backward
         )
         ctx.branches, ctx.replays = branches, []
         a = b = x
