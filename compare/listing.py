@@ -24,7 +24,7 @@ WHAT = ["name", "year", "causal", "what it does", "options"]
 COST = ["name", "time", "memory", "parameters added", "capacity"]
 KEPT = ["name", "directions", "state", "cache"]
 FORM = ["exact", "directions", "exceptions", "options", "source"]
-MARKDOWN = ["name", "what it does", "family", "year", *COST[1:], "state", "cache", *FORM]
+MARKDOWN = ["name", "what it does", "family", "year", *COST[1:-1], "state", "cache", "capacity", *FORM]
 WRAPPED = ("time", "directions", "what it does", "options", "what it asks", "lengths", "what for", "tasks")
 
 

@@ -72,7 +72,7 @@ class _Reversible(torch.autograd.Function):
         for branch, replay in zip(reversed(ctx.branches), reversed(ctx.replays), strict=True):
             with replay(), ctx.autocast(), torch.enable_grad():
                 leaf = a.detach().requires_grad_()
-                added = branch.run(leaf)
+                added = branch.run(leaf.view_as(leaf))  # a module's hooks, as those that count FLOPs, refuse a leaf
             leaves = [leaf, *branch.parameters]
             d_leaf, *found = torch.autograd.grad(added, leaves, d_b.to(added.dtype), allow_unused=True)
             a, b = b - added, a

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compare.measure import saved_bytes
+from compare.measure import count_flops, saved_bytes
 from zoo import Encoder, describe
 
 SMALL = {"d_model": 16, "n_heads": 2, "n_layers": 3, "max_len": 48}
@@ -36,7 +36,7 @@ def trained(encoder: Encoder, run: object, x: Tensor, mask: Tensor | None = None
     torch.manual_seed(1)
     x = x.clone().requires_grad_()
     y = run(encoder, x, mask)
-    (y * torch.arange(16)).sum().backward()
+    (y * torch.arange(16, device=x.device)).sum().backward()
     buffers = [b for b in encoder.buffers() if b.is_floating_point() and b.numel()]
     return [y, x.grad, *(p.grad for p in encoder.parameters()), *buffers]
 
@@ -58,6 +58,13 @@ def test_gradients_are_those_of_the_plain_computation(
     encoder, twin = (copy.to(dtype) for copy in twins(name, dropout=dropout))
     x = torch.randn(3, 40, 16, dtype=dtype)
     assert_equal(trained(encoder, through, x, MASK), trained(twin, plain, x, MASK), tolerance)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_device_replays_its_own_random_numbers() -> None:
+    encoder, twin = (copy.cuda() for copy in twins("full", dropout=0.2))
+    x = torch.randn(3, 40, 16, device="cuda")
+    assert_equal(trained(encoder, through, x), trained(twin, plain, x), 1e-4)
 
 
 def test_saved_bytes_do_not_grow_with_depth(name: str) -> None:
@@ -100,6 +107,14 @@ def test_autocast_is_as_it_was(dtype: torch.dtype, inside: bool) -> None:
     encoder, twin = twins("full", dropout=0.0)
     x = torch.randn(3, 40, 16)
     assert_equal(gradients(encoder, through), gradients(twin, plain), 1e-4)
+
+
+def test_flops_are_those_of_one_more_forward() -> None:
+    encoder, twin = twins("naive")
+    x = torch.randn(3, 40, 16)
+    forward = count_flops(lambda: plain(twin, x))
+    step = count_flops(lambda: plain(twin, x).square().mean().backward())
+    assert count_flops(lambda: encoder(x).square().mean().backward()) == step + forward
 
 
 def test_backward_leaves_random_numbers_and_state_alone() -> None:
