@@ -174,6 +174,7 @@ def reproduce(spec: RunSpec) -> str:
     words += [f"--d-model {spec.d_model}", f"--n-heads {spec.n_heads}", f"--n-layers {spec.n_layers}"]
     words += [f"--positions {spec.positions}", f"--lr {spec.lr:g}", f"--device {spec.device}", f"--dtype {spec.dtype}"]
     words.append("--length-warmup" if spec.length_warmup else "--no-length-warmup")
-    words += ["--checkpointing"] * spec.checkpointing + ["--compile"] * spec.compile
+    words += ["--checkpointing"] * spec.checkpointing + ["--reversible"] * spec.reversible
+    words += ["--compile"] * spec.compile
     words += [f"--memory-limit {spec.memory_limit}"] if spec.memory_limit else []
     return " ".join(words)

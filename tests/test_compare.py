@@ -241,6 +241,7 @@ def test_a_new_field_leaves_the_names_of_runs_as_they_are() -> None:
     for change in (
         {"compile": True},
         {"checkpointing": True},
+        {"reversible": True},
         {"memory_limit": 2**30},
         {"search": True},
         {"probe": 32},
@@ -338,6 +339,7 @@ def test_records_survive_damage(tmp_path: Path) -> None:
         (["--seeds", "0"], "--seeds: expected a positive integer"),
         (["--budget", "nan"], "--budget: expected a positive number, got 'nan'"),
         (["--budget", "5", "--steps", "5"], "not allowed with"),
+        (["--checkpointing", "--reversible"], "--reversible: not allowed with argument --checkpointing"),
         (["--d-model", "30", "--n-heads", "4"], "d_model must be a multiple of n_heads, got d_model=30, n_heads=4"),
         (
             ["--set", "linformer.rnk=3"],
@@ -413,7 +415,7 @@ def test_list_fits_the_terminal(
     assert stop.value.code == 0
     assert max(map(len, listed.splitlines())) <= columns
     assert "…" not in listed, "a cell is cut short"
-    for part in ("block_sparse", "linformer", "rank=256", "low-rank", "+524,288", "4.0 MiB", "O(N·M)", "mqar"):
+    for part in ("block_sparse", "linformer", "rank=256", "low-rank", "+524,288", "4.0 MiB", "O(N·M)", "mqar", "cache"):
         assert part in listed
     assert listed.index("exact") < listed.index("low-rank") < listed.index("control")
 
