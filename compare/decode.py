@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from compare.measure import CPU_FLASH, synchronise
+from compare.measure import FORMULAS, synchronise
 from compare.spec import RunSpec
 from compare.train import DivergedError, Model
 from tasks import Task
@@ -67,7 +67,7 @@ def measure_decoding(
     windows, window = min(WINDOWS, N - 1), max(1, min(WINDOW, N // SHARE))
     untimed, took = N - windows * window, []
     with torch.autocast(device.type, getattr(torch, spec.dtype), enabled=spec.dtype != "float32"):
-        with FlopCounterMode(display=False, custom_mapping=CPU_FLASH) as counter:
+        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
             y, state = model.encoder.step(next(tokens))
         for done in range(1, untimed, window):
             _, _, state = walk(min(window, untimed - done), state)

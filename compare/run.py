@@ -161,7 +161,10 @@ def place_of(event: Record) -> str:
 
 
 def reproduce(spec: RunSpec) -> str:
-    """The command that repeats this run alone. Options go by name, and seeds count from 0."""
+    """The command that repeats this run alone. Options go by name, and seeds count from 0.
+
+    Runs of a search and probes of memory are repeated as ordinary runs at their learning rate and length.
+    """
     command = "python -m compare cost --decode" if spec.decode else "python -m compare"
     words = [f"{command} --no-control", f"--variants {spec.variant}", f"--tasks {spec.task}"]
     words += [f"--set {spec.variant}.{name}={value}" for name, value in spec.options]
@@ -174,6 +177,7 @@ def reproduce(spec: RunSpec) -> str:
         words.append(f"--steps {spec.steps}" if spec.steps is not None else f"--budget {spec.budget:g}")
         words += [f"--accumulate {spec.accumulate}", f"--lr {spec.lr:g}"]
         words.append("--length-warmup" if spec.length_warmup else "--no-length-warmup")
-    words += ["--checkpointing"] * spec.checkpointing + ["--compile"] * spec.compile
+    words += ["--checkpointing"] * spec.checkpointing + ["--reversible"] * spec.reversible
+    words += ["--compile"] * spec.compile
     words += [f"--memory-limit {spec.memory_limit}"] if spec.memory_limit else []
     return " ".join(words)

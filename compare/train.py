@@ -54,6 +54,7 @@ class Model(nn.Module):
             n_features=task.n_features,
             causal=spec.decode,
             checkpointing=spec.checkpointing,
+            reversible=spec.reversible,
         )
         self.head: TokenHead | PairHead | ClassificationHead
         if task.kind == "token":
