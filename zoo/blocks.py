@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.contract import Kernel
+from zoo.cache import append
+from zoo.contract import Kernel, Tensors
 from zoo.functional import accumulator, pad_to_multiple
 
 HIDDEN = -1e30  # added to a logit that nothing may see; finite, so that a row that sees nothing has no NaN
@@ -118,6 +119,94 @@ def attend_layout(
     return attend(q, k, v, [Part(groups=groups, size=size)], key_padding_mask=key_padding_mask)
 
 
+def attend_next(
+    q: Tensor, k: Tensor, v: Tensor, parts: Sequence[Part], tensors: Tensors, position: int, max_len: int
+) -> tuple[Tensor, Tensors]:
+    """The last row of a causal ``attend``, and all keys and values so far: a step form.
+
+    q, k, v and the result: (B, H, 1, D), of ``position``; parts: of all positions up to that, of the queries those at
+        ``position`` suffice; tensors: keys and values of those before it (see ``zoo.cache``).
+    """
+    tensors = append(tensors, (k, v), position, max_len)
+    places, visible = seen_last(parts, q.shape[1], position + 1, q.device)
+    return attend_rows(q, *tensors, places[None], hide(visible)[None]), tensors
+
+
+def attend_layout_next(
+    q: Tensor, k: Tensor, v: Tensor, layout: Tensor, size: int, tensors: Tensors, position: int, max_len: int
+) -> tuple[Tensor, Tensors]:
+    """The step form of a causal ``attend_layout``."""
+    row = position // size
+    own = torch.zeros_like(layout[..., : row + 1, : row + 1])
+    own[..., row, :] = layout[..., row, : row + 1]
+    groups = layout_groups(own, q.shape[1], size, causal_bias(size, q.device))
+    return attend_next(q, k, v, [Part(groups=groups, size=size)], tensors, position, max_len)
+
+
+def attend_rows(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    places: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: float | None = None,
+) -> Tensor:
+    """Softmax attention of one query a head over some rows of its keys and values; 0 where it sees none.
+
+    q and the result: (B, H, 1, D); keys, values: (B, H, rows, D); places: (B or 1, H, W), which rows; bias: likewise,
+        added to their logits; scale: 1/√D by default.
+    """
+    if places.shape[-1] == 0:
+        return torch.zeros_like(q)
+    index = places[..., None].expand(*q.shape[:2], -1, q.shape[-1])
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    mask = None if bias is None else bias[:, :, None]
+    out, lse = _forward_kernel(q, keys.gather(2, index), values.gather(2, index), mask, scale)
+    return out.masked_fill((lse < HIDDEN / 2)[..., None], 0)
+
+
+def seen_last(parts: Sequence[Part], n_heads: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Positions that the last of ``length`` sees in any head, and in which heads it does: (H, W) both.
+
+    For parts without labels, whose positions are the same in all samples and whose biases hide or are 0.
+    """
+    last, head = length - 1, torch.arange(n_heads, device=device)[:, None]
+    places = [torch.zeros(n_heads, 0, dtype=torch.long, device=device)]
+    visible = [torch.zeros(n_heads, 0, dtype=torch.bool, device=device)]
+    for part in parts:
+        slots = None if part.positions is None else part.positions.expand(n_heads, -1, -1)  # (H, blocks, S)
+        slot = torch.full_like(head, last)
+        if slots is not None:
+            found = slots.flatten(1) == last
+            slot = found.int().argmax(-1, keepdim=True).where(found.any(-1, keepdim=True), -1)
+        row, at = slot // part.size, slot % part.size  # (H, 1), row −1 in heads where it has no slot
+        keys = slots if part.keys is None else part.keys.expand(n_heads, -1, -1)
+        for group in part.groups:
+            if isinstance(group, Span):
+                here = (row >= group.first) & (row < group.last)
+                columns = row + group.offset + torch.arange(group.width, device=device)
+            else:
+                first = -(-length // part.size) * head  # the number of each head's first block
+                match = group.rows == row + first  # (H, R)
+                here = match.any(-1, keepdim=True)
+                columns = group.columns[match.int().argmax(-1)] - first
+            columns = columns.where(here, 0)  # (H, width)
+            if keys is None:
+                place = columns[..., None] * part.size + torch.arange(part.size, device=device)
+            else:
+                place = keys[head, columns]
+            place = place.flatten(1)
+            shown = here & (place >= 0) & (place < length)
+            if group.bias is not None:
+                shown &= group.bias[at[:, 0]] > HIDDEN / 2
+            places.append(place)
+            visible.append(shown)
+    shown = torch.cat(visible, dim=1)
+    some = shown.any(0)
+    return torch.cat(places, dim=1)[:, some].clamp(0, last), shown[:, some]
+
+
 def kernel_name(x: Tensor) -> Kernel:
     """What ``attend`` runs for inputs like ``x``."""
     return Kernel("gathered blocks on torch SDPA flash (cpu)" if x.device.type == "cpu" else "gathered blocks, matmul")
@@ -186,21 +275,22 @@ def for_all_heads(numbers: Tensor, n_heads: int, blocks: int) -> Tensor:
 
 
 def window_spans(
-    blocks: int, size: int, reach: tuple[int, int], *, skip: int = 0, device: torch.device | None = None
+    blocks: int, size: int, reach: tuple[int, int], *, first: int = 0, skip: int = 0, device: torch.device | None = None
 ) -> list[Span]:
     """A sliding window over consecutive blocks: query i sees key j where ``reach[0] <= j − i <= reach[1]``.
 
     Args:
         blocks, size: how many blocks, of S positions each.
+        first: of these, the first one whose queries are in question.
         skip: the first ``skip`` keys are hidden (they are seen in another part).
     """
     low, high = (int(math.copysign(-(-abs(end) // size), end)) for end in reach)
     at = torch.arange(size, device=device)[:, None]
     found: dict[tuple[int, int, int], list[int]] = {}  # (offset, width, row if it is like no other) -> rows
-    for row in range(blocks):
-        first, last = max(0, row + low), min(blocks - 1, row + high)
-        alone = row if first * size < skip else -1
-        found.setdefault((first - row, last - first + 1, alone), []).append(row)
+    for row in range(first, blocks):
+        start, last = max(0, row + low), min(blocks - 1, row + high)
+        alone = row if start * size < skip else -1
+        found.setdefault((start - row, last - start + 1, alone), []).append(row)
     spans = []
     for (offset, width, alone), rows in found.items():
         key = offset * size + torch.arange(width * size, device=device)  # relative to the first query of the row
