@@ -150,10 +150,13 @@ class State:
                 f"the state after {self.length} positions is used up by an earlier step: "
                 "go on with the state that it returned"
             )
-        if (self.shape, self.dtype) != (x.shape, x.dtype):
+        if (self.batch, self.dtype) != (len(x), x.dtype):
             raise ValueError(
-                f"expected shape {tuple(self.shape)} of {self.dtype}, as the state was begun with, "
-                f"got shape {tuple(x.shape)} of {x.dtype}"
+                f"expected {self.batch} samples of {self.dtype}, as the state was begun with, got {len(x)} of {x.dtype}"
+            )
+        if self.shape != x.shape:
+            raise ValueError(
+                f"expected shape {tuple(self.shape)}, as the state was begun with, got shape {tuple(x.shape)}"
             )
         self.used = True
 
