@@ -333,9 +333,9 @@ class _BlockAttention(torch.autograd.Function):
                 continue
             more, more_lse = _empty(q)
             _forward_part(blocks, q, k, v, scale, more, more_lse)
-            both = torch.logaddexp(lse, more_lse)
-            out.mul_((lse - both).exp_()[..., None]).add_(more.mul_((more_lse - both).exp_()[..., None]))
-            lse = both
+            # Their shares sum to 1 whatever the size of the logits: a logarithm of 1e5 has two digits behind the point.
+            out.lerp_(more, (more_lse - lse).sigmoid_()[..., None])
+            lse = torch.logaddexp(lse, more_lse)
         out = out.masked_fill_((lse < HIDDEN / 2)[..., None], 0).to(q.dtype)
         ctx.scale, ctx.parts = scale, [replace(part, positions=None, labels=None) for part in parts]
         content = [x for part in parts for x in (part.positions, part.labels)]

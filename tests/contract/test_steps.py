@@ -1,4 +1,4 @@
-"""What every causal backend's step form holds: position by position it is the parallel form, and it says what it keeps."""
+"""What every causal backend's step form holds: it equals the parallel form, and says what it keeps."""
 
 from __future__ import annotations
 
