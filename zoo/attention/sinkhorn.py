@@ -219,16 +219,16 @@ class SinkhornAttention(Attention):
         n = queries.shape[2] - 1
         keys, values = (x[:, :, : n * self.size].unflatten(2, (n, self.size)) for x in (keys, values))
         scores = queries @ keys.mean(3, dtype=queries.dtype).mT * queries.shape[-1] ** -0.5  # (B, H, n + 1, n)
-        allowed = self._allowed(None, n + 1, queries.device)
-        assert allowed is not None
-        allowed = allowed[..., :-1]
+        allowed = torch.ones_like(scores[0, 0], dtype=torch.bool).tril(-1)
         if self.config.sort == "soft":
             weights = self._balance(scores, allowed)[:, :, -1:].to(keys.dtype)
         else:
-            weight, best, _ = self._pick(scores[:, :, -1:], allowed[:, :, -1:], None)  # (B, H, 1)
+            weight, best, _ = self._pick(scores[:, :, -1:], allowed[-1:], None)  # (B, H, 1)
             weights = (F.one_hot(best, n) * weight[..., None]).to(keys.dtype)
-        moved = [(weights @ x.flatten(3)).view(*x.shape[:2], *x.shape[3:]) for x in (keys, values)]
-        return moved[0], moved[1]
+        moved_keys, moved_values = (
+            (weights @ x.flatten(3)).unflatten(-1, x.shape[3:])[:, :, 0] for x in (keys, values)
+        )
+        return moved_keys, moved_values
 
     def state_size(self, length: int) -> int:
         """The own bucket and the sorted one, a mixture counting as one bucket."""
