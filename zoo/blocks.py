@@ -127,9 +127,9 @@ def attend_next(
     q, k, v and the result: (B, H, 1, D), of ``position``; parts: of all positions up to that, of the queries those at
         ``position`` suffice; tensors: keys and values of those before it (see ``zoo.cache``).
     """
-    tensors = append(tensors, (k, v), position, max_len)
+    keys, values = append(tensors, (k, v), position, max_len)
     places, visible = seen_last(parts, q.shape[1], position + 1, q.device)
-    return attend_rows(q, *tensors, places[None], hide(visible)[None]), tensors
+    return attend_rows(q, keys, values, places[None], hide(visible)[None]), (keys, values)
 
 
 def attend_layout_next(

@@ -101,7 +101,7 @@ class LongformerAttention(Mixer):
         return x if self.rotary is None else self.rotary(x, first)
 
     def begin(self, x: Tensor) -> Tensors:
-        return empty(x.unflatten(-1, (self.n_heads, -1)))
+        return empty(rearrange(x, "b (h d) -> b h d", h=self.n_heads))
 
     def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         q, k, v = (self._heads(part) for part in split(self.qkv(x), 3))

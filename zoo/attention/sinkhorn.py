@@ -196,19 +196,19 @@ class SinkhornAttention(Attention):
         return *empty(x), moved, moved.clone(), *empty(wide, 1), torch.zeros_like(wide)[:, :, None]
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
-        *kept, moved_keys, moved_values, queries, total = tensors
+        keys, values, moved_keys, moved_values, queries, total = tensors
         bucket, place = divmod(position, self.size)
         total += q
         if place == 0:  # the bucket's queries are known now
             (queries,) = append((queries,), (total / (position + 1),), bucket, self.buckets)
             if bucket:
-                moved_keys, moved_values = self._sorted(*kept, queries[:, :, : bucket + 1])
-        keys, values = append(tuple(kept), (k, v), position, self.dims.max_len)
-        own = slice(position - place, position + 1)
-        seen = [keys[:, :, own], values[:, :, own]]
+                moved_keys, moved_values = self._sorted(keys, values, queries[:, :, : bucket + 1])
+        keys, values = append((keys, values), (k, v), position, self.dims.max_len)
+        own_keys, own_values = (x[:, :, position - place : position + 1] for x in (keys, values))
         if bucket:
-            seen = [torch.cat(pair, dim=2) for pair in zip((moved_keys, moved_values), seen, strict=True)]
-        out = F.scaled_dot_product_attention(q, *seen)
+            own_keys = torch.cat([moved_keys, own_keys], dim=2)
+            own_values = torch.cat([moved_values, own_values], dim=2)
+        out = F.scaled_dot_product_attention(q, own_keys, own_values)
         return out, (keys, values, moved_keys, moved_values, queries, total)
 
     def _sorted(self, keys: Tensor, values: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,7 +217,7 @@ class SinkhornAttention(Attention):
         keys, values: (B, H, room, D), of the n buckets before it at least; queries: (B, H, n + 1, D), descriptors.
         """
         n = queries.shape[2] - 1
-        keys, values = (x[:, :, : n * self.size].unflatten(2, (n, self.size)) for x in (keys, values))
+        keys, values = (rearrange(x[:, :, : n * self.size], "b h (n s) d -> b h n s d", n=n) for x in (keys, values))
         scores = queries @ keys.mean(3, dtype=queries.dtype).mT * queries.shape[-1] ** -0.5  # (B, H, n + 1, n)
         allowed = torch.ones_like(scores[0, 0], dtype=torch.bool).tril(-1)
         if self.config.sort == "soft":
@@ -225,9 +225,7 @@ class SinkhornAttention(Attention):
         else:
             weight, best, _ = self._pick(scores[:, :, -1:], allowed[-1:], None)  # (B, H, 1)
             weights = (F.one_hot(best, n) * weight[..., None]).to(keys.dtype)
-        moved_keys, moved_values = (
-            (weights @ x.flatten(3)).unflatten(-1, x.shape[3:])[:, :, 0] for x in (keys, values)
-        )
+        moved_keys, moved_values = ((weights @ x.flatten(3)).view(x[:, :, 0].shape) for x in (keys, values))
         return moved_keys, moved_values
 
     def state_size(self, length: int) -> int:

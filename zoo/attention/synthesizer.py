@@ -148,7 +148,7 @@ class Synthesizer(Mixer):
         return (outer * inner).flatten(-2)[..., :length]
 
     def begin(self, x: Tensor) -> Tensors:
-        return empty(x.unflatten(-1, (self.n_heads, -1)), 1)
+        return empty(rearrange(x, "b (h d) -> b h d", h=self.n_heads), 1)
 
     def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         v = self._heads(self.value(x))

@@ -83,11 +83,11 @@ class TopKAttention(Attention):
         return empty(x)
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
-        tensors = append(tensors, (k, v), position, self.dims.max_len)
-        keys, wide = tensors[0][:, :, : position + 1], accumulator(q)
-        logits = (q.to(wide) @ keys.to(wide).mT)[:, :, 0]  # (B, H, positions so far)
-        _, chosen = largest(logits, min(self.config.k, position + 1))
-        return attend_rows(q, *tensors, chosen), tensors
+        keys, values = append(tensors, (k, v), position, self.dims.max_len)
+        seen, wide = position + 1, accumulator(q)
+        logits = (q.to(wide) @ keys[:, :, :seen].to(wide).mT)[:, :, 0]  # (B, H, seen)
+        _, chosen = largest(logits, min(self.config.k, seen))
+        return attend_rows(q, keys, values, chosen), (keys, values)
 
     def state_size(self, length: int) -> int:
         """The chosen keys and their values, not those that they were chosen from."""
