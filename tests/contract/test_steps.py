@@ -53,8 +53,7 @@ def test_step_by_step_equals_the_parallel_form(walker: Case, dtype: torch.dtype,
 @pytest.mark.parametrize("walker", CAUSAL, ids=str)
 def test_a_state_keeps_what_cache_size_says(walker: Case) -> None:
     backend, _, _, sizes = walked(walker, torch.float32)
-    for length in LENGTHS:
-        assert sizes[length - 1] == backend.cache_size(length)
+    assert sizes == [backend.cache_size(length) for length in range(1, LENGTHS[-1] + 1)]
     assert all(sizes) or walker.name == "none"
 
 
@@ -96,6 +95,17 @@ def test_steps_under_autocast_stay_finite_with_large_activations(walker: Case) -
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y, _ = walk(layer.step, 100 * torch.randn(2, 33, 16))
     assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("walker", ONCE, ids=str)
+def test_autocast_does_not_reach_into_the_steps_of_an_attention(walker: Case) -> None:
+    backend = walker.backend()
+    if not isinstance(backend, Attention):
+        pytest.skip("a mixer, whose linear maps run under autocast")
+    inputs = [x.detach() for x in heads(backend, 9, dtype=torch.float32)]
+    y, _ = walk(backend.step, *inputs, dim=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(walk(backend.step, *inputs, dim=2)[0], y)
 
 
 @pytest.mark.parametrize(
