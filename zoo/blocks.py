@@ -136,11 +136,20 @@ def attend_layout_next(
     q: Tensor, k: Tensor, v: Tensor, layout: Tensor, size: int, tensors: Tensors, position: int, max_len: int
 ) -> tuple[Tensor, Tensors]:
     """The step form of a causal ``attend_layout``."""
+    keys, values = append(tensors, (k, v), position, max_len)
     row = position // size
-    own = torch.zeros_like(layout[..., : row + 1, : row + 1])
-    own[..., row, :] = layout[..., row, : row + 1]
-    groups = layout_groups(own, q.shape[1], size, causal_bias(size, q.device))
-    return attend_next(q, k, v, [Part(groups=groups, size=size)], tensors, position, max_len)
+    seen = layout[..., row, : row + 1].repeat_interleave(size, dim=-1)[..., : position + 1]
+    places, bias = seen_rows(seen.expand(1, q.shape[1], -1).float())
+    return attend_rows(q, keys, values, places, bias), (keys, values)
+
+
+def seen_rows(times: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows are seen, and the logarithm of how often, ``HIDDEN`` where not at all: (…, W) both.
+
+    times: (…, rows) floats.
+    """
+    times, rows = times.topk(int((times > 0).sum(-1).max()))
+    return rows, times.log().clamp(min=HIDDEN)
 
 
 def attend_rows(
@@ -169,39 +178,37 @@ def attend_rows(
 def seen_last(parts: Sequence[Part], n_heads: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Positions that the last of ``length`` sees in any head, and in which heads it does: (H, W) both.
 
-    For parts without labels, whose positions are the same in all samples and whose biases hide or are 0.
+    For parts of spans, without labels, whose biases hide or are 0, and in which a position has one slot in all samples
+    and in all heads that show it.
     """
-    last, head = length - 1, torch.arange(n_heads, device=device)[:, None]
+    last = length - 1
     places = [torch.zeros(n_heads, 0, dtype=torch.long, device=device)]
     visible = [torch.zeros(n_heads, 0, dtype=torch.bool, device=device)]
     for part in parts:
-        slots = None if part.positions is None else part.positions.expand(n_heads, -1, -1)  # (H, blocks, S)
-        slot = torch.full_like(head, last)
-        if slots is not None:
-            found = slots.flatten(1) == last
-            slot = found.int().argmax(-1, keepdim=True).where(found.any(-1, keepdim=True), -1)
-        row, at = slot // part.size, slot % part.size  # (H, 1), row −1 in heads where it has no slot
-        keys = slots if part.keys is None else part.keys.expand(n_heads, -1, -1)
-        for group in part.groups:
-            if isinstance(group, Span):
-                here = (row >= group.first) & (row < group.last)
-                columns = row + group.offset + torch.arange(group.width, device=device)
-            else:
-                first = -(-length // part.size) * head  # the number of each head's first block
-                match = group.rows == row + first  # (H, R)
-                here = match.any(-1, keepdim=True)
-                columns = group.columns[match.int().argmax(-1)] - first
-            columns = columns.where(here, 0)  # (H, width)
+        row, at = divmod(last, part.size)
+        heads = torch.ones(n_heads, 1, dtype=torch.bool, device=device)
+        if part.positions is not None:
+            found = part.positions == last
+            slots = found.nonzero()
+            if len(slots) == 0:
+                continue
+            row, at = slots[0, -2:].tolist()
+            heads = found.flatten(-2).any(-1, keepdim=True)  # (H, 1), or (1,) for all
+        keys = part.positions if part.keys is None else part.keys
+        for span in part.groups:
+            assert isinstance(span, Span)
+            if not span.first <= row < span.last:
+                continue
+            first = row + span.offset
             if keys is None:
-                place = columns[..., None] * part.size + torch.arange(part.size, device=device)
+                place = torch.arange(first * part.size, (first + span.width) * part.size, device=device)
             else:
-                place = keys[head, columns]
-            place = place.flatten(1)
-            shown = here & (place >= 0) & (place < length)
-            if group.bias is not None:
-                shown &= group.bias[at[:, 0]] > HIDDEN / 2
-            places.append(place)
-            visible.append(shown)
+                place = keys[..., first : first + span.width, :].flatten(-2)  # (H, W), or (W,) for all
+            shown = heads & (place >= 0) & (place < length)
+            if span.bias is not None:
+                shown = shown & (span.bias[at] > HIDDEN / 2)
+            places.append(place.expand(n_heads, -1))
+            visible.append(shown.expand(n_heads, -1))
     shown = torch.cat(visible, dim=1)
     some = shown.any(0)
     return torch.cat(places, dim=1)[:, some].clamp(0, last), shown[:, some]

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.blocks import HIDDEN, Part, Span, attend, attend_rows, kernel_name
+from zoo.blocks import Part, Span, attend, attend_rows, kernel_name, seen_rows
 from zoo.cache import append, empty, room
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least
 from zoo.functional import accumulator
@@ -162,9 +162,9 @@ class ReformerAttention(Attention):
         keys, values, buckets = tensors
         same = buckets[:, :, :seen] == bucket  # (B, H, seen, R)
         chunk = (same.cumsum(2) - 1) // size  # within that bucket
-        met = (same & (chunk >= chunk[:, :, -1:] - 1)).sum(-1)  # rounds in which the chunks show the key
-        times, places = met.topk(int((met > 0).sum(-1).max()))
-        bias = times.to(accumulator(q)).log().clamp(min=HIDDEN).masked_fill(places == position, SELF)
+        times = (same & (chunk >= chunk[:, :, -1:] - 1)).sum(-1, dtype=accumulator(q))  # rounds that show the key
+        places, bias = seen_rows(times)
+        bias = bias.masked_fill(places == position, SELF)
         return attend_rows(q, keys, values, places, bias, scale=1.0), tensors
 
     def state_size(self, length: int) -> int:
