@@ -168,10 +168,11 @@ def attend_rows(
     """
     if places.shape[-1] == 0:
         return torch.zeros_like(q)
-    index = places[..., None].expand(*q.shape[:2], -1, q.shape[-1])
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    B, H, rows, D = keys.shape
+    index = (places + rows * torch.arange(B * H, device=q.device).view(B, H, 1)).flatten()
+    keys, values = (x.flatten(0, 2).index_select(0, index).view(B, H, -1, D) for x in (keys, values))
     mask = None if bias is None else bias[:, :, None]
-    out, lse = _forward_kernel(q, keys.gather(2, index), values.gather(2, index), mask, scale)
+    out, lse = _forward_kernel(q, keys, values, mask, D**-0.5 if scale is None else scale)
     return out.masked_fill((lse < HIDDEN / 2)[..., None], 0)
 
 
