@@ -44,8 +44,9 @@ class NaiveAttention(Attention):
         self.causal = dims.causal
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        n = q.shape[-2]
-        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, N, N)
+        n, wide = q.shape[-2], accumulator(q)
+        with torch.autocast(q.device.type, enabled=False):  # in float16 a product can overflow
+            logits = (q.to(wide) * q.shape[-1] ** -0.5) @ k.to(wide).mT  # (B, H, N, N)
         visible = visible_keys(key_padding_mask)
         if self.causal:
             past = torch.ones(n, n, dtype=torch.bool, device=q.device).tril()
@@ -53,7 +54,7 @@ class NaiveAttention(Attention):
         if visible is not None:
             # The smallest finite number, not -inf: a row that sees nothing must not become NaN.
             logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
-        weights = logits.softmax(-1, dtype=accumulator(q)).to(v.dtype)
+        weights = logits.softmax(-1).to(v.dtype)
         out: Tensor = weights @ v
         return out if key_padding_mask is None else out.masked_fill(key_padding_mask[:, None, :, None], 0)
 
