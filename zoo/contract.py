@@ -6,6 +6,7 @@ Shape letters, the same everywhere: ``B`` batch, ``H`` heads, ``N`` length, ``D`
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -171,7 +172,7 @@ class Backend(nn.Module):
     traits: ClassVar[Traits]
     name: ClassVar[str]  # under which it is registered
     causal: bool = False  # as it was built
-    max_len: int | None = None  # likewise
+    max_len: int = sys.maxsize  # likewise
 
     def begin(self, x: Tensor) -> Tensors:
         """What the step form keeps before the first position: (B, …) tensors; x: as ``advance`` will get."""

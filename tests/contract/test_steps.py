@@ -89,10 +89,11 @@ def test_steps_in_bfloat16_stay_close(walker: Case) -> None:
     assert (y.float() - want).abs().max() < 0.02 * want.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("walker", ONCE, ids=str)
-def test_steps_under_autocast_stay_finite_with_large_activations(walker: Case) -> None:
+def test_steps_under_autocast_stay_finite_with_large_activations(walker: Case, dtype: torch.dtype) -> None:
     layer = walker.sublayer()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         y, _ = walk(layer.step, 100 * torch.randn(2, 33, 16))
     assert y.isfinite().all()
 
