@@ -141,7 +141,7 @@ def _backward_flops(_grad: Any, q: Any, k: Any, *_: Any, **__: Any) -> int:
 
 def _real_transform(x: Any, dim: Any, *_: Any, **__: Any) -> int:
     """The shape of the real side, and the dimensions that are transformed."""
-    return round(2.5 * math.prod(x) * math.log2(math.prod(x[d] for d in dim)))
+    return int(2.5 * math.prod(x) * math.log2(math.prod(x[d] for d in dim)))
 
 
 def _real_inverse(x: Any, dim: Any, _normalisation: Any, last: int, *_: Any, **__: Any) -> int:
