@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from compare.arguments import LONGEST, Parser, add_match, cost_parser, diff_parser, run_parser
-from compare.plan import UsageError, find, make_specs, split
+from compare.plan import UsageError, find, left_out, make_specs, split
 
 if TYPE_CHECKING:
     import argparse
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from compare.record import Record
     from compare.spec import DataId, RunSpec
     from compare.worker import Conduct
+
+
+NOT_DECODED = {
+    "longest": "measured at the lengths of --seq-len alone",
+    "compile": "run as they are",
+    "checkpointing": "taken without backward",
+}
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -55,6 +62,11 @@ def command_run(words: list[str]) -> int:
 
 def command_cost(words: list[str]) -> int:
     options = cost_parser().parse_args(words[1:])
+    if options.decode:
+        for flag in ("longest", "compile", "checkpointing"):
+            if getattr(options, flag):
+                raise UsageError(f"--{flag} says nothing with --decode: steps are {NOT_DECODED[flag]}")
+        return execute(options, words)
     if options.longest and not options.memory_limit:
         raise UsageError("--longest N: expected --memory-limit SIZE with it, the memory that N shall fit into")
     return execute(options, words, options.longest or LONGEST if options.memory_limit else None)
@@ -91,6 +103,8 @@ def execute(options: argparse.Namespace, words: list[str], cap: int | None = Non
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: no CUDA device is available here; use --device cpu")
     specs = make_specs(options, device, torch.get_num_threads())
+    if absent := left_out(options):
+        progress.say(f"left out, for want of a step form: {', '.join(absent)}")
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     machine = describe_machine(device=device, threads=torch.get_num_threads(), gpu=gpu, command=command)
     memory = torch.cuda.get_device_properties(0).total_memory if gpu else machine["memory_bytes"]

@@ -24,6 +24,7 @@ examples:
   python -m compare --variants all --tasks mqar --seq-len 256 --seeds 3 --budget 60
   python -m compare --variants full,linformer --set linformer.rank=128 --steps 500
   python -m compare cost --variants all --seq-len 512:16384
+  python -m compare cost --decode --variants all --seq-len 512:16384
   python -m compare --variants full,linear,performer --tasks quick
   python -m compare --variants full,linear --task classify --data reviews.csv --label-column stars --seq-len 1024
   python -m compare --variants full --sweep performer.features=16:1024 --sweep linformer.rank=32,64,256 --tasks mqar
@@ -34,6 +35,7 @@ COST_EPILOG = """examples:
   python -m compare cost --variants full,linformer,linear --seq-len 512:65536
   python -m compare cost --variants all --seq-len 512:16384 --seeds 3 --out results/cost
   python -m compare cost --variants full,naive --memory-limit 4GB     # and the longest that fits in 4 GiB
+  python -m compare cost --decode --variants all --seq-len 512:16384  # time per token and state, token by token
 """
 
 
@@ -103,6 +105,7 @@ def run_parser() -> Parser:
     add_match(run)
     add_where(run)
     add_conduct(run)
+    run.set_defaults(decode=False)
     return run
 
 
@@ -128,13 +131,19 @@ def cost_parser() -> Parser:
         metavar="K",
         help="measure each point in K fresh processes; 3 or more tell the spread between them (1)",
     )
+    what.add_argument(
+        "--decode",
+        action="store_true",
+        help="measure the causal forms token by token: time per token and bytes of state after N tokens; what has no "
+        "step form is left out of all, and a row with status unsupported where it is named",
+    )
     add_shape(cost.add_argument_group("encoder (as the task has it) and batch (1), the same for every variant"))
     switches = add_switches(cost)
     switches.add_argument(
         "--longest",
         type=positive,
         metavar="N",
-        help=f"with --memory-limit the longest length that fits is searched, up to this one ({LONGEST})",
+        help=f"with --memory-limit the longest length that fits is searched, up to this one ({LONGEST}; not to decode)",
     )
     add_where(cost)
     add_conduct(cost)
@@ -238,7 +247,9 @@ def add_switches(parser: Parser) -> argparse._ArgumentGroup:
     """What every variant is given alike and what changes its cost."""
     same = parser.add_argument_group("switches, the same for every variant")
     same.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)")
-    same.add_argument("--checkpointing", action="store_true", help="run layers again in backward, not keep them")
+    kept = same.add_mutually_exclusive_group()
+    kept.add_argument("--checkpointing", action="store_true", help="run layers again in backward, not keep them")
+    kept.add_argument("--reversible", action="store_true", help="two streams: layers are undone in backward, not kept")
     same.add_argument("--compile", action="store_true", help="torch.compile (compiling counts as training time)")
     same.add_argument(
         "--memory-limit", type=memory, metavar="SIZE", help="what a run may hold, as 16GB; beyond it is an oom row"

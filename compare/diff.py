@@ -93,9 +93,10 @@ MEASURES = (
     Measure("step_seconds", "step", seconds, 0.1, 1, timed=True),
     Measure("forward_seconds", "forward", seconds, 0.1, 1, timed=True),
     Measure("peak_memory_bytes", "peak memory", size, 0.05, 1),
+    Measure("token_seconds", "time per token", seconds, 0.1, 1, timed=True),
     Measure("saved_bytes", "saved for backward", size, 0.05, 1),
 )
-COUNTS = (("flops", "FLOPs/step"), ("params", "parameters"))
+COUNTS = (("flops", "FLOPs/step"), ("params", "parameters"), ("cache_bytes", "state of a sample, bytes"))
 
 
 class Pair(NamedTuple):

@@ -33,9 +33,9 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
 
     if options.lr_grid and options.steps == 0:
         raise UsageError("--lr-grid: with --steps 0 nothing is trained that could choose a rate")
-    variants = choose_variants(options.variants)
-    if not options.no_control:
-        variants.setdefault(CONTROL, CONTROL)
+    variants = asked_variants(options)
+    for name in left_out(options):
+        del variants[name]
     chosen = choose_tasks(options)
     settings = read_settings(options.set)
     sweeps = read_sweeps(options.sweep)
@@ -80,7 +80,9 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
                 lr=options.lr or defaults.lr,
                 length_warmup=(defaults.length_warmup and seq_len >= 2048) if warmup is None else warmup,
                 checkpointing=options.checkpointing,
+                reversible=options.reversible,
                 compile=options.compile,
+                decode=options.decode,
                 memory_limit=options.memory_limit,
                 device=device,
                 dtype=options.dtype,
@@ -129,6 +131,23 @@ def add_data(options: argparse.Namespace, settings: Settings, chosen: list[str])
             raise UsageError(f"{flag}: several tasks take it; say which: --set {takers[0]}.{option}={value}")
         given = dict(settings.get(takers[0], ())) | {option: value}
         settings[takers[0]] = tuple(sorted(given.items()))
+
+
+def asked_variants(options: argparse.Namespace) -> dict[str, str]:
+    """As ``choose_variants``, and the control unless it is not wanted."""
+    variants = choose_variants(options.variants)
+    if not options.no_control:
+        variants.setdefault(CONTROL, CONTROL)
+    return variants
+
+
+def left_out(options: argparse.Namespace) -> list[str]:
+    """Names that nobody typed and that cannot be decoded, as they have no step form."""
+    if not options.decode:
+        return []
+    typed = split(options.variants, "variant", [])
+    asked = asked_variants(options)
+    return [name for name, word in asked.items() if word not in typed and not find(word, "--variants").steps]
 
 
 def choose_variants(text: str) -> dict[str, str]:

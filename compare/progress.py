@@ -345,6 +345,9 @@ def outcome(record: Record) -> str:
     """One line on how a run ended."""
     if record["status"] != "ok":
         return f"{record['status']}: {record['reason']}"
+    if "token_seconds" in record:
+        took = f"{record['wall_seconds']:.0f} s in all"
+        return f"{1e3 * record['token_seconds']:.3g} ms a token, {record['cache_bytes']:,} bytes of state, {took}"
     if "tokens_per_second" not in record:  # it asked whether a length fits
         return "fits"
     score = f"{record['metric']} {record['test_score']:.1%}, " if "test_score" in record else ""

@@ -52,7 +52,9 @@ class Model(nn.Module):
             embedding_std=spec.embedding_std,
             vocab_size=task.vocab_size,
             n_features=task.n_features,
+            causal=spec.decode,
             checkpointing=spec.checkpointing,
+            reversible=spec.reversible,
         )
         self.head: TokenHead | PairHead | ClassificationHead
         if task.kind == "token":

@@ -76,10 +76,10 @@ class Events:
     def phase(self, name: str, done: float | None = None, loss: float | None = None, step: int | None = None) -> None:
         self.send({"phase": name, "done": done, "loss": loss, "step": step})
 
-    def still(self, name: str) -> None:
+    def still(self, name: str, done: float | None = None) -> None:
         """The phase is what it was: told twice a second at most."""
         if time.perf_counter() - self.last >= 0.5:
-            self.phase(name)
+            self.phase(name, done)
 
     def warn(self, text: str) -> None:
         self.send({"warning": text})
@@ -178,7 +178,7 @@ def work(
     tracking: Tracking | None,
     wall: Callable[[], float],
 ) -> None:
-    """Measure, train and test (with 0 steps: measure), filling ``record`` as results come.
+    """Measure, train and test (with 0 steps, or to decode: measure), filling ``record`` as results come.
 
     ``wall`` tells the seconds that the run took, those of a process that was killed before it included.
     """
@@ -203,6 +203,13 @@ def work(
     facts = task.facts
     record |= {"metric": task.metric, "baselines": facts["baselines"], "data": facts["data"]}
     record["data_notes"] = facts["notes"]
+    if spec.decode:
+        from compare.decode import measure_decoding
+
+        events.phase("decoding")
+        batch = resized(next(task.train_batches(spec.batch_size, spec.seq_len, spec.seed)), spec.seq_len)
+        record |= measure_decoding(spec, task, batch.inputs, lambda done: events.still("decoding", done))
+        return
 
     def restore(state: dict[str, Any]) -> tuple[Trainer, dict[int, float]]:
         trainer = Trainer(spec, task)

@@ -118,7 +118,7 @@ def make_record(
         "spec": {
             **{
                 "variant": variant,
-                "options": [] if label is None else [["set", label]],
+                "options": [part.split("=") for part in (label or "").split() if "=" in part],
                 "task": task,
                 "seq_len": seq_len,
                 "seed": seed,
@@ -129,6 +129,27 @@ def make_record(
         "command": ENVIRONMENT["command"],
         "started": "2026-11-22T12:00:00+00:00",
         "wall_seconds": budget + 30.3,
+    }
+
+
+def make_decoded(variant: str, *, seq_len: int, seed: int = 0, status: str = "ok", batch_size: int = 1) -> Record:
+    """One record of decoding: what attends exactly keeps all that it has seen, the control keeps nothing."""
+    record = make_record(variant, seq_len=seq_len, seed=seed, status=status)
+    kept = ("schema", "run_id", "variant", "label", "family", "task", "seq_len", "seed", "status", "reason", "spec")
+    record = {field: record[field] for field in (*kept, "metric", "baselines", "data", "command", "started")}
+    record["run_id"] += "-decode"
+    record["spec"] |= {"decode": True, "steps": 0, "budget": None, "batch_size": batch_size}
+    record["wall_seconds"] = 12.5
+    if status != "ok":
+        return record
+    noise, own = random.Random(f"{variant} {seq_len} {seed}"), random.Random(variant)
+    grows = variant in QUADRATIC
+    time = (3e-4 + 1e-7 * seq_len if grows else own.uniform(4e-4, 8e-4)) * noise.uniform(0.99, 1.01)
+    positions = seq_len if grows else 0 if variant == "none" else own.choice([64, 100, 128, 150])
+    return record | {
+        **{"token_seconds": time, "token_seconds_spread": [0.97 * time, 1.06 * time]},
+        "cache_bytes": 4 * 2 * 2 * 128 * positions,  # keys and values of two layers
+        **{"params": 1_240_000, "kernel": "torch ops", "kernel_fallback": False},
     }
 
 

@@ -216,12 +216,12 @@ def test_the_charts_tell_exponents_and_crossovers_without_overlap(variants: tupl
         record["spec"]["batch_size"] = 1
     series = series_of(records)
     styles = choose_styles(series)
-    lengths, crossovers = cost_against_length(series, TIME_CHART, styles), crossover_chart(series, styles)
+    lengths, crossovers = cost_against_length(series, TIME_CHART, styles), crossover_chart(series, TIME_CHART, styles)
     assert lengths is not None
     assert crossovers is not None
     assert_readable(lengths)
     fit = fit_exponents(rows_by_length(series), TIME)["linear"]
-    assert f"linear N^{fit.exponent:.2f}" in [name for name, _ in labels_of(lengths)]
+    assert f"linear N^{fit.words}" in [name for name, _ in labels_of(lengths)]
     assert_readable(crossovers)
     named = [name for name, _ in labels_of(crossovers)]
     assert len([v for v in variants if v in named]) >= len(variants) - 2, "all but full and the control's short name"
@@ -229,4 +229,4 @@ def test_the_charts_tell_exponents_and_crossovers_without_overlap(variants: tupl
 
 def test_nothing_to_cross_draws_no_chart() -> None:
     series = series_of(quiet(linear=linear))
-    assert crossover_chart(series, choose_styles(series)) is None
+    assert crossover_chart(series, TIME_CHART, choose_styles(series)) is None

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from .accuracy import Against
 from .aggregate import Group, Row, learning_curve
 from .lengths import Cost
-from .scaling import TIME, crossover_text, find_crossovers, rows_by_length
-from .units import percent, sentence
+from .scaling import STATE, TOKEN, crossover_text, find_crossovers, rows_by_length
+from .units import percent, seconds, sentence, size
 
 Means = list[tuple[Row, float]]
 
@@ -42,10 +42,16 @@ def describe_cost(series: Sequence[Group], cost: Cost) -> str:
     return " ".join(f"At length {group.seq_len:,}: {span(found, cost.show)}." for group, found in ends if found)
 
 
-def describe_crossovers(series: Sequence[Group]) -> str:
+def describe_crossovers(series: Sequence[Group], cost: Cost) -> str:
     """From which length each variant is faster than full."""
-    found = find_crossovers(rows_by_length(series), TIME)
+    found = find_crossovers(rows_by_length(series), cost.field)
     return "; ".join(f"{label} {crossover_text(crossover)}" for label, crossover in found.items()) + "."
+
+
+def describe_decoding(group: Group) -> str:
+    """The ends of both axes of time per token against state."""
+    parts = (("Time per token", means(group.rows, TOKEN), seconds), ("State", means(group.rows, STATE), size))
+    return " ".join(f"{words}: {span(found, show)}." for words, found, show in parts if found)
 
 
 def means(rows: Sequence[Row], field: str) -> Means:

@@ -4,14 +4,20 @@ import math
 from collections.abc import Sequence
 
 from .aggregate import Group, Row, Terms
+from .decoding import kept, longest_decoded
 from .flags import in_words
-from .scaling import TIME, find_crossovers, length_series, length_text, rows_by_length
+from .scaling import STATE, TIME, TOKEN, find_crossovers, length_series, length_text, rows_by_length
 from .stats import ENOUGH_SEEDS, Difference, in_points
 from .summary import baseline_differences, measured, scores_of, short
 from .units import percent, plain, plural, sentence, significant
 
 WITHIN = 0.01  # of full's score: what counts as being as good
 GOOD = f"within {100 * WITHIN:g} {plural(round(100 * WITHIN), 'point')} of full"
+TRAINED = (
+    ("Fastest", "tokens_per_second", "training speed", "most"),
+    ("lightest", "peak_memory_bytes", "peak memory", "least"),
+)
+DECODED = (("Fastest", TOKEN, "time per token", "least"), ("smallest state", STATE, "state", "least"))
 EXPLAINED = (
     "full is ordinary softmax attention, with which the others are compared on the same seeds. A variant is said to be "
     f"{GOOD} where, at 95 % confidence, it scores at most {100 * WITHIN:g} percentage "
@@ -24,7 +30,7 @@ def answer(groups: Sequence[Group]) -> list[str]:
     """Sentences for the top of a report: one for each task and length, and one over all of them."""
     judged = [group for group in groups if can_be_judged(group)]
     lines = []
-    for group in groups:
+    for group in [*(group for group in groups if not group.decodes), *longest_decoded(groups)]:
         by = f", by {group.terms.words('score')}" if group.terms != Terms() else ""
         lines.append(f"{group.title}{by}: {' '.join(sentences(group))}")
     lines += over_tasks(judged)
@@ -52,6 +58,8 @@ def sentences(group: Group) -> list[str]:
     if not any(row.finished for row in group.rows):
         return ["No run finished."]
     if not scores_of(group):
+        if group.decodes:
+            return ["Decoding, without scores.", *cheapest(group, rivals(group), ""), kept(group)]
         return ["Cost alone, without scores.", *cheapest(group, rivals(group), "")]
     full = group.reference.score if group.reference else None
     if full is None:
@@ -84,15 +92,12 @@ def as_good(group: Group, full: float) -> list[str]:
 
 
 def cheapest(group: Group, rows: Sequence[Row], among: str) -> list[str]:
-    """Which of the rows trains fastest, which takes least memory, and what that is beside full."""
+    """Which of the rows is fastest, which takes least memory, and what that is beside full."""
     said = []
-    for most, field, words, pick in (
-        ("Fastest", "tokens_per_second", "training speed", max),
-        ("lightest", "peak_memory_bytes", "peak memory", min),
-    ):
+    for most, field, words, pick in DECODED if group.decodes else TRAINED:
         values = {row.name: (row, value.mean) for row, value in measured(group, field) if row in rows}
         if values:
-            row, value = pick(values.values(), key=lambda item: item[1])
+            row, value = (max if pick == "most" else min)(values.values(), key=lambda item: item[1])
             said.append(f"{most}{among}: {in_words(row, group)}{beside_full(group, row, value, field, words)}")
     return [f"{'; '.join(said)}."] if said else []
 
@@ -145,7 +150,8 @@ def sobering(group: Group) -> list[str]:
 def crossovers(series: Sequence[Group]) -> str:
     """From which length each variant is faster than full, the earliest first."""
     cells = rows_by_length(series)
-    found = find_crossovers(cells, TIME)
+    field, what = (TOKEN, "time per token") if series[0].decodes else (TIME, "forward + backward")
+    found = find_crossovers(cells, field)
     shortest, longest = series[0].seq_len, series[-1].seq_len
     always, sometime, never, unclear = [], [], [], []
     for label in sorted(found, key=lambda label: (found[label].length, label)):
@@ -167,7 +173,7 @@ def crossovers(series: Sequence[Group]) -> str:
         ("undecided, within noise", unclear),
     )
     words = "; ".join(f"{what}: {', '.join(names)}" for what, names in said if names)
-    return f"{series[0].task} against length: faster than full (forward + backward) {words or 'cannot be said'}."
+    return f"{series[0].task} against length: faster than full ({what}) {words or 'cannot be said'}."
 
 
 def may_be_above(found: Difference) -> bool:

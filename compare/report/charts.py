@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 
 from .accuracy import SPEED, STEP, WEIGHT, accuracy_chart, state_of
 from .aggregate import Chart, Group, slug
-from .alt import describe_accuracy, describe_cost, describe_crossovers, describe_curves
+from .alt import describe_accuracy, describe_cost, describe_crossovers, describe_curves, describe_decoding
 from .canvas import DPI, STYLE, Style, choose_styles
 from .curves import learning_curves
+from .decoding import DECODING, longest_decoded, time_against_state
 from .heatmap import HEAT, draw_heat_map, heat_maps
-from .lengths import MEMORY, TIME, cost_against_length, crossover_chart
+from .lengths import MEMORY, STATE, TIME, TOKEN, cost_against_length, crossover_chart
 from .scaling import length_series, series_note
 from .sweeps import capacity_group
 from .units import sentence
@@ -59,12 +60,20 @@ def plan(groups: Sequence[Group], styles: Mapping[str, Style]) -> list[tuple[Cha
             charts.append((chart, partial(learning_curves, group, axis, styles)))
     for series in length_series(groups):
         name = slug(series[0].task, series[0].where, series_note(series, groups))
-        for stem, cost in (("cost_time", TIME), ("cost_memory", MEMORY)):
+        decoded = series[0].decodes
+        place, time, other = (DECODING, TOKEN, STATE) if decoded else ("", TIME, MEMORY)
+        for cost in (time, other):
             alt = f"{cost.title}: {series[0].task}. {describe_cost(series, cost)}"
-            chart = Chart(f"{stem}_{name}", alt.strip(), "")
+            chart = Chart(f"{cost.stem}_{name}", alt.strip(), place)
             charts.append((chart, partial(cost_against_length, series, cost, styles)))
-        alt = f"Length from which a variant is faster than full: {series[0].task}. {describe_crossovers(series)}"
-        charts.append((Chart(f"crossover_{name}", alt, ""), partial(crossover_chart, series, styles)))
+        stem, words = ("decode_crossover", "decodes") if decoded else ("crossover", "is")
+        alt = f"Length from which a variant {words} faster than full: {series[0].task}. "
+        chart = Chart(f"{stem}_{name}", alt + describe_crossovers(series, time), place)
+        charts.append((chart, partial(crossover_chart, series, time, styles)))
+    for group in longest_decoded(groups):
+        alt = f"Time per token against state: {group.title}. {describe_decoding(group)}"
+        chart = Chart(f"decode_{group.slug}", alt.strip(), DECODING)
+        charts.append((chart, partial(time_against_state, group, styles)))
     charts += [(Chart(heat.stem, heat.alt, HEAT), partial(draw_heat_map, heat)) for heat in heat_maps(groups)]
     return charts
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
+from . import scaling
 from .aggregate import Group, status_of
 from .canvas import (
     FAINT,
@@ -30,40 +31,55 @@ from .canvas import (
     write,
 )
 from .labels import Box
-from .scaling import MEMORY as MEMORY_FIELD
 from .scaling import NOISE, batch_of, find_crossovers, fit_exponents, length_text, one_batch, rows_by_length
-from .scaling import TIME as TIME_FIELD
 from .units import seconds, size
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a chart of costs shows: a field of the records, in words, and how to write its values."""
+    """What a chart of costs shows: a field of the records, in words, and how to write its values.
+
+    stem: of its files. what: "… faster than full". note: how it was measured.
+    """
 
     field: str
+    stem: str
     title: str
     axis: str
     show: Callable[[float], str]
-    powers_of_two: bool
+    what: str = ""
+    note: str = ""
 
 
 TIME = Cost(
-    TIME_FIELD,
-    "Time of forward + backward against length",
+    *(scaling.TIME, "cost_time", "Time of forward + backward against length"),
     "forward + backward of one batch",
     seconds,
-    powers_of_two=False,
+    what="forward + backward is",
 )
-MEMORY = Cost(MEMORY_FIELD, "Peak memory of training against length", "peak memory", size, powers_of_two=True)
+MEMORY = Cost(scaling.MEMORY, "cost_memory", "Peak memory of training against length", "peak memory", size)
+TOKEN = Cost(
+    *(scaling.TOKEN, "decode_time", "Time per token against length, decoding"),
+    "time of a step, a token for each sample",
+    seconds,
+    what="decoding is",
+    note="Steps of the causal encoder up to this length, after those before it.",
+)
+STATE = Cost(
+    *(scaling.STATE, "decode_state", "State against length, decoding"),
+    "kept of one sample, by all layers",
+    size,
+    note="All that the causal encoder keeps of the positions before its next step.",
+)
 
 
 def cost_against_length(series: Sequence[Group], cost: Cost, styles: Mapping[str, Style]) -> Figure | None:
     cells = rows_by_length(series)
     lines = {
-        label: [(n, found.mean) for n, row in rows.items() if (found := row.over_seeds(cost.field))]
+        label: [(n, found.mean) for n, row in rows.items() if (found := row.over_seeds(cost.field)) and found.mean > 0]
         for label, rows in cells.items()
     }
-    values = [value for line in lines.values() for _, value in line if value > 0]
+    values = [value for line in lines.values() for _, value in line]
     if not values:
         return None
     lengths = sorted({group.seq_len for group in series})
@@ -72,11 +88,10 @@ def cost_against_length(series: Sequence[Group], cost: Cost, styles: Mapping[str
         for n, row in rows.items():
             if not row.finished and lines[label]:
                 failed.setdefault((n, status_of(row.records[-1])), []).append(row.name)
-    absent = [
-        f"{row.name} ({row.status})" for label, rows in cells.items() if not lines[label] for row in [rows[min(rows)]]
-    ]
-
     rows_shown = {label: next(iter(rows.values())) for label, rows in cells.items()}
+    empty = [row for label, row in rows_shown.items() if not lines[label]]
+    absent = [f"{row.name} ({row.status})" for row in empty if not row.over_seeds(cost.field)]
+    nothing = [row.name for row in empty if row.over_seeds(cost.field)]
     fell_back = [row for label in cells for row in cells[label].values() if row.fell_back]
     batches = {n: batch_of(group) for group in series if (n := group.seq_len)}
     notes = ["Mean over seeds."]
@@ -84,8 +99,12 @@ def cost_against_length(series: Sequence[Group], cost: Cost, styles: Mapping[str
         notes[0] += " Bars: quartiles of the repetitions."
     if failed:
         notes[0] += " ×: nothing measured at this length, for the reason named; its height means nothing."
+    if cost.note:
+        notes[0] = f"{cost.note} {notes[0]}"
     if absent:
         notes.append(f"Nothing measured at any length: {', '.join(absent)}.")
+    if nothing:
+        notes.append(f"0 at every length: {', '.join(nothing)}.")
     notes += fallback_notes(fell_back)
     starred = {row.label for row in fell_back}
 
@@ -94,7 +113,7 @@ def cost_against_length(series: Sequence[Group], cost: Cost, styles: Mapping[str
         notes.append("N^: the power of the length that the cost grows with, fitted over the longest lengths.")
     texts = {
         label: folded(
-            row.name + ("*" if label in starred else "") + (f" N^{fits[label].exponent:.2f}" if label in fits else "")
+            row.name + ("*" if label in starred else "") + (f" N^{fits[label].words}" if label in fits else "")
         )
         for label, row in rows_shown.items()
     }
@@ -116,7 +135,7 @@ def cost_against_length(series: Sequence[Group], cost: Cost, styles: Mapping[str
     if failed:  # room for their marks above all lines
         high *= max(high / low, 3) ** 0.18
     axes.set_ylim(low, high)
-    log_ticks(axes, "y", memory_ticks(low, high) if cost.powers_of_two else nice_ticks(low, high), cost.show)
+    log_ticks(axes, "y", memory_ticks(low, high) if cost.show is size else nice_ticks(low, high), cost.show)
     axes.set_xlabel("sequence length, tokens (logarithmic)")
     axes.set_ylabel(f"{cost.axis} (logarithmic)")
 
@@ -156,10 +175,10 @@ def cost_against_length(series: Sequence[Group], cost: Cost, styles: Mapping[str
     return sheet.figure
 
 
-def crossover_chart(series: Sequence[Group], styles: Mapping[str, Style]) -> Figure | None:
+def crossover_chart(series: Sequence[Group], cost: Cost, styles: Mapping[str, Style]) -> Figure | None:
     """From which length on each variant is faster than full, with its interval: a line each, the earliest on top."""
     cells = rows_by_length(series)
-    found = find_crossovers(cells, TIME.field)
+    found = find_crossovers(cells, cost.field)
     if not found:
         return None
     order = sorted(found, key=lambda label: (found[label].within_noise, found[label].length, found[label].high, label))
@@ -167,7 +186,7 @@ def crossover_chart(series: Sequence[Group], styles: Mapping[str, Style]) -> Fig
     rows = {label: next(iter(cells[label].values())) for label in order}
     shortest, longest = min(c.measured[0] for c in found.values()), max(c.measured[1] for c in found.values())
     sheet = Sheet(
-        f"Length from which forward + backward is faster than full: {series[0].task}"
+        f"Length from which {cost.what} faster than full: {series[0].task}"
         + (f" ({series[0].where})" if series[0].where else ""),
         series[0].machine,
         [

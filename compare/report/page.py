@@ -13,9 +13,10 @@ from compare.spec import DEFAULTS
 
 from .aggregate import Chart, Group, Record, Row, as_mapping, as_pairs, slug, status_of
 from .answer import answer
+from .decoding import DECODING, decode_tables
 from .families import colour_of, in_order
 from .heatmap import HEAT, heat_maps, heat_notes, heat_table
-from .scaling import cost_tables, length_series
+from .scaling import CostTable, cost_tables, length_series
 from .summary import summarise
 from .sweeps import sweep_table
 from .tables import (
@@ -80,7 +81,11 @@ def html_page(groups: Sequence[Group], charts: Sequence[Chart], folder: Path, wa
         for number, group in enumerate(groups)
     ]
     after = [
-        Section("cost", "Cost against length", cost_section(groups, charts, folder)),
+        Section("cost", "Cost against length", length_section("", cost_tables(groups), groups, charts, folder)),
+        Section(
+            *("decoding", "Decoding, token by token"),
+            length_section(DECODING, decode_tables(groups), groups, charts, folder),
+        ),
         Section("tasks", "Tasks and variants", heat_section(groups, charts, folder)),
         Section("baselines", "Trivial baselines", baselines_section(groups)),
         Section("failures", "Runs that did not finish", failures_section(groups)),
@@ -255,15 +260,18 @@ def embedded(path: Path) -> str:
     return " ".join(text.split()).translate(IN_A_URL)
 
 
-def cost_section(groups: Sequence[Group], charts: Sequence[Chart], folder: Path) -> str:
-    """How cost grows with length, as tables and charts, and where the numbers of each length stand."""
-    if not (drawn := figures([chart for chart in charts if not chart.group], folder)):
+def length_section(
+    kind: str, found: Sequence[CostTable], groups: Sequence[Group], charts: Sequence[Chart], folder: Path
+) -> str:
+    """How cost grows with length, as tables and charts of one kind, and where the numbers of each length stand."""
+    if not (drawn := figures([chart for chart in charts if chart.group == kind], folder)):
         return ""
-    measured_at = [group for series in length_series(groups) for group in series]
+    series = [group for series in length_series(groups) for group in series if not group.decodes]
+    measured_at = [group for group in groups if group.decodes] if kind == DECODING else series
     links = [f'<a href="#table-{groups.index(group)}">{escape(group.title)}</a>' for group in measured_at]
     tables = [
         part
-        for costs in cost_tables(groups)
+        for costs in found
         for part in (simple_table(costs.title, costs.header, costs.body), bullets(costs.notes, css="soft"))
     ]
     return f'{"".join(tables)}{drawn}<p class="soft">The numbers of each length: {", ".join(links)}.</p>'

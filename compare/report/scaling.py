@@ -19,6 +19,7 @@ DRAWS = 2000
 STEPS_BETWEEN = 10  # places looked at between two lengths
 IQR_OF_NORMAL = 1.349  # in standard deviations
 TIME, STEP, MEMORY = "forward_backward_seconds", "step_seconds", "peak_memory_bytes"
+TOKEN, STATE = "token_seconds", "cache_bytes"  # of decoding
 NOISE = "within noise"
 
 FloatArray = NDArray[np.float64]
@@ -30,6 +31,10 @@ class Fit(NamedTuple):
 
     exponent: float
     half: float
+
+    @property
+    def words(self) -> str:
+        return f"{round(self.exponent, 2) or 0.0:.2f}".replace("-", "−")
 
 
 class Noise(NamedTuple):
@@ -309,16 +314,17 @@ def longest_that_fits(rows: Mapping[int, Row], probes: Sequence[Record]) -> str:
 
 
 def cost_tables(groups: Sequence[Group]) -> list[CostTable]:
-    """One for each series of lengths."""
-    return [cost_table(series, series_note(series, groups)) for series in length_series(groups)]
+    """One for each series of lengths, but for those of decoding."""
+    return [
+        cost_table(series, series_note(series, groups)) for series in length_series(groups) if not series[0].decodes
+    ]
 
 
 def cost_table(series: Sequence[Group], told_apart: str) -> CostTable:
     """Exponents, the cost at the longest length of the reference, crossovers, and how near to the machine's best."""
     cells = rows_by_length(series)
     reference = reference_of(cells)
-    measured = [n for n, row in (reference or {}).items() if row.finished]
-    longest = max(measured or [group.seq_len for group in series])
+    longest = longest_of(series, reference)
     exponents = [fit_exponents(cells, field) for field in (TIME, MEMORY)]
     header = ["variant", "family", "power of N, time", "power of N, memory", f"forward + backward at {plain(longest)}"]
     header += ["ratio to full", "cheaper than full from N", "whole step cheaper from N", "of matrix rate"]
@@ -342,42 +348,59 @@ def cost_table(series: Sequence[Group], told_apart: str) -> CostTable:
             line.append(longest_that_fits(rows, [probe for probe in probes if probe.get("label") == label]))
         body.append(line)
     shown = [i for i in range(len(header)) if any(line[i] != MISSING for line in body)]
-    extra = "; ".join(part for part in (told_apart, series[0].where) if part)
     return CostTable(
-        f"{series[0].task} ({extra})" if extra else series[0].task,
+        table_title(series, told_apart),
         [header[i] for i in shown],
         [[line[i] for i in shown] for line in body],
         table_notes(series, cells),
     )
 
 
+def longest_of(series: Sequence[Group], reference: Mapping[int, Row] | None) -> int:
+    """The longest length that the reference was measured at, or, without it, that there is."""
+    measured = [n for n, row in (reference or {}).items() if row.finished]
+    return max(measured or [group.seq_len for group in series])
+
+
+def table_title(series: Sequence[Group], told_apart: str) -> str:
+    extra = "; ".join(part for part in (told_apart, series[0].where) if part)
+    return f"{series[0].task} ({extra})" if extra else series[0].task
+
+
 def exponent_text(fit: Fit | None) -> str:
-    return f"{fit.exponent:.2f}{SPACE}±{SPACE}{fit.half:.2f}" if fit else "too few lengths"
+    return f"{fit.words}{SPACE}±{SPACE}{fit.half:.2f}" if fit else "too few lengths"
 
 
 def table_notes(series: Sequence[Group], cells: RowsByLength) -> list[str]:
     """How to read the table of a series."""
-    lengths = fitted({group.seq_len: None for group in series})
-    if one_batch(series):
-        powers = (
-            f"Power of N: slope of log(cost) against log(N) over the longest lengths, here {plain(lengths[0])} "
-            f"to {plain(lengths[-1])} (overheads flatten what is shorter), ± half of the residuals' 95 % interval."
-        )
-    else:
-        powers = "The batch is not the same at all lengths: no exponents, and costs are of a whole batch."
-    lines = [powers]
+    lines = [powers_note(series)]
     if reference_of(cells) is not None:
-        lines.append(
-            "Cheaper than full from N: where smooth lines through the measured times cross for the last time, with its "
-            "95 % interval. Of lengths that were not measured nothing is said."
-        )
-        if deviation := noise_of(cells, TIME).deviation:
-            repeated = any(len(row.finished) > 1 for rows in cells.values() for row in rows.values())
-            source = "processes of one length differ" if repeated else "points lie off smooth curves"
-            lines[-1] += f" The interval takes a time to be uncertain by {percent(deviation)}, by which {source}."
+        lines.append(crossover_note("Cheaper", cells, TIME))
     if any(matrix_share(row) for rows in cells.values() for row in rows.values()):
         lines.append(
             "Of matrix rate: FLOPs of forward + backward (matrix products alone) over their time, as a share of what a "
             "large square matrix product reaches in the same process, dtype and threads."
         )
     return lines
+
+
+def powers_note(series: Sequence[Group]) -> str:
+    lengths = fitted({group.seq_len: None for group in series})
+    if not one_batch(series):
+        return "The batch is not the same at all lengths: no exponents, and costs are of a whole batch."
+    return (
+        f"Power of N: slope of log(cost) against log(N) over the longest lengths, here {plain(lengths[0])} "
+        f"to {plain(lengths[-1])} (overheads flatten what is shorter), ± half of the residuals' 95 % interval."
+    )
+
+
+def crossover_note(word: str, cells: RowsByLength, field: str) -> str:
+    text = (
+        f"{word} than full from N: where smooth lines through the measured times cross for the last time, with its "
+        "95 % interval. Of lengths that were not measured nothing is said."
+    )
+    if deviation := noise_of(cells, field).deviation:
+        repeated = any(len(row.finished) > 1 for rows in cells.values() for row in rows.values())
+        source = "processes of one length differ" if repeated else "points lie off smooth curves"
+        text += f" The interval takes a time to be uncertain by {percent(deviation)}, by which {source}."
+    return text

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 from .aggregate import Chart, Group, Row, Terms, as_mapping, as_number, numbers, status_of
 from .answer import answer
+from .decoding import DECODING, decode_tables
 from .families import colour_of
 from .flags import flag_notes, marked, parameters
 from .heatmap import HEAT
-from .scaling import cost_tables
+from .scaling import STATE, TOKEN, CostTable, cost_tables
 from .stats import ENOUGH_SEEDS, Difference, Estimate, binomial_half, in_points
 from .summary import summarise
 from .sweeps import sweep_table
@@ -119,6 +120,8 @@ COLUMNS = (
     Column("peak memory", measured("peak_memory_bytes", size)),
     Column("saved for backward", measured("saved_bytes", size)),
     Column("state a layer", measured("state_bytes", size)),
+    Column("time per token", measured(TOKEN, seconds)),
+    Column("state of a sample", measured(STATE, size)),
     Column("FLOPs/step", measured("flops", count)),
     Column("parameters", params),
     Column("kernel", kernel),
@@ -285,9 +288,9 @@ def markdown_report(groups: Sequence[Group], charts: Sequence[Chart], warnings: 
             parts += ["### At equal terms", markdown_table(equal.header, equal.rows), bullets(equal.notes)]
         parts += [image(chart) for chart in charts if chart.group == group.slug]
     if across := [image(chart) for chart in charts if not chart.group]:
-        parts += ["## Cost against length", *across]
-        for costs in cost_tables(groups):
-            parts += [f"### {costs.title}", markdown_table(costs.header, costs.body), bullets(costs.notes)]
+        parts += ["## Cost against length", *across, *map(with_notes, cost_tables(groups))]
+    if decoded := [image(chart) for chart in charts if chart.group == DECODING]:
+        parts += ["## Decoding, token by token", *decoded, *map(with_notes, decode_tables(groups))]
     if maps := [image(chart) for chart in charts if chart.group == HEAT]:
         parts += ["## Tasks and variants", *maps]
     if trivial := baseline_rows(groups):
@@ -297,6 +300,10 @@ def markdown_report(groups: Sequence[Group], charts: Sequence[Chart], warnings: 
         parts += ["## Runs that did not finish", markdown_table(header, failed)]
     parts += ["## How to read this", bullets(READING)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def with_notes(table: CostTable) -> str:
+    return "\n\n".join([f"### {table.title}", markdown_table(table.header, table.body), bullets(table.notes)])
 
 
 def bullets(lines: Sequence[str]) -> str:
