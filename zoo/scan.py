@@ -55,6 +55,16 @@ def scan(
     return out
 
 
+def scan_step(
+    chunk: Chunk, position: int, sequences: Tensors, state: Tensors, constants: Tensors = ()
+) -> tuple[Tensor, Tensors]:
+    """``scan`` one position further: its output, (B, H, 1, D), and the next state."""
+    with torch.autocast(sequences[0].device.type, enabled=False):
+        pieces = [_take(x, slice(0, 1), False) for x in sequences]
+        out, state = chunk(position, state, *pieces, *constants)
+    return out.to(sequences[0].dtype), state
+
+
 def decayed(_first: int, state: Tensors, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensors]:
     """A chunk of the recurrence above. State: (S,), (B, H, M, D).
 
@@ -62,16 +72,17 @@ def decayed(_first: int, state: Tensors, q: Tensor, k: Tensor, v: Tensor, log_de
     logarithms until they are at most 1, so none overflows and none is divided by.
     """
     (before,) = state
-    total = log_decay.cumsum(-1)  # (B, H, n), from before the chunk to after each position
-    out = (q @ k.mT * between(total)) @ v + (q * total.exp()[..., None]) @ before
-    left = (total[..., -1:] - total).exp()[..., None]  # from each position to the end of the chunk
-    return out, (before * total[..., -1:, None].exp() + (k * left).mT @ v,)
+    total = log_decay.cumsum(-1, dtype=torch.float64)  # so strong decays do not round away weak ones
+    kept = total.to(q.dtype).exp()[..., None]  # (B, H, n, 1), from before the chunk to after each position
+    left = (total[..., -1:] - total).to(q.dtype).exp()[..., None]  # from each position to the end of the chunk
+    out = (q @ k.mT * between(total, q.dtype)) @ v + (q @ before) * kept
+    return out, (before * kept[..., -1:, :] + (k * left).mT @ v,)
 
 
-def between(total: Tensor) -> Tensor:
+def between(total: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """(…, n) logarithms of decays summed up to each position -> (…, n, n) what is left of j at i; 0 for j > i."""
     future = torch.ones(total.shape[-1], total.shape[-1], dtype=torch.bool, device=total.device).triu_(1)
-    return (total[..., :, None] - total[..., None, :]).masked_fill(future, -math.inf).exp()
+    return (total[..., :, None] - total[..., None, :]).to(dtype or total.dtype).masked_fill(future, -math.inf).exp()
 
 
 class _Scan(torch.autograd.Function):
