@@ -5,8 +5,9 @@ operations; ``scan`` walks the chunks in either direction. Kept for backward are
 chunks; backward computes each chunk again. So memory is O(N), whatever a chunk makes in between. A single position is a
 chunk too: that is the step form.
 
-``decayed`` is the chunk of ``S_t = a_t S_{t-1} + k_tᵀ v_t, y_t = q_t S_t`` with one decay a_t for each head (RetNet,
-arXiv:2307.08621, equation 7; Mamba-2, arXiv:2405.21060, section 6), ``a_t = 1`` included.
+Two recurrences with one decay a_t for each head, from 0 to 1, are here: ``decayed`` adds ``k_tᵀ v_t`` to its state
+(RetNet, arXiv:2307.08621, equation 7; Mamba-2, arXiv:2405.21060, section 6); ``delta`` replaces what the key k_t has
+stored (DeltaNet, arXiv:2406.06484, section 3; Gated DeltaNet, arXiv:2412.06464, equation 10).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def scan(
             flipped where ``reverse``) and the constants. Returns (B, H, n, D) and the next state.
         sequences: (B, H, N, …) each, positions in dimension 2; those of bool pass as they are.
         state: the one before the first position. It receives no gradient.
-        constants: tensors without positions, as learned weights.
+        constants: tensors without positions, as learned weights; float32 at least in the chunk.
         reverse: from the last position to the first.
         size: positions of a chunk; by default what suits the device.
     """
@@ -60,29 +61,50 @@ def scan_step(
 ) -> tuple[Tensor, Tensors]:
     """``scan`` one position further: its output, (B, H, 1, D), and the next state."""
     with torch.autocast(sequences[0].device.type, enabled=False):
-        pieces = [_take(x, slice(0, 1), False) for x in sequences]
-        out, state = chunk(position, state, *pieces, *constants)
+        pieces = [_wide(x) for x in (*sequences, *constants)]
+        out, state = chunk(position, state, *pieces)
     return out.to(sequences[0].dtype), state
 
 
 def decayed(_first: int, state: Tensors, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensors]:
-    """A chunk of the recurrence above. State: (S,), (B, H, M, D).
+    """A chunk of ``S_t = a_t S_{t-1} + k_tᵀ v_t, y_t = q_t S_t``. State: (S,), (B, H, M, D).
 
-    q, k: (B, H, n, M); v: (B, H, n, D); log_decay: (B, H, n), at most 0. Heads of size 1 are shared. Decays stay
-    logarithms until they are at most 1, so none overflows and none is divided by.
+    q, k: (B, H, n, M); v: (B, H, n, D); log_decay: (B, H, n), at most 0; -inf forgets all. Heads of size 1 are shared.
     """
     (before,) = state
-    total = log_decay.cumsum(-1, dtype=torch.float64)  # so strong decays do not round away weak ones
-    kept = total.to(q.dtype).exp()[..., None]  # (B, H, n, 1), from before the chunk to after each position
-    left = (total[..., -1:] - total).to(q.dtype).exp()[..., None]  # from each position to the end of the chunk
-    out = (q @ k.mT * between(total, q.dtype)) @ v + (q @ before) * kept
-    return out, (before * kept[..., -1:, :] + (k * left).mT @ v,)
+    since, between = decays(log_decay)
+    out = (q @ k.mT * between) @ v + (q * since) @ before
+    return out, (before * since[..., -1:, :] + (k * between[..., -1, :, None]).mT @ v,)
 
 
-def between(total: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """(…, n) logarithms of decays summed up to each position -> (…, n, n) what is left of j at i; 0 for j > i."""
-    future = torch.ones(total.shape[-1], total.shape[-1], dtype=torch.bool, device=total.device).triu_(1)
-    return (total[..., :, None] - total[..., None, :]).to(dtype or total.dtype).masked_fill(future, -math.inf).exp()
+def delta(
+    _first: int, state: Tensors, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor
+) -> tuple[Tensor, Tensors]:
+    """A chunk of ``S_t = a_t (I - β_t k_tᵀ k_t) S_{t-1} + β_t k_tᵀ v_t, y_t = q_t S_t``. State: (S,), (B, H, M, D).
+
+    What position t writes is ``k_tᵀ u_t``, with ``u_t = β_t (v_t - a_t k_t S_{t-1})``: the value, less what its key
+    already reads. So the u of a chunk solve a triangular system, and the rest is as in ``decayed``.
+
+    q, k: (B, H, n, M), |k| at most 1; v: (B, H, n, D); beta, in [0, 1], and log_decay, at most 0: (B, H, n).
+    """
+    (before,) = state
+    since, between = decays(log_decay)
+    beta = beta[..., None]
+    wanted = beta * (v - since * (k @ before))
+    written = torch.linalg.solve_triangular(beta * (k @ k.mT * between), wanted, upper=False, unitriangular=True)
+    out = (q @ k.mT * between) @ written + (q * since) @ before
+    return out, (before * since[..., -1:, :] + (k * between[..., -1, :, None]).mT @ written,)
+
+
+def decays(log_decay: Tensor) -> tuple[Tensor, Tensor]:
+    """(…, n) -> what is left at each position of what was before the chunk, (…, n, 1), and of j at i, (…, n, n).
+
+    The latter is 0 for j > i. It adds up logarithms from j to i: a difference of sums from the start of the chunk would
+    lose small decays beside large ones, and be no number beside -inf.
+    """
+    n = log_decay.shape[-1]
+    later = log_decay[..., None].expand(*log_decay.shape, n).tril(-1)  # of position i, for each j before it
+    return log_decay.cumsum(-1).exp()[..., None], later.cumsum(-2).exp().tril()
 
 
 class _Scan(torch.autograd.Function):
@@ -93,13 +115,14 @@ class _Scan(torch.autograd.Function):
         sequences, constants, state = _split(tensors, counts)
         parts = _parts(sequences[0].shape[2], size, reverse)
         every = _interval(sequences, state, size)
+        wide = [_wide(x) for x in constants]
         out, states = None, []
         with torch.autocast(sequences[0].device.type, enabled=False):
             for number, part in enumerate(parts):
                 if number % every == 0:
                     states.append(state)
                 pieces = [_take(x, part, reverse) for x in sequences]
-                piece, state = chunk(part.start, state, *pieces, *constants)
+                piece, state = chunk(part.start, state, *pieces, *wide)
                 if out is None:
                     B, H, _, D = piece.shape
                     whole = sequences[0].new_empty(B, sequences[0].shape[2], H, D)
@@ -117,8 +140,9 @@ class _Scan(torch.autograd.Function):
         sequences, constants, states = _split(ctx.saved_tensors, (n_sequences, n_constants, 0))
         needed = ctx.needs_input_grad[4:]
         d_sequences = _gradients(sequences, needed[:n_sequences])
+        wide = tuple(_wide(x) for x in constants)
         d_constants = [
-            torch.zeros_like(x) if need else None for x, need in zip(constants, needed[n_sequences:], strict=False)
+            torch.zeros_like(x) if need else None for x, need in zip(wide, needed[n_sequences:], strict=False)
         ]
         d_state: list[Tensor | None] = [None] * n_state
         with torch.autocast(grad.device.type, enabled=False):
@@ -128,10 +152,11 @@ class _Scan(torch.autograd.Function):
                 befores = [states[kept : kept + n_state]]
                 for part in group[:-1]:
                     pieces = [_take(x, part, ctx.reverse) for x in sequences]
-                    befores.append(ctx.chunk(part.start, befores[-1], *pieces, *constants)[1])
+                    befores.append(ctx.chunk(part.start, befores[-1], *pieces, *wide)[1])
                 for part, before in zip(reversed(group), reversed(befores), strict=True):
-                    d_state = _pull(ctx, part, sequences, constants, before, grad, d_sequences, d_constants, d_state)
-        return (None, None, None, None, *d_sequences, *d_constants, *[None] * n_state)
+                    d_state = _pull(ctx, part, sequences, wide, before, grad, d_sequences, d_constants, d_state)
+        sums = [None if d is None else d.to(x.dtype) for d, x in zip(d_constants, constants, strict=True)]
+        return (None, None, None, None, *d_sequences, *sums, *[None] * n_state)
 
 
 def _pull(
@@ -185,10 +210,13 @@ def _parts(length: int, size: int, reverse: bool) -> list[slice]:
 
 def _take(x: Tensor, part: slice, reverse: bool) -> Tensor:
     """The positions ``part`` of ``x`` (B, H, N, …), in the order in which they are walked, in float32 at least."""
-    x = x[:, :, part]
-    if x.is_floating_point():
-        x = x.to(accumulator(x))
+    x = _wide(x[:, :, part])
     return x.flip(2) if reverse else x
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Floats in float32 at least, anything else as it is."""
+    return x.to(accumulator(x)) if x.is_floating_point() else x
 
 
 def _gradients(sequences: Tensors, needed: tuple[bool, ...]) -> list[Tensor | None]:
