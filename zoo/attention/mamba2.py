@@ -117,10 +117,10 @@ class Mamba2(Mixer):
         mixed: x, B and C before the convolution, (B, N + conv_width - 1, …); step: Δ before softplus, (B, N, …).
         """
         dtype, N = accumulator(mixed), step.shape[1]
-        total = self.taps_bias.to(dtype)
+        total, mixed = self.taps_bias.to(dtype), mixed.to(dtype)
         for place, tap in enumerate(self.taps.to(dtype)):
-            total = total + tap * mixed[:, place : place + N]
-        x, *pairs = F.silu(total).split(self.parts, dim=-1)
+            total = torch.addcmul(total, tap, mixed[:, place : place + N])
+        x, *pairs = torch.split(F.silu(total), self.parts, dim=-1)
         x = rearrange(x, "b n (h d) -> b h n d", h=self.n_heads)
         steps = rearrange(step.to(dtype), "b n (i h) -> i b h n", h=self.n_heads)
         steps = F.softplus(steps + self.step_bias.to(dtype)[:, None])

@@ -77,15 +77,14 @@ class RetNet(Mixer):
         self.register_buffer("sin", angle.sin(), persistent=False)
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        B, N, _ = x.shape
-        place = torch.arange(N, device=x.device)
+        place = torch.arange(x.shape[1], device=x.device)
         if key_padding_mask is not None:
             place = ((~key_padding_mask).cumsum(1) - 1).clamp(min=0)
         q, k, v, gate = self._project(x, place)
-        log_decay = self._log_decay(q).expand(B, -1, N)
+        log_decay = self._log_decay(q).expand(-1, -1, x.shape[1])
         if key_padding_mask is not None:
             k = k.masked_fill(key_padding_mask[:, None, :, None], 0)
-            log_decay = log_decay.masked_fill(key_padding_mask[:, None], 0)
+            log_decay = log_decay * ~key_padding_mask[:, None]
         sequences, state = (q, k, v, log_decay), self.begin(x)
         y = scan(decayed, sequences, state)
         if not self.causal:
@@ -131,5 +130,5 @@ class RetNet(Mixer):
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Pairs of features of ``x`` (B, H, N, D) turned; cos, sin: (…, N, D // 2)."""
     half = cos.shape[-1]
-    left, right, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    left, right, rest = torch.split(x, [half, half, x.shape[-1] - 2 * half], dim=-1)
     return torch.cat([left * cos - right * sin, right * cos + left * sin, rest], dim=-1)
