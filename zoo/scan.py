@@ -221,7 +221,8 @@ def _wide(x: Tensor) -> Tensor:
 
 def _gradients(sequences: Tensors, needed: tuple[bool, ...]) -> list[Tensor | None]:
     """Tensors to fill, like the sequences; those shaped as the first lie side by side in memory."""
-    alike = [x.dim() == 4 and x.shape == sequences[0].shape and x.dtype == sequences[0].dtype for x in sequences]
-    beside = iter(side_by_side(*(x for x, same in zip(sequences, alike, strict=True) if same)))
+    first = sequences[0]
+    alike = [first.dim() == 4 and (x.shape, x.dtype) == (first.shape, first.dtype) for x in sequences]
+    beside = iter(side_by_side(*(x for x, same in zip(sequences, alike, strict=True) if same)) if any(alike) else ())
     grads = [next(beside) if same else torch.empty_like(x) for x, same in zip(sequences, alike, strict=True)]
     return [grad if need else None for grad, need in zip(grads, needed, strict=True)]
