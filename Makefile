@@ -13,7 +13,8 @@ compare: setup
 	$(BIN)/python -m compare --variants full,linformer --seq-len 8192
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m 'not long and not alone'
+	$(BIN)/python -m pytest -m alone
 
 check: lint
 	$(BIN)/python -m pytest tests/contract tests/backends

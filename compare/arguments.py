@@ -238,7 +238,9 @@ def add_switches(parser: Parser) -> argparse._ArgumentGroup:
     """What every variant is given alike and what changes its cost."""
     same = parser.add_argument_group("switches, the same for every variant")
     same.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)")
-    same.add_argument("--checkpointing", action="store_true", help="run layers again in backward, not keep them")
+    kept = same.add_mutually_exclusive_group()
+    kept.add_argument("--checkpointing", action="store_true", help="run layers again in backward, not keep them")
+    kept.add_argument("--reversible", action="store_true", help="two streams: layers are undone in backward, not kept")
     same.add_argument("--compile", action="store_true", help="torch.compile (compiling counts as training time)")
     same.add_argument(
         "--memory-limit", type=memory, metavar="SIZE", help="what a run may hold, as 16GB; beyond it is an oom row"

@@ -21,10 +21,11 @@ Rows = list[list[str]]
 TASK_HEADERS = ["name", "what it asks", "metric", "lengths", "default", "options"]
 SUITE_HEADERS = ["suite", "what for", "tasks", "seconds a run"]
 WHAT = ["name", "year", "causal", "what it does", "options"]
-COST = ["name", "time", "memory", "parameters added", "state", "capacity"]
-FORM = ["exact", "causal", "exceptions", "options", "source"]
-MARKDOWN = ["name", "what it does", "family", "year", *COST[1:], *FORM]
-WRAPPED = ("time", "what it does", "options", "what it asks", "lengths", "what for", "tasks")
+COST = ["name", "time", "memory", "parameters added", "capacity"]
+KEPT = ["name", "directions", "state", "cache"]
+FORM = ["exact", "directions", "exceptions", "options", "source"]
+MARKDOWN = ["name", "what it does", "family", "year", *COST[1:-1], "state", "cache", "capacity", *FORM]
+WRAPPED = ("time", "directions", "what it does", "options", "what it asks", "lengths", "what for", "tasks")
 
 
 def backends() -> list[Entry]:
@@ -54,9 +55,11 @@ def columns(entry: Entry) -> dict[str, str]:
         "memory": traits.memory,
         "parameters added": "unknown" if added is None else format_added(added),
         "state": "" if entry.state_bytes is None else format_bytes(entry.state_bytes),
+        "cache": "" if entry.cache_bytes is None else format_bytes(entry.cache_bytes),
         "capacity": "" if capacity is None else "{}={}".format(*capacity),
         "exact": "yes" if traits.exact else "no",
         "causal": "yes" if traits.causal else "no",
+        "directions": entry.directions,
         "exceptions": ", ".join(traits.exceptions),
         "options": ", ".join(f"{option}={default}" for option, default in entry.options.items()),
         "source": traits.source,
@@ -96,6 +99,7 @@ def show() -> None:
     for title, headers in (
         ("Backends: Encoder(attn=NAME), --variants NAME, --set NAME.OPTION=VALUE", WHAT),
         ("Their cost (all of one: python -m compare list NAME)", COST),
+        ("What they keep of 1,024 positions (cache: in steps)", KEPT),
     ):
         table = make_table(title, headers)
         for family, members in groupby(entries, key=lambda entry: entry.traits.family):
@@ -118,7 +122,7 @@ def show() -> None:
 def make_table(title: str, headers: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for header in headers:
-        justify: Literal["left", "right"] = "right" if header in ("parameters added", "state") else "left"
+        justify: Literal["left", "right"] = "right" if header in ("parameters added", "state", "cache") else "left"
         shown = header.replace("parameters added", "added\nparams")
         table.add_column(shown, no_wrap=header not in WRAPPED, justify=justify, overflow="fold")
     return table

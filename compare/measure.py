@@ -108,11 +108,12 @@ def _resident(field: str) -> int:
 
 
 def count_flops(step: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products in ``step`` (a multiply-add is two), fused attention included.
+    """Floating-point operations of the matrix products in ``step`` (a multiply-add is two), fused attention included,
+    and of its Fourier transforms (5 n log2 n each, half of it where they are real).
 
     What a custom backward computes again is counted, because it is done.
     """
-    with FlopCounterMode(display=False, custom_mapping=CPU_FLASH) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         step()
     return int(counter.get_total_flops())
 
@@ -138,7 +139,26 @@ def _backward_flops(_grad: Any, q: Any, k: Any, *_: Any, **__: Any) -> int:
     return _forward_flops(q, k) * 5 // 2
 
 
-CPU_FLASH = {
+def _real_transform(x: Any, dim: Any, *_: Any, **__: Any) -> int:
+    """The shape of the real side, and the dimensions that are transformed."""
+    return int(2.5 * math.prod(x) * math.log2(math.prod(x[d] for d in dim)))
+
+
+def _real_inverse(x: Any, dim: Any, _normalisation: Any, last: int, *_: Any, **__: Any) -> int:
+    """The shape of the complex side, and how many real numbers come out in the last of the dimensions."""
+    real = list(x)
+    real[dim[-1]] = last
+    return _real_transform(real, dim)
+
+
+def _complex_transform(x: Any, dim: Any, *_: Any, **__: Any) -> int:
+    return 2 * _real_transform(x, dim)
+
+
+FORMULAS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward_flops,
+    torch.ops.aten._fft_r2c: _real_transform,
+    torch.ops.aten._fft_c2r: _real_inverse,
+    torch.ops.aten._fft_c2c: _complex_transform,
 }

@@ -80,6 +80,7 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
                 lr=options.lr or defaults.lr,
                 length_warmup=(defaults.length_warmup and seq_len >= 2048) if warmup is None else warmup,
                 checkpointing=options.checkpointing,
+                reversible=options.reversible,
                 compile=options.compile,
                 memory_limit=options.memory_limit,
                 device=device,

@@ -161,7 +161,10 @@ def place_of(event: Record) -> str:
 
 
 def reproduce(spec: RunSpec) -> str:
-    """The command that repeats this run alone. Options go by name, and seeds count from 0."""
+    """The command that repeats this run alone. Options go by name, and seeds count from 0.
+
+    Runs of a search and probes of memory are repeated as ordinary runs at their learning rate and length.
+    """
     words = ["python -m compare --no-control", f"--variants {spec.variant}", f"--tasks {spec.task}"]
     words += [f"--set {spec.variant}.{name}={value}" for name, value in spec.options]
     words += [shlex.join(["--set", f"{spec.task}.{name}={value}"]) for name, value in spec.task_options]
@@ -171,6 +174,7 @@ def reproduce(spec: RunSpec) -> str:
     words += [f"--d-model {spec.d_model}", f"--n-heads {spec.n_heads}", f"--n-layers {spec.n_layers}"]
     words += [f"--positions {spec.positions}", f"--lr {spec.lr:g}", f"--device {spec.device}", f"--dtype {spec.dtype}"]
     words.append("--length-warmup" if spec.length_warmup else "--no-length-warmup")
-    words += ["--checkpointing"] * spec.checkpointing + ["--compile"] * spec.compile
+    words += ["--checkpointing"] * spec.checkpointing + ["--reversible"] * spec.reversible
+    words += ["--compile"] * spec.compile
     words += [f"--memory-limit {spec.memory_limit}"] if spec.memory_limit else []
     return " ".join(words)

@@ -26,7 +26,8 @@ class RunSpec:
         warmup_steps: optimizer steps over which the learning rate rises; it falls as a cosine to 0 afterwards.
         length_warmup: train the first half at N/16, the next quarter at N/4, both with a quarter of the tokens a
             step, the rest at N: many short steps learn what is local, few long ones what is far.
-        checkpointing: layers are run again in backward instead of kept. compile: through ``torch.compile``.
+        checkpointing: layers are run again in backward instead of kept. reversible: layers add to two streams in turn,
+            and are undone in backward instead of kept. compile: through ``torch.compile``.
         search: it looks for a learning rate: validated, never tested.
         probe: it asks only whether ``seq_len`` fits into memory: one step, on samples of this length repeated up to
             ``seq_len``. None = no probe.
@@ -60,6 +61,7 @@ class RunSpec:
     clip_norm: float = 1.0
     length_warmup: bool
     checkpointing: bool = False
+    reversible: bool = False
     compile: bool = False
     search: bool = False
     probe: int | None = None

@@ -53,6 +53,7 @@ class Model(nn.Module):
             vocab_size=task.vocab_size,
             n_features=task.n_features,
             checkpointing=spec.checkpointing,
+            reversible=spec.reversible,
         )
         self.head: TokenHead | PairHead | ClassificationHead
         if task.kind == "token":

@@ -19,6 +19,8 @@ from zoo.registry import build
 
 # `datasets` keeps a copy of every file it reads: not in the home folder of whoever tests.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-")
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each
+    os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 

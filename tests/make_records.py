@@ -118,7 +118,7 @@ def make_record(
         "spec": {
             **{
                 "variant": variant,
-                "options": [] if label is None else [["set", label]],
+                "options": [part.split("=") for part in (label or "").split() if "=" in part],
                 "task": task,
                 "seq_len": seq_len,
                 "seed": seed,

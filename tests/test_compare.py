@@ -45,7 +45,7 @@ SPEC = RunSpec(
     length_warmup=False,
     device="cpu",
     dtype="float32",
-    threads=2,
+    threads=1,
 )
 
 
@@ -241,6 +241,7 @@ def test_a_new_field_leaves_the_names_of_runs_as_they_are() -> None:
     for change in (
         {"compile": True},
         {"checkpointing": True},
+        {"reversible": True},
         {"memory_limit": 2**30},
         {"search": True},
         {"probe": 32},
@@ -338,6 +339,7 @@ def test_records_survive_damage(tmp_path: Path) -> None:
         (["--seeds", "0"], "--seeds: expected a positive integer"),
         (["--budget", "nan"], "--budget: expected a positive number, got 'nan'"),
         (["--budget", "5", "--steps", "5"], "not allowed with"),
+        (["--checkpointing", "--reversible"], "--reversible: not allowed with argument --checkpointing"),
         (["--d-model", "30", "--n-heads", "4"], "d_model must be a multiple of n_heads, got d_model=30, n_heads=4"),
         (
             ["--set", "linformer.rnk=3"],
@@ -388,6 +390,7 @@ def test_usage_errors_are_one_line_and_exit_2(
     assert not list(tmp_path.iterdir()), "a usage error left something behind"
 
 
+@pytest.mark.alone
 def test_help_is_quick_and_does_not_import_torch() -> None:
     start = time.perf_counter()
     done = compare("--help")
@@ -412,7 +415,7 @@ def test_list_fits_the_terminal(
     assert stop.value.code == 0
     assert max(map(len, listed.splitlines())) <= columns
     assert "…" not in listed, "a cell is cut short"
-    for part in ("block_sparse", "linformer", "rank=256", "low-rank", "+524,288", "4.0 MiB", "O(N·M)", "mqar"):
+    for part in ("block_sparse", "linformer", "rank=256", "low-rank", "+524,288", "4.0 MiB", "O(N·M)", "mqar", "cache"):
         assert part in listed
     assert listed.index("exact") < listed.index("low-rank") < listed.index("control")
 
@@ -570,6 +573,7 @@ def test_an_installed_plugin_is_one_of_all_and_runs(module: Path, monkeypatch: p
     assert record["status"] == "ok", record["reason"]
 
 
+@pytest.mark.alone
 def test_a_sign_of_life_comes_within_three_seconds(tmp_path: Path) -> None:
     start = time.perf_counter()
     command = [sys.executable, "-m", "compare", *TINY, "--out", str(tmp_path / "run")]

@@ -63,7 +63,7 @@ def test_the_csv_read_back_says_what_the_records_say(tmp_path: Path) -> None:
 
 
 def named(line: dict[str, str]) -> tuple[str, str]:
-    return line["name"].replace("none (control)", "none"), line["length [tokens]"]
+    return f"{line['variant']} {line['options']}".strip(), line["length [tokens]"]
 
 
 def test_the_csv_holds_the_paired_difference_and_the_flags() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,14 @@ def test_a_suite_can_be_planned_whole_without_its_data() -> None:
         assert {spec.task for spec in specs("--tasks", name)} == set(tasks.SUITES[name].tasks)
     assert {spec.budget for spec in specs("--tasks", "quick")} == {tasks.SUITES["quick"].budget}
     assert {spec.budget for spec in specs("--tasks", "quick", "--budget", "7")} == {7}
+
+
+@pytest.mark.parametrize("switch", ["checkpointing", "reversible", "compile"])
+def test_switches_reach_the_run_and_its_command(switch: str) -> None:
+    (with_it,), (without,) = (specs("--no-control", "--variants", "full", *words) for words in ([f"--{switch}"], []))
+    assert with_it == replace(without, **{switch: True})
+    assert reproduce(with_it).split().count(f"--{switch}") == 1
+    assert f"--{switch}" not in reproduce(without)
 
 
 def test_options_of_tasks_and_flags_for_data_reach_the_run_and_its_command(tmp_path: Path) -> None:

@@ -161,6 +161,8 @@ def test_describe_prints_all_of_a_backend() -> None:
         "no causal form, subquadratic",
         "+524,288 beside full, in one layer of d_model 512, 8 heads, max_len 1024",
         "state       1.0 MiB between 1024 positions and a query, in such a layer in float32",
+        "cache       no step form",
+        "directions  at once\n",
         "capacity    rank=256",
         "rank=256: M, how many positions",
         "sharing=heads: ``none`` (E and F for each head)",
@@ -225,6 +227,29 @@ def test_the_state_is_that_of_the_layer_and_may_be_left_unsaid() -> None:
     assert PlainAttention(REFERENCE, PlainConfig()).state_size(1024) is None
     assert entry.state_bytes is None
     assert "state       unknown" in str(entry)
+
+
+def test_the_cache_is_what_steps_keep_and_blank_without_a_step_form() -> None:
+    entry = describe("linear")
+    assert entry.cache_bytes == 4 * 8 * 64 * 65
+    assert "cache       130 KiB kept by steps after 1024 positions, in such a layer in float32" in str(entry)
+    layer = MultiHeadAttention("linear", d_model=512, n_heads=8, max_len=1024, causal=True)
+    _, state = layer.step(torch.randn(3, 512))
+    assert 4 * state.size == entry.cache_bytes, "of one sample"
+    assert describe("linformer").cache_bytes is None
+    assert Entry("plain", PlainAttention, PlainConfig).cache_bytes is None
+
+
+def test_directions_tell_how_both_sides_are_seen_and_whether_one_can_be() -> None:
+    assert describe("linformer").directions == "at once"
+    assert describe("linear").directions == "at once, causal"
+
+    class Recurrent(PlainAttention):
+        """Recurrent."""
+
+        traits = replace(TRAITS, causal=True, bidirectional="two scans, summed")
+
+    assert "directions  two scans, summed, causal" in str(Entry("recurrent", Recurrent, PlainConfig))
 
 
 @pytest.mark.parametrize(

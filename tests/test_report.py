@@ -1,5 +1,6 @@
 """The report: its arithmetic, its caution, its labels, and that nothing a record lacks brings it down."""
 
+import csv
 import json
 import math
 import subprocess
@@ -25,6 +26,7 @@ from compare.report.aggregate import Group, Source, group_records, learning_curv
 from compare.report.canvas import SOFT, STYLE, choose_styles, folded, memory_ticks, nice_ticks
 from compare.report.charts import plan, write_charts
 from compare.report.curves import PANEL_FOLD, course_name, course_of, learning_curves
+from compare.report.export import csv_table, latex_tables
 from compare.report.families import COLOURS, EXTERNAL, colour_of, in_order
 from compare.report.flags import marked
 from compare.report.labels import Anchor, Box, place, spread
@@ -235,7 +237,7 @@ def test_25_names_close_together_do_not_overlap(against: Against) -> None:
     assert_readable(figure)
     labels = [name for name, _ in labels_of(figure)]
     assert len(labels) == len(set(labels)) >= 25 + len(group.baselines)
-    assert {"none (control)†", "linformer rank=128†", "xformers*"} <= set(labels)
+    assert {"none (control)†", "linformer†", "xformers*"} <= set(labels)
 
 
 @pytest.mark.parametrize("axis", ["step", "seconds"])
@@ -547,3 +549,16 @@ def test_nothing_is_drawn_of_records_that_are_all_damaged(tmp_path: Path, *, tog
     assert done.returncode == 1
     assert done.stderr == f"error: {folder / 'records.jsonl'} holds no record that can be read\n"
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_options_are_in_a_name_only_where_they_tell_variants_apart() -> None:
+    records = [
+        make_record(v, label=label) for v, label in (("linformer", "linformer rank=128"), ("full", "full kernel=math"))
+    ]
+    records += [make_record("local", label=f"local window={w}") for w in (8, 16)]
+    (group,) = groups_of(records)
+    assert [row.name for row in group.rows] == ["full kernel=math", "linformer", "local window=8", "local window=16"]
+    assert "Options set: linformer rank=128." in summarise(group)
+    read = list(csv.DictReader(csv_table([group]).splitlines()))[1]
+    assert (read["variant"], read["options"], read["name"]) == ("linformer", "rank=128", "linformer")
+    assert "Options set: linformer rank=128." in latex_tables([group])

@@ -17,6 +17,7 @@ from zoo.contract import Dims
 from zoo.registry import build
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.alone
 
 
 class Bare(nn.Module):
@@ -116,6 +117,17 @@ def test_flops_count_fused_attention() -> None:
     one_product = 2 * 2 * 64 * 64 * 16
     assert count_flops(lambda: full(q, k, v)) == 2 * one_product
     assert count_flops(lambda: full(q, k, v).sum().backward()) == 7 * one_product
+
+
+def test_flops_count_fourier_transforms() -> None:
+    x, real = torch.randn(3, 64, dtype=torch.complex64), torch.randn(3, 64)
+    assert count_flops(lambda: torch.fft.fft(x)) == 5 * 3 * 64 * 6
+    assert count_flops(lambda: torch.fft.rfft(real)) == 5 * 3 * 64 * 6 / 2
+    assert count_flops(lambda: torch.fft.irfft(x[:, :33], 64)) == 5 * 3 * 64 * 6 / 2
+    assert count_flops(lambda: torch.fft.fft2(torch.ones(8, 16, dtype=torch.complex64))) == 5 * 128 * 7
+    fnet = build("fnet", Dims(d_model=32, n_heads=2, max_len=64))
+    linear, transform = 2 * 64 * 32 * 32, 5 * 64 * 32 * 11 / 2
+    assert count_flops(lambda: fnet(torch.randn(1, 64, 32))) == linear + transform
 
 
 def test_timing_gives_median_within_its_quartiles() -> None:

@@ -65,6 +65,12 @@ def test_each_kind_gets_predictions_of_its_shape() -> None:
         assert asked.shape == shape[:1], kind
 
 
+@pytest.mark.parametrize("switch", ["checkpointing", "reversible"])
+def test_switches_reach_the_encoder(switch: str) -> None:
+    for value in (True, False):
+        assert getattr(Model(replace(SPEC, **{switch: value}), fake("sequence")).encoder, switch) is value
+
+
 def test_the_two_of_a_pair_are_encoded_apart_and_their_padding_is_not_seen() -> None:
     torch.manual_seed(0)
     model = Model(SPEC, fake("pair")).eval()

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.contract import Kernel
+from zoo.cache import append
+from zoo.contract import Kernel, Tensors
 from zoo.functional import accumulator, pad_to_multiple
 
 HIDDEN = -1e30  # added to a logit that nothing may see; finite, so that a row that sees nothing has no NaN
@@ -118,6 +119,102 @@ def attend_layout(
     return attend(q, k, v, [Part(groups=groups, size=size)], key_padding_mask=key_padding_mask)
 
 
+def attend_next(
+    q: Tensor, k: Tensor, v: Tensor, parts: Sequence[Part], tensors: Tensors, position: int, max_len: int
+) -> tuple[Tensor, Tensors]:
+    """The last row of a causal ``attend``, and all keys and values so far: a step form.
+
+    q, k, v and the result: (B, H, 1, D), of ``position``; parts: of all positions up to that, of the queries those at
+        ``position`` suffice; tensors: keys and values of those before it (see ``zoo.cache``).
+    """
+    keys, values = append(tensors, (k, v), position, max_len)
+    places, visible = seen_last(parts, q.shape[1], position + 1, q.device)
+    return attend_rows(q, keys, values, places[None], hide(visible)[None]), (keys, values)
+
+
+def attend_layout_next(
+    q: Tensor, k: Tensor, v: Tensor, layout: Tensor, size: int, tensors: Tensors, position: int, max_len: int
+) -> tuple[Tensor, Tensors]:
+    """The step form of a causal ``attend_layout``."""
+    keys, values = append(tensors, (k, v), position, max_len)
+    row = position // size
+    seen = layout[..., row, : row + 1].repeat_interleave(size, dim=-1)[..., : position + 1]
+    places, bias = seen_rows(seen.expand(1, q.shape[1], -1).float())
+    return attend_rows(q, keys, values, places, bias), (keys, values)
+
+
+def seen_rows(times: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows are seen, and the logarithm of how often, ``HIDDEN`` where not at all: (…, W) both.
+
+    times: (…, rows) floats.
+    """
+    times, rows = times.topk(int((times > 0).sum(-1).max()))
+    return rows, times.log().clamp(min=HIDDEN)
+
+
+def attend_rows(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    places: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: float | None = None,
+) -> Tensor:
+    """Softmax attention of one query a head over some rows of its keys and values; 0 where it sees none.
+
+    q and the result: (B, H, 1, D); keys, values: (B, H, rows, D); places: (B or 1, H, W), which rows; bias: likewise,
+        added to their logits; scale: 1/√D by default.
+    """
+    if places.shape[-1] == 0:
+        return torch.zeros_like(q)
+    B, H, rows, D = keys.shape
+    index = (places + rows * torch.arange(B * H, device=q.device).view(B, H, 1)).flatten()
+    keys, values = (x.flatten(0, 2).index_select(0, index).view(B, H, -1, D) for x in (keys, values))
+    mask = None if bias is None else bias[:, :, None]
+    out, lse = _forward_kernel(q, keys, values, mask, D**-0.5 if scale is None else scale)
+    return out.masked_fill((lse < HIDDEN / 2)[..., None], 0)
+
+
+def seen_last(parts: Sequence[Part], n_heads: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Positions that the last of ``length`` sees in any head, and in which heads it does: (H, W) both.
+
+    For parts of spans, without labels, whose biases hide or are 0, and in which a position has one slot in all samples
+    and in all heads that show it.
+    """
+    last = length - 1
+    places = [torch.zeros(n_heads, 0, dtype=torch.long, device=device)]
+    visible = [torch.zeros(n_heads, 0, dtype=torch.bool, device=device)]
+    for part in parts:
+        row, at = divmod(last, part.size)
+        heads = torch.ones(n_heads, 1, dtype=torch.bool, device=device)
+        if part.positions is not None:
+            found = part.positions == last
+            slots = found.nonzero()
+            if len(slots) == 0:
+                continue
+            row, at = slots[0, -2:].tolist()
+            heads = found.flatten(-2).any(-1, keepdim=True)  # (H, 1), or (1,) for all
+        keys = part.positions if part.keys is None else part.keys
+        for span in part.groups:
+            assert isinstance(span, Span)
+            if not span.first <= row < span.last:
+                continue
+            first = row + span.offset
+            if keys is None:
+                place = torch.arange(first * part.size, (first + span.width) * part.size, device=device)
+            else:
+                place = keys[..., first : first + span.width, :].flatten(-2)  # (H, W), or (W,) for all
+            shown = heads & (place >= 0) & (place < length)
+            if span.bias is not None:
+                shown = shown & (span.bias[at] > HIDDEN / 2)
+            places.append(place.expand(n_heads, -1))
+            visible.append(shown.expand(n_heads, -1))
+    shown = torch.cat(visible, dim=1)
+    some = shown.any(0)
+    return torch.cat(places, dim=1)[:, some].clamp(0, last), shown[:, some]
+
+
 def kernel_name(x: Tensor) -> Kernel:
     """What ``attend`` runs for inputs like ``x``."""
     return Kernel("gathered blocks on torch SDPA flash (cpu)" if x.device.type == "cpu" else "gathered blocks, matmul")
@@ -186,21 +283,22 @@ def for_all_heads(numbers: Tensor, n_heads: int, blocks: int) -> Tensor:
 
 
 def window_spans(
-    blocks: int, size: int, reach: tuple[int, int], *, skip: int = 0, device: torch.device | None = None
+    blocks: int, size: int, reach: tuple[int, int], *, first: int = 0, skip: int = 0, device: torch.device | None = None
 ) -> list[Span]:
     """A sliding window over consecutive blocks: query i sees key j where ``reach[0] <= j − i <= reach[1]``.
 
     Args:
         blocks, size: how many blocks, of S positions each.
+        first: of these, the first one whose queries are in question.
         skip: the first ``skip`` keys are hidden (they are seen in another part).
     """
     low, high = (int(math.copysign(-(-abs(end) // size), end)) for end in reach)
     at = torch.arange(size, device=device)[:, None]
     found: dict[tuple[int, int, int], list[int]] = {}  # (offset, width, row if it is like no other) -> rows
-    for row in range(blocks):
-        first, last = max(0, row + low), min(blocks - 1, row + high)
-        alone = row if first * size < skip else -1
-        found.setdefault((first - row, last - first + 1, alone), []).append(row)
+    for row in range(first, blocks):
+        start, last = max(0, row + low), min(blocks - 1, row + high)
+        alone = row if start * size < skip else -1
+        found.setdefault((start - row, last - start + 1, alone), []).append(row)
     spans = []
     for (offset, width, alone), rows in found.items():
         key = offset * size + torch.arange(width * size, device=device)  # relative to the first query of the row
@@ -243,9 +341,9 @@ class _BlockAttention(torch.autograd.Function):
                 continue
             more, more_lse = _empty(q)
             _forward_part(blocks, q, k, v, scale, more, more_lse)
-            both = torch.logaddexp(lse, more_lse)
-            out.mul_((lse - both).exp_()[..., None]).add_(more.mul_((more_lse - both).exp_()[..., None]))
-            lse = both
+            # Their shares sum to 1 whatever the size of the logits: a logarithm of 1e5 has two digits behind the point.
+            out.lerp_(more, (more_lse - lse).sigmoid_()[..., None])
+            lse = torch.logaddexp(lse, more_lse)
         out = out.masked_fill_((lse < HIDDEN / 2)[..., None], 0).to(q.dtype)
         ctx.scale, ctx.parts = scale, [replace(part, positions=None, labels=None) for part in parts]
         content = [x for part in parts for x in (part.positions, part.labels)]

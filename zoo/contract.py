@@ -6,6 +6,7 @@ Shape letters, the same everywhere: ``B`` batch, ``H`` heads, ``N`` length, ``D`
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -110,7 +111,7 @@ class State:
     Attributes:
         owner: the module whose steps it belongs to.
         length: positions seen.
-        batch, dtype: of the inputs.
+        shape, dtype: of an input, (B, …); batch: B.
         tensors: of a backend, (B, …) each.
         layers: of an encoder, the states of its layers.
         used: a step has used it up.
@@ -120,7 +121,7 @@ class State:
         self, owner: nn.Module, x: Tensor, tensors: Tensors = (), *, length: int = 0, layers: tuple[State, ...] = ()
     ) -> None:
         self.owner, self.length, self.tensors, self.layers = owner, length, tensors, layers
-        self.batch, self.dtype = len(x), x.dtype
+        self.shape, self.batch, self.dtype = x.shape, len(x), x.dtype
         self.used = False
 
     @property
@@ -138,7 +139,7 @@ class State:
         """Use it up for the step of ``owner`` on ``x`` (B, …).
 
         Raises:
-            ValueError: the state of another module, batch or dtype, or one that is used up.
+            ValueError: the state of another module, shape or dtype, or one that is used up.
         """
         if self.owner is not owner:
             raise ValueError(
@@ -154,6 +155,10 @@ class State:
             raise ValueError(
                 f"expected {self.batch} samples of {self.dtype}, as the state was begun with, got {len(x)} of {x.dtype}"
             )
+        if self.shape != x.shape:
+            raise ValueError(
+                f"expected shape {tuple(self.shape)}, as the state was begun with, got shape {tuple(x.shape)}"
+            )
         self.used = True
 
 
@@ -167,6 +172,7 @@ class Backend(nn.Module):
     traits: ClassVar[Traits]
     name: ClassVar[str]  # under which it is registered
     causal: bool = False  # as it was built
+    max_len: int = sys.maxsize  # likewise
 
     def begin(self, x: Tensor) -> Tensors:
         """What the step form keeps before the first position: (B, …) tensors; x: as ``advance`` will get."""
@@ -189,6 +195,10 @@ class Backend(nn.Module):
                 state = State(self, x, self.begin(x))
             except NotImplementedError:
                 raise ValueError(f"{self.name} has no step form: it does not define begin and advance") from None
+        if state.length == self.max_len:
+            raise ValueError(
+                f"expected at most {self.max_len} positions (max_len), got one more: build with a larger max_len"
+            )
         state.take(self, x)
         return state
 
@@ -231,11 +241,18 @@ class Attention(Backend, ABC):
     def step(self, q: Tensor, k: Tensor, v: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """The next position of the causal form. q, k, v and the result: (B, H, D); state: None before the first.
 
+        As in a scan there is no autocast: what is kept and summed is as precise as the inputs, float32 at least.
+
         Raises:
-            ValueError: no causal form, or a state of another module, batch or dtype, or one that is used up.
+            ValueError: no causal form, wrong shape, more positions than ``max_len``, or a state of another module,
+                shape or dtype, or one that is used up.
         """
+        if v.dim() != 3 or not q.shape == k.shape == v.shape:
+            shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+            raise ValueError(f"expected q, k and v of one shape (B, H, D), got {shapes}")
         before = self._open(v, state)
-        out, tensors = self.advance(q[:, :, None], k[:, :, None], v[:, :, None], before.tensors, before.length)
+        with torch.autocast(v.device.type, enabled=False):
+            out, tensors = self.advance(q[:, :, None], k[:, :, None], v[:, :, None], before.tensors, before.length)
         return out[:, :, 0], State(self, v, tensors, length=before.length + 1)
 
 
@@ -263,8 +280,11 @@ class Mixer(Backend, ABC):
         """The next position of the causal form. x and the result: (B, C); state: None before the first.
 
         Raises:
-            ValueError: no causal form, or a state of another module, batch or dtype, or one that is used up.
+            ValueError: no causal form, wrong shape, more positions than ``max_len``, or a state of another module,
+                shape or dtype, or one that is used up.
         """
+        if x.dim() != 2 or x.shape[-1] != self.out.out_features:
+            raise ValueError(f"expected x of shape (B, {self.out.out_features}), got {tuple(x.shape)}")
         before = self._open(x, state)
         out, tensors = self.advance(x[:, None], before.tensors, before.length)
         return out[:, 0], State(self, x, tensors, length=before.length + 1)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -15,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.contract import Attention, Backend, Dims, Kernel, Mixer, State, at_least, one_of
 from zoo.embeddings import LearnedPositions, RotaryPositions, ShortConvolution, SinusoidalPositions
-from zoo.functional import split
+from zoo.functional import as_found, split
 from zoo.registry import build
+from zoo.reversible import Branch, two_streams
 
 Norm = Literal["pre", "post"]
 Activation = Literal["gelu", "relu", "swiglu"]
@@ -201,10 +201,28 @@ class EncoderLayer(nn.Module):
         """The two residual connections, given what the attention made of ``x``."""
         x = x + self.dropout(mixed)
         if self.norm == "pre":
-            y: Tensor = x + self.dropout(self.feed_forward(self.norm2(x)))
-            return y
+            return x + self._feed(x)
         x = self.norm1(x)
-        y = self.norm2(x + self.dropout(self.feed_forward(x)))
+        y: Tensor = self.norm2(x + self.dropout(self.feed_forward(x)))
+        return y
+
+    def branches(self, key_padding_mask: Tensor | None) -> tuple[Branch, Branch]:
+        """The two sublayers, after their norms, as a reversible encoder runs them."""
+
+        def mix(x: Tensor) -> Tensor:
+            y: Tensor = self.dropout(self.attention(self.norm1(x), key_padding_mask=key_padding_mask))
+            return y
+
+        return Branch(mix, (self.norm1, self.attention)), Branch(self._feed, (self.norm2, self.feed_forward))
+
+    def step_streams(self, x1: Tensor, x2: Tensor, state: State | None) -> tuple[Tensor, Tensor, State]:
+        """The next position of the causal form in a reversible encoder, x1 and x2: (B, C)."""
+        mixed, state = self.attention.step(self.norm1(x2), state)
+        x1 = x1 + self.dropout(mixed)
+        return x1, x2 + self._feed(x1), state
+
+    def _feed(self, x: Tensor) -> Tensor:
+        y: Tensor = self.dropout(self.feed_forward(self.norm2(x)))
         return y
 
 
@@ -231,9 +249,13 @@ class Encoder(nn.Module):
         causal: position t sees positions up to t only.
         checkpointing: in training each layer keeps its input alone, and backward runs the layer again (gradient
             checkpointing, Chen et al., arXiv:1604.06174): about a third more time, memory of one layer at a time.
+        reversible: attention and feed-forward add to two streams in turn, and backward computes each layer's input
+            again from its output (``zoo/reversible.py``): another function of the same parameters, about a third more
+            time, memory of one layer at any depth. Needs ``norm="pre"``.
 
     Raises:
-        ValueError: unknown name or option, sizes that do not fit, or ``causal`` for a method without a causal form.
+        ValueError: unknown name or option, sizes or options that do not go together, or ``causal`` for a method without
+            a causal form.
     """
 
     def __init__(
@@ -255,6 +277,7 @@ class Encoder(nn.Module):
         embedding_std: float = 1.0,
         causal: bool = False,
         checkpointing: bool = False,
+        reversible: bool = False,
     ) -> None:
         super().__init__()
         Dims(d_model=d_model, n_heads=n_heads, max_len=max_len)
@@ -269,8 +292,12 @@ class Encoder(nn.Module):
 
         if vocab_size is not None and n_features is not None:
             raise ValueError(f"expected vocab_size or n_features, got both: {vocab_size} and {n_features}")
+        if reversible and norm != "pre":
+            raise ValueError(f"reversible layers need norm='pre', got {norm!r}")
+        if reversible and checkpointing:
+            raise ValueError("expected reversible or checkpointing, got both: either keeps activations out of memory")
         self.d_model, self.max_len, self.vocab_size, self.causal = d_model, max_len, vocab_size, causal
-        self.checkpointing = checkpointing
+        self.checkpointing, self.reversible = checkpointing, reversible
         self.embedding = None if vocab_size is None else nn.Embedding(vocab_size, d_model)
         if self.embedding is not None:
             nn.init.normal_(self.embedding.weight, std=embedding_std)
@@ -324,15 +351,26 @@ class Encoder(nn.Module):
         if self.conv is not None:
             x = self.conv(x, key_padding_mask=key_padding_mask)
         x = self.dropout(self.positions(x))
+        branches: list[Branch] = []
         for layer in self.layers:
-            if self.checkpointing and self.training and torch.is_grad_enabled():
-                kept: Tensor = _Keep.apply(x)  # type: ignore[no-untyped-call]
-                again = partial(as_before, layer)
-                x = checkpoint(layer, kept, key_padding_mask=key_padding_mask, use_reentrant=False, context_fn=again)
+            assert isinstance(layer, EncoderLayer)
+            if self.reversible:
+                branches += layer.branches(key_padding_mask)
             else:
-                x = layer(x, key_padding_mask=key_padding_mask)
+                x = self._run(layer, x, key_padding_mask)
+        if self.reversible:
+            x = two_streams(branches, x)
         y: Tensor = self.norm(x)
         return y if key_padding_mask is None else y.masked_fill(key_padding_mask[..., None], 0)
+
+    def _run(self, layer: EncoderLayer, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
+            y: Tensor = layer(x, key_padding_mask=key_padding_mask)
+            return y
+        kept: Tensor = _Keep.apply(x)  # type: ignore[no-untyped-call]
+        again = partial(as_before, layer)
+        y = checkpoint(layer, kept, key_padding_mask=key_padding_mask, use_reentrant=False, context_fn=again)
+        return y
 
     def _embed(self, x: Tensor, axes: str) -> Tensor:
         """What comes in, ``axes`` long, as floats (…, d_model)."""
@@ -382,11 +420,16 @@ class Encoder(nn.Module):
             tensors = (past,)
         if not isinstance(self.positions, nn.Identity):
             x = self.positions(x[:, None], state.length)[:, 0]
-        x = self.dropout(x)
+        x = x2 = self.dropout(x)
         for layer, before in zip(self.layers, state.layers or [None] * len(self.layers), strict=True):
             assert isinstance(layer, EncoderLayer)
-            x, after = layer.step(x, before)
+            if self.reversible:
+                x, x2, after = layer.step_streams(x, x2, before)
+            else:
+                x, after = layer.step(x, before)
             layers.append(after)
+        if self.reversible:
+            x = (x + x2) / 2
         return self.norm(x), State(self, like, tensors, length=state.length + 1, layers=tuple(layers))
 
     def redraw(self) -> None:
@@ -458,26 +501,7 @@ class _Keep(torch.autograd.Function):
 
 def as_before(layer: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Contexts for a layer's forward and for its repetition, which finds a backend's state as the forward found it."""
-    state = [
-        buffer
-        for module in layer.modules()
-        if isinstance(module, Backend) and not isinstance(module, Heads) and "state" in module.traits.exceptions
-        for buffer in module.buffers(recurse=False)
-    ]
-    found = [buffer.clone() for buffer in state]
-
-    @contextmanager
-    def again() -> Iterator[None]:
-        left = [buffer.clone() for buffer in state]
-        for buffer, before in zip(state, found, strict=True):
-            buffer.copy_(before)
-        try:
-            yield
-        finally:
-            for buffer, after in zip(state, left, strict=True):
-                buffer.copy_(after)
-
-    return nullcontext(), again()
+    return nullcontext(), as_found(layer)()
 
 
 ACTIVATIONS: dict[object, Activation] = {

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend
 
-from zoo.contract import Kernel
+from zoo.contract import Kernel, Traits
 
 SDPA_NAMES = {
     SDPBackend.MATH: "math",
@@ -126,3 +127,28 @@ def recompute(fn: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """
     out: Tensor = _Recompute.apply(fn, *inputs)  # type: ignore[no-untyped-call]
     return out
+
+
+def as_found(*modules: nn.Module) -> Callable[[], AbstractContextManager[None]]:
+    """Contexts in which the modules run again: where forward moves a backend's state, it is what it is now."""
+    state = [
+        buffer
+        for module in modules
+        for part in module.modules()
+        if isinstance(traits := getattr(part, "traits", None), Traits) and "state" in traits.exceptions
+        for buffer in part.buffers(recurse=False)
+    ]
+    found = [buffer.clone() for buffer in state]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        left = [buffer.clone() for buffer in state]
+        for buffer, before in zip(state, found, strict=True):
+            buffer.copy_(before)
+        try:
+            yield
+        finally:
+            for buffer, after in zip(state, left, strict=True):
+                buffer.copy_(after)
+
+    return again

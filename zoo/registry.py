@@ -13,7 +13,7 @@ import pkgutil
 import re
 import textwrap
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache, cached_property
 from importlib import metadata
 from types import ModuleType
@@ -70,6 +70,11 @@ class Entry:
         field = self.traits.capacity
         return None if field is None else (field, self.options[field])
 
+    @property
+    def directions(self) -> str:
+        """How it sees both sides, and whether it can see the past alone: ``at once, causal``."""
+        return self.traits.bidirectional + (", causal" if self.traits.causal else "")
+
     @cached_property
     def parameters_added(self) -> int | None:
         """Parameters of one layer less those of ``full``, at the sizes of ``REFERENCE``.
@@ -95,11 +100,22 @@ class Entry:
         numbers = self._at_reference(lambda backend: backend.state_size(REFERENCE.max_len))
         return None if numbers is None else 4 * numbers
 
-    def _at_reference(self, measure: Callable[[Backend], int | None]) -> int | None:
+    @cached_property
+    def cache_bytes(self) -> int | None:
+        """Bytes in float32 that the step form of such a layer keeps after as many positions.
+
+        See ``Backend.cache_size``. None where there is no step form, or, a plug-in, it cannot be built at that size.
+        """
+        if not self.traits.causal:
+            return None
+        numbers = self._at_reference(lambda backend: backend.cache_size(REFERENCE.max_len), causal=True)
+        return None if numbers is None else 4 * numbers
+
+    def _at_reference(self, measure: Callable[[Backend], int | None], *, causal: bool = False) -> int | None:
         """Of one layer with default options at the sizes of ``REFERENCE``; None where a plug-in fails there."""
         try:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-                return measure(build(self.config(), REFERENCE))
+                return measure(build(self.config(), replace(REFERENCE, causal=causal)))
         except Exception:
             return None
 
@@ -116,6 +132,8 @@ class Entry:
         added = "unknown" if self.parameters_added is None else format_added(self.parameters_added)
         size = f"d_model {REFERENCE.d_model}, {REFERENCE.n_heads} heads, max_len {REFERENCE.max_len}"
         state = "unknown" if self.state_bytes is None else format_bytes(self.state_bytes)
+        kept = f"kept by steps after {REFERENCE.max_len} positions, in such a layer in float32"
+        cache = "no step form" if self.cache_bytes is None else f"{format_bytes(self.cache_bytes)} {kept}"
         explained = self.explanations
         options = [f"{k}={v}" + (f": {explained[k]}" if k in explained else "") for k, v in self.options.items()]
         exceptions = [f"{law}: {reason}" for law, reason in traits.exceptions.items()]
@@ -124,9 +142,11 @@ class Entry:
             ("source", traits.source if traits.year is None else f"{traits.source} ({traits.year})"),
             ("time", f"{traits.time} for a forward"),
             ("memory", f"{traits.memory} kept for backward"),
+            ("directions", self.directions),
             ("traits", ", ".join(words)),
             ("parameters", f"{added} beside full, in one layer of {size}"),
             ("state", f"{state} between {REFERENCE.max_len} positions and a query, in such a layer in float32"),
+            ("cache", cache),
             ("capacity", "none" if self.capacity is None else "{}={}".format(*self.capacity)),
             *zip(["options", *[""] * len(options)], options or ["none"], strict=False),
             *zip(["exceptions", *[""] * len(exceptions)], exceptions or ["none"], strict=False),
@@ -236,7 +256,7 @@ def build(attn: object, dims: Dims) -> Backend:
         able = [e.name for e in _entries.values() if e.traits.causal]
         raise ValueError(f"{entry.name} has no causal form; these have: {', '.join(sorted(able))}")
     backend = entry.cls(dims, config)
-    backend.causal = dims.causal
+    backend.causal, backend.max_len = dims.causal, dims.max_len
     if isinstance(backend, Mixer) and not isinstance(getattr(backend, "out", None), nn.Linear):
         raise ValueError(
             f"{_place(entry.cls)} breaks the contract: a Mixer must end in an nn.Linear named out, "

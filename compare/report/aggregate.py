@@ -342,6 +342,7 @@ def group_records(sources: Sequence[Source]) -> list[Group]:
     machines: dict[str, Mapping[str, Any]] = {}
     cells: dict[tuple[str, str, int, str], dict[tuple[str, str], dict[str, Record]]] = {}
     probes: dict[tuple[str, str, str], list[Record]] = {}
+    shorter = short_labels(record for source in sources for record in source.records)
     for source in sources:
         machine = machine_line(source.environment)
         machines.setdefault(machine, source.environment)
@@ -358,7 +359,8 @@ def group_records(sources: Sequence[Source]) -> list[Group]:
             cell = cells.setdefault(
                 (machine, str(record.get("task")), int(as_number(record.get("seq_len")) or 0), as_key(conditions)), {}
             )
-            row = cell.setdefault((str(record.get("label") or record.get("variant")), as_key(own)), {})
+            label = label_of(record)
+            row = cell.setdefault((shorter.get(label, label), as_key(own)), {})
             row[str(record.get("seed"))] = record
 
     where = tell_machines_apart(machines)
@@ -372,6 +374,22 @@ def group_records(sources: Sequence[Source]) -> list[Group]:
         of = machine, where[machine], machines[machine]
         groups.append(Group(task, seq_len, told_apart, cost, *of, rows, probes=tried))
     return groups
+
+
+def short_labels(records: Iterable[Record]) -> dict[str, str]:
+    """What to call each label: the variant alone, where no other options of it are in the report.
+
+    The reference keeps its options, so that all can see what was compared with.
+    """
+    labels: dict[str, set[str]] = {}
+    for record in records:
+        labels.setdefault(str(record.get("variant")), set()).add(label_of(record))
+    alone = {next(iter(found)): variant for variant, found in labels.items() if len(found) == 1}
+    return {label: variant for label, variant in alone.items() if variant != REFERENCE}
+
+
+def label_of(record: Record) -> str:
+    return str(record.get("label") or record.get("variant"))
 
 
 def cost_key(conditions: Mapping[str, Any]) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from .aggregate import Group, Row
 from .flags import flags_of
 from .stats import ENOUGH_SEEDS, Difference, Estimate
+from .summary import options_set
+from .sweeps import options_in_words
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,19 @@ QUANTITIES = (
     Quantity("train_steps", "training steps", "count"),
     Quantity("train_seconds", "training time", "s"),
 )
-TEXT = ("task", "length [tokens]", "conditions", "machine", "variant", "name", "family", "status", "kernel", "flags")
+TEXT = (
+    "task",
+    "length [tokens]",
+    "conditions",
+    "machine",
+    "variant",
+    "options",
+    "name",
+    "family",
+    "status",
+    "kernel",
+    "flags",
+)
 COUNTS = ("runs", "finished runs")
 DIFFERENCE = ("difference to full [fraction]", "difference to full half [fraction]", "seeds of the difference")
 
@@ -66,7 +80,8 @@ def csv_table(groups: Sequence[Group]) -> str:
     writer.writerow((*TEXT, *COUNTS, *numbers, *DIFFERENCE))
     for group in groups:
         for row in group.rows:
-            words = (group.task, group.seq_len, group.conditions, group.machine, row.variant, row.name, row.family)
+            place = (group.task, group.seq_len, group.conditions, group.machine)
+            words = (*place, row.variant, options_in_words(row), row.name, row.family)
             found = [number for q in QUANTITIES for number in pair(row.over_seeds(q.field))]
             difference = group.against_full.get(row.name)
             flagged = "; ".join(flags(row, group))
@@ -116,6 +131,7 @@ def latex_table(group: Group) -> str:
         if any(scored):
             cells.insert(2, number(difference, 100, 1, sign=True))
         lines.append(" & ".join(cells) + r" \\")
+    caption = " ".join([f"{group.title}. {group.machine}.", *options_set(group)])
     notes = "; ".join(
         rf"\textsuperscript{{{letter(index)}}}\,{escape_tex(text)}" for index, text in enumerate(footnotes)
     )
@@ -123,7 +139,7 @@ def latex_table(group: Group) -> str:
         [
             r"\begin{table}",
             r"\centering\small",
-            rf"\caption{{{escape_tex(f'{group.title}. {group.machine}.')}}}",
+            rf"\caption{{{escape_tex(caption)}}}",
             rf"\label{{tab:{group.slug}}}",
             rf"\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}",
             r"\toprule",

@@ -6,6 +6,7 @@ from functools import partial
 from .aggregate import Group, Row
 from .flags import flags_of, in_words
 from .stats import ENOUGH_SEEDS, Difference, Estimate, judge, paired_noise
+from .sweeps import options_in_words
 from .units import percent, plain, plural, size
 
 Measured = list[tuple[Row, Estimate]]
@@ -34,9 +35,16 @@ def summarise(group: Group) -> list[str]:
         against_baseline(group, scores),
         against_control(group, scores),
     ]
+    sentences += options_set(group)
     if flagged := [in_words(row, group) for row in group.rows if flags_of(row, group)]:
         sentences.append(f"Not on equal terms: {', '.join(flagged)}.")
     return [sentence for sentence in sentences if sentence]
+
+
+def options_set(group: Group) -> list[str]:
+    """One sentence with the options that no name holds; none where there are none."""
+    told = [f"{row.name} {options}" for row in group.rows if (options := options_in_words(row)) not in row.name]
+    return [f"Options set: {'; '.join(told)}."] if told else []
 
 
 def scores_of(group: Group) -> Measured:

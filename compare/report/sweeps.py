@@ -30,6 +30,11 @@ def options_of(row: Row) -> dict[str, object]:
     return dict(as_pairs(as_mapping(row.records[0].get("spec")).get("options")))
 
 
+def options_in_words(row: Row) -> str:
+    """ "rank=16 sharing=none", the options that were set."""
+    return " ".join(f"{name}={as_word(value)}" for name, value in options_of(row).items())
+
+
 def sweeps_of(rows: Sequence[Row]) -> list[Sweep]:
     """Every option of a variant that has two numbers or more among the rows, all else that is set being equal."""
     found: dict[tuple[str, str, str], list[tuple[float, Row]]] = {}

@@ -27,6 +27,19 @@ def test_with_all_blocks_it_is_full_attention(causal: bool) -> None:
     torch.testing.assert_close(backend(q, k, v), F.scaled_dot_product_attention(q, k, v, is_causal=causal))
 
 
+def test_a_row_of_a_layout_that_sees_nothing_gives_zero_in_steps_too() -> None:
+    layout = torch.zeros(8, 8, dtype=torch.bool)
+    layout[4:, :2] = True
+    backend = attention(BlockSparseConfig(block_size=8, layout=layout), causal=True)
+    q, k, v = qkv()
+    whole = backend(q, k, v)
+    assert (whole[:, :, :32] == 0).all()
+    state = None
+    for at in range(60):
+        y, state = backend.step(q[:, :, at], k[:, :, at], v[:, :, at], state)
+        torch.testing.assert_close(y, whole[:, :, at])
+
+
 def test_default_layout_has_window_global_and_random_blocks() -> None:
     layout = attention(BlockSparseConfig(block_size=4, window=3, n_global=1, n_random=2), 400).layout
     row = torch.arange(100)

@@ -40,6 +40,15 @@ def test_in_one_bucket_it_is_full_attention_without_self(causal: bool) -> None:
     torch.testing.assert_close(backend(q, q, v), logits.softmax(-1) @ v)
 
 
+@pytest.mark.parametrize("n_hashes", [2, 3, 4])
+def test_a_position_that_sees_itself_alone_gets_its_own_value(n_hashes: int) -> None:
+    """In float32 too, where a logit of -1e5 has two digits behind the point."""
+    torch.manual_seed(0)
+    q, v = (x.float() for x in qv())
+    out = attention(ReformerConfig(bucket_size=4, n_hashes=n_hashes), causal=True).float()(q, q, v)
+    torch.testing.assert_close(out[:, :, 0], v[:, :, 0], atol=1e-5, rtol=1e-5)
+
+
 def test_error_falls_with_more_hashes() -> None:
     """Against full attention over shared queries, on inputs with clear neighbours."""
     torch.manual_seed(0)

@@ -126,10 +126,10 @@ def test_causal_editing_a_token_leaves_earlier_outputs_alone(case: Case, edited:
 def test_causal_future_gets_no_gradient_from_the_past(case: Case) -> None:
     if not case.causal:
         pytest.skip("not causal")
-    x = torch.randn(2, 50, 16, requires_grad=True)
-    case.sublayer()(x)[:, :30].square().sum().backward()
+    x = torch.randn(2, 50, 16, dtype=torch.float64, requires_grad=True)
+    case.sublayer().double()(x)[:, :30].square().sum().backward()
     assert x.grad is not None
-    assert (x.grad[:, 30:] == 0).all()
+    assert x.grad[:, 30:].abs().max() <= 1e-12 * x.grad.abs().max()  # a Fourier transform rounds, the others give 0
 
 
 def test_causal_is_refused_where_there_is_no_causal_form(name: str) -> None:

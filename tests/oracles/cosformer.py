@@ -13,7 +13,7 @@ def oracle(module, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | N
     out = torch.zeros_like(v)
     for b in range(B):
         real = torch.arange(N) if key_padding_mask is None else (~key_padding_mask[b]).nonzero()[:, 0]
-        cosine = torch.cos(math.pi / 2 * (real[:, None] - real).to(q.dtype) / module.max_len)
+        cosine = torch.cos(math.pi / 2 * (real[:, None] - real).to(q.dtype) / module.dims.max_len)
         for h in range(H):
             weights = torch.relu(q[b, h, real]) @ torch.relu(k[b, h, real]).T * cosine
             if module.causal:

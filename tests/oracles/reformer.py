@@ -13,13 +13,16 @@ OPTIONS: list[dict[str, object]] = [
 ]
 
 
-def partners(vectors: Tensor, rotation: Tensor, size: int, causal: bool) -> list[list[int]]:
-    """For each real position of one head, the positions that it may attend to in one round."""
-    n = len(vectors)
-    half = 0 if n <= size else math.ceil(n / (2 * size))
+def partners(vectors: Tensor, rotation: Tensor, size: int, max_len: int | None) -> list[list[int]]:
+    """For each real position of one head, the positions that it may attend to in one round.
+
+    max_len: what the number of buckets follows in the causal form; None = both directions, and the length.
+    """
+    n, longest = len(vectors), len(vectors) if max_len is None else max_len
+    half = 0 if longest <= size else math.ceil(longest / (2 * size))
     rotated = vectors @ rotation[:, :half].to(vectors.dtype)
     buckets = torch.cat([rotated, -rotated], dim=-1).argmax(-1).tolist() if half else [0] * n
-    if causal:  # chunks within each bucket, counted from its first member
+    if max_len is not None:  # chunks within each bucket, counted from its first member
         chunk, count = [], dict.fromkeys(buckets, 0)
         for bucket in buckets:
             chunk.append((bucket, count[bucket] // size))
@@ -41,8 +44,9 @@ def oracle(module, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | N
             logits = queries @ (queries / queries.norm(dim=-1, keepdim=True)).T
             logits = logits.masked_fill(torch.eye(len(real), dtype=torch.bool), -1e5)
             times = torch.zeros(len(real), len(real), dtype=q.dtype)  # rounds in which a pair meets
+            max_len = module.dims.max_len if module.causal else None
             for rotation in module.rotations[:, h]:
-                for i, seen in enumerate(partners(queries, rotation, module.config.bucket_size, module.causal)):
+                for i, seen in enumerate(partners(queries, rotation, module.config.bucket_size, max_len)):
                     times[i, seen] += 1
             logits = logits.masked_fill(times == 0, -torch.inf)
             weights = torch.exp(logits - logits.max(-1, keepdim=True).values) * times

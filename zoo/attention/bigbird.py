@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.blocks import attend_layout, kernel_name, random_layout, row_width
-from zoo.contract import Attention, Dims, Kernel, Traits, at_least
+from zoo.blocks import attend_layout, attend_layout_next, kernel_name, random_layout, row_width
+from zoo.cache import empty, room
+from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least
 from zoo.registry import register
 
 
@@ -80,11 +81,22 @@ class BigBirdAttention(Attention):
         size = self.config.block_size
         return attend_layout(q, k, v, self.layout, size, causal=self.causal, key_padding_mask=key_padding_mask)
 
+    def begin(self, x: Tensor) -> Tensors:
+        return empty(x)
+
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        size, max_len = self.config.block_size, self.dims.max_len
+        return attend_layout_next(q, k, v, self.layout, size, tensors, position, max_len)
+
     def state_size(self, length: int) -> int:
         """Of rows that are not global; these see all."""
         c = self.config
         seen = row_width(c.window, c.n_global, c.n_random, self.causal) * c.block_size
         return 2 * min(seen, length) * self.dims.d_model
+
+    def cache_size(self, length: int) -> int:
+        """All keys and values: random blocks reach anywhere."""
+        return 2 * room(length, self.dims.max_len) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x)

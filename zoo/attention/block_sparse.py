@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from zoo.blocks import attend_layout, kernel_name, random_layout, row_width
-from zoo.contract import Attention, Dims, Kernel, Traits, at_least
+from zoo.blocks import attend_layout, attend_layout_next, kernel_name, random_layout, row_width
+from zoo.cache import empty, room
+from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least
 from zoo.registry import register
 
 
@@ -90,6 +91,13 @@ class BlockSparseAttention(Attention):
         size = self.config.block_size
         return attend_layout(q, k, v, self.layout, size, causal=self.causal, key_padding_mask=key_padding_mask)
 
+    def begin(self, x: Tensor) -> Tensors:
+        return empty(x)
+
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        size, max_len = self.config.block_size, self.dims.max_len
+        return attend_layout_next(q, k, v, self.layout, size, tensors, position, max_len)
+
     def state_size(self, length: int) -> int:
         """Of rows that are not global; of a given layout the row that sees most."""
         c = self.config
@@ -97,6 +105,10 @@ class BlockSparseAttention(Attention):
         if c.layout is not None:
             seen = int(self.layout.sum(-1).max())
         return 2 * min(seen * c.block_size, length) * self.dims.d_model
+
+    def cache_size(self, length: int) -> int:
+        """All keys and values: random blocks reach anywhere."""
+        return 2 * room(length, self.dims.max_len) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x)

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.contract import Attention, Dims, Traits
-from zoo.kernel_attention import FeatureMap, kernel_attention, kernel_state_size
+from zoo.contract import Attention, Dims, Tensors, Traits
+from zoo.kernel_attention import FeatureMap, empty_state, kernel_attention, kernel_state_size, kernel_step
 from zoo.registry import register
 
 
@@ -48,18 +48,29 @@ class CosformerAttention(Attention):
     def __init__(self, dims: Dims, config: CosformerConfig) -> None:
         super().__init__()
         self.dims = dims
-        self.causal, self.max_len = dims.causal, dims.max_len
+        self.causal = dims.causal
 
-    def _features(self, x: Tensor, first: int) -> Tensor:
+    def _wave(self, x: Tensor, first: int) -> Tensor:
         """(B, H, n, D) -> (B, H, n, 2D)."""
         place = torch.arange(first, first + x.shape[-2], dtype=x.dtype, device=x.device)
-        angle = (math.pi / 2 / self.max_len * place)[:, None]
+        angle = (math.pi / 2 / self.dims.max_len * place)[:, None]
         x = x.relu()
         return torch.cat([x * angle.cos(), x * angle.sin()], dim=-1)
 
+    def _features(self) -> FeatureMap:
+        return FeatureMap(self._wave, self._wave, size=2 * self.dims.d_head)
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        features = FeatureMap(self._features, self._features, size=2 * q.shape[-1])
-        return kernel_attention(q, k, v, features, key_padding_mask=key_padding_mask, causal=self.causal)
+        return kernel_attention(q, k, v, self._features(), key_padding_mask=key_padding_mask, causal=self.causal)
+
+    def begin(self, x: Tensor) -> Tensors:
+        return empty_state(x, self._features())
+
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        return kernel_step(q, k, v, self._features(), tensors, position)
 
     def state_size(self, length: int) -> int:
         return kernel_state_size(self.dims, 2 * self.dims.d_head)
+
+    def cache_size(self, length: int) -> int:
+        return self.state_size(length)

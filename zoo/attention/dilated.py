@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.blocks import Part, Span, attend, causal_bias, kernel_name
-from zoo.contract import Attention, Dims, Kernel, Traits, at_least
+from zoo.blocks import Part, Span, attend, attend_next, causal_bias, kernel_name
+from zoo.cache import empty, room
+from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least
 from zoo.registry import register
 
 
@@ -60,19 +61,31 @@ class DilatedAttention(Attention):
             self.dilations.append(self.dilations[-1] * config.growth)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        _, H, N, _ = q.shape
+        return attend(q, k, v, self._levels(q.shape[2], q.device), key_padding_mask=key_padding_mask)
+
+    def _levels(self, length: int, device: torch.device, first: int = 0) -> list[Part]:
+        """For queries from ``first`` on, at least."""
         size = self.config.segment
-        bias = causal_bias(size, q.device)[0] if self.causal else None
+        bias = causal_bias(size, device)[0] if self.causal else None
         parts = []
         for dilation in self.dilations:
-            segments = -(-N // (size * dilation))
-            slot = dilation * torch.arange(segments * size, device=q.device).view(segments, size)
-            offset = torch.arange(H, device=q.device) % dilation
+            reach = size * dilation
+            before, segments = first // reach, -(-length // reach)
+            slot = dilation * torch.arange(before * size, segments * size, device=device).view(-1, size)
+            offset = torch.arange(self.dims.n_heads, device=device) % dilation
             position = slot + offset[:, None, None]  # (H, segments, w)
-            position = position.masked_fill(position >= N, -1)
-            groups = [Span(first=0, last=segments, bias=bias)]
-            parts.append(Part(groups=groups, size=size, positions=None if dilation == 1 else position))
-        return attend(q, k, v, parts, key_padding_mask=key_padding_mask)
+            position = position.masked_fill(position >= length, -1)
+            groups = [Span(first=0, last=segments - before, bias=bias)]
+            plain = dilation == 1 and first == 0
+            parts.append(Part(groups=groups, size=size, positions=None if plain else position))
+        return parts
+
+    def begin(self, x: Tensor) -> Tensors:
+        return empty(x)
+
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        levels = self._levels(position + 1, q.device, first=position)
+        return attend_next(q, k, v, levels, tensors, position, self.dims.max_len)
 
     def state_size(self, length: int) -> int:
         """A position stands in level p in every r_p-th head; it sees w others, w / a of them in the level before."""
@@ -82,6 +95,10 @@ class DilatedAttention(Attention):
             read += -(-n_heads // dilation) * (-(-reach // dilation) - before // dilation)
             before = reach
         return 2 * min(read, n_heads * length) * self.dims.d_head
+
+    def cache_size(self, length: int) -> int:
+        """All keys and values: the last level reaches back to its segment's beginning."""
+        return 2 * room(length, self.dims.max_len) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x)

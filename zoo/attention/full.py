@@ -7,12 +7,15 @@ Departures from the paper: none (dropout on the attention weights is left out fo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
-from zoo.contract import Attention, Dims, Kernel, Traits, one_of
+from zoo.cache import cached_attention, empty, room
+from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, one_of
 from zoo.functional import SDPA_NAMES, full_attention, sdpa_kernel_name
 from zoo.registry import register
 
@@ -50,21 +53,38 @@ class FullAttention(Attention):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         """See ``Attention.forward``. Raises NotImplementedError where the kernel asked for cannot run."""
-        if self.config.kernel == "auto":
+        with self._asked(q, "" if key_padding_mask is None else " and a padding mask"):
             return full_attention(q, k, v, key_padding_mask=key_padding_mask, causal=self.causal)
+
+    def begin(self, x: Tensor) -> Tensors:
+        return empty(x)
+
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        with self._asked(q):
+            return cached_attention(q, k, v, tensors, position, self.dims.max_len)
+
+    @contextmanager
+    def _asked(self, q: Tensor, beside: str = "") -> Iterator[None]:
+        """torch is held to the kernel that the option asks for."""
+        if self.config.kernel == "auto":
+            yield
+            return
         try:
             with sdpa_kernel(KERNELS[self.config.kernel]):
-                return full_attention(q, k, v, key_padding_mask=key_padding_mask, causal=self.causal)
+                yield
         except RuntimeError as error:
             if "backend" not in str(error) and "kernel" not in str(error):
                 raise
             raise NotImplementedError(
-                f"full.kernel={self.config.kernel!r} cannot run on {q.device.type} with {q.dtype}"
-                f"{'' if key_padding_mask is None else ' and a padding mask'}; use kernel='auto'"
+                f"full.kernel={self.config.kernel!r} cannot run on {q.device.type} with {q.dtype}{beside}; "
+                "use kernel='auto'"
             ) from error
 
     def state_size(self, length: int) -> int:
         return 2 * length * self.dims.d_model
+
+    def cache_size(self, length: int) -> int:
+        return 2 * room(length, self.dims.max_len) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         if self.config.kernel == "auto":

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from zoo.blocks import Part, attend, kernel_name, window_block, window_spans
-from zoo.contract import Attention, Dims, Kernel, Traits, at_least
+from zoo.cache import cached_attention, empty, room
+from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least
 from zoo.registry import register
 
 
@@ -49,6 +50,7 @@ class LocalAttention(Attention):
         super().__init__()
         self.dims = dims
         self.causal, self.config = dims.causal, config
+        self.kept = min(config.window + 1, dims.max_len)  # positions, by the step form
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         window = self.config.window
@@ -57,9 +59,18 @@ class LocalAttention(Attention):
         spans = window_spans(-(-q.shape[2] // size), size, reach, device=q.device)
         return attend(q, k, v, [Part(groups=spans, size=size)], key_padding_mask=key_padding_mask)
 
+    def begin(self, x: Tensor) -> Tensors:
+        return empty(x)
+
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        return cached_attention(q, k, v, tensors, position, self.kept)
+
     def state_size(self, length: int) -> int:
         sides = 1 if self.causal else 2
         return 2 * min(sides * self.config.window + 1, length) * self.dims.d_model
+
+    def cache_size(self, length: int) -> int:
+        return 2 * room(length, self.kept) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x)

@@ -21,7 +21,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.blocks import Part, Span, attend, kernel_name, window_block, window_spans
-from zoo.contract import Dims, Kernel, Mixer, Traits, at_least
+from zoo.cache import cached_attention, empty, room
+from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least
 from zoo.embeddings import RotaryPositions
 from zoo.functional import full_attention, split
 from zoo.registry import register
@@ -59,6 +60,7 @@ class LongformerAttention(Mixer):
     def __init__(self, dims: Dims, config: LongformerConfig) -> None:
         super().__init__()
         self.causal, self.config, self.n_heads = dims.causal, config, dims.n_heads
+        self.kept = min(config.n_global + config.window + 1, dims.max_len)  # positions, by the step form
         C = dims.d_model
         self.qkv = nn.Linear(C, 3 * C)
         see_all = config.n_global > 0 and not dims.causal
@@ -95,14 +97,26 @@ class LongformerAttention(Mixer):
     def _heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "b n (h d) -> b h n d", h=self.n_heads)
 
-    def _turn(self, x: Tensor) -> Tensor:
-        return x if self.rotary is None else self.rotary(x)
+    def _turn(self, x: Tensor, first: int = 0) -> Tensor:
+        return x if self.rotary is None else self.rotary(x, first)
+
+    def begin(self, x: Tensor) -> Tensors:
+        return empty(rearrange(x, "b (h d) -> b h d", h=self.n_heads))
+
+    def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        q, k, v = (self._heads(part) for part in split(self.qkv(x), 3))
+        q, k = self._turn(q, position), self._turn(k, position)
+        mixed, tensors = cached_attention(q, k, v, tensors, position, self.kept, self.config.n_global)
+        return self.out(rearrange(mixed, "b h n d -> b n (h d)")), tensors
 
     def state_size(self, length: int) -> int:
         """The window and the global tokens; these themselves see all."""
         sides = 1 if self.causal else 2
         seen = sides * self.config.window + 1 + self.config.n_global
         return 2 * min(seen, length) * self.out.in_features
+
+    def cache_size(self, length: int) -> int:
+        return 2 * room(length, self.kept) * self.out.in_features
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x)

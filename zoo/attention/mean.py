@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zoo.contract import Dims, Mixer, Traits
+from zoo.contract import Dims, Mixer, Tensors, Traits
 from zoo.functional import accumulator
 from zoo.registry import register
 
@@ -53,5 +53,16 @@ class MeanMixing(Mixer):
         y: Tensor = self.out(self.value(mean))
         return y.expand(-1, x.shape[1], -1)
 
+    def begin(self, x: Tensor) -> Tensors:
+        return (torch.zeros_like(x, dtype=accumulator(x)),)
+
+    def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        total = tensors[0].add_(x[:, 0])
+        mean = (total / (position + 1)).to(x.dtype)[:, None]
+        return self.out(self.value(mean)), (total,)
+
     def state_size(self, length: int) -> int:
+        return self.out.in_features
+
+    def cache_size(self, length: int) -> int:
         return self.out.in_features

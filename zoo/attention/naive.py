@@ -2,6 +2,7 @@
 
 Attention Is All You Need, arXiv:1706.03762, equation 1, as every textbook writes it:
 ``softmax(q kᵀ / √D) v`` with the N × N weights held in memory. Cost: O(N² D) time, O(N²) memory.
+The step form has one row of weights, and runs as that of ``full``.
 Departures from the paper: none (dropout on the attention weights is left out for every backend).
 """
 
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.contract import Attention, Dims, Traits
+from zoo.cache import cached_attention, empty, room
+from zoo.contract import Attention, Dims, Tensors, Traits
 from zoo.functional import accumulator, visible_keys
 from zoo.registry import register
 
@@ -42,8 +44,9 @@ class NaiveAttention(Attention):
         self.causal = dims.causal
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        n = q.shape[-2]
-        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, N, N)
+        n, wide = q.shape[-2], accumulator(q)
+        with torch.autocast(q.device.type, enabled=False):  # in float16 a product can overflow
+            logits = (q.to(wide) * q.shape[-1] ** -0.5) @ k.to(wide).mT  # (B, H, N, N)
         visible = visible_keys(key_padding_mask)
         if self.causal:
             past = torch.ones(n, n, dtype=torch.bool, device=q.device).tril()
@@ -51,9 +54,18 @@ class NaiveAttention(Attention):
         if visible is not None:
             # The smallest finite number, not -inf: a row that sees nothing must not become NaN.
             logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
-        weights = logits.softmax(-1, dtype=accumulator(q)).to(v.dtype)
+        weights = logits.softmax(-1).to(v.dtype)
         out: Tensor = weights @ v
         return out if key_padding_mask is None else out.masked_fill(key_padding_mask[:, None, :, None], 0)
 
+    def begin(self, x: Tensor) -> Tensors:
+        return empty(x)
+
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        return cached_attention(q, k, v, tensors, position, self.dims.max_len)
+
     def state_size(self, length: int) -> int:
         return 2 * length * self.dims.d_model
+
+    def cache_size(self, length: int) -> int:
+        return 2 * room(length, self.dims.max_len) * self.dims.d_model

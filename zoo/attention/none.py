@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from zoo.contract import Dims, Mixer, Traits
+from zoo.contract import Dims, Mixer, Tensors, Traits
 from zoo.registry import register
 
 
@@ -37,5 +37,14 @@ class NoMixing(Mixer):
         y: Tensor = self.out(self.value(x))
         return y
 
+    def begin(self, x: Tensor) -> Tensors:
+        return ()
+
+    def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        return self(x), ()
+
     def state_size(self, length: int) -> int:
+        return 0
+
+    def cache_size(self, length: int) -> int:
         return 0

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.contract import Attention, Dims, Traits, at_least
-from zoo.kernel_attention import FeatureMap, kernel_attention, kernel_state_size
+from zoo.contract import Attention, Dims, Tensors, Traits, at_least
+from zoo.kernel_attention import FeatureMap, empty_state, kernel_attention, kernel_state_size, kernel_step
 from zoo.registry import register
 
 
@@ -75,11 +75,23 @@ class PerformerAttention(Attention):
         return projected.sub_(k.square().sum(-1, keepdim=True) / 2)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        features = FeatureMap(self._queries, self._keys, size=len(self.projection), logarithmic=True)
-        return kernel_attention(q, k, v, features, key_padding_mask=key_padding_mask, causal=self.causal)
+        return kernel_attention(q, k, v, self._features(), key_padding_mask=key_padding_mask, causal=self.causal)
+
+    def begin(self, x: Tensor) -> Tensors:
+        return empty_state(x, self._features())
+
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        return kernel_step(q, k, v, self._features(), tensors, position)
+
+    def _features(self) -> FeatureMap:
+        return FeatureMap(self._queries, self._keys, size=len(self.projection), logarithmic=True)
 
     def state_size(self, length: int) -> int:
         return kernel_state_size(self.dims, len(self.projection))
+
+    def cache_size(self, length: int) -> int:
+        """The state, and the largest of each feature so far, which it is divided by."""
+        return self.state_size(length) + self.dims.n_heads * len(self.projection)
 
 
 def orthogonal_gaussian(rows: int, columns: int) -> Tensor:

@@ -10,11 +10,13 @@ small factor: as much as the attention itself at N = 12 S², 49,152 for S = 64.
 Departures from the paper:
 - The rotations stay the same between calls; ``redraw()`` draws new ones.
 - The number of buckets follows each sample's own real length, and padding is left out of the sort, so neither
-  padding nor batch-mates change anything.
+  padding nor batch-mates change anything. (Causal: see below.)
 - A pair that meets in several rounds counts once in each, as in the authors' code (equation 6 divides it out).
 - Logits are q·k without 1/√D, as in the authors' code: k has unit length.
 - Causal form: chunks start anew at each bucket and attend within the bucket. In the sorted order of the paper the
-  chunk limits depend on how many *future* positions fall into earlier buckets, which leaks the future.
+  chunk limits depend on how many *future* positions fall into earlier buckets, which leaks the future. So would a
+  number of buckets that follows the length: it follows ``max_len`` there, whatever comes. Choose ``max_len`` near the
+  lengths in use; far below it buckets hold few positions, and so queries see few.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.blocks import Part, Span, attend, kernel_name
-from zoo.contract import Attention, Dims, Kernel, Traits, at_least
+from zoo.blocks import Part, Span, attend, attend_rows, kernel_name, seen_rows
+from zoo.cache import append, empty, room
+from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least
 from zoo.functional import accumulator
 from zoo.registry import register
 
@@ -109,10 +112,12 @@ class ReformerAttention(Attention):
         B, H, N, _ = q.shape
         size = self.config.bucket_size
         padding = q.new_zeros(B, N, dtype=torch.bool) if key_padding_mask is None else key_padding_mask
-        half = half_buckets((~padding).sum(1), size)  # (B,)
-        columns = int(half_buckets(torch.tensor(N), size))
-        nowhere = max(1, 2 * columns)  # one past the last bucket: where padding goes
-        bucket = self._hash(q, rotation[..., :columns], half).masked_fill(padding[:, None], nowhere)
+        half = None
+        if not self.causal:
+            half = half_buckets((~padding).sum(1), size)  # (B,)
+            rotation = rotation[..., : int(half_buckets(torch.tensor(N), size))]
+        nowhere = max(1, 2 * rotation.shape[-1])  # one past the last bucket: where padding goes
+        bucket = self._hash(q, rotation, half).masked_fill(padding[:, None], nowhere)
         bucket, order = bucket.sort(stable=True)  # (B, H, N)
         order = order.masked_fill(bucket == nowhere, -1)
         if not self.causal:
@@ -128,24 +133,48 @@ class ReformerAttention(Attention):
         starts = torch.full_like(position, nowhere).scatter_(-1, slot, bucket)
         return position, starts[..., ::size].contiguous()
 
-    def _hash(self, q: Tensor, rotation: Tensor, half: Tensor) -> Tensor:
-        """Bucket of each position, (B, H, N), with 2 * half (B,) buckets in use; 0 where half is 0."""
+    def _hash(self, q: Tensor, rotation: Tensor, half: Tensor | None = None) -> Tensor:
+        """Bucket of each position, (B, H, N), with 2 * half (B,) buckets in use, or all; 0 where there are none."""
         B, H, N, _ = q.shape
         columns, wide = rotation.shape[-1], accumulator(q)
         out = torch.zeros(B, H, N, dtype=torch.long, device=q.device)
-        unused = torch.arange(columns, device=q.device) >= half[:, None]  # (B, columns)
         step = max(1, HASH_ELEMENTS // max(1, B * H * columns))
         for start in range(0, N if columns else 0, step):
             part = slice(start, start + step)
-            rotated = (q[:, :, part].to(wide) @ rotation.to(wide)).masked_fill(unused[:, None, None], 0)
+            rotated = q[:, :, part].to(wide) @ rotation.to(wide)
+            if half is not None:
+                unused = torch.arange(columns, device=q.device) >= half[:, None]  # (B, columns)
+                rotated = rotated.masked_fill(unused[:, None, None], 0)
             high, at_high = rotated.max(-1)
             low, at_low = rotated.min(-1)
             out[:, :, part] = torch.where(high >= -low, at_high, at_low + columns)
         return out
 
+    def begin(self, x: Tensor) -> Tensors:
+        """Keys, values and buckets."""
+        buckets = x.new_empty(*x.shape[:2], 0, self.config.n_hashes, dtype=torch.int32)
+        return *empty(x), buckets
+
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        size, seen = self.config.bucket_size, position + 1
+        bucket = torch.stack([self._hash(q, rotation) for rotation in self.rotations], dim=-1)  # (B, H, 1, R)
+        tensors = append(tensors, (F.normalize(q, dim=-1, eps=1e-6), v, bucket), position, self.dims.max_len)
+        keys, values, buckets = tensors
+        same = buckets[:, :, :seen] == bucket  # (B, H, seen, R)
+        chunk = (same.cumsum(2) - 1) // size  # within that bucket
+        times = (same & (chunk >= chunk[:, :, -1:] - 1)).sum(-1, dtype=accumulator(q))  # rounds that show the key
+        places, bias = seen_rows(times)
+        bias = bias.masked_fill(places == position, SELF)
+        return attend_rows(q, keys, values, places, bias, scale=1.0), tensors
+
     def state_size(self, length: int) -> int:
         """Two chunks a round, where no two rounds bring the same."""
         return 2 * min(2 * self.config.bucket_size * self.config.n_hashes, length) * self.dims.d_model
+
+    def cache_size(self, length: int) -> int:
+        """Keys, values, and the bucket of each key in each round."""
+        numbers = 2 * self.dims.d_model + self.config.n_hashes * self.dims.n_heads
+        return room(length, self.dims.max_len) * numbers
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x)

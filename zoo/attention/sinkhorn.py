@@ -31,7 +31,8 @@ from einops import rearrange
 from torch import Tensor
 
 from zoo.blocks import HIDDEN
-from zoo.contract import Attention, Dims, Kernel, Traits, at_least, one_of
+from zoo.cache import append, empty, room
+from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
 from zoo.functional import accumulator, pad_to_multiple, recompute, sdpa_kernel_name
 from zoo.registry import register
 
@@ -77,6 +78,8 @@ class SinkhornAttention(Attention):
         super().__init__()
         self.dims = dims
         self.causal, self.config = dims.causal, config
+        self.size = min(config.bucket_size, dims.max_len)
+        self.buckets = -(-dims.max_len // self.size)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         N = q.shape[2]
@@ -186,9 +189,52 @@ class SinkhornAttention(Attention):
         mask = torch.cat([x.expand(*b, n, rows, size) for x in (seen[..., None, :], own)], -1)
         return mask.flatten(0, 1)
 
+    def begin(self, x: Tensor) -> Tensors:
+        """Keys and values; those sorted to the bucket of now; descriptors of its and earlier queries; their sum."""
+        moved = x.new_zeros(*x.shape[:2], self.size, x.shape[-1])
+        wide = x.to(accumulator(x))
+        return *empty(x), moved, moved.clone(), *empty(wide, 1), torch.zeros_like(wide)[:, :, None]
+
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        keys, values, moved_keys, moved_values, queries, total = tensors
+        bucket, place = divmod(position, self.size)
+        total += q
+        if place == 0:  # the bucket's queries are known now
+            (queries,) = append((queries,), (total / (position + 1),), bucket, self.buckets)
+            if bucket:
+                moved_keys, moved_values = self._sorted(keys, values, queries[:, :, : bucket + 1])
+        keys, values = append((keys, values), (k, v), position, self.dims.max_len)
+        own_keys, own_values = (x[:, :, position - place : position + 1] for x in (keys, values))
+        if bucket:
+            own_keys = torch.cat([moved_keys, own_keys], dim=2)
+            own_values = torch.cat([moved_values, own_values], dim=2)
+        out = F.scaled_dot_product_attention(q, own_keys, own_values)
+        return out, (keys, values, moved_keys, moved_values, queries, total)
+
+    def _sorted(self, keys: Tensor, values: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """What is sorted to the last bucket, (B, H, S, D) twice.
+
+        keys, values: (B, H, room, D), of the n buckets before it at least; queries: (B, H, n + 1, D), descriptors.
+        """
+        n = queries.shape[2] - 1
+        keys, values = (rearrange(x[:, :, : n * self.size], "b h (n s) d -> b h n s d", n=n) for x in (keys, values))
+        scores = queries @ keys.mean(3, dtype=queries.dtype).mT * queries.shape[-1] ** -0.5  # (B, H, n + 1, n)
+        allowed = torch.ones_like(scores[0, 0], dtype=torch.bool).tril(-1)
+        if self.config.sort == "soft":
+            weights = self._balance(scores, allowed)[:, :, -1:].to(keys.dtype)
+        else:
+            weight, best, _ = self._pick(scores[:, :, -1:], allowed[-1:], None)  # (B, H, 1)
+            weights = (F.one_hot(best, n) * weight[..., None]).to(keys.dtype)
+        moved_keys, moved_values = ((weights @ x.flatten(3)).view(x[:, :, 0].shape) for x in (keys, values))
+        return moved_keys, moved_values
+
     def state_size(self, length: int) -> int:
         """The own bucket and the sorted one, a mixture counting as one bucket."""
         return 2 * min(2 * self.config.bucket_size, length) * self.dims.d_model
+
+    def cache_size(self, length: int) -> int:
+        rows = 2 * room(length, self.dims.max_len) + 2 * self.size + room(-(-length // self.size), self.buckets) + 1
+        return rows * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return Kernel(f"sorted buckets on {sdpa_kernel_name(x).name}")

@@ -20,10 +20,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.blocks import Part, Span, attend, causal_bias, hide, kernel_name, window_block, window_spans
-from zoo.contract import Attention, Dims, Kernel, Traits, at_least, one_of
+from zoo.blocks import Part, Span, attend, attend_next, causal_bias, hide, kernel_name, window_block, window_spans
+from zoo.cache import append, empty, room
+from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
 from zoo.registry import register
 
 
@@ -71,10 +73,11 @@ class SparseTransformerAttention(Attention):
         parts = self._strided if self.config.pattern == "strided" else self._fixed
         return attend(q, k, v, parts(q.shape[2], q.device), key_padding_mask=key_padding_mask)
 
-    def _strided(self, length: int, device: torch.device) -> list[Part]:
+    def _strided(self, length: int, device: torch.device, first: int = 0) -> list[Part]:
+        """For queries from ``first`` on, at least."""
         stride, size = self.config.stride, window_block(self.config.stride)
         reach = (-stride, 0 if self.causal else stride)
-        window = Part(groups=window_spans(-(-length // size), size, reach, device=device), size=size)
+        spans = window_spans(-(-length // size), size, reach, first=first // size, device=device)
         members = -(-length // stride)
         position = torch.arange(stride, device=device)[:, None] + stride * torch.arange(members, device=device)
         position = position.masked_fill(position >= length, -1)  # (l, N / l): the residue classes
@@ -82,7 +85,7 @@ class SparseTransformerAttention(Attention):
         ahead = step - step[:, None]
         visible = ahead < -1 if self.causal else ahead.abs() > 1  # nearer ones stand in the window
         classes = [Span(first=0, last=stride, bias=hide(visible))]
-        return [window, Part(groups=classes, size=members, positions=position)]
+        return [Part(groups=spans, size=size), Part(groups=classes, size=members, positions=position)]
 
     def _fixed(self, length: int, device: torch.device) -> list[Part]:
         size, summary = self.config.stride, self.config.summary
@@ -98,6 +101,28 @@ class SparseTransformerAttention(Attention):
         near = Part(groups=[Span(first=0, last=blocks, bias=own)], size=size)
         return [near, Part(groups=far, size=size, keys=ends)]
 
+    def begin(self, x: Tensor) -> Tensors:
+        return empty(x, 2 if self.config.pattern == "strided" else 4)
+
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        if self.config.pattern == "strided":
+            parts = self._strided(position + 1, q.device, first=position)
+            return attend_next(q, k, v, parts, tensors, position, self.dims.max_len)
+        block, place = divmod(position, self.config.stride)
+        near, far = tensors[:2], tensors[2:]  # the block's own positions over those of the one before; all summaries
+        near = append(near, (k, v), position, min(self.config.stride, self.dims.max_len))
+        before = self._summaries(position)
+        if self._summaries(position + 1) > before:
+            far = append(far, (k, v), before, self._summaries(self.dims.max_len))
+        own, seen = place + 1, block * self.config.summary
+        keys, values = (torch.cat([x[:, :, :own], y[:, :, :seen]], dim=2) for x, y in zip(near, far, strict=True))
+        return F.scaled_dot_product_attention(q, keys, values), near + far
+
+    def _summaries(self, length: int) -> int:
+        """Positions among the first ``length`` that are one of the last c of their block."""
+        blocks, rest = divmod(length, self.config.stride)
+        return blocks * self.config.summary + max(0, rest - (self.config.stride - self.config.summary))
+
     def state_size(self, length: int) -> int:
         """The local part, and of the far one what does not stand in it."""
         stride, blocks = self.config.stride, -(-length // self.config.stride)
@@ -107,6 +132,14 @@ class SparseTransformerAttention(Attention):
             sides = 1 if self.causal else 2
             seen = sides * stride + 1 + max(0, blocks - sides - 1)
         return 2 * min(seen, length) * self.dims.d_model
+
+    def cache_size(self, length: int) -> int:
+        """``strided``: all keys and values, since every residue class goes on. ``fixed``: a block and the summaries."""
+        rows = room(length, self.dims.max_len)
+        if self.config.pattern == "fixed":
+            rows = room(length, min(self.config.stride, self.dims.max_len))
+            rows += room(self._summaries(length), self._summaries(self.dims.max_len))
+        return 2 * rows * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x)

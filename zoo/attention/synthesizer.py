@@ -33,7 +33,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from zoo.contract import Dims, Kernel, Mixer, Traits, at_least, one_of
+from zoo.cache import append, empty, room
+from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
 from zoo.functional import accumulator, full_attention, recompute, sdpa_kernel_name
 from zoo.registry import register
 
@@ -71,6 +72,7 @@ class Synthesizer(Mixer):
     def __init__(self, dims: Dims, config: SynthesizerConfig) -> None:
         super().__init__()
         C, H, L, M = dims.d_model, dims.n_heads, dims.max_len, config.rank
+        self.dims = dims
         self.causal, self.config, self.n_heads = dims.causal, config, H
         self.value = nn.Linear(C, C)
         self.out = nn.Linear(C, C)
@@ -145,9 +147,31 @@ class Synthesizer(Mixer):
         outer, inner = factors[..., :needed, None], factors[..., None, self.outer :]
         return (outer * inner).flatten(-2)[..., :length]
 
+    def begin(self, x: Tensor) -> Tensors:
+        return empty(rearrange(x, "b (h d) -> b h d", h=self.n_heads), 1)
+
+    def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        v = self._heads(self.value(x))
+        tensors = append(tensors, (v,), position, self.dims.max_len)
+        seen = position + 1
+        dtype = accumulator(v)
+        if self.config.kind == "random":
+            logits = self.logits[:, position:seen, :seen].to(dtype)
+        elif self.config.kind == "factorised_dense":
+            logits = self._product(x, self.factors.weight, dtype=dtype, length=seen)
+        else:
+            rows = F.relu(self._heads(self.hidden(x))) if self.config.kind == "dense" else self.rows[:, position:seen]
+            logits = rows.to(dtype) @ self.columns[:, :seen].to(dtype).mT
+        mixed = logits.softmax(-1).to(v.dtype) @ tensors[0][:, :, :seen].to(v.dtype)  # (B, H, 1, D)
+        return self.out(rearrange(mixed, "b h n d -> b n (h d)")), tensors
+
     def state_size(self, length: int) -> int:
         """The values: what takes the place of keys is learned, or made of the query's own token."""
         return length * self.out.in_features
+
+    def cache_size(self, length: int) -> int:
+        """The values."""
+        return room(length, self.dims.max_len) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         if self.config.kind in ("dense", "factorised_random"):

@@ -34,7 +34,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from zoo.contract import Attention, Dims, Kernel, Traits, at_least
+from zoo.blocks import attend_rows
+from zoo.cache import append, empty, room
+from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least
 from zoo.functional import accumulator, full_attention, sdpa_kernel_name
 from zoo.registry import register
 
@@ -77,9 +79,23 @@ class TopKAttention(Attention):
         out: Tensor = _TopK.apply(q, k, v, key_padding_mask, self.config.k, self.causal)  # type: ignore[no-untyped-call]
         return out
 
+    def begin(self, x: Tensor) -> Tensors:
+        return empty(x)
+
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        keys, values = append(tensors, (k, v), position, self.dims.max_len)
+        seen, wide = position + 1, accumulator(q)
+        logits = (q.to(wide) @ keys[:, :, :seen].to(wide).mT)[:, :, 0]  # (B, H, seen)
+        _, chosen = largest(logits, min(self.config.k, seen))
+        return attend_rows(q, keys, values, chosen), (keys, values)
+
     def state_size(self, length: int) -> int:
         """The chosen keys and their values, not those that they were chosen from."""
         return 2 * min(self.config.k, length) * self.dims.d_model
+
+    def cache_size(self, length: int) -> int:
+        """All keys and values: any may be chosen later."""
+        return 2 * room(length, self.dims.max_len) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         if x.shape[-2] <= self.config.k:

@@ -5,7 +5,8 @@ Self-attention Does Not Need O(n²) Memory, arXiv:2112.05682; library: facebookr
 Cost: O(N² D) time, O(N D) memory.
 
 xformers has kernels for CUDA in half precision and float32. Elsewhere (CPU, float64, no xformers installed) the
-same mathematics runs on torch's scaled_dot_product_attention, and ``kernel()`` says so.
+same mathematics runs on torch's scaled_dot_product_attention, and ``kernel()`` says so. The step form, one query at a
+time, runs there everywhere.
 Padding: the real positions of the batch are packed end to end and attend within blocks, so padding costs nothing.
 """
 
@@ -17,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.contract import Attention, Dims, Kernel, Traits
+from zoo.cache import cached_attention, empty, room
+from zoo.contract import Attention, Dims, Kernel, Tensors, Traits
 from zoo.functional import full_attention, sdpa_kernel_name
 from zoo.registry import register
 
@@ -67,8 +69,17 @@ class XformersAttention(Attention):
             out[real] = memory_efficient_attention(*packed, bias.make_causal() if self.causal else bias)[0]
         return out.transpose(1, 2)
 
+    def begin(self, x: Tensor) -> Tensors:
+        return empty(x)
+
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        return cached_attention(q, k, v, tensors, position, self.dims.max_len)
+
     def state_size(self, length: int) -> int:
         return 2 * length * self.dims.d_model
+
+    def cache_size(self, length: int) -> int:
+        return 2 * room(length, self.dims.max_len) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         missing = missing_kernel(x)

@@ -1,0 +1,29 @@
+"""Long inputs with large activations in 16 bits: nothing overflows, forward or backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from zoo import MultiHeadAttention, available, describe
+
+LENGTH = 16_384
+QUADRATIC = 4_096  # for methods that weigh all pairs, of which there are 16 times as many at LENGTH
+FORMS = [(name, causal) for name in available() for causal in (False, True)[: 1 + describe(name).traits.causal]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize(("variant", "causal"), FORMS, ids=[name + "-causal" * causal for name, causal in FORMS])
+def test_long_inputs_with_large_activations_stay_finite(variant: str, causal: bool, dtype: torch.dtype) -> None:
+    length = LENGTH if describe(variant).traits.subquadratic else QUADRATIC
+    torch.manual_seed(0)
+    sublayer = MultiHeadAttention(variant, d_model=8, n_heads=1, max_len=length, causal=causal)
+    x = (100 * torch.randn(1, length, 8)).requires_grad_()
+    mask = torch.rand(1, length) < 0.1
+    with torch.autocast("cpu", dtype=dtype):
+        y = sublayer(x, key_padding_mask=mask)
+    (y.float() * torch.randn(y.shape)).sum().div(length).backward()  # a mean, whose true gradients fit into 16 bits
+    assert y.isfinite().all()
+    for key, tensor in [("input", x), *sublayer.named_parameters()]:
+        assert tensor.grad is not None, key
+        assert tensor.grad.isfinite().all(), key

@@ -1,0 +1,184 @@
+"""Hyena: long convolutions and gates in turn, with filters that a small network writes.
+
+Hyena Hierarchy: Towards Larger Convolutional Language Models, arXiv:2302.10866, definition 3.1, with P = ``order``:
+linear maps of the input and a short convolution of each give the gates g¹ … g^P and the values v. Then
+
+``z¹ = g¹ v,  z^{p+1} = g^{p+1} (h^p * z^p),  y = z^P``
+
+and a linear map. Each h^p has for each channel a skip D at lag 0 and ``h_t = window(t) · MLP(features(t))``
+(equation 7), where t is the lag over ``max_len``, the features are t and sines and cosines of t, the network has sines
+as activations, and the windows fall as exp(−α |t|), α from 3 to 15 over the channels. So filters do not depend on the
+length of the input.
+Cost: O(P N log N) time, O(P N) memory.
+
+Step form: a convolution has no constant state, so the inputs of each are kept. Every 128 steps one transform adds up
+what they all give to the next 128 positions; between, a step adds the inputs since. So a step costs O(N log N / 128)
+on average for each channel, and the filters at up to 128 lags.
+
+Departures from the paper:
+- There are P − 1 long filters for P gates: the short convolution stands in place of the first, as in the authors' code.
+- In both directions the short convolution is centred and the filters have two sides: the network is asked for negative
+  lags too, which its odd features tell from positive ones. Values at padded positions are 0 in every convolution.
+- Windows are scaled to an energy of 1, so that a layer starts with outputs as large as its inputs at any ``max_len``.
+- ``filter_width`` is 32, in the authors' code 64: at a d_model of 128 that would be a tenth of a layer's parameters.
+- All of it runs in float32 also under autocast: it multiplies P + 1 maps of the input, so inputs that are 100 times as
+  large give results that float16 does not hold.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial, reduce
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least
+from zoo.convolution import convolve
+from zoo.functional import accumulator, recompute
+from zoo.registry import register
+
+TAPS = 3  # of the short convolution
+BANDS = 16  # sines and cosines among the features of a lag
+LAYERS = 3  # of the network, before its last map
+DECAY = (math.log(100) / 1.5, math.log(100) / 0.3)  # α: windows fall to 1/100 at 1.5 and at 0.3 of max_len
+BLOCK = 128  # positions that the cache of the step form grows by
+
+
+@dataclass(frozen=True, kw_only=True)
+class HyenaConfig:
+    """order: gates, P in the paper.
+    filter_width: hidden width of the network that writes the filters.
+    frequency: what the sines of that network multiply their inputs by at first; the higher, the rougher the filters.
+    """
+
+    order: int = 2
+    filter_width: int = 32
+    frequency: float = 10.0
+
+    def __post_init__(self) -> None:
+        at_least(2, **{"hyena.order": self.order})
+        at_least(1, **{"hyena.filter_width": self.filter_width})
+        if not 0 < self.frequency < math.inf:
+            raise ValueError(f"hyena.frequency must be above 0 and finite, got {self.frequency!r}")
+
+
+@register("hyena", config=HyenaConfig)
+class Hyena(Mixer):
+    """Gated long convolutions whose filters a network writes."""
+
+    traits = Traits(
+        family="convolution",
+        source="Poli et al., arXiv:2302.10866",
+        year=2023,
+        time="O(N·log N)",
+        memory="O(N)",
+        causal=True,
+        bidirectional="two-sided filters",
+        capacity="filter_width",
+        subquadratic=True,
+    )
+
+    def __init__(self, dims: Dims, config: HyenaConfig) -> None:
+        super().__init__()
+        C, W = dims.d_model, config.filter_width
+        self.causal, self.max_len, self.order = dims.causal, dims.max_len, config.order
+        self.project = nn.Linear(C, (config.order + 1) * C)  # gates, the last first, and values
+        self.taps = nn.Parameter(torch.randn(TAPS, (config.order + 1) * C) * TAPS**-0.5)
+        self.out = nn.Linear(C, C)
+        for linear in (self.project, self.out):
+            nn.init.normal_(linear.weight, std=C**-0.5)
+            nn.init.zeros_(linear.bias)
+        widths = [2 * BANDS + 1, *[W] * LAYERS]
+        self.hidden = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
+        self.frequency = nn.Parameter(torch.full((W,), config.frequency))
+        self.write = nn.Linear(W, (config.order - 1) * C, bias=False)
+        nn.init.normal_(self.write.weight, std=(2 / W) ** 0.5)  # sines have a variance of 1/2
+        self.skip = nn.Parameter(torch.randn(config.order - 1, C))  # D
+
+    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        N = x.shape[1]
+        hidden = None if key_padding_mask is None else key_padding_mask[..., None]
+        past = TAPS - 1 if self.causal else TAPS // 2
+        with torch.autocast(x.device.type, enabled=False):
+            u = F.pad(_hide(self._project(x), hidden), (0, 0, past, TAPS - 1 - past))
+            u = reduce(torch.add, (self.taps[i] * u[:, i : i + N] for i in range(TAPS)))
+            *gates, z = u.chunk(self.order + 1, dim=-1)
+            for gate, skip, h in zip(gates[:0:-1], self.skip, self._filters(N, two_sided=not self.causal), strict=True):
+                z = _hide(z * gate, hidden)
+                z = convolve(z, h) + skip * z
+            return self._output(z * gates[0])
+
+    def _project(self, x: Tensor) -> Tensor:
+        u: Tensor = self.project(x.to(self.project.weight.dtype))
+        return u.to(accumulator(u))
+
+    def _output(self, y: Tensor) -> Tensor:
+        out: Tensor = self.out(y.to(self.out.weight.dtype))
+        return out
+
+    def _filters(self, length: int, *, two_sided: bool) -> Tensor:
+        """(P − 1, C, K): the lags from 0, or from −(N − 1), to N − 1."""
+        hidden = [parameter for linear in self.hidden for parameter in linear.parameters()]
+        write = partial(self._write, 1 - length if two_sided else 0, length)
+        return recompute(write, self.frequency, self.write.weight, *hidden)
+
+    def _write(self, first: int, last: int, frequency: Tensor, write: Tensor, *hidden: Tensor) -> Tensor:
+        """The filters at the lags ``first`` … ``last − 1``."""
+        dtype = accumulator(write)
+        t = torch.arange(first, last, dtype=dtype, device=write.device)[:, None] / self.max_len
+        angles = 2 * math.pi * t * torch.arange(1, BANDS + 1, dtype=dtype, device=write.device)
+        h = torch.cat([t, angles.cos(), angles.sin()], dim=-1)
+        for weight, bias in zip(hidden[::2], hidden[1::2], strict=True):
+            h = torch.sin(frequency * F.linear(h, weight.to(dtype), bias.to(dtype)))
+        h = (h @ write.to(dtype).T).view(len(t), self.order - 1, -1) * self._window(t)[:, None]
+        return h.permute(1, 2, 0)
+
+    def _window(self, t: Tensor) -> Tensor:
+        """For lags t (K, 1), over ``max_len``: (K, C); its squares sum to 1 over all lags."""
+        decay = torch.linspace(*DECAY, self.skip.shape[1], dtype=t.dtype, device=t.device)
+        energy = torch.expm1(-2 * decay) / torch.expm1(-2 * decay / self.max_len)  # of the lags from 0 on
+        return (-decay * t.abs()).exp() * (energy if self.causal else 2 * energy - 1) ** -0.5
+
+    def begin(self, x: Tensor) -> Tensors:
+        """What the short convolution reads, (B, 2, (P + 1) C); the inputs of each long one, (B, P − 1, blocks · 128,
+        C), and what those of former blocks give to the positions of this one, (B, P − 1, 128, C)."""
+        B, C, filters = *x.shape, self.order - 1
+        zeros = torch.zeros(B, filters, BLOCK, C, dtype=accumulator(x), device=x.device)
+        return zeros.new_zeros(B, TAPS - 1, (self.order + 1) * C), zeros[:, :, :0], zeros
+
+    def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        past, inputs, carried = tensors
+        place = position % BLOCK
+        with torch.autocast(x.device.type, enabled=False):
+            if place == 0:
+                inputs = F.pad(inputs, (0, 0, 0, BLOCK))
+                filters = self._filters(inputs.shape[2], two_sided=False)
+                ahead = [convolve(z, h)[:, -BLOCK:] for z, h in zip(inputs.unbind(1), filters, strict=True)]
+                carried = torch.stack(ahead, dim=1)
+            u = torch.cat([past, self._project(x)], dim=1)
+            *gates, z = (self.taps * u).sum(1).chunk(self.order + 1, dim=-1)
+            recent = self._filters(place + 1, two_sided=False).flip(-1).mT  # (P − 1, place + 1, C), this position last
+            for i, gate in enumerate(gates[:0:-1]):
+                inputs[:, i, position] = z = z * gate
+                since = (recent[i] * inputs[:, i, position - place : position + 1]).sum(1)
+                z = carried[:, i, place] + since + self.skip[i] * z
+            return self._output((z * gates[0])[:, None]), (u[:, 1:], inputs, carried)
+
+    def state_size(self, length: int) -> int:
+        """The inputs of the long convolutions."""
+        return length * self.skip.numel()
+
+    def cache_size(self, length: int) -> int:
+        blocks = -(-length // BLOCK) + 1
+        return (TAPS - 1) * self.taps.shape[1] + blocks * BLOCK * self.skip.numel()
+
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        return Kernel("torch FFT")
+
+
+def _hide(x: Tensor, hidden: Tensor | None) -> Tensor:
+    return x if hidden is None else x.masked_fill(hidden, 0)

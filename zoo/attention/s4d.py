@@ -1,0 +1,143 @@
+"""S4D: a diagonal linear state space in each channel, computed as one long convolution.
+
+On the Parameterization and Initialization of Diagonal State Space Models, arXiv:2206.11893, sections 3 and 4. Each
+channel has n = ``state`` / 2 complex numbers as its state, A_m = −exp(a_m) + i b_m, a step Δ, an output vector C and D:
+
+``h_t = Ā h_{t−1} + B̄ x_t,  y_t = 2 Re(C h_t) + D x_t,  Ā = exp(Δ A),  B̄ = (Ā − 1) / A`` (zero-order hold, B = 1)
+
+which is the convolution of x with the kernel ``K_l = 2 Re Σ_m C_m B̄_m Ā_m^l`` (equation 9). Then GELU, and the gated
+linear map ``out(y) σ(gate(y))``. A, C, Δ and D are learned; at first A_m = −1/2 + iπm (S4D-Lin) and Δ between 0.001 and
+0.1.
+In both directions a second kernel, with the same A and Δ and a C of its own, is turned to the future; it begins at the
+next position, so that the own one counts once.
+Cost: O(N log N) time, O(N) memory; a step of the recurrence O(state) for each channel.
+
+The kernel is a sum of powers Ā^l = Ā^(r·b) Ā^j with b about √N: one small product of matrices for each channel makes it
+from O(n √N) exponentials. Backward makes it again.
+
+Departures from the paper:
+- The gated map is two maps of C × C, 2·d_model² parameters, as in its experiments; there is none before the
+  convolution. So a layer has about 2·d_model² fewer parameters than one of full attention.
+- There is no dropout between GELU and map, and no learning rate of its own for A and Δ.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least
+from zoo.convolution import convolve
+from zoo.functional import accumulator, recompute
+from zoo.registry import register
+
+STEPS = (1e-3, 1e-1)  # Δ at first
+RANGE = 20.0  # beyond which the logarithms of Δ and of −Re A no longer count, so that no product of them overflows
+
+
+@dataclass(frozen=True, kw_only=True)
+class S4DConfig:
+    """state: numbers in the state of a channel, N in the paper; even, since they are pairs of conjugates."""
+
+    state: int = 64
+
+    def __post_init__(self) -> None:
+        at_least(2, **{"s4d.state": self.state})
+        if self.state % 2:
+            raise ValueError(f"s4d.state must be even, got {self.state}")
+
+
+@register("s4d", config=S4DConfig)
+class S4D(Mixer):
+    """A diagonal state space in each channel."""
+
+    traits = Traits(
+        family="state space",
+        source="Gu et al., arXiv:2206.11893",
+        year=2022,
+        time="O(N·log N)",
+        memory="O(N)",
+        causal=True,
+        bidirectional="two-sided kernel",
+        capacity="state",
+        subquadratic=True,
+    )
+
+    def __init__(self, dims: Dims, config: S4DConfig) -> None:
+        super().__init__()
+        C, n = dims.d_model, config.state // 2
+        directions = 1 if dims.causal else 2
+        self.causal = dims.causal
+        low, high = (math.log(step) for step in STEPS)
+        self.log_step = nn.Parameter(low + (high - low) * torch.rand(C))
+        self.log_real = nn.Parameter(torch.full((C, n), math.log(0.5)))
+        self.imaginary = nn.Parameter(math.pi * torch.arange(n, dtype=torch.get_default_dtype()).repeat(C, 1))
+        self.readout = nn.Parameter(torch.randn(directions, C, n, 2) * 0.5**0.5)  # C: real and imaginary part
+        self.skip = nn.Parameter(torch.randn(C))  # D
+        self.gate = nn.Linear(C, C)
+        self.out = nn.Linear(C, C)
+        for linear in (self.gate, self.out):
+            nn.init.normal_(linear.weight, std=C**-0.5)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        if key_padding_mask is not None:
+            x = x.masked_fill(key_padding_mask[..., None], 0)
+        make = partial(kernels, x.shape[1])
+        return self._output(convolve(x, recompute(make, *self._parameters_of_kernel())), x)
+
+    def _parameters_of_kernel(self) -> Tensors:
+        return self.log_step, self.log_real, self.imaginary, self.readout
+
+    def _output(self, y: Tensor, x: Tensor) -> Tensor:
+        """What follows the convolution ``y`` of ``x``."""
+        y = F.gelu(y + self.skip * x.to(y.dtype)).to(x.dtype)
+        gated: Tensor = self.out(y) * torch.sigmoid(self.gate(y))
+        return gated
+
+    def begin(self, x: Tensor) -> Tensors:
+        return (torch.zeros(len(x), *self.readout.shape[1:], dtype=accumulator(x), device=x.device),)
+
+    def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        powers, weights = discretise(*self._parameters_of_kernel())
+        state = torch.view_as_complex(tensors[0]) * powers.exp() + x[:, 0, :, None]  # (B, C, n)
+        y = 2 * (state * weights[0]).sum(-1).real
+        return self._output(y[:, None], x), (torch.view_as_real(state),)
+
+    def state_size(self, length: int) -> int:
+        """One state a channel, and where both directions are seen one of the future."""
+        return self.readout.numel()
+
+    def cache_size(self, length: int) -> int:
+        return self.state_size(length)
+
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        return Kernel("torch FFT")
+
+
+def discretise(log_step: Tensor, log_real: Tensor, imaginary: Tensor, readout: Tensor) -> tuple[Tensor, Tensor]:
+    """``Δ A``, (C, n), and ``C B̄``, (directions, C, n), both complex."""
+    wide = accumulator(log_step)
+    real, step = (logarithm.to(wide).clamp(-RANGE, RANGE).exp() for logarithm in (log_real, log_step))
+    poles = torch.complex(-real, imaginary.to(wide))
+    powers = poles * step[:, None]
+    return powers, torch.view_as_complex(readout.to(wide)) * torch.expm1(powers) / poles
+
+
+def kernels(length: int, log_step: Tensor, log_real: Tensor, imaginary: Tensor, readout: Tensor) -> Tensor:
+    """The kernel at the lags 0 … N − 1, (C, N), or with that of the future −(N − 1) … N − 1, (C, 2 N − 1)."""
+    powers, weights = discretise(log_step, log_real, imaginary, readout)
+    width = math.isqrt(length - 1) + 1
+    place = torch.arange(width, dtype=powers.real.dtype, device=powers.device)
+    fine = (powers[..., None] * place).exp()  # (C, n, width)
+    coarse = weights[:, :, None] * (powers[:, None] * width * place[: -(-length // width), None]).exp()
+    with torch.autocast(powers.device.type, enabled=False):
+        rows = torch.cat([coarse.real, -coarse.imag], dim=-1)  # (directions, C, rows, 2 n)
+        both = 2 * (rows @ torch.cat([fine.real, fine.imag], dim=-2))  # (directions, C, rows, width)
+    past, *future = both.flatten(-2)[..., :length]
+    return torch.cat([future[0][:, : length - 1].flip(-1), past], dim=-1) if future else past

@@ -1,0 +1,45 @@
+"""What step forms keep of the positions before: rows, one a position, in tensors (B, H, room, ·) that grow.
+
+Room comes in blocks of 128 rows: a new row is written in place, and a copy of all comes once in 128 steps. There is
+room for ``limit`` rows at most. Then each new row takes the place of the oldest, which makes a window (a ring buffer);
+the first ``pinned`` rows stay.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo.contract import Tensors
+
+BLOCK = 128
+
+
+def room(rows: int, limit: int) -> int:
+    """Rows that there is room for after ``rows`` of them were appended."""
+    return min(-(-rows // BLOCK) * BLOCK, limit)
+
+
+def empty(x: Tensor, count: int = 2) -> Tensors:
+    """``count`` tensors without rows, for rows like x (B, H, D)."""
+    return tuple(x.new_empty(*x.shape[:-1], 0, x.shape[-1]) for _ in range(count))
+
+
+def append(tensors: Tensors, rows: Tensors, number: int, limit: int, pinned: int = 0) -> Tensors:
+    """Write ``rows``, (B, H, 1, ·) each, as row ``number`` into ``tensors``, (B, H, room, ·) each, in place."""
+    missing = room(number + 1, limit) - tensors[0].shape[2]
+    if missing:
+        tensors = tuple(F.pad(x, (0, 0, 0, missing)) for x in tensors)
+    slot = number if number < limit else pinned + (number - pinned) % (limit - pinned)
+    for x, row in zip(tensors, rows, strict=True):
+        x[:, :, slot : slot + 1] = row
+    return tensors
+
+
+def cached_attention(
+    q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int, limit: int, pinned: int = 0
+) -> tuple[Tensor, Tensors]:
+    """Softmax attention over all that is kept, this position included. q, k, v and the result: (B, H, 1, D)."""
+    tensors = append(tensors, (k, v), position, limit, pinned)
+    keys, values = (x[:, :, : position + 1] for x in tensors)
+    return F.scaled_dot_product_attention(q, keys, values), tensors

@@ -1,0 +1,89 @@
+"""Long convolutions by the fast Fourier transform, each channel with a filter of its own: O(N log N) time, O(N) memory.
+
+Channels go in groups, so that few spectra exist at a time. Kept for backward are the input and the filters, which
+backward transforms again.
+
+A transform mixes all positions of a channel. So each result is off by some 1e-7 (float32) of the largest input of its
+channel, also where that input lies outside the filter: a causal convolution is causal up to rounding.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import count
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from zoo.functional import accumulator
+
+GROUP = 2**20  # numbers that are transformed at a time: more pass through memory, fewer make many small steps
+GROUP_ELSEWHERE = 2**26  # the same on other devices than a CPU, where small steps cost more
+
+
+def convolve(x: Tensor, filters: Tensor) -> Tensor:
+    """``y_t = Σ_s filter[t − s] x_s`` in each channel, in float32 at least.
+
+    Args:
+        x: (B, N, C), as the result.
+        filters: (C, N) for the lags 0 … N − 1, or (C, 2 N − 1) for the lags −(N − 1) … N − 1.
+    """
+    out: Tensor = _Convolve.apply(x, filters)  # type: ignore[no-untyped-call]
+    return out
+
+
+@cache
+def fft_size(least: int) -> int:
+    """The next size that has no prime factors above 5: transforms of others take several times as long."""
+    for size in count(least):
+        rest = size
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return size
+    raise AssertionError
+
+
+class _Convolve(torch.autograd.Function):
+    """Products of spectra are circular: with 2 N − 1 places or more, what comes round falls beside the results."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, filters: Tensor) -> Tensor:
+        ctx.save_for_backward(x, filters)
+        N, K = x.shape[1], filters.shape[1]
+        size = fft_size(2 * N - 1)
+        out = torch.empty(x.shape, dtype=accumulator(x), device=x.device)
+        for part in _groups(x, size):
+            spectrum = _transform(x[..., part].mT, size) * _transform(filters[part], size)
+            out[..., part] = torch.fft.irfft(spectrum, size)[..., K - N : K].mT
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, filters = ctx.saved_tensors
+        N, K = x.shape[1], filters.shape[1]
+        size = fft_size(2 * N - 1)
+        dx, d_filters = torch.empty_like(x), torch.empty_like(filters)
+        for part in _groups(x, size):
+            spectrum = _transform(F.pad(grad[..., part].mT, (K - N, 0)), size)
+            lags = (spectrum * _transform(x[..., part].mT, size).conj()).sum(0)
+            d_filters[part] = torch.fft.irfft(lags, size)[..., :K]
+            dx[..., part] = torch.fft.irfft(spectrum * _transform(filters[part], size).conj(), size)[..., :N].mT
+        return dx, d_filters
+
+
+def _groups(x: Tensor, size: int) -> list[slice]:
+    """Channels of ``x`` (B, N, C) to transform together."""
+    B, _, C = x.shape
+    step = max(1, (GROUP if x.device.type == "cpu" else GROUP_ELSEWHERE) // (B * size))
+    return [slice(first, min(first + step, C)) for first in range(0, C, step)]
+
+
+def _transform(x: Tensor, size: int) -> Tensor:
+    spectrum: Tensor = torch.fft.rfft(x.to(accumulator(x)), size)
+    return spectrum
