@@ -24,7 +24,7 @@ from zoo.contract import Tensors
 from zoo.functional import accumulator, side_by_side
 
 Chunk = Callable[..., tuple[Tensor, Tensors]]
-CHUNK = 128  # positions: quadratic within, so that its weights stay in the cache of a core
+CHUNK = 64  # positions: quadratic within, so that the weights of a batch stay in the cache of a core
 LONG_CHUNK = 512  # elsewhere, where many small operations cost more than the squares do
 KEPT = 1 / 4  # at most, of the size of the inputs, in states kept for backward
 
@@ -89,9 +89,9 @@ def delta(
     """
     (before,) = state
     since, between = decays(log_decay)
-    beta = beta[..., None]
-    wanted = beta * (v - since * (k @ before))
-    written = torch.linalg.solve_triangular(beta * (k @ k.mT * between), wanted, upper=False, unitriangular=True)
+    strong = beta[..., None] * k
+    wanted = beta[..., None] * v - since * (strong @ before)
+    written = torch.linalg.solve_triangular(strong @ k.mT * between, wanted, upper=False, unitriangular=True)
     out = (q @ k.mT * between) @ written + (q * since) @ before
     return out, (before * since[..., -1:, :] + (k * between[..., -1, :, None]).mT @ written,)
 
@@ -104,7 +104,7 @@ def decays(log_decay: Tensor) -> tuple[Tensor, Tensor]:
     """
     n = log_decay.shape[-1]
     later = log_decay[..., None].expand(*log_decay.shape, n).tril(-1)  # of position i, for each j before it
-    return log_decay.cumsum(-1).exp()[..., None], later.cumsum(-2).exp().tril()
+    return log_decay.cumsum(-1).exp()[..., None], later.cumsum_(-2).exp_().tril()
 
 
 class _Scan(torch.autograd.Function):
