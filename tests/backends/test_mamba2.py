@@ -52,7 +52,8 @@ def test_output_and_gradients_agree_with_transformers(length: int, d_model: int,
     assert set(theirs) == set(names.values())
     assert set(ours) - set(names) == {"out.bias"}
     for mine, other in names.items():
-        assert (ours[mine] - theirs[other]).norm() <= 1e-5 * theirs[other].norm(), mine
+        tolerance = 1e-5 if mine in ("y", "x") else 1e-4  # sums over all positions, in float32
+        assert (ours[mine] - theirs[other]).norm() <= tolerance * theirs[other].norm(), mine
 
 
 # Chunks
