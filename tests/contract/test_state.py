@@ -14,7 +14,7 @@ from zoo.registry import REFERENCE, build
 
 OWN = [name for name in available() if describe(name).own]
 SIZES = {"window", "block_size", "n_global", "n_random", "segment", "stride", "summary", "k", "n_hashes", "bucket_size"}
-SIZES |= {"features", "rank", "landmarks", "projected_len", "conv_width"}
+SIZES |= {"features", "rank", "landmarks", "projected_len", "conv_width", "state", "expand"}
 
 
 def pairs(case: Case, length: int) -> tuple[int, Tensor]:
@@ -159,8 +159,11 @@ def test_every_backend_keeps_something_that_grows_with_length_and_never_more_tha
     assert (sizes[-1] > 0) == (variant != "none")
 
 
-@pytest.mark.parametrize("variant", [name for name in OWN if describe(name).traits.family in ("kernel", "low-rank")])
-def test_the_state_of_kernel_and_low_rank_methods_does_not_grow_with_length(variant: str) -> None:
+CONSTANT = ("kernel", "low-rank", "recurrent", "state space")
+
+
+@pytest.mark.parametrize("variant", [name for name in OWN if describe(name).traits.family in CONSTANT])
+def test_a_state_of_constant_size_does_not_grow_with_length(variant: str) -> None:
     backend = build(variant, Dims(d_model=16, n_heads=2, max_len=8192))
     assert backend.state_size(1024) == backend.state_size(8192)
 

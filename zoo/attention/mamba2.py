@@ -1,0 +1,160 @@
+"""Mamba-2: a linear recurrence whose decay, input and output depend on the token.
+
+Transformers are SSMs, arXiv:2405.21060, sections 5 to 7 (state space duality, SSD). Each head has a scalar a < 0; each
+token gives it a step Δ_t > 0, and to all heads together vectors B_t and C_t:
+``S_t = exp(Δ_t a) S_{t-1} + Δ_t B_tᵀ x_t, y_t = C_t S_t + D x_t``. x, B, C, Δ and a gate z are projections of the
+input; x, B and C first pass a short depthwise convolution and SiLU. The layer is ``out(RMSNorm(y ⊙ SiLU(z)))``.
+Cost: O(N M C) time, O(N C) memory, with M the rows of the state.
+
+In both directions a second scan, from the end, with Δ, B and C of its own, adds what comes after t: so the position
+itself counts once, in the forward scan and in D. Hydra (arXiv:2407.09941) has two such scans, which share a, x and the
+bias of Δ as here; but neither reads the position itself, and its D depends on the token. The convolution is centred
+then, as in Hydra.
+
+Departures from the paper:
+- x is as wide as d_model, not twice, so that a layer has about the parameters of ``full``; ``expand`` is that factor.
+  M is 64; the paper's code has 128 by default.
+- A layer has as many heads as the others here; in the paper they are 64 wide.
+- Padding has Δ = 0, which leaves the state as it is, and the convolution reads zeros there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
+from zoo.functional import accumulator
+from zoo.registry import register
+from zoo.scan import decayed, scan, scan_step
+
+EPSILON = 1e-5  # of RMSNorm
+DECAYS = (1.0, 16.0)  # -a at first, uniform
+STEPS = (1e-3, 1e-1)  # Δ at first, log-uniform
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba2Config:
+    """state: M, rows of the state of each head (N in the paper).
+    expand: width of x and z, as a multiple of d_model (2 in the paper).
+    conv_width: positions that the convolution reads.
+    """
+
+    state: int = 64
+    expand: int = 1
+    conv_width: int = 4
+
+    def __post_init__(self) -> None:
+        names = ("state", "expand", "conv_width")
+        at_least(1, **{f"mamba2.{name}": getattr(self, name) for name in names})
+
+
+@register("mamba2", config=Mamba2Config)
+class Mamba2(Mixer):
+    """A selective state space: each token says how fast the state fades and what it adds."""
+
+    traits = Traits(
+        family="state space",
+        source="Dao and Gu, arXiv:2405.21060",
+        year=2024,
+        time="O(N·M)",
+        memory="O(N)",
+        causal=True,
+        bidirectional="two scans, summed",
+        capacity="state",
+        subquadratic=True,
+    )
+
+    def __init__(self, dims: Dims, config: Mamba2Config) -> None:
+        super().__init__()
+        H, width = dims.n_heads, config.expand * dims.d_model
+        self.causal, self.n_heads, self.rows = dims.causal, H, config.state
+        self.directions = 1 if dims.causal else 2
+        self.parts = [width, *[config.state] * 2 * self.directions]  # x, then B and C of each direction
+        self.sizes = [width, sum(self.parts), self.directions * H]  # z; x, B and C; Δ
+        past = config.conv_width - 1 if dims.causal else (config.conv_width - 1) // 2
+        self.reach = (past, config.conv_width - 1 - past)
+
+        self.project = nn.Linear(dims.d_model, sum(self.sizes), bias=False)
+        bound = config.conv_width**-0.5
+        self.taps = nn.Parameter(torch.empty(config.conv_width, self.sizes[1]).uniform_(-bound, bound))
+        self.taps_bias = nn.Parameter(torch.empty(self.sizes[1]).uniform_(-bound, bound))
+        self.log_a = nn.Parameter(torch.empty(H).uniform_(*DECAYS).log())  # of -a
+        step = torch.empty(H).uniform_(*map(math.log, STEPS)).exp()
+        self.step_bias = nn.Parameter(step + (-torch.expm1(-step)).log())  # whose softplus is the step
+        self.skip = nn.Parameter(torch.ones(H))  # D
+        self.scale = nn.Parameter(torch.ones(width))  # of RMSNorm
+        self.out = nn.Linear(width, dims.d_model)
+        for linear in (self.project, self.out):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        _, state = self.begin(x)
+        z, mixed, step = self.project(x).split(self.sizes, dim=-1)
+        if key_padding_mask is not None:
+            mixed = mixed.masked_fill(key_padding_mask[..., None], 0)
+            step = step.masked_fill(key_padding_mask[..., None], -math.inf)  # Δ = 0
+        forth, *back = self._sequences(F.pad(mixed, (0, 0, *self.reach)), step)
+        a, own = self._a(), self.skip[:, None]
+        y = scan(ssd, forth, (state,), (a,))
+        for c, b, x, step in back:
+            y = y + scan(ssd, (c, b, x, step), (state,), (a,), reverse=True)
+            own = own - (c * b).sum(-1) * step  # which both scans have
+        return self._close(y, own, forth[2], z)
+
+    def _a(self) -> Tensor:
+        return -self.log_a.to(accumulator(self.log_a)).exp()
+
+    def _sequences(self, mixed: Tensor, step: Tensor) -> list[Tensors]:
+        """What is scanned in each direction: C_t and B_t (B, 1, N, M), x (B, H, N, D), Δ (B, H, N).
+
+        mixed: x, B and C before the convolution, (B, N + conv_width - 1, …); step: Δ before softplus, (B, N, …).
+        """
+        dtype, N = accumulator(mixed), step.shape[1]
+        total, mixed = self.taps_bias.to(dtype), mixed.to(dtype)
+        for place, tap in enumerate(self.taps.to(dtype)):
+            total = torch.addcmul(total, tap, mixed[:, place : place + N])
+        x, *pairs = torch.split(F.silu(total), self.parts, dim=-1)
+        x = rearrange(x, "b n (h d) -> b h n d", h=self.n_heads)
+        steps = rearrange(step.to(dtype), "b n (i h) -> i b h n", h=self.n_heads)
+        steps = F.softplus(steps + self.step_bias.to(dtype)[:, None])
+        return [(c[:, None], b[:, None], x, step) for b, c, step in zip(pairs[::2], pairs[1::2], steps, strict=True)]
+
+    def _close(self, y: Tensor, own: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        """What the state gave, y (B, H, N, D), and ``own`` (…, H, N or 1) times x; gated, normalised, projected."""
+        y = rearrange(y + own[..., None] * x, "b h n d -> b n (h d)") * F.silu(z.to(y.dtype))
+        y = F.rms_norm(y, y.shape[-1:], self.scale.to(y.dtype), EPSILON)
+        mixed: Tensor = self.out(y.to(z.dtype))
+        return mixed
+
+    def begin(self, x: Tensor) -> Tensors:
+        """What the convolution reads of the past, (B, conv_width - 1, …), and S (B, H, M, D)."""
+        B, head = len(x), self.sizes[0] // self.n_heads
+        past = x.new_zeros(B, len(self.taps) - 1, self.sizes[1])
+        return past, torch.zeros(B, self.n_heads, self.rows, head, dtype=accumulator(x), device=x.device)
+
+    def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        past, state = tensors
+        z, mixed, step = self.project(x).split(self.sizes, dim=-1)
+        window = torch.cat([past, mixed], dim=1)
+        (sequences,) = self._sequences(window, step)
+        y, after = scan_step(ssd, position, sequences, (state,), (self._a(),))
+        return self._close(y, self.skip[:, None], sequences[2], z), (window[:, 1:], *after)
+
+    def state_size(self, length: int) -> int:
+        """S of each direction, and what the convolution reads of other positions."""
+        return self.directions * self.rows * self.sizes[0] + (len(self.taps) - 1) * self.sizes[1]
+
+    def cache_size(self, length: int) -> int:
+        return self.state_size(length)
+
+
+def ssd(first: int, state: Tensors, c: Tensor, b: Tensor, x: Tensor, step: Tensor, a: Tensor) -> tuple[Tensor, Tensors]:
+    """A chunk of the recurrence, without D. c, b: (B, 1, n, M); x: (B, H, n, D); step: (B, H, n); a: (H,)."""
+    return decayed(first, state, c, b, step[..., None] * x, a[:, None] * step)

@@ -1,0 +1,134 @@
+"""RetNet: retention, in which what a key has written fades at a fixed rate, another one in each head.
+
+Retentive Network: A Successor to Transformer for Large Language Models, arXiv:2307.08621, equations 5 to 8:
+``S_n = γ S_{n-1} + k_nᵀ v_n, o_n = q_n S_n``, with ``γ = 1 - 2^(-5-h)`` in head h = 0, 1, … and queries and keys turned
+by their position; then ``out(swish(W_G x) ⊙ GroupNorm(o))``, each head a group. It runs in chunks (equation 7).
+Cost: O(N D²) time, O(N D) memory.
+
+In both directions what i reads of j is ``γ^|i-j| q_i k_jᵀ v_j``: a scan forward and one back, less the position itself,
+which both have. The paper has the causal form only.
+
+Departures from the paper:
+- Values are as wide as d_model, not twice, for about the parameters of ``full``; ``expand`` is that factor.
+- Of the normalisations before GroupNorm only 1/√D stays. The others divide a row by a number, which GroupNorm undoes;
+  they keep half precision in range, and sums are float32 here. GroupNorm learns no scale, as in the authors' code.
+- Features m and m + D/2 are turned as a pair, as by rotary positions here; an odd last one stays. They are turned
+  whatever positions the encoder has. xPos also scales queries and keys, which γ replaces.
+- Padding is passed over: distances and rotation count real positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
+from zoo.embeddings import angles
+from zoo.functional import accumulator
+from zoo.registry import register
+from zoo.scan import decayed, scan, scan_step
+
+EPSILON = 1e-6  # of GroupNorm
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetNetConfig:
+    """expand: width of the values, as a multiple of d_model (2 in the paper)."""
+
+    expand: int = 1
+
+    def __post_init__(self) -> None:
+        at_least(1, **{"retnet.expand": self.expand})
+
+
+@register("retnet", config=RetNetConfig)
+class RetNet(Mixer):
+    """Linear attention without a denominator, over keys that fade with distance."""
+
+    traits = Traits(
+        family="recurrent",
+        source="Sun et al., arXiv:2307.08621",
+        year=2023,
+        time="O(N)",
+        memory="O(N)",
+        causal=True,
+        bidirectional="two scans, summed",
+        capacity="expand",
+        subquadratic=True,
+    )
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, dims: Dims, config: RetNetConfig) -> None:
+        super().__init__()
+        self.causal, self.n_heads, self.d_head = dims.causal, dims.n_heads, dims.d_head
+        self.sizes = [dims.d_model] * 2 + [config.expand * dims.d_model] * 2  # of queries, keys, values, gate
+        self.qkvg = nn.Linear(dims.d_model, sum(self.sizes), bias=False)
+        self.out = nn.Linear(self.sizes[-1], dims.d_model)
+        for linear in (self.qkvg, self.out):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        nn.init.zeros_(self.out.bias)
+        angle = angles(dims.max_len, dims.d_head - dims.d_head % 2)
+        self.register_buffer("cos", angle.cos(), persistent=False)
+        self.register_buffer("sin", angle.sin(), persistent=False)
+
+    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        place = torch.arange(x.shape[1], device=x.device)
+        if key_padding_mask is not None:
+            place = ((~key_padding_mask).cumsum(1) - 1).clamp(min=0)
+        q, k, v, gate = self._project(x, place)
+        log_decay = self._log_decay(q).expand(-1, -1, x.shape[1])
+        if key_padding_mask is not None:
+            k = k.masked_fill(key_padding_mask[:, None, :, None], 0)
+            log_decay = log_decay * ~key_padding_mask[:, None]
+        sequences, state = (q, k, v, log_decay), self.begin(x)
+        y = scan(decayed, sequences, state)
+        if not self.causal:
+            y = y + scan(decayed, sequences, state, reverse=True) - (q * k).sum(-1, keepdim=True) * v
+        return self._close(y, gate)
+
+    def _project(self, x: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x (B, N, C) at ``place`` ((B,) N) -> q, k (B, H, N, D) turned, v (B, H, N, …), gate (B, N, …)."""
+        *pieces, gate = self.qkvg(x).split(self.sizes, dim=-1)
+        q, k, v = (rearrange(piece, "b n (h d) -> b h n d", h=self.n_heads) for piece in pieces)
+        dtype = accumulator(x)
+        turn = [table[place].to(dtype)[..., None, :, :] for table in (self.cos, self.sin)]
+        return turned(q.to(dtype), *turn), turned(k.to(dtype), *turn) * self.d_head**-0.5, v, gate
+
+    def _log_decay(self, like: Tensor) -> Tensor:
+        """log γ, (1, H, 1)."""
+        head = torch.arange(self.n_heads, device=like.device, dtype=torch.float64)
+        return torch.log1p(-(2 ** (-5 - head))).to(like.dtype)[None, :, None]
+
+    def _close(self, y: Tensor, gate: Tensor) -> Tensor:
+        """What the heads read, (B, H, N, …), normalised, gated and projected: (B, N, C)."""
+        y = F.layer_norm(y.transpose(1, 2), y.shape[-1:], eps=EPSILON).flatten(2)
+        mixed: Tensor = self.out(F.silu(gate) * y.to(gate.dtype))
+        return mixed
+
+    def begin(self, x: Tensor) -> Tensors:
+        width = self.sizes[-1] // self.n_heads
+        return (torch.zeros(len(x), self.n_heads, self.d_head, width, dtype=accumulator(x), device=x.device),)
+
+    def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        q, k, v, gate = self._project(x, torch.tensor([position], device=x.device))
+        y, tensors = scan_step(decayed, position, (q, k, v, self._log_decay(q)), tensors)
+        return self._close(y, gate), tensors
+
+    def state_size(self, length: int) -> int:
+        """S, of each direction."""
+        return (1 if self.causal else 2) * self.d_head * self.sizes[-1]
+
+    def cache_size(self, length: int) -> int:
+        return self.state_size(length)
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Pairs of features of ``x`` (B, H, N, D) turned; cos, sin: (…, N, D // 2)."""
+    half = cos.shape[-1]
+    left, right, rest = torch.split(x, [half, half, x.shape[-1] - 2 * half], dim=-1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin, rest], dim=-1)
