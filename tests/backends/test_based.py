@@ -138,7 +138,7 @@ def test_large_logits_in_float32_stay_close_to_float64() -> None:
 
 
 def test_rotary_turns_queries_and_keys() -> None:
-    """Shifted by any number of places they give the same: only distances count. Without it nothing but the window does."""
+    """Shifted by any number of places they give the same: only distances count."""
     backend = based(rotary=True).double()
     x = torch.randn(1, 40, 16, dtype=torch.float64)
     shifted = torch.cat([torch.zeros(1, 9, 16, dtype=torch.float64), x], dim=1)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
+from benchmarks.peers.gau import Peer
 from compare.measure import saved_bytes
 from tests.oracles.gau import oracle
+from zoo import MultiHeadAttention
 from zoo.attention.gau import GatedAttentionUnit, GAUConfig
 from zoo.contract import Dims
 from zoo.registry import build
@@ -178,3 +179,37 @@ def test_the_state_is_the_sum_and_a_chunk() -> None:
 def test_bad_options_are_said(option: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"gau\.{option} must be an integer of at least 1, got {value}"):
         GAUConfig(**{option: value})  # type: ignore[arg-type]
+
+
+# Agreement with FLASH-pytorch
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("length", "expand"), [(128, 1), (100, 2), (64, 1)])
+def test_it_agrees_with_flash_pytorch_on_two_chunks(causal: bool, length: int, expand: int) -> None:
+    """Outputs and the gradients of the input; in its causal form more chunks are divided by another number."""
+    config = GAUConfig(query_width=16, expand=expand, chunk=64)
+    ours = MultiHeadAttention(config, d_model=32, n_heads=2, max_len=256, causal=causal)
+    theirs = Peer(ours).double()
+    ours = ours.double()
+    x, weight = torch.randn(2, 2, length, 32, dtype=torch.float64)
+    leaf = x.requires_grad_()
+    for mine, other in zip(
+        *([y, torch.autograd.grad((y * weight).sum(), leaf)[0]] for y in (ours(leaf), theirs(leaf))), strict=True
+    ):
+        torch.testing.assert_close(mine, other, atol=1e-9, rtol=1e-7)
+
+
+def test_not_causal_it_agrees_with_flash_pytorch_on_many_chunks() -> None:
+    ours = MultiHeadAttention(GAUConfig(query_width=16, chunk=32), d_model=32, n_heads=2, max_len=256)
+    x = torch.randn(2, 250, 32)
+    torch.testing.assert_close(ours(x), Peer(ours)(x), atol=1e-5, rtol=1e-4)
+
+
+def test_causal_flash_pytorch_grows_with_the_number_of_chunks_and_ours_does_not() -> None:
+    """Each chunk the same: the mean of what earlier ones hold stays, their sum over the length of one does not."""
+    ours = MultiHeadAttention(GAUConfig(query_width=16, chunk=32), d_model=32, n_heads=2, max_len=512, causal=True)
+    x = torch.randn(1, 32, 32).repeat(1, 8, 1)
+    y, theirs = (layer(x).unflatten(1, (8, 32)) for layer in (ours, Peer(ours)))
+    torch.testing.assert_close(y[:, 1], y[:, 7], atol=1e-5, rtol=1e-4)
+    assert theirs[:, 7].norm() > 2 * theirs[:, 1].norm()
