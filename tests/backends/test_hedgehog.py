@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -135,26 +137,29 @@ def test_the_loss_is_least_where_weights_agree() -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_few_steps_on_the_loss_bring_it_close_to_softmax_attention(causal: bool) -> None:
-    """On queries, keys and values that it was not trained on."""
+    """Sequences of twelve tokens, each with its query and key; the error is that on sequences it was not trained on."""
     backend = hedgehog(causal=causal, d_head=16, trained=False)
-    (q, k, _), new = ((x.float() for x in qkv(64, batch=4, d_head=16)) for _ in range(2))
-    new = list(new)
+    tokens, maps = torch.randn(12, 16), torch.randn(2, 16, 16) / 4
+
+    def draw() -> tuple[Tensor, ...]:
+        asked, held = torch.randint(12, (2, 4, 1, 64))
+        return tokens[asked] @ maps, tokens[held] @ maps, torch.randn(4, 2, 64, 16)
+
+    (q, k, _), new = draw(), draw()
     exact = F.scaled_dot_product_attention(*new, is_causal=causal)
 
-    def distance() -> tuple[float, float]:
-        target, ours = softmax_weights(*new[:2], causal=causal), weights(backend, *new[:2])
-        apart = torch.where(target > 0, target * (target / ours.clamp(min=1e-30)).clamp(min=1e-30).log(), 0)
-        return (backend(*new) - exact).norm().item(), apart.sum(-1).mean().item()
+    def errors() -> tuple[float, float]:
+        target, ours = (find(*new[:2]) for find in (partial(softmax_weights, causal=causal), partial(weights, backend)))
+        return (backend(*new) - exact).norm().item(), (target - ours).abs().sum(-1).mean().item()
 
-    error, divergence = distance()
-    optimizer = torch.optim.Adam(backend.parameters(), lr=0.1)
+    before = errors()
+    optimizer = torch.optim.Adam(backend.parameters(), lr=0.05)
     for _ in range(40):
         optimizer.zero_grad()
         backend.distillation_loss(q, k).backward()
         optimizer.step()
-    after = distance()
-    assert after[0] < 0.8 * error
-    assert after[1] < 0.6 * divergence
+    for first, last in zip(before, errors(), strict=True):
+        assert last < first / 3
 
 
 def test_the_loss_keeps_no_square_of_the_length() -> None:

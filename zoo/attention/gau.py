@@ -14,8 +14,8 @@ Departures from the paper:
 - ``expand`` = e / d_model is 1, so that the layer is as large as others; the paper has 2, and no feed-forward.
 - The quadratic part has no relative bias: positions are those of the encoder. Rotary ones turn all queries and keys.
 - n is the number of the real keys that are summed. So neither padding nor what is to come changes the scale.
-- Scales begin as constants such that the weights of a row sum to about 1, where the paper draws them of size 0.02,
-  which with squares and without bias gives hardly any attention at first.
+- Scales begin as constants for which the weights of a row have a sum of the order of 1; the paper draws them of size
+  0.02, which with squares and without bias gives hardly any attention at first.
 - The norm at the beginning of the paper's unit has no gain here: that of the encoder's LayerNorm stands before it.
 """
 

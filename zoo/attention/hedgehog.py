@@ -87,7 +87,7 @@ class HedgehogAttention(Attention):
         q, k = (x.detach().to(accumulator(x)) for x in (q, k))
         hidden = torch.zeros(B, N, dtype=torch.bool, device=q.device) if key_padding_mask is None else key_padding_mask
         place = torch.arange(N, device=q.device)
-        floor, tiny = torch.finfo(q.dtype).min, torch.finfo(q.dtype).tiny
+        floor, least = torch.finfo(q.dtype).min, torch.finfo(q.dtype).tiny ** 0.75  # below it a weight counts as this
 
         def of_rows(rows: slice, fq: Tensor, fk: Tensor) -> Tensor:
             unseen = hidden[:, None, None]
@@ -96,7 +96,7 @@ class HedgehogAttention(Attention):
             target = (q[:, :, rows] @ k.mT * D**-0.5).masked_fill(unseen, floor).softmax(-1)
             weights = (fq @ fk.mT).masked_fill(unseen, 0)
             total = weights.sum(-1, keepdim=True)
-            losses = -(target * (weights.clamp(min=tiny) / total.clamp(min=tiny)).clamp(min=tiny).log()).sum(-1)
+            losses = -(target * (weights.clamp(min=least).log() - total.clamp(min=least).log())).sum(-1)
             return losses.masked_fill(hidden[:, None, rows], 0).sum()
 
         with torch.autocast(q.device.type, enabled=False):
