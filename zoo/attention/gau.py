@@ -22,6 +22,7 @@ Departures from the paper:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
 from zoo.embeddings import RotaryPositions
-from zoo.functional import accumulator
+from zoo.functional import accumulator, recompute
 from zoo.registry import register
 from zoo.scan import scan
 
@@ -86,14 +87,12 @@ class GatedAttentionUnit(Mixer):
         real = torch.ones_like(z[..., :1], dtype=torch.bool)
         if key_padding_mask is not None:
             real = ~key_padding_mask[:, None, :, None]
-        v = v.masked_fill(~real, 0)
+        learned = self.scale, self.offset
         if self.causal:
-            mixed = scan(self._causal, (v, z, real), self.begin(x), (self.scale, self.offset), size=self.chunk)
+            mixed = scan(self._causal, (v, z, real), self.begin(x), learned, size=self.chunk)
         else:
-            with torch.autocast(x.device.type, enabled=False):
-                keys = self._turned(z.to(accumulator(z)), 3, 0, self.scale, self.offset)
-                mean = keys.mT @ v.to(keys.dtype) / real.sum(2, keepdim=True).clamp(min=1)  # (B, 1, s, e)
-            mixed = scan(self._both, (v, z), (), (mean, self.scale, self.offset), size=self.chunk)
+            mean = recompute(partial(self._mean, real), v, z, *learned)
+            mixed = scan(self._both, (v, z, real), (), (mean, *learned), size=self.chunk)
         return self._finish(u, mixed)
 
     def begin(self, x: Tensor) -> Tensors:
@@ -106,15 +105,15 @@ class GatedAttentionUnit(Mixer):
     def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         with torch.autocast(x.device.type, enabled=False):
             u, v, z = self._project(x)
-            v, z = v.to(accumulator(v)), z.to(accumulator(z))
-            real = torch.ones_like(z[..., :1], dtype=torch.bool)
+            v, z, real = v.to(accumulator(v)), z.to(accumulator(z)), torch.ones_like(z[..., :1], dtype=torch.bool)
             mixed, tensors = self._causal(position, tensors, v, z, real, self.scale, self.offset)
             return self._finish(u, mixed), tensors
 
-    def _project(self, x: Tensor) -> list[Tensor]:
-        """u, v (B, 1, N, e) and z (B, 1, N, s)."""
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """u, v (B, 1, N, e) and z (B, 1, N, s), before their SiLU, which is taken in float32 at least."""
         x = F.rms_norm(x.to(accumulator(x)), x.shape[-1:], eps=EPSILON).to(x.dtype)
-        return list(F.silu(self.hidden(x))[:, None].split(self.widths, dim=-1))
+        pieces: tuple[Tensor, ...] = self.hidden(x)[:, None].split(self.widths, dim=-1)
+        return pieces
 
     def _turned(self, z: Tensor, which: int, first: int, scale: Tensor, offset: Tensor) -> Tensor:
         """One of q, k, q' and k' of the positions from ``first`` on. (B, 1, n, s)."""
@@ -125,19 +124,35 @@ class GatedAttentionUnit(Mixer):
         """The weights (B, 1, n, m) of m keys in n rows."""
         return (q @ k.mT / self.chunk).relu().square()
 
+    def _mean(self, real: Tensor, v: Tensor, z: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+        """The mean of k'ᵀ v over all real keys. (B, 1, s, e)."""
+        with torch.autocast(v.device.type, enabled=False):
+            v, z = F.silu(v.to(accumulator(v))) * real, F.silu(z.to(accumulator(z)))
+            return self._turned(z, 3, 0, scale, offset).mT @ v / real.sum(2, keepdim=True).clamp(min=1)
+
     def _both(
-        self, first: int, state: Tensors, v: Tensor, z: Tensor, mean: Tensor, scale: Tensor, offset: Tensor
+        self,
+        first: int,
+        state: Tensors,
+        v: Tensor,
+        z: Tensor,
+        real: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+        offset: Tensor,
     ) -> tuple[Tensor, Tensors]:
-        """A chunk in both directions, for ``scan``. There is no state; ``mean`` is that of k'ᵀ v over all keys."""
+        """A chunk in both directions, for ``scan``. There is no state; ``mean`` is that of ``_mean``."""
+        v, z = F.silu(v) * real, F.silu(z)
         q, k, query = (self._turned(z, which, first, scale, offset) for which in (0, 1, 2))
         return self._quadratic(q, k) @ v + query @ mean, state
 
     def _causal(
         self, first: int, state: Tensors, v: Tensor, z: Tensor, real: Tensor, scale: Tensor, offset: Tensor
     ) -> tuple[Tensor, Tensors]:
-        """The rest of a chunk, or a part of it, for ``scan`` and for steps. State: as in ``begin``."""
+        """A chunk, or its next positions, for ``scan`` and for steps. State: as in ``begin``."""
         total, count, past_v, past_z = state
         past = past_v.shape[2]
+        v, z = F.silu(v) * real, F.silu(z)
         q, query = (self._turned(z, which, first, scale, offset) for which in (0, 2))
         v, z = torch.cat([past_v, v], dim=2), torch.cat([past_z, z], dim=2)
         k, key = (self._turned(z, which, first - past, scale, offset) for which in (1, 3))
@@ -148,7 +163,8 @@ class GatedAttentionUnit(Mixer):
         return out, (total + key.mT @ v, count, v[:, :, :0], z[:, :, :0])
 
     def _finish(self, u: Tensor, mixed: Tensor) -> Tensor:
-        y: Tensor = self.out((u * mixed.to(u.dtype))[:, 0])
+        gated = F.silu(u.to(accumulator(u))) * mixed
+        y: Tensor = self.out(gated[:, 0].to(u.dtype))
         return y
 
     def state_size(self, length: int) -> int:

@@ -105,7 +105,8 @@ class HedgehogAttention(Attention):
             step = max(1, BUDGET // (B * H * N))
             chunks = [slice(first, first + step) for first in range(0, N, step)]
             total = torch.stack([recompute(partial(of_rows, rows), fq[:, :, rows], fk) for rows in chunks]).sum()
-        return total / (H * (~hidden).sum().clamp(min=1))
+        mean: Tensor = total / (H * (~hidden).sum().clamp(min=1))
+        return mean
 
 
 def log_features(x: Tensor, _first: int) -> Tensor:
