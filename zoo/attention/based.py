@@ -23,7 +23,6 @@ Departures from the paper:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -38,7 +37,7 @@ from zoo.functional import accumulator
 from zoo.registry import register
 from zoo.scan import scan
 
-LOWEST = -1e30  # logarithm of the scale of a row that has met no key
+LOWEST = -1e30  # the logarithm of no weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +89,12 @@ class Based(Mixer):
         sequences = self._project(x)
         if key_padding_mask is not None:
             sequences = (*sequences, key_padding_mask[:, None, :, None])
-        empty = self.begin(x)
-        parts = [scan(partial(self._chunk, 0), sequences, empty)]
+        mixed = scan(partial(self._chunk, 0), sequences, self.begin(x), onward=self._onward)
         if not self.causal:
-            parts.append(scan(partial(self._chunk, 1), sequences, empty, reverse=True))
-        return self._finish(parts, x)
+            after = scan(partial(self._chunk, 1), sequences, self.begin(x), reverse=True, onward=self._onward)
+            share = (mixed[..., -1:] - after[..., -1:]).sigmoid()  # of the keys up to the own one in all weights
+            mixed = torch.lerp(after[..., :-1], mixed[..., :-1], share)
+        return self._finish(mixed, x)
 
     def begin(self, x: Tensor) -> Tensors:
         """Σ_j φ(k_j)ᵀ [v_j, 1] of the keys beyond the window, (B, H, M, D + 1), and of those within the keys
@@ -106,8 +106,8 @@ class Based(Mixer):
     def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         with torch.autocast(x.device.type, enabled=False):
             q, k, v = self._project(x, position)
-            part, tensors = self._chunk(0, position, tensors, q, k, v.to(q.dtype))
-            return self._finish([part], x), tensors
+            mixed, tensors = self._chunk(0, position, tensors, q, k, v.to(q.dtype))
+            return self._finish(mixed, x), tensors
 
     def _project(self, x: Tensor, first: int = 0) -> Tensors:
         """Queries and keys (B, H, N, d), both divided by d^¼ and in float32 at least, and values (B, H, N, D)."""
@@ -122,37 +122,51 @@ class Based(Mixer):
     def _chunk(
         self, nearest: int, _first: int, state: Tensors, q: Tensor, k: Tensor, v: Tensor, *hidden: Tensor
     ) -> tuple[Tensor, Tensors]:
-        """Sums over the keys at a distance of ``nearest`` or more, for ``scan``: state as in ``begin``, and out
-        (B, H, n, D + 2): numerator, denominator, and the logarithm of what both are divided by."""
-        total, past_keys, past_values = state
+        """The mean of the values of keys at a distance of ``nearest`` or more, (B, H, n, D), for ``scan``; where there
+        are two parts, the logarithm of the sum of weights behind it. State: as in ``begin``."""
+        total, past = state[0], self.reach
+        n = q.shape[2]
+        k, v = self._with_past(state, k, v, *hidden)  # (B, H, past + n, …)
+        place = torch.arange(past + n, device=k.device)
+        distance = place[past:, None] - place
+        reach = max(nearest, self.window)
+        near, far = (distance >= nearest) & (distance < reach), (distance >= reach).to(v.dtype)
+        real = v[:, :1, :, -1]
+        logits = q @ k.mT
+        exact = logits + (near & (real > 0)[..., None, :]).to(v.dtype).log()
+        top = exact.detach().amax(-1, keepdim=True)
+        count = F.pad(real.cumsum(-1), (1, 0))[..., max(0, past + 1 - reach) :][..., :n, None] + total[:, :1, :1, -1:]
+        top = torch.where(count > 0, top.clamp(min=0), top).clamp(min=LOWEST)  # each Taylor weight is at least 1/2
+        scale = (-top).clamp(max=0).exp()
+        taylor = torch.addcmul(far, far, torch.addcmul(logits, logits, logits, value=0.5))
+        weights = torch.addcmul((exact - top).exp(), taylor, scale)
+        of_query, _, other = self.products.to(q.dtype)
+        sums = weights @ v + features(q, of_query, other) * scale @ total
+        met = sums[..., -1:] > 0
+        below = sums[..., -1:].masked_fill(~met, 1)
+        out = sums[..., :-1] * below.reciprocal()
+        if not self.causal:
+            out = torch.cat([out, (below.log() + top).masked_fill(~met, LOWEST)], dim=-1)
+        return out, self._moved(total, k, v)
+
+    def _onward(self, _first: int, state: Tensors, _q: Tensor, k: Tensor, v: Tensor, *hidden: Tensor) -> Tensors:
+        """The next state alone, for ``scan``."""
+        return self._moved(state[0], *self._with_past(state, k, v, *hidden))
+
+    def _with_past(self, state: Tensors, k: Tensor, v: Tensor, *hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys (B, H, window - 1 + n, d) and [values, 1] (B, H, window - 1 + n, D + 1), those of padding 0."""
         v = F.pad(v, (0, 1), value=1)
         if hidden:
             k, v = k.masked_fill(hidden[0], 0), v.masked_fill(hidden[0], 0)
-        n = q.shape[2]
-        k, v = torch.cat([past_keys, k], dim=2), torch.cat([past_values, v], dim=2)  # (B, H, reach + n, …)
-        place = torch.arange(k.shape[2], device=k.device)
-        distance = place[self.reach :, None] - place
-        near = (distance >= nearest) & (distance < self.window)
-        far = distance >= max(nearest, self.window)
-        logits = q @ k.mT
-        exact = logits.masked_fill(~near | (v[..., -1] == 0)[:, :, None], -math.inf)
-        taylor = (1 + logits + logits.square() / 2).masked_fill(~far, 0)
-        of_query, of_key, other = self.products.to(q.dtype)
-        beyond = taylor @ v + features(q, of_query, other) @ total
-        top = torch.maximum(exact.amax(-1, keepdim=True), beyond[..., -1:].log()).detach().clamp(min=LOWEST)
-        # Where Taylor weights are summed at all, top is at least log(1/2): nothing is cut off.
-        out = (exact - top).exp() @ v + beyond * (-top).clamp(max=1).exp()
-        total = total + features(k[:, :, :n], of_key, other).mT @ v[:, :, :n]
-        return torch.cat([out, top], dim=-1), (total, k[:, :, n:], v[:, :, n:])
+        return torch.cat([state[1], k], dim=2), torch.cat([state[2], v], dim=2)
 
-    def _finish(self, parts: list[Tensor], x: Tensor) -> Tensor:
-        """The parts of ``_chunk``, joined, divided and projected. (B, N, C)."""
-        tops = [part[..., -1:].detach() for part in parts]
-        top = torch.stack(tops).amax(0)
-        total = sum(part[..., :-1] * (own - top).exp() for part, own in zip(parts, tops, strict=True))
-        assert isinstance(total, Tensor)
-        denominator = total[..., -1:]
-        mixed = total[..., :-1] / denominator.masked_fill(denominator == 0, 1)
+    def _moved(self, total: Tensor, k: Tensor, v: Tensor) -> Tensors:
+        """The state after these, which come from ``_with_past``."""
+        n = k.shape[2] - self.reach
+        _, of_key, other = self.products.to(k.dtype)
+        return total + features(k[:, :, :n], of_key, other).mT @ v[:, :, :n], k[:, :, n:], v[:, :, n:]
+
+    def _finish(self, mixed: Tensor, x: Tensor) -> Tensor:
         y: Tensor = self.out(rearrange(mixed, "b h n d -> b n (h d)").to(x.dtype))
         return y
 
