@@ -97,6 +97,16 @@ def test_chunks_of_any_size_give_the_oracle(causal: bool, window: int, monkeypat
             torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-7)
 
 
+@pytest.mark.parametrize("window", [0, 5, 40])
+def test_the_state_alone_is_that_of_a_chunk(window: int) -> None:
+    backend = based(window=window).double()
+    state = tuple(torch.randn_like(x) for x in backend.begin(torch.zeros(2, 16, dtype=torch.float64)))
+    q, k, v = heads(backend, torch.randn(2, 30, 16, dtype=torch.float64))
+    hidden = torch.rand(2, 1, 30, 1) < 0.3
+    after = backend._chunk(0, 0, state, q, k, v, hidden)[1]
+    assert all(torch.equal(*pair) for pair in zip(backend._onward(0, state, q, k, v, hidden), after, strict=True))
+
+
 @pytest.mark.parametrize("window", [0, 5, 1000])
 def test_steps_follow_the_forward(window: int) -> None:
     backend = based(window=window, causal=True)

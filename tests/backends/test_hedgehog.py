@@ -69,6 +69,25 @@ def test_saturated_features_give_mixtures_of_values_and_finite_gradients(causal:
     assert all(x.grad is not None and x.grad.isfinite().all() for x in [*leaves, *backend.parameters()])
 
 
+def test_the_state_is_what_the_product_keeps() -> None:
+    backend = hedgehog(causal=True)
+    total, reference = backend.begin(torch.zeros(3, 2, 8))
+    assert total[0].numel() == backend.state_size(50) == 2 * 16 * 9
+    assert total[0].numel() + reference[0].numel() == backend.cache_size(50)
+
+
+@pytest.mark.parametrize("length", [1, 7, 300])
+def test_steps_follow_the_forward(length: int) -> None:
+    backend = hedgehog(causal=True)
+    q, k, v = (x.float() for x in qkv(length))
+    state, outputs = None, []
+    for position in range(length):
+        out, state = backend.step(q[:, :, position], k[:, :, position], v[:, :, position], state)
+        outputs.append(out)
+        assert state.size == backend.cache_size(position + 1)
+    torch.testing.assert_close(torch.stack(outputs, dim=2), backend(q, k, v), atol=1e-5, rtol=1e-4)
+
+
 # The distillation loss
 
 

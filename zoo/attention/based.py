@@ -12,13 +12,14 @@ Cost: O(N (d² + window) D) time, O(N D) memory.
 
 Sums over the keys beyond the window never hold a near key, so none is subtracted: positions join the sums as they leave
 the window. Of z ⊗ z, which is symmetric, each product is kept once, so M = 1 + d + d (d + 1) / 2. A row is divided by
-its largest exact weight, or by its sum of Taylor weights where that is larger, so no exponential overflows.
+its largest exact weight, or by 1 where that is less and it has Taylor weights: so no exponential overflows and no
+denominator vanishes.
 
 Departures from the paper:
 - It takes turns of layers with Taylor attention and layers with a window (and short convolutions). A backend lives in
   one layer, so both are in each, under one denominator. ``window=0`` is the paper's Taylor attention alone.
 - The form in both directions is not the paper's: one scan for the keys up to the own one, one for those after it.
-- No epsilon is added to the denominator, which is at least 1/2 after division by the scale of its row.
+- No epsilon is added to the denominator, which is at least 1/2 after that division.
 """
 
 from __future__ import annotations
