@@ -96,7 +96,7 @@ class HedgehogAttention(Attention):
             target = (q[:, :, rows] @ k.mT * D**-0.5).masked_fill(unseen, floor).softmax(-1)
             weights = (fq @ fk.mT).masked_fill(unseen, 0)
             total = weights.sum(-1, keepdim=True)
-            losses = -(target * (weights.clamp(min=least).log() - total.clamp(min=least).log())).sum(-1)
+            losses: Tensor = -(target * (weights.clamp(min=least).log() - total.clamp(min=least).log())).sum(-1)
             return losses.masked_fill(hidden[:, None, rows], 0).sum()
 
         with torch.autocast(q.device.type, enabled=False):
