@@ -147,6 +147,18 @@ def test_large_logits_in_float32_stay_close_to_float64() -> None:
         assert (single - double).norm() < 1e-4 * double.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("causal", [False, True])
+def test_long_inputs_of_large_size_are_finite_in_low_precision(dtype: torch.dtype, causal: bool) -> None:
+    backend = based(causal=causal, max_len=4096).to(dtype)
+    x = (100 * torch.randn(1, 4096, 16, dtype=dtype)).requires_grad_()
+    y = backend(x)
+    y.sum().backward()
+    assert y.isfinite().all()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
 def test_rotary_turns_queries_and_keys() -> None:
     """Shifted by any number of places they give the same: only distances count."""
     backend = based(rotary=True).double()
