@@ -24,6 +24,7 @@ from zoo.contract import Tensors
 from zoo.functional import accumulator, side_by_side
 
 Chunk = Callable[..., tuple[Tensor, Tensors]]
+Onward = Callable[..., Tensors]
 CHUNK = 64  # positions: quadratic within, so that the weights of a batch stay in the cache of a core
 LONG_CHUNK = 512  # elsewhere, where many small operations cost more than the squares do
 KEPT = 1 / 4  # at most, of the size of the inputs, in states kept for backward
@@ -37,6 +38,7 @@ def scan(
     *,
     reverse: bool = False,
     size: int | None = None,
+    onward: Onward | None = None,
 ) -> Tensor:
     """Run ``chunk`` over the positions, and return its outputs, (B, H, N, D), in the dtype of the first sequence.
 
@@ -48,11 +50,13 @@ def scan(
         constants: tensors without positions, as learned weights; float32 at least in the chunk.
         reverse: from the last position to the first.
         size: positions of a chunk; by default what suits the device.
+        onward: the next state alone, called as ``chunk``, where that costs much less. Backward has use for it.
     """
     if size is None:
         size = CHUNK if sequences[0].device.type == "cpu" else LONG_CHUNK
     counts = len(sequences), len(constants), len(state)
-    out: Tensor = _Scan.apply(chunk, reverse, size, counts, *sequences, *constants, *state)  # type: ignore[no-untyped-call]
+    onward = onward or (lambda *given: chunk(*given)[1])
+    out: Tensor = _Scan.apply((chunk, onward), reverse, size, counts, *sequences, *constants, *state)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -110,8 +114,14 @@ def decays(log_decay: Tensor) -> tuple[Tensor, Tensor]:
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, chunk: Chunk, reverse: bool, size: int, counts: tuple[int, int, int], *tensors: Tensor
+        ctx: Any,
+        walk: tuple[Chunk, Onward],
+        reverse: bool,
+        size: int,
+        counts: tuple[int, int, int],
+        *tensors: Tensor,
     ) -> Tensor:
+        chunk, ctx.onward = walk
         sequences, constants, state = _split(tensors, counts)
         parts = _parts(sequences[0].shape[2], size, reverse)
         every = _interval(sequences, state, size)
@@ -152,7 +162,7 @@ class _Scan(torch.autograd.Function):
                 befores = [states[kept : kept + n_state]]
                 for part in group[:-1]:
                     pieces = [_take(x, part, ctx.reverse) for x in sequences]
-                    befores.append(ctx.chunk(part.start, befores[-1], *pieces, *wide)[1])
+                    befores.append(ctx.onward(part.start, befores[-1], *pieces, *wide))
                 for part, before in zip(reversed(group), reversed(befores), strict=True):
                     d_state = _pull(ctx, part, sequences, wide, before, grad, d_sequences, d_constants, d_state)
         sums = [None if d is None else d.to(x.dtype) for d, x in zip(d_constants, constants, strict=True)]

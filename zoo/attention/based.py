@@ -1,0 +1,203 @@
+"""Based: linear attention with Taylor features for all keys, and exact weights for those nearby.
+
+Simple linear attention language models balance the recall-throughput tradeoff, arXiv:2402.18668, section 4: queries
+and keys of a small width d = ``features``, with ``φ(q)·φ(k) = 1 + x + x² / 2`` for ``x = q·k / √d``, the second-order
+Taylor series of exp(x), by ``φ(z) = [1, z / d^¼, z ⊗ z / √(2d)]`` (arXiv:2209.04881); and exact attention in a small
+window. Here a key j weighs, in the row of i,
+
+    exp(x_ij) for |i - j| < window, 1 + x_ij + x_ij² / 2 (which is at least 1/2) beyond,
+
+divided by the sum of all weights of the row; j <= i when causal. A window over all keys gives softmax attention.
+Cost: O(N (d² + window) D) time, O(N D) memory.
+
+Sums over the keys beyond the window never hold a near key, so none is subtracted: positions join the sums as they leave
+the window. Of z ⊗ z, which is symmetric, each product is kept once, so M = 1 + d + d (d + 1) / 2. A row is divided by
+its largest exact weight, or by 1 where that is less and it has Taylor weights: so no exponential overflows and no
+denominator vanishes.
+
+Departures from the paper:
+- It takes turns of layers with Taylor attention and layers with a window (and short convolutions). A backend lives in
+  one layer, so both are in each, under one denominator. ``window=0`` is the paper's Taylor attention alone.
+- The form in both directions is not the paper's: one scan for the keys up to the own one, one for those after it.
+- No epsilon is added to the denominator, which is at least 1/2 after that division.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
+from zoo.embeddings import RotaryPositions
+from zoo.functional import accumulator
+from zoo.registry import register
+from zoo.scan import scan
+
+LOWEST = -1e30  # the logarithm of no weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class BasedConfig:
+    """features: d, the width of queries and keys in each head (d' in the paper).
+    window: keys at a distance below it have exact weights, on both sides unless causal; 0 for none.
+    """
+
+    features: int = 16
+    window: int = 64
+
+    def __post_init__(self) -> None:
+        at_least(1, **{"based.features": self.features})
+        at_least(0, **{"based.window": self.window})
+
+
+@register("based", config=BasedConfig)
+class Based(Mixer):
+    """Taylor linear attention over all keys, with exact weights in a window."""
+
+    traits = Traits(
+        family="kernel",
+        source="Arora et al., arXiv:2402.18668",
+        year=2024,
+        time="O(N)",
+        memory="O(N)",
+        causal=True,
+        bidirectional="two scans, one denominator",
+        capacity="features",
+        subquadratic=True,
+    )
+    products: Tensor
+
+    def __init__(self, dims: Dims, config: BasedConfig) -> None:
+        super().__init__()
+        C, H, d = dims.d_model, dims.n_heads, config.features
+        self.dims, self.causal = dims, dims.causal
+        self.d, self.window = d, min(config.window, dims.max_len)
+        self.reach = max(0, self.window - 1)  # positions before the own one in the window
+        self.qkv = nn.Linear(C, 2 * H * d + C)
+        self.out = nn.Linear(C, C)
+        for linear in (self.qkv, self.out):
+            nn.init.normal_(linear.weight, std=C**-0.5)
+            nn.init.zeros_(linear.bias)
+        self.rotary = RotaryPositions(dims.max_len, d) if dims.rotary else None
+        self.register_buffer("products", pairs(d), persistent=False)
+
+    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        sequences = self._project(x)
+        if key_padding_mask is not None:
+            sequences = (*sequences, key_padding_mask[:, None, :, None])
+        mixed = scan(partial(self._chunk, 0), sequences, self.begin(x), onward=self._onward)
+        if not self.causal:
+            after = scan(partial(self._chunk, 1), sequences, self.begin(x), reverse=True, onward=self._onward)
+            share = (mixed[..., -1:] - after[..., -1:]).sigmoid()  # of the keys up to the own one in all weights
+            mixed = torch.lerp(after[..., :-1], mixed[..., :-1], share)
+        return self._finish(mixed, x)
+
+    def begin(self, x: Tensor) -> Tensors:
+        """Σ_j φ(k_j)ᵀ [v_j, 1] of the keys beyond the window, (B, H, M, D + 1), and of those within the keys
+        (B, H, window - 1, d) and [values, 1] (B, H, window - 1, D + 1), all 0 where there is none yet."""
+        heads, D = (len(x), self.dims.n_heads), self.dims.d_head
+        shapes = (self._size, D + 1), (self.reach, self.d), (self.reach, D + 1)
+        return tuple(torch.zeros(*heads, *shape, dtype=accumulator(x), device=x.device) for shape in shapes)
+
+    def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        with torch.autocast(x.device.type, enabled=False):
+            q, k, v = self._project(x, position)
+            mixed, tensors = self._chunk(0, position, tensors, q, k, v.to(q.dtype))
+            return self._finish(mixed, x), tensors
+
+    def _project(self, x: Tensor, first: int = 0) -> Tensors:
+        """Queries and keys (B, H, N, d), both divided by d^¼ and in float32 at least, and values (B, H, N, D)."""
+        width = self.dims.n_heads * self.d
+        pieces = self.qkv(x).split([width, width, self.dims.d_model], dim=-1)
+        q, k, v = (rearrange(piece, "b n (h d) -> b h n d", h=self.dims.n_heads) for piece in pieces)
+        q, k = (z.to(accumulator(z)) * self.d**-0.25 for z in (q, k))
+        if self.rotary is not None:
+            q, k = self.rotary(q, first), self.rotary(k, first)
+        return q, k, v
+
+    def _chunk(
+        self, nearest: int, _first: int, state: Tensors, q: Tensor, k: Tensor, v: Tensor, *hidden: Tensor
+    ) -> tuple[Tensor, Tensors]:
+        """The mean of the values of keys at a distance of ``nearest`` or more, (B, H, n, D), for ``scan``; where there
+        are two parts, the logarithm of the sum of weights behind it. State: as in ``begin``."""
+        total, past = state[0], self.reach
+        n = q.shape[2]
+        k, v = self._with_past(state, k, v, *hidden)  # (B, H, past + n, …)
+        place = torch.arange(past + n, device=k.device)
+        distance = place[past:, None] - place
+        reach = max(nearest, self.window)
+        near, far = (distance >= nearest) & (distance < reach), (distance >= reach).to(v.dtype)
+        real = v[:, :1, :, -1]
+        logits = q @ k.mT
+        exact = logits + (near & (real > 0)[..., None, :]).to(v.dtype).log()
+        top = exact.detach().amax(-1, keepdim=True)
+        count = F.pad(real.cumsum(-1), (1, 0))[..., max(0, past + 1 - reach) :][..., :n, None] + total[:, :1, :1, -1:]
+        top = torch.where(count > 0, top.clamp(min=0), top).clamp(min=LOWEST)  # each Taylor weight is at least 1/2
+        scale = (-top).clamp(max=0).exp()
+        taylor = torch.addcmul(far, far, torch.addcmul(logits, logits, logits, value=0.5))
+        weights = torch.addcmul((exact - top).exp(), taylor, scale)
+        of_query, _, other = self.products.to(q.dtype)
+        sums = weights @ v + features(q, of_query, other) * scale @ total
+        met = sums[..., -1:] > 0
+        below = sums[..., -1:].masked_fill(~met, 1)
+        out = sums[..., :-1] * below.reciprocal()
+        if not self.causal:
+            out = torch.cat([out, (below.log() + top).masked_fill(~met, LOWEST)], dim=-1)
+        return out, self._moved(total, k, v)
+
+    def _onward(self, _first: int, state: Tensors, _q: Tensor, k: Tensor, v: Tensor, *hidden: Tensor) -> Tensors:
+        """The next state alone, for ``scan``."""
+        return self._moved(state[0], *self._with_past(state, k, v, *hidden))
+
+    def _with_past(self, state: Tensors, k: Tensor, v: Tensor, *hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys (B, H, window - 1 + n, d) and [values, 1] (B, H, window - 1 + n, D + 1), those of padding 0."""
+        v = F.pad(v, (0, 1), value=1)
+        if hidden:
+            k, v = k.masked_fill(hidden[0], 0), v.masked_fill(hidden[0], 0)
+        return torch.cat([state[1], k], dim=2), torch.cat([state[2], v], dim=2)
+
+    def _moved(self, total: Tensor, k: Tensor, v: Tensor) -> Tensors:
+        """The state after these, which come from ``_with_past``."""
+        n = k.shape[2] - self.reach
+        _, of_key, other = self.products.to(k.dtype)
+        return total + features(k[:, :, :n], of_key, other).mT @ v[:, :, :n], k[:, :, n:], v[:, :, n:]
+
+    def _finish(self, mixed: Tensor, x: Tensor) -> Tensor:
+        y: Tensor = self.out(rearrange(mixed, "b h n d -> b n (h d)").to(x.dtype))
+        return y
+
+    @property
+    def _size(self) -> int:
+        return 1 + self.d + self.products.shape[-1]
+
+    def state_size(self, length: int) -> int:
+        """The sums of the Taylor weights, and the keys and values in the window."""
+        D = self.dims.d_head
+        within = min(length, self.window if self.causal else max(0, 2 * self.window - 1))
+        return self.dims.n_heads * (self._size * (D + 1) + within * (self.d + D))
+
+    def cache_size(self, length: int) -> int:
+        D = self.dims.d_head
+        return self.dims.n_heads * (self._size * (D + 1) + self.reach * (self.d + D + 1))
+
+
+def pairs(d: int) -> Tensor:
+    """Three matrices (d, d (d + 1) / 2): what the first or second picks from z, times what the third does, is z_a z_b
+    for each a <= b. The first, for queries, has a factor ½ where a = b, and the second, for keys, has none: so the sum
+    over both is (q·k)² / 2, and no factor is rounded in any dtype."""
+    a, b = torch.triu_indices(d, d)
+    each = torch.arange(len(a))
+    picked = torch.zeros(3, d, len(a))
+    picked[0, a, each] = torch.where(a == b, 0.5, 1.0)
+    picked[1, a, each] = picked[2, b, each] = 1
+    return picked
+
+
+def features(z: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """1, z and its products, given two matrices of ``pairs``. (B, H, n, d) -> (B, H, n, M)."""
+    return torch.cat([torch.ones_like(z[..., :1]), z, (z @ left) * (z @ right)], dim=-1)
