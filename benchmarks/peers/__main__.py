@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 DESCRIPTION = """Compare each backend with public packages that do the same: time of forward + backward and peak
 memory of one layer (d_model 256, 4 heads, batch 1, float32, CPU). Only layers that give the
-same outputs and gradients are timed. Everything runs in a fresh process, alone. Twelve pairs at
-the five lengths take about 20 minutes on 2 cores, and the comparison with full attention about
+same outputs and gradients are timed. Everything runs in a fresh process, alone. A pair takes
+about two minutes for the five lengths on 2 cores, and the comparison with full attention about
 15 seconds a backend."""
 EPILOG = """Ctrl-C keeps what is finished. A later run into the same folder replaces the backends and
 lengths that it measures and keeps the others."""
