@@ -68,7 +68,8 @@ class HedgehogAttention(Attention):
         return empty_state(x, self.features)
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
-        return kernel_step(q @ self.query_map, k @ self.key_map, v, self.features, tensors, position)
+        q, k = q @ self.query_map.to(q.dtype), k @ self.key_map.to(k.dtype)
+        return kernel_step(q, k, v, self.features, tensors, position)
 
     def state_size(self, length: int) -> int:
         return kernel_state_size(self.dims, self.features.size)
