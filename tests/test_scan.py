@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from compare.measure import saved_bytes
 from zoo import scan as core
 from zoo.contract import Tensors
-from zoo.scan import CHUNK, Chunk, decayed, delta, scan, scan_step
+from zoo.scan import CHUNK, Chunk, decayed, delta, scan, scan_both, scan_step
 
 LENGTHS = [1, CHUNK - 1, CHUNK, CHUNK + 1, 300]
 CHUNKS = [decayed, delta]
@@ -67,6 +67,28 @@ def against_the_loop(chunk: Chunk, sequences: Tensors, state: Tensors, *, revers
 
 
 # What is computed
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_both_directions_at_once_are_two_scans(chunk: Chunk, length: int) -> None:
+    forth, state = inputs(chunk, length)
+    back = tuple(x if i == 0 else 0.5 * x for i, x in enumerate(forth))  # the first is shared
+    leaves = tuple(x.requires_grad_() for x in (*forth, *(x.detach() for x in back[1:])))
+    forth, back = leaves[: len(forth)], (leaves[0], *leaves[len(forth) :])
+    ours = torch.cat(scan_both(chunk, forth, back, state), dim=-1)
+    apart = torch.cat([scan(chunk, forth, state), scan(chunk, back, state, reverse=True)], dim=-1)
+    assert_equal((ours, *gradients(ours, leaves)), (apart, *gradients(apart, leaves)))
+
+
+def test_chunks_are_as_long_as_their_weights_stay_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    def size(batch: int, heads: int, directions: int) -> int:
+        return core.chunk_size(directions * [(torch.zeros(batch, 1, 9, 2), torch.zeros(batch, heads, 9))])
+
+    monkeypatch.setattr(core, "CACHED", 4 * 4 * CHUNK**2)
+    assert [size(1, 4, 1), size(1, 4, 2), size(2, 8, 1), size(64, 8, 2)] == [2 * CHUNK, CHUNK, CHUNK, CHUNK]
+    monkeypatch.setattr(core, "CACHED", 1)
+    assert size(1, 1, 1) == CHUNK
 
 
 @pytest.mark.parametrize("reverse", [False, True])

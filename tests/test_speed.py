@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compare.measure import count_flops, peak_memory, saved_bytes, time_it
-from zoo import MultiHeadAttention, available, describe
+from tests.conftest import CACHED
+from zoo import MultiHeadAttention, available, describe, scan
 from zoo.contract import Dims
 from zoo.registry import build
 
@@ -32,6 +33,11 @@ class Bare(nn.Module):
         B, N, C = x.shape
         q, k, v = self.qkv(x).view(B, N, 3, self.n_heads, C // self.n_heads).permute(2, 0, 3, 1, 4)
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, C))
+
+
+@pytest.fixture(autouse=True)
+def usual_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "CACHED", CACHED)
 
 
 def layer_step(layer: nn.Module, length: int) -> Callable[[], None]:

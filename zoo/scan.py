@@ -13,7 +13,8 @@ stored (DeltaNet, arXiv:2406.06484, section 3; Gated DeltaNet, arXiv:2412.06464,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ from zoo.functional import accumulator, side_by_side
 
 Chunk = Callable[..., tuple[Tensor, Tensors]]
 Onward = Callable[..., Tensors]
-CHUNK = 64  # positions: quadratic within, so that the weights of a batch stay in the cache of a core
+CHUNK = 64  # positions, at least: quadratic within
+CACHED = 2**18  # weights of a chunk, of a whole batch, that stay in the cache of a core
 LONG_CHUNK = 512  # elsewhere, where many small operations cost more than the squares do
 KEPT = 1 / 4  # at most, of the size of the inputs, in states kept for backward
 
@@ -52,12 +54,55 @@ def scan(
         size: positions of a chunk; by default what suits the device.
         onward: the next state alone, called as ``chunk``, where that costs much less. Backward has use for it.
     """
-    if size is None:
-        size = CHUNK if sequences[0].device.type == "cpu" else LONG_CHUNK
-    counts = len(sequences), len(constants), len(state)
+    return _scan(chunk, [sequences], state, constants, (reverse,), size, onward)[0]
+
+
+def scan_both(
+    chunk: Chunk,
+    forth: Tensors,
+    back: Tensors,
+    state: Tensors,
+    constants: Tensors = (),
+    *,
+    size: int | None = None,
+    onward: Onward | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``scan`` of ``forth``, and of ``back`` from the last position to the first, in half as many steps.
+
+    The chunk sees both as one batch of twice the size, so no sequence may have a batch of 1 that others share; the
+    number of its first position is that of ``forth``.
+    """
+    twice = tuple(torch.cat([x, x]) for x in state)
+    first, second = _scan(chunk, [forth, back], twice, constants, (False, True), size, onward)
+    return first, second
+
+
+def _scan(
+    chunk: Chunk,
+    sequences: Sequence[Tensors],
+    state: Tensors,
+    constants: Tensors,
+    reverse: tuple[bool, ...],
+    size: int | None,
+    onward: Onward | None,
+) -> Tensors:
+    """A result for each direction, of which there are one or two."""
+    size = size or chunk_size(sequences)
     onward = onward or (lambda *given: chunk(*given)[1])
-    out: Tensor = _Scan.apply((chunk, onward), reverse, size, counts, *sequences, *constants, *state)  # type: ignore[no-untyped-call]
+    walk = _Walk(chunk, onward, reverse, size, len(sequences[0]), len(constants))
+    out: Tensors = _Scan.apply(walk, *(x for each in sequences for x in each), *constants, *state)  # type: ignore[no-untyped-call]
     return out
+
+
+def chunk_size(sequences: Sequence[Tensors]) -> int:
+    """Positions of a chunk: on a CPU as many as keep its weights cached, elsewhere LONG_CHUNK."""
+    if sequences[0][0].device.type != "cpu":
+        return LONG_CHUNK
+    heads = len(sequences) * max(x.shape[0] * x.shape[1] for x in sequences[0])
+    size = CHUNK
+    while heads * (2 * size) ** 2 <= CACHED:
+        size *= 2
+    return size
 
 
 def scan_step(
@@ -111,93 +156,134 @@ def decays(log_decay: Tensor) -> tuple[Tensor, Tensor]:
     return log_decay.cumsum(-1).exp()[..., None], later.cumsum_(-2).exp_().tril()
 
 
+@dataclass(frozen=True)
+class _Walk:
+    """Through the positions, in one direction or in both at once, as one batch."""
+
+    chunk: Chunk
+    onward: Onward
+    reverse: tuple[bool, ...]  # of each direction
+    size: int
+    sequences: int  # of each direction
+    constants: int
+
+    def split(self, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:
+        """The sequences of all directions, the constants, and the rest, which are states."""
+        first = len(self.reverse) * self.sequences
+        second = first + self.constants
+        return tensors[:first], tensors[first:second], tensors[second:]
+
+    def parts(self, length: int) -> list[slice]:
+        return [slice(first, min(first + self.size, length)) for first in range(0, length, self.size)]
+
+    def places(self, part: slice, length: int) -> list[slice]:
+        """Where ``part`` of the way lies, in each direction."""
+        return [slice(length - part.stop, length - part.start) if back else part for back in self.reverse]
+
+    def gather(self, wholes: Sequence[Tensor], part: slice) -> Tensor:
+        """``part`` of the way of tensors (B, H, N, …), one a direction, as it is walked, in float32 at least."""
+        places = self.places(part, wholes[0].shape[2])
+        pieces = [_wide(x[:, :, place]) for x, place in zip(wholes, places, strict=True)]
+        turned = [x.flip(2) if back else x for x, back in zip(pieces, self.reverse, strict=True)]
+        return turned[0] if len(turned) == 1 else torch.cat(turned)
+
+    def pieces(self, sequences: Tensors, part: slice) -> list[Tensor]:
+        return [self.gather(sequences[i :: self.sequences], part) for i in range(self.sequences)]
+
+    def scatter(self, piece: Tensor, wholes: Sequence[Tensor | None], part: slice) -> None:
+        """Write what ``gather`` would read; None: nobody asks."""
+        places = self.places(part, next(x.shape[2] for x in wholes if x is not None))
+        pieces = piece.chunk(len(wholes))
+        for whole, found, place, back in zip(wholes, pieces, places, self.reverse, strict=True):
+            if whole is not None:
+                whole[:, :, place] = found.flip(2) if back else found
+
+    def first(self, part: slice, length: int) -> int:
+        start: int = self.places(part, length)[0].start
+        return start
+
+
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        walk: tuple[Chunk, Onward],
-        reverse: bool,
-        size: int,
-        counts: tuple[int, int, int],
-        *tensors: Tensor,
-    ) -> Tensor:
-        chunk, ctx.onward = walk
-        sequences, constants, state = _split(tensors, counts)
-        parts = _parts(sequences[0].shape[2], size, reverse)
-        every = _interval(sequences, state, size)
+    def forward(ctx: Any, walk: _Walk, *tensors: Tensor) -> Tensors:
+        sequences, constants, state = walk.split(tensors)
+        like, length = sequences[0], sequences[0].shape[2]
+        every = _interval(sequences, state, walk.size)
         wide = [_wide(x) for x in constants]
-        out, states = None, []
-        with torch.autocast(sequences[0].device.type, enabled=False):
-            for number, part in enumerate(parts):
+        outs: list[Tensor] = []
+        states: list[Tensors] = []
+        with torch.autocast(like.device.type, enabled=False):
+            for number, part in enumerate(walk.parts(length)):
                 if number % every == 0:
                     states.append(state)
-                pieces = [_take(x, part, reverse) for x in sequences]
-                piece, state = chunk(part.start, state, *pieces, *wide)
-                if out is None:
-                    B, H, _, D = piece.shape
-                    whole = sequences[0].new_empty(B, sequences[0].shape[2], H, D)
-                    out = whole.transpose(1, 2)  # the heads of a position are neighbours
-                out[:, :, part] = piece.flip(2) if reverse else piece
-        assert out is not None
+                pieces = walk.pieces(sequences, part)
+                piece, state = walk.chunk(walk.first(part, length), state, *pieces, *wide)
+                if not outs:  # the heads of a position are neighbours
+                    (_, H, _, D), B = piece.shape, len(piece) // len(walk.reverse)
+                    outs = [like.new_empty(B, length, H, D).transpose(1, 2) for _ in walk.reverse]
+                walk.scatter(piece, outs, part)
         ctx.save_for_backward(*sequences, *constants, *(x for before in states for x in before))
-        ctx.chunk, ctx.reverse, ctx.parts, ctx.every, ctx.counts = chunk, reverse, parts, every, counts
-        return out
+        ctx.walk, ctx.every, ctx.n_state = walk, every, len(state)
+        return tuple(outs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        n_sequences, n_constants, n_state = ctx.counts
-        sequences, constants, states = _split(ctx.saved_tensors, (n_sequences, n_constants, 0))
-        needed = ctx.needs_input_grad[4:]
-        d_sequences = _gradients(sequences, needed[:n_sequences])
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        walk, n_state = ctx.walk, ctx.n_state
+        sequences, constants, states = walk.split(ctx.saved_tensors)
+        length = sequences[0].shape[2]
+        needed = ctx.needs_input_grad[1:]
+        d_sequences = _gradients(sequences, needed[: len(sequences)])
         wide = tuple(_wide(x) for x in constants)
-        d_constants = [
-            torch.zeros_like(x) if need else None for x, need in zip(wide, needed[n_sequences:], strict=False)
-        ]
+        of_constants = needed[len(sequences) : len(sequences) + len(wide)]
+        d_constants = [torch.zeros_like(x) if need else None for x, need in zip(wide, of_constants, strict=True)]
         d_state: list[Tensor | None] = [None] * n_state
-        with torch.autocast(grad.device.type, enabled=False):
-            for first in reversed(range(0, len(ctx.parts), ctx.every)):
-                group = ctx.parts[first : first + ctx.every]
+        parts = walk.parts(length)
+        with torch.autocast(grads[0].device.type, enabled=False):
+            for first in reversed(range(0, len(parts), ctx.every)):
+                group = parts[first : first + ctx.every]
                 kept = first // ctx.every * n_state
                 befores = [states[kept : kept + n_state]]
                 for part in group[:-1]:
-                    pieces = [_take(x, part, ctx.reverse) for x in sequences]
-                    befores.append(ctx.onward(part.start, befores[-1], *pieces, *wide))
+                    given = (*walk.pieces(sequences, part), *wide)
+                    befores.append(walk.onward(walk.first(part, length), befores[-1], *given))
                 for part, before in zip(reversed(group), reversed(befores), strict=True):
-                    d_state = _pull(ctx, part, sequences, wide, before, grad, d_sequences, d_constants, d_state)
+                    d_state = _pull(walk, part, sequences, wide, before, grads, d_sequences, d_constants, d_state)
         sums = [None if d is None else d.to(x.dtype) for d, x in zip(d_constants, constants, strict=True)]
-        return (None, None, None, None, *d_sequences, *sums, *[None] * n_state)
+        return (None, *d_sequences, *sums, *[None] * n_state)
 
 
 def _pull(
-    ctx: Any,
+    walk: _Walk,
     part: slice,
     sequences: Tensors,
     constants: Tensors,
     before: Tensors,
-    grad: Tensor,
+    grads: Tensors,
     d_sequences: list[Tensor | None],
     d_constants: list[Tensor | None],
     d_after: list[Tensor | None],
 ) -> list[Tensor | None]:
     """One chunk again, and its gradients: fills ``d_sequences``, adds to ``d_constants``, returns that of the state."""
-    pieces = [_take(x, part, ctx.reverse).detach() for x in sequences]
+    pieces = [x.detach() for x in walk.pieces(sequences, part)]
     fixed, state = [x.detach() for x in constants], [x.detach() for x in before]
-    needed = [d is not None for d in (*d_sequences, *d_constants)] + [True] * len(state)
+    wholes = [d_sequences[i :: walk.sequences] for i in range(walk.sequences)]
+    needed = [any(d is not None for d in each) for each in wholes]
+    needed += [d is not None for d in d_constants] + [True] * len(state)
     leaves = [x.requires_grad_() for x, need in zip([*pieces, *fixed, *state], needed, strict=True) if need]
     with torch.enable_grad():
-        out, after = ctx.chunk(part.start, tuple(state), *pieces, *fixed)
-    ends = [(out, _take(grad, part, ctx.reverse))]
+        out, after = walk.chunk(walk.first(part, sequences[0].shape[2]), tuple(state), *pieces, *fixed)
+    ends = [(out, walk.gather(grads, part))]
     ends += [(x, d) for x, d in zip(after, d_after, strict=True) if d is not None and x.requires_grad]
     found = torch.autograd.grad([x for x, _ in ends], leaves, [d for _, d in ends], allow_unused=True)
     given = iter(found)
-    for whole in d_sequences:
-        if whole is not None:
-            piece = next(given)
-            whole[:, :, part] = 0 if piece is None else piece.flip(2) if ctx.reverse else piece
+    for whole, piece in zip(wholes, pieces, strict=True):
+        if any(d is not None for d in whole):
+            grad = next(given)
+            walk.scatter(torch.zeros_like(piece) if grad is None else grad, whole, part)
     for total in d_constants:
-        if total is not None and (piece := next(given)) is not None:
-            total += piece
+        if total is not None and (grad := next(given)) is not None:
+            total += grad
     return list(given)
 
 
@@ -205,23 +291,6 @@ def _interval(sequences: Tensors, state: Tensors, size: int) -> int:
     """Of how many chunks the state before one is kept."""
     inputs = sum(x.numel() / x.shape[2] for x in sequences) * size
     return max(1, math.ceil(sum(x.numel() for x in state) / (KEPT * inputs)))
-
-
-def _split(tensors: Tensors, counts: tuple[int, int, int]) -> tuple[Tensors, Tensors, Tensors]:
-    first, second = counts[0], counts[0] + counts[1]
-    return tensors[:first], tensors[first:second], tensors[second:]
-
-
-def _parts(length: int, size: int, reverse: bool) -> list[slice]:
-    if reverse:
-        return [slice(max(0, stop - size), stop) for stop in range(length, 0, -size)]
-    return [slice(first, min(first + size, length)) for first in range(0, length, size)]
-
-
-def _take(x: Tensor, part: slice, reverse: bool) -> Tensor:
-    """The positions ``part`` of ``x`` (B, H, N, …), in the order in which they are walked, in float32 at least."""
-    x = _wide(x[:, :, part])
-    return x.flip(2) if reverse else x
 
 
 def _wide(x: Tensor) -> Tensor:

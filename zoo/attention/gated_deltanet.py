@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
 from zoo.functional import accumulator, recompute
 from zoo.registry import register
-from zoo.scan import delta, scan, scan_step
+from zoo.scan import delta, scan, scan_both, scan_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +80,10 @@ class GatedDeltaNet(Mixer):
         if key_padding_mask is not None:
             x = x.masked_fill(key_padding_mask[..., None], 0)
         sequences, state = self._sequences(x, key_padding_mask), self.begin(x[:, 0])
-        read = scan(chunk, sequences, state, (self.conv,))
-        if not self.causal:
-            read = read + scan(chunk, sequences, state, (self.conv,), reverse=True)
-        return self._leave(x, read)
+        if self.causal:
+            return self._leave(x, scan(chunk, sequences, state, (self.conv,)))
+        before, after = scan_both(chunk, sequences, sequences, state, (self.conv,))
+        return self._leave(x, before + after)
 
     def _sequences(self, x: Tensor, hidden: Tensor | None = None) -> Tensors:
         """x (B, N, C) -> β and log α (B, H, N), in float32 at least, q, k and v side by side (B, H, N, 3D)."""

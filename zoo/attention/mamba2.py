@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
 from zoo.functional import accumulator
 from zoo.registry import register
-from zoo.scan import decayed, scan, scan_step
+from zoo.scan import decayed, scan, scan_both, scan_step
 
 EPSILON = 1e-5  # of RMSNorm
 DECAYS = (1.0, 16.0)  # -a at first, uniform
@@ -102,11 +102,11 @@ class Mamba2(Mixer):
             step = step.masked_fill(key_padding_mask[..., None], -math.inf)  # Δ = 0
         forth, *back = self._sequences(F.pad(mixed, (0, 0, *self.reach)), step)
         a, own = self._a(), self.skip[:, None]
-        y = scan(ssd, forth, (state,), (a,))
-        for c, b, x, step in back:
-            y = y + scan(ssd, (c, b, x, step), (state,), (a,), reverse=True)
-            own = own - (c * b).sum(-1) * step  # which both scans have
-        return self._close(y, own, forth[2], z)
+        if self.causal:
+            return self._close(scan(ssd, forth, (state,), (a,)), own, forth[2], z)
+        before, after = scan_both(ssd, forth, back[0], (state,), (a,))
+        c, b, x, step = back[0]
+        return self._close(before + after, own - (c * b).sum(-1) * step, x, z)  # which both scans have
 
     def _a(self) -> Tensor:
         return -self.log_a.to(accumulator(self.log_a)).exp()

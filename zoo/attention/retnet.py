@@ -30,7 +30,7 @@ from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
 from zoo.embeddings import angles
 from zoo.functional import accumulator
 from zoo.registry import register
-from zoo.scan import decayed, scan, scan_step
+from zoo.scan import decayed, scan, scan_both, scan_step
 
 EPSILON = 1e-6  # of GroupNorm
 
@@ -86,10 +86,11 @@ class RetNet(Mixer):
             k = k.masked_fill(key_padding_mask[:, None, :, None], 0)
             log_decay = log_decay * ~key_padding_mask[:, None]
         sequences, state = (q, k, v, log_decay), self.begin(x)
-        y = scan(decayed, sequences, state)
-        if not self.causal:
-            y = y + scan(decayed, sequences, state, reverse=True) - (q * k).sum(-1, keepdim=True) * v
-        return self._close(y, gate)
+        if self.causal:
+            return self._close(scan(decayed, sequences, state), gate)
+        sequences = (q, k, v, log_decay.expand(len(x), -1, -1))
+        before, after = scan_both(decayed, sequences, sequences, state)
+        return self._close(before + after - (q * k).sum(-1, keepdim=True) * v, gate)
 
     def _project(self, x: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x (B, N, C) at ``place`` ((B,) N) -> q, k (B, H, N, D) turned, v (B, H, N, …), gate (B, N, …)."""
