@@ -206,12 +206,3 @@ def test_the_state_is_what_the_scan_hands_on() -> None:
 def test_bad_options_are_said(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BasedConfig(**options)  # type: ignore[arg-type]
-
-
-def test_without_a_window_it_agrees_with_fla() -> None:
-    """Its plain function, up to the 1e-6 that it adds to the denominator."""
-    naive = pytest.importorskip("fla.ops.based.naive")
-    backend = based(features=16, window=0, causal=True).double()
-    x = torch.randn(2, 200, 16, dtype=torch.float64)
-    theirs = naive.naive_parallel_based(*heads(backend, x), use_norm=True)
-    torch.testing.assert_close(backend(x), finished(backend, theirs), atol=1e-5, rtol=1e-5)

@@ -24,6 +24,7 @@ Departures from the paper:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -134,7 +135,7 @@ class Based(Mixer):
         near, far = (distance >= nearest) & (distance < reach), (distance >= reach).to(v.dtype)
         real = v[:, :1, :, -1]
         logits = q @ k.mT
-        exact = logits + (near & (real > 0)[..., None, :]).to(v.dtype).log()
+        exact = logits + torch.where(near & (real > 0)[..., None, :], 0.0, -math.inf)
         top = exact.detach().amax(-1, keepdim=True)
         count = F.pad(real.cumsum(-1), (1, 0))[..., max(0, past + 1 - reach) :][..., :n, None] + total[:, :1, :1, -1:]
         top = torch.where(count > 0, top.clamp(min=0), top).clamp(min=LOWEST)  # each Taylor weight is at least 1/2
