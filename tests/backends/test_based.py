@@ -1,4 +1,4 @@
-"""Based: the limits of the window, blocks of any size, logits of any size, and agreement with fla."""
+"""Based: the limits of the window, blocks and logits of any size."""
 
 from __future__ import annotations
 
