@@ -66,8 +66,14 @@ class RotaryPositions(nn.Module):
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         places = slice(first, first + x.shape[-2])
         cos, sin = self.cos[places].to(x.dtype), self.sin[places].to(x.dtype)
-        left, right = x.chunk(2, dim=-1)
-        return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+        return turned(x, cos, sin)
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Features m and m + D // 2 of ``x`` (…, N, D) turned as a pair, an odd last one left; cos, sin: (…, N, D // 2)."""
+    half = cos.shape[-1]
+    left, right, rest = torch.split(x, [half, half, x.shape[-1] - 2 * half], dim=-1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin, rest], dim=-1)
 
 
 class ShortConvolution(nn.Module):

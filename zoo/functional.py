@@ -71,6 +71,15 @@ def full_attention(
     return out[..., :d_head].masked_fill(hidden, 0)
 
 
+def convolve_taps(x: Tensor, taps: Tensor) -> Tensor:
+    """A short depthwise convolution, not padded: x (…, n + width - 1, C), taps (width, …, C) -> (…, n, C)."""
+    n = x.shape[-2] - len(taps) + 1
+    total = x[..., :n, :] * taps[0]
+    for place, tap in enumerate(taps[1:], start=1):
+        total = torch.addcmul(total, x[..., place : place + n, :], tap)
+    return total
+
+
 class _Split(torch.autograd.Function):
     @staticmethod
     def forward(_ctx: Any, x: Tensor, parts: int) -> tuple[Tensor, ...]:

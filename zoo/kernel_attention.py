@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from zoo.contract import Dims, Tensors
 from zoo.functional import accumulator, side_by_side
-from zoo.scan import CHUNK, Chunk, scan
+from zoo.scan import CHUNK, Chunk, scan, scan_step
 
 CACHED = 2**20  # numbers in the features of one chunk: more pass through memory, fewer make many small steps
 RESIDENT = 2**24  # the same elsewhere, where many small steps cost more than memory does
@@ -153,10 +153,10 @@ def kernel_chunk(features: FeatureMap) -> Chunk:
         if features.logarithmic:
             logs, (before,) = keys.detach(), top
             top = [torch.maximum(before, logs.amax(-2, keepdim=True))]
-            after = _finite(top[0])
-            reference = _finite(torch.where(before > -math.inf, before, _first_real(logs, *hidden)))
+            after = finite(top[0])
+            reference = finite(torch.where(before > -math.inf, before, _first_real(logs, *hidden)))
             keys, carried = _exponentials(keys, reference, after)
-            scale = (_finite(before) - after).clamp_(max=0).exp_().mT
+            scale = (finite(before) - after).clamp_(max=0).exp_().mT
         queries, values = _query_features(q, first, features, reference), F.pad(v, (0, 1), value=1)
         out, _ = _divide((queries @ keys.mT).tril_() @ values + queries @ total)
         kept = total * scale if features.logarithmic else total
@@ -169,9 +169,7 @@ def kernel_step(
     q: Tensor, k: Tensor, v: Tensor, features: FeatureMap, state: Tensors, position: int
 ) -> tuple[Tensor, Tensors]:
     """The causal form at one position. q, k, v and the result: (B, H, 1, D)."""
-    whole = slice(0, 1)
-    out, state = kernel_chunk(features)(position, state, _wide(q, whole), _wide(k, whole), _wide(v, whole))
-    return out.to(v.dtype), state
+    return scan_step(kernel_chunk(features), position, (q, k, v), state)
 
 
 def empty_state(v: Tensor, features: FeatureMap) -> Tensors:
@@ -189,17 +187,17 @@ def _collect(k: Tensor, v: Tensor, hidden: Tensor | None, features: FeatureMap) 
         keys = _raw_keys(_wide(k, part), part.start, features, *_hidden(hidden, part))
         if features.logarithmic:
             before, top = top[0], [torch.maximum(top[0], keys.amax(-2, keepdim=True))]
-            keys = (keys - _finite(top[0])).exp_()
-            state = state * (_finite(before) - _finite(top[0])).clamp_(max=0).exp_().mT
+            keys = (keys - finite(top[0])).exp_()
+            state = state * (finite(before) - finite(top[0])).clamp_(max=0).exp_().mT
         state = state + keys.mT @ _values(v, part)
-    return state, _finite(top[0]) if top else None
+    return state, finite(top[0]) if top else None
 
 
 def _hidden(hidden: Tensor | None, part: slice) -> Tensors:
     return () if hidden is None else (hidden[:, :, part],)
 
 
-def _finite(top: Tensor) -> Tensor:
+def finite(top: Tensor) -> Tensor:
     """0 where there is no real key so far."""
     return top.masked_fill(top == -math.inf, 0)
 

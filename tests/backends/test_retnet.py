@@ -12,9 +12,9 @@ from torch import Tensor
 
 from compare.measure import count_flops
 from tests.oracles.retnet import normal, oracle, parallel, rate
-from zoo.attention.retnet import RetNet, RetNetConfig, turned
+from zoo.attention.retnet import RetNet, RetNetConfig
 from zoo.contract import Dims
-from zoo.embeddings import angles
+from zoo.embeddings import angles, turned
 from zoo.registry import build
 from zoo.scan import CHUNK, decayed, scan
 

@@ -42,8 +42,9 @@ from torch import Tensor, nn
 
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
 from zoo.functional import accumulator, pad_to_multiple, recompute, split
+from zoo.kernel_attention import finite
 from zoo.registry import register
-from zoo.scan import CHUNK, LONG_CHUNK, scan
+from zoo.scan import CHUNK, LONG_CHUNK, scan, scan_step
 
 LIMIT = 58.0  # of the logarithm of a key over its reference
 BLOCK = 64  # positions of a block of ``local`` in both directions, where the window is no larger
@@ -165,8 +166,8 @@ class AFT(Mixer):
                 weights = (keys + (columns @ row)[:, None]).softmax(1)
                 mixed = (weights * values).sum(1, keepdim=True)
             else:
-                k, v = (piece[:, None].to(accumulator(piece)) for piece in (k, v))
-                mixed, tensors = causal_chunk(position, tensors, k, v, *self._weights(1))
+                sequences = k[:, None], v[:, None]
+                mixed, tensors = scan_step(causal_chunk, position, sequences, tensors, self._weights(1))
                 mixed = mixed[:, 0]
             mixed = torch.sigmoid(q) * mixed.to(q.dtype)
         return self.out(mixed), tensors
@@ -249,11 +250,6 @@ def reference_of(before: Tensor, k: Tensor) -> Tensor:
     real = k > -math.inf
     first = k.masked_fill(~real | (real.cumsum(-2) > 1), -math.inf).amax(-2, keepdim=True)
     return finite(torch.where(before > -math.inf, before, first))
-
-
-def finite(top: Tensor) -> Tensor:
-    """0 where there is no key."""
-    return top.masked_fill(top == -math.inf, 0)
 
 
 def weighed(k: Tensor, v: Tensor, reference: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
 from zoo.embeddings import RotaryPositions
 from zoo.functional import accumulator
 from zoo.registry import register
-from zoo.scan import scan
+from zoo.scan import scan, scan_step
 
 LOWEST = -1e30  # the logarithm of no weight
 
@@ -108,7 +108,7 @@ class Based(Mixer):
     def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         with torch.autocast(x.device.type, enabled=False):
             q, k, v = self._project(x, position)
-            mixed, tensors = self._chunk(0, position, tensors, q, k, v.to(q.dtype))
+            mixed, tensors = scan_step(partial(self._chunk, 0), position, (q, k, v), tensors)
             return self._finish(mixed, x), tensors
 
     def _project(self, x: Tensor, first: int = 0) -> Tensors:

@@ -29,7 +29,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
-from zoo.functional import accumulator, recompute
+from zoo.functional import accumulator, convolve_taps, recompute
 from zoo.registry import register
 from zoo.scan import delta, scan, scan_both, scan_step
 
@@ -128,10 +128,7 @@ def chunk(
     window, memory = state
     n = x.shape[2]
     x = torch.cat([window, x], dim=2)
-    mixed = x[:, :, :n] * taps[0]
-    for place, tap in enumerate(taps[1:], start=1):
-        mixed = torch.addcmul(mixed, x[:, :, place : place + n], tap)
-    q, k, v = F.silu(mixed).chunk(3, dim=-1)
+    q, k, v = F.silu(convolve_taps(x, taps)).chunk(3, dim=-1)
     out, after = delta(first, (memory,), unit(q, q.shape[-1] ** -0.5), unit(k), v, beta, log_decay)
     return out, (x[:, :, n:].clone(), *after)  # a copy, which does not hold the chunk
 

@@ -32,7 +32,7 @@ from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
 from zoo.embeddings import RotaryPositions
 from zoo.functional import accumulator, recompute
 from zoo.registry import register
-from zoo.scan import scan
+from zoo.scan import scan, scan_step
 
 EPSILON = 1e-6  # of the norm
 
@@ -105,8 +105,8 @@ class GatedAttentionUnit(Mixer):
     def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         with torch.autocast(x.device.type, enabled=False):
             u, v, z = self._project(x)
-            v, z, real = v.to(accumulator(v)), z.to(accumulator(z)), torch.ones_like(z[..., :1], dtype=torch.bool)
-            mixed, tensors = self._causal(position, tensors, v, z, real, self.scale, self.offset)
+            sequences = v, z, torch.ones_like(z[..., :1], dtype=torch.bool)
+            mixed, tensors = scan_step(self._causal, position, sequences, tensors, (self.scale, self.offset))
             return self._finish(u, mixed), tensors
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:

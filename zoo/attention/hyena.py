@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least
 from zoo.convolution import convolve
-from zoo.functional import accumulator, recompute
+from zoo.functional import accumulator, convolve_taps, recompute
 from zoo.registry import register
 
 TAPS = 3  # of the short convolution
@@ -105,8 +105,7 @@ class Hyena(Mixer):
         past = TAPS - 1 if self.causal else TAPS // 2
         with torch.autocast(x.device.type, enabled=False):
             u = F.pad(_hide(self._project(x), hidden), (0, 0, past, TAPS - 1 - past))
-            u = reduce(torch.add, (self.taps[i] * u[:, i : i + N] for i in range(TAPS)))
-            *gates, z = u.chunk(self.order + 1, dim=-1)
+            *gates, z = convolve_taps(u, self.taps).chunk(self.order + 1, dim=-1)
             for gate, skip, h in zip(gates[:0:-1], self.skip, self._filters(N, two_sided=not self.causal), strict=True):
                 z = _hide(z * gate, hidden)
                 z = convolve(z, h) + skip * z

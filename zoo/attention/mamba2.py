@@ -29,7 +29,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
-from zoo.functional import accumulator
+from zoo.functional import accumulator, convolve_taps
 from zoo.registry import register
 from zoo.scan import decayed, scan, scan_both, scan_step
 
@@ -116,10 +116,8 @@ class Mamba2(Mixer):
 
         mixed: x, B and C before the convolution, (B, N + conv_width - 1, …); step: Δ before softplus, (B, N, …).
         """
-        dtype, N = accumulator(mixed), step.shape[1]
-        total, mixed = self.taps_bias.to(dtype), mixed.to(dtype)
-        for place, tap in enumerate(self.taps.to(dtype)):
-            total = torch.addcmul(total, tap, mixed[:, place : place + N])
+        dtype = accumulator(mixed)
+        total = convolve_taps(mixed.to(dtype), self.taps.to(dtype)) + self.taps_bias.to(dtype)
         x, *pairs = torch.split(F.silu(total), self.parts, dim=-1)
         x = rearrange(x, "b n (h d) -> b h n d", h=self.n_heads)
         steps = rearrange(step.to(dtype), "b n (i h) -> i b h n", h=self.n_heads)

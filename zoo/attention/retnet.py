@@ -27,7 +27,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
-from zoo.embeddings import angles
+from zoo.embeddings import angles, turned
 from zoo.functional import accumulator
 from zoo.registry import register
 from zoo.scan import decayed, scan, scan_both, scan_step
@@ -126,10 +126,3 @@ class RetNet(Mixer):
 
     def cache_size(self, length: int) -> int:
         return self.state_size(length)
-
-
-def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Pairs of features of ``x`` (B, H, N, D) turned; cos, sin: (…, N, D // 2)."""
-    half = cos.shape[-1]
-    left, right, rest = torch.split(x, [half, half, x.shape[-1] - 2 * half], dim=-1)
-    return torch.cat([left * cos - right * sin, right * cos + left * sin, rest], dim=-1)
