@@ -327,7 +327,7 @@ def pair_up(before: Sequence[Record], after: Sequence[Record]) -> tuple[list[Pai
 def by_conditions(records: Sequence[Record]) -> dict[str, dict[str, Group]]:
     """Task and length in words -> conditions -> group."""
     found: dict[str, dict[str, Group]] = {}
-    for group in group_records([Source(records, {})]):
+    for group in group_records([Source(records, {})], short=False):  # one name in both folders
         spec = DEFAULTS | as_mapping(group.records[0].get("spec"))
         conditions = {key: value for key, value in spec.items() if key not in PER_ROW}
         for key, value in conditions.items():

@@ -303,3 +303,15 @@ def test_what_cannot_be_compared_is_one_line_and_exit_2(tmp_path: Path, capsys: 
         complaint = capsys.readouterr().err
         assert message in complaint
         assert complaint.count("\n") == 1
+
+
+def test_a_variant_with_other_options_is_another_one() -> None:
+    """Though a report of either folder alone would call it by the variant."""
+
+    def folder(label: str) -> Source:
+        return Source([make_record("linformer", label=label), make_record("full")], ENVIRONMENT)
+
+    pairs, _, vanished, new = pair_up(folder("linformer rank=16").records, folder("linformer rank=32").records)
+    assert [pair.before.name for pair in pairs] == ["full"]
+    assert "linformer rank=16" in " ".join(vanished)
+    assert "linformer rank=32" in " ".join(new)

@@ -342,12 +342,16 @@ class Source:
     environment: Mapping[str, Any]
 
 
-def group_records(sources: Sequence[Source]) -> list[Group]:
-    """Sort records into groups and rows. Of two runs of the same thing with the same seed the later counts."""
+def group_records(sources: Sequence[Source], *, short: bool = True) -> list[Group]:
+    """Sort records into groups and rows. Of two runs of the same thing with the same seed the later counts.
+
+    Args:
+        short: names hold options only where they tell variants of these sources apart; else all that were set.
+    """
     machines: dict[str, Mapping[str, Any]] = {}
     cells: dict[tuple[str, str, int, str], dict[tuple[str, str], dict[str, Record]]] = {}
     probes: dict[tuple[str, str, str], list[Record]] = {}
-    shorter = short_labels(record for source in sources for record in source.records)
+    shorter = short_labels(record for source in sources for record in source.records) if short else {}
     for source in sources:
         machine = machine_line(source.environment)
         machines.setdefault(machine, source.environment)
