@@ -71,13 +71,35 @@ def full_attention(
     return out[..., :d_head].masked_fill(hidden, 0)
 
 
+class _ConvolveTaps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, taps: Tensor) -> Tensor:
+        ctx.save_for_backward(x, taps)
+        n = x.shape[-2] - len(taps) + 1
+        total = x[..., :n, :] * taps[0]
+        for place, tap in enumerate(taps[1:], start=1):
+            total.addcmul_(x[..., place : place + n, :], tap)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, taps = ctx.saved_tensors
+        places = [slice(place, place + grad.shape[-2]) for place in range(len(taps))]
+        d_x = d_taps = None
+        if ctx.needs_input_grad[0]:
+            d_x = torch.zeros_like(x)
+            for place, tap in zip(places, taps, strict=True):
+                d_x[..., place, :].addcmul_(grad, tap)
+        if ctx.needs_input_grad[1]:
+            d_taps = torch.stack([(grad * x[..., place, :]).sum_to_size(taps.shape[1:]) for place in places])
+        return d_x, d_taps
+
+
 def convolve_taps(x: Tensor, taps: Tensor) -> Tensor:
     """A short depthwise convolution, not padded: x (…, n + width - 1, C), taps (width, …, C) -> (…, n, C)."""
-    n = x.shape[-2] - len(taps) + 1
-    total = x[..., :n, :] * taps[0]
-    for place, tap in enumerate(taps[1:], start=1):
-        total = torch.addcmul(total, x[..., place : place + n, :], tap)
-    return total
+    out: Tensor = _ConvolveTaps.apply(x, taps)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _Split(torch.autograd.Function):

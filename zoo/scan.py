@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -120,10 +121,8 @@ def decayed(_first: int, state: Tensors, q: Tensor, k: Tensor, v: Tensor, log_de
 
     q, k: (B, H, n, M); v: (B, H, n, D); log_decay: (B, H, n), at most 0; -inf forgets all. Heads of size 1 are shared.
     """
-    (before,) = state
-    since, between = decays(log_decay)
-    out = (q @ k.mT * between) @ v + (q * since) @ before
-    return out, (before * since[..., -1:, :] + (k * between[..., -1, :, None]).mT @ v,)
+    out, after = _Decayed.apply(state[0], q, k, v, log_decay, None)  # type: ignore[no-untyped-call]
+    return out, (after,)
 
 
 def delta(
@@ -136,13 +135,69 @@ def delta(
 
     q, k: (B, H, n, M), |k| at most 1; v: (B, H, n, D); beta, in [0, 1], and log_decay, at most 0: (B, H, n).
     """
-    (before,) = state
-    since, between = decays(log_decay)
-    strong = beta[..., None] * k
-    wanted = beta[..., None] * v - since * (strong @ before)
-    written = torch.linalg.solve_triangular(strong @ k.mT * between, wanted, upper=False, unitriangular=True)
-    out = (q @ k.mT * between) @ written + (q * since) @ before
-    return out, (before * since[..., -1:, :] + (k * between[..., -1, :, None]).mT @ written,)
+    strong = beta[..., None]
+    out, after = _Decayed.apply(state[0], q, k, strong * v, log_decay, strong * k)  # type: ignore[no-untyped-call]
+    return out, (after,)
+
+
+class _Decayed(torch.autograd.Function):
+    """``decayed``, or ``delta`` where its β_t k_t are given as ``strong``, and its β_t v_t as v."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, before: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strong: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        since, between = decays(log_decay)
+        written, system = v, None
+        if strong is not None:
+            system = (strong @ k.mT).mul_(between)
+            wanted = torch.addcmul(v, strong @ before, since, value=-1)
+            written = torch.linalg.solve_triangular(system, wanted, upper=False, unitriangular=True)
+        weights = (q @ k.mT) * between
+        out = torch.addcmul(weights @ written, q @ before, since)
+        after = torch.addcmul((k * between[..., -1, :, None]).mT @ written, before, since[..., -1:, :])
+        ctx.save_for_backward(before, q, k, v, log_decay, strong, since, between, written, system, weights)
+        return out, after
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor, d_after: Tensor) -> tuple[Tensor | None, ...]:
+        before, q, k, v, log_decay, strong, since, between, written, system, weights = ctx.saved_tensors
+        left, kept = between[..., -1, :, None], since[..., -1:, :]  # of each position, and of ``before``, at the end
+        d_weights = d_out @ written.mT
+        d_since, d_left = d_out @ before.mT, written @ d_after.mT  # of q · since, and of k · left
+        d_v = weights.mT @ d_out + (k * left) @ d_after
+        d_before = torch.addcmul((q * since).mT @ d_out, d_after, kept)
+        d_log = d_strong = None
+        if strong is not None:
+            d_v = torch.linalg.solve_triangular(system.mT, d_v, upper=True, unitriangular=True)
+            d_system, d_reads = d_v @ written.mT, d_v @ before.mT  # of strong · since; times -1, both
+        if ctx.needs_input_grad[4]:
+            flows, read = d_weights * weights, (q * d_since).sum(-1)
+            if strong is not None:
+                flows, read = flows.addcmul_(d_system, system, value=-1), read - (strong * d_reads).sum(-1)
+            d_log = _passing(flows, read * since[..., 0], (k * d_left).sum(-1) * left[..., 0])
+            d_log += ((before * d_after).sum((-2, -1)) * kept[..., 0, 0])[..., None]
+        d_weights *= between
+        d_q = torch.addcmul(d_weights @ k, d_since, since)
+        d_k = torch.addcmul(d_weights.mT @ q, d_left, left)
+        if strong is not None:
+            d_system.mul_(between).diagonal(dim1=-2, dim2=-1).zero_()
+            d_strong = torch.addcmul(d_system @ k, d_reads, since).neg_()
+            d_k = d_k.sub_(d_system.mT @ strong)
+            d_before -= (strong * since).mT @ d_v
+        found = (d_before, before), (d_q, q), (d_k, k), (d_v, v), (d_log, log_decay), (d_strong, strong)
+        return tuple(None if d is None else d.sum_to_size(x.shape) for d, x in found)
+
+
+def _passing(flows: Tensor, read: Tensor, left: Tensor) -> Tensor:
+    """What passes each position: of j at i (…, n, n) for j < t <= i, what t and those after it read of the time before
+    the chunk (…, n), and what those before t leave to the time after it (…, n).
+
+    Each is a sum of what passes and of nothing else: differences of sums would leave noise where all is forgotten.
+    """
+    passing = flows.cumsum(-1).tril_(-1)[..., :-1].sum(-2) + left.cumsum(-1)[..., :-1]
+    return F.pad(passing, (1, 0)) + read.flip(-1).cumsum(-1).flip(-1)
 
 
 def decays(log_decay: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,8 @@ denominator vanishes.
 Departures from the paper:
 - It takes turns of layers with Taylor attention and layers with a window (and short convolutions). A backend lives in
   one layer, so both are in each, under one denominator. ``window=0`` is the paper's Taylor attention alone.
-- The form in both directions is not the paper's: one scan for the keys up to the own one, one for those after it.
+- The form in both directions is not the paper's: a scan in each, in both of which the own key has half its weight. On
+  two CPU cores at N = 8192, forward and backward, both take about a third of fused full attention's time.
 - No epsilon is added to the denominator, which is at least 1/2 after that division.
 """
 
@@ -26,7 +27,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
 from zoo.embeddings import RotaryPositions
 from zoo.functional import accumulator
 from zoo.registry import register
-from zoo.scan import scan, scan_step
+from zoo.scan import scan, scan_both, scan_step
 
 LOWEST = -1e30  # the logarithm of no weight
 
@@ -91,12 +91,11 @@ class Based(Mixer):
         sequences = self._project(x)
         if key_padding_mask is not None:
             sequences = (*sequences, key_padding_mask[:, None, :, None])
-        mixed = scan(partial(self._chunk, 0), sequences, self.begin(x), onward=self._onward)
-        if not self.causal:
-            after = scan(partial(self._chunk, 1), sequences, self.begin(x), reverse=True, onward=self._onward)
-            share = (mixed[..., -1:] - after[..., -1:]).sigmoid()  # of the keys up to the own one in all weights
-            mixed = torch.lerp(after[..., :-1], mixed[..., :-1], share)
-        return self._finish(mixed, x)
+        if self.causal:
+            return self._finish(scan(self._chunk, sequences, self.begin(x), onward=self._onward), x)
+        before, after = scan_both(self._chunk, sequences, sequences, self.begin(x), onward=self._onward)
+        share = (before[..., -1:] - after[..., -1:]).sigmoid()  # of the keys before in all weights
+        return self._finish(torch.lerp(after[..., :-1], before[..., :-1], share), x)
 
     def begin(self, x: Tensor) -> Tensors:
         """Σ_j φ(k_j)ᵀ [v_j, 1] of the keys beyond the window, (B, H, M, D + 1), and of those within the keys
@@ -108,7 +107,7 @@ class Based(Mixer):
     def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         with torch.autocast(x.device.type, enabled=False):
             q, k, v = self._project(x, position)
-            mixed, tensors = scan_step(partial(self._chunk, 0), position, (q, k, v), tensors)
+            mixed, tensors = scan_step(self._chunk, position, (q, k, v), tensors)
             return self._finish(mixed, x), tensors
 
     def _project(self, x: Tensor, first: int = 0) -> Tensors:
@@ -122,23 +121,24 @@ class Based(Mixer):
         return q, k, v
 
     def _chunk(
-        self, nearest: int, _first: int, state: Tensors, q: Tensor, k: Tensor, v: Tensor, *hidden: Tensor
+        self, _first: int, state: Tensors, q: Tensor, k: Tensor, v: Tensor, *hidden: Tensor
     ) -> tuple[Tensor, Tensors]:
-        """The mean of the values of keys at a distance of ``nearest`` or more, (B, H, n, D), for ``scan``; where there
-        are two parts, the logarithm of the sum of weights behind it. State: as in ``begin``."""
+        """The mean of the values of keys up to the own one, (B, H, n, D), for ``scan``; in both directions the own one
+        has half its weight, and the logarithm of the sum of weights comes last. State: as in ``begin``."""
         total, past = state[0], self.reach
         n = q.shape[2]
         k, v = self._with_past(state, k, v, *hidden)  # (B, H, past + n, …)
         place = torch.arange(past + n, device=k.device)
         distance = place[past:, None] - place
-        reach = max(nearest, self.window)
-        near, far = (distance >= nearest) & (distance < reach), (distance >= reach).to(v.dtype)
+        share = torch.where(distance == 0, 1 if self.causal else 0.5, 1).to(v.dtype)
+        near, far = (distance >= 0) & (distance < self.window), share * (distance >= self.window)
         real = v[:, :1, :, -1]
         logits = q @ k.mT
-        exact = logits + torch.where(near & (real > 0)[..., None, :], 0.0, -math.inf)
+        exact = logits + torch.where(near & (real > 0)[..., None, :], share.log(), -math.inf)
         top = exact.detach().amax(-1, keepdim=True)
-        count = F.pad(real.cumsum(-1), (1, 0))[..., max(0, past + 1 - reach) :][..., :n, None] + total[:, :1, :1, -1:]
-        top = torch.where(count > 0, top.clamp(min=0), top).clamp(min=LOWEST)  # each Taylor weight is at least 1/2
+        count = F.pad(real.cumsum(-1), (1, 0))[..., max(0, past + 1 - self.window) :][..., :n, None]
+        beyond = count + total[:, :1, :1, -1:] > 0
+        top = torch.where(beyond, top.clamp(min=0), top).clamp(min=LOWEST)  # each Taylor weight is at least 1/2
         scale = (-top).clamp(max=0).exp()
         taylor = torch.addcmul(far, far, torch.addcmul(logits, logits, logits, value=0.5))
         weights = torch.addcmul((exact - top).exp(), taylor, scale)
