@@ -168,7 +168,7 @@ def cost_against_length(series: Sequence[Group], cost: Cost, styles: Mapping[str
             names.append(Name(texts[label], x, y, 5, style.colour, style.weight))
     for rank, ((n, status), who) in enumerate(sorted(failed.items())):
         y = high / (high / low) ** (0.03 + 0.04 * (rank % 3))
-        axes.plot([n], [y], marker="x", markersize=8, markeredgewidth=2, color=INK)
+        axes.plot([n], [y], marker="x", markersize=8, markeredgewidth=2, color=INK, clip_on=False)
         names.append(Name(folded(f"{status}: {', '.join(who)}"), n, y, 9, INK))
     draw_margin(axes, margin)
     draw_names(axes, names, marks, soft)

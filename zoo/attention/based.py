@@ -19,7 +19,8 @@ Departures from the paper:
 - It takes turns of layers with Taylor attention and layers with a window (and short convolutions). A backend lives in
   one layer, so both are in each, under one denominator. ``window=0`` is the paper's Taylor attention alone.
 - The form in both directions is not the paper's: a scan in each, in both of which the own key has half its weight. On
-  two CPU cores at N = 8192, forward and backward, both take about a third of fused full attention's time.
+  two CPU cores at N = 8192, forward and backward, both take 0.35 (heads of 64) to 0.5 (of 32) of fused full attention's
+  time, not a third: whatever the width of heads, M is 153, and chunks weigh all their keys, near ones twice.
 - No epsilon is added to the denominator, which is at least 1/2 after that division.
 """
 
