@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from zoo.contract import Dims, Tensors
 from zoo.functional import accumulator, side_by_side
-from zoo.scan import CHUNK, Chunk, scan, scan_step
+from zoo.scan import CHUNK, Chunk, scan
 
 CACHED = 2**20  # numbers in the features of one chunk: more pass through memory, fewer make many small steps
 RESIDENT = 2**24  # the same elsewhere, where many small steps cost more than memory does
@@ -168,8 +168,17 @@ def kernel_chunk(features: FeatureMap) -> Chunk:
 def kernel_step(
     q: Tensor, k: Tensor, v: Tensor, features: FeatureMap, state: Tensors, position: int
 ) -> tuple[Tensor, Tensors]:
-    """The causal form at one position. q, k, v and the result: (B, H, 1, D)."""
-    return scan_step(kernel_chunk(features), position, (q, k, v), state)
+    """The causal form at one position, in place. q, k, v and the result: (B, H, 1, D)."""
+    total, *top = state
+    whole = slice(0, 1)
+    keys, reference = features.keys(_wide(k, whole), position), None
+    if features.logarithmic:
+        reference = torch.maximum(top[0], keys)
+        total *= (top[0] - reference).exp_().mT
+        keys, top = (keys - reference).exp_(), [reference]
+    total.addcmul_(keys.mT, _values(v, whole))
+    out, _ = _divide(_query_features(_wide(q, whole), position, features, reference) @ total)
+    return out.to(v.dtype), (total, *top)
 
 
 def empty_state(v: Tensor, features: FeatureMap) -> Tensors:

@@ -121,6 +121,9 @@ def decayed(_first: int, state: Tensors, q: Tensor, k: Tensor, v: Tensor, log_de
 
     q, k: (B, H, n, M); v: (B, H, n, D); log_decay: (B, H, n), at most 0; -inf forgets all. Heads of size 1 are shared.
     """
+    if log_decay.shape[-1] == 1:  # a step, where few operations count
+        state = (log_decay.exp()[..., None] * state[0] + k.mT @ v,)
+        return q @ state[0], state
     out, after = _Decayed.apply(state[0], q, k, v, log_decay, None)  # type: ignore[no-untyped-call]
     return out, (after,)
 
@@ -136,6 +139,10 @@ def delta(
     q, k: (B, H, n, M), |k| at most 1; v: (B, H, n, D); beta, in [0, 1], and log_decay, at most 0: (B, H, n).
     """
     strong = beta[..., None]
+    if log_decay.shape[-1] == 1:
+        kept = log_decay.exp()[..., None] * state[0]
+        state = (kept + k.mT @ (strong * (v - k @ kept)),)
+        return q @ state[0], state
     out, after = _Decayed.apply(state[0], q, k, strong * v, log_decay, strong * k)  # type: ignore[no-untyped-call]
     return out, (after,)
 
