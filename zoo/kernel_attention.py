@@ -173,9 +173,10 @@ def kernel_step(
     whole = slice(0, 1)
     keys, reference = features.keys(_wide(k, whole), position), None
     if features.logarithmic:
-        reference = torch.maximum(top[0], keys)
-        total *= (top[0] - reference).exp_().mT
-        keys, top = (keys - reference).exp_(), [reference]
+        before, top = top[0], [torch.maximum(top[0], keys)]
+        reference = finite(top[0])
+        total *= (before - reference).exp_().mT
+        keys = (keys - reference).exp_()
     total.addcmul_(keys.mT, _values(v, whole))
     out, _ = _divide(_query_features(_wide(q, whole), position, features, reference) @ total)
     return out.to(v.dtype), (total, *top)

@@ -12,6 +12,7 @@ from tests.backends.test_linear import outputs_and_gradients, qkv
 from tests.oracles.performer import oracle
 from zoo.attention.performer import PerformerAttention, PerformerConfig, orthogonal_gaussian
 from zoo.contract import Dims
+from zoo.registry import build
 from zoo.scan import CHUNK
 
 
@@ -85,6 +86,19 @@ def test_large_inputs_in_float32_give_mixtures_of_values(causal: bool, scale: fl
     assert (out > leaves[2].min() - 1e-3).all()
     assert (out < leaves[2].max() + 1e-3).all()
     assert all(x.grad is not None and x.grad.isfinite().all() for x in leaves)
+
+
+def test_steps_pass_over_keys_whose_features_all_vanish() -> None:
+    backend = build("performer", Dims(d_model=32, n_heads=2, max_len=64, causal=True))
+    q, k, v = torch.randn(3, 1, 2, 6, 16)
+    k[:, :, [0, 3]] *= 1e20  # exp(-|k|² / 2) is 0, and its logarithm -inf
+    state, rows = None, []
+    for t in range(6):
+        y, state = backend.step(q[:, :, t], k[:, :, t], v[:, :, t], state)
+        rows.append(y)
+    out = torch.stack(rows, dim=2)
+    assert out.isfinite().all()
+    torch.testing.assert_close(out, backend(q, k, v), atol=1e-4, rtol=1e-4)
 
 
 def test_causal_first_key_of_tiny_features_spoils_no_later_chunk() -> None:

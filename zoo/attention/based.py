@@ -21,7 +21,7 @@ Departures from the paper:
 - The form in both directions is not the paper's: a scan in each, in both of which the own key has half its weight. On
   two CPU cores at N = 8192, forward and backward, both take 0.35 (heads of 64) to 0.5 (of 32) of fused full attention's
   time, not a third: whatever the width of heads, M is 153, and chunks weigh all their keys, near ones twice.
-- No epsilon is added to the denominator, which is at least 1/2 after that division.
+- No epsilon is added to the denominator, which is at least 1/4 after that division.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ class Based(Mixer):
         exact = logits + torch.where(near & (real > 0)[..., None, :], share.log(), -math.inf)
         top = exact.detach().amax(-1, keepdim=True)
         count = F.pad(real.cumsum(-1), (1, 0))[..., max(0, past + 1 - self.window) :][..., :n, None]
-        beyond = count + total[:, :1, :1, -1:] > 0
-        top = torch.where(beyond, top.clamp(min=0), top).clamp(min=LOWEST)  # each Taylor weight is at least 1/2
+        beyond = count + total[:, :1, :1, -1:] > 0  # Taylor weights, which are at least 1/2, or half of it
+        top = torch.where(beyond, top.clamp(min=0), top).clamp(min=LOWEST)
         scale = (-top).clamp(max=0).exp()
         taylor = torch.addcmul(far, far, torch.addcmul(logits, logits, logits, value=0.5))
         weights = torch.addcmul((exact - top).exp(), taylor, scale)
