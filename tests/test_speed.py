@@ -90,7 +90,7 @@ def test_peak_memory_grows_linearly(attention: str) -> None:
     def peak(length: int) -> int:
         step = layer_step(sublayer(attention, length), length)
         step()
-        return peak_memory(step, CPU) or 0
+        return max(peak_memory(step, CPU) or 0 for _ in range(3))  # some steps reuse pages that were held before them
 
     assert peak(8192) < 2.6 * peak(4096)
 
