@@ -216,6 +216,16 @@ def test_placed_names_touch_neither_marks_nor_each_other() -> None:
     assert boxes == place(anchors, area, marks, [])
 
 
+def test_a_name_between_two_marks_is_no_riddle() -> None:
+    """The name of the second fits between the two, as near to either; above it there is room."""
+    anchors = [Anchor(100.0, 100.0, 17.0, 68.0, 14.0), Anchor(180.0, 97.0, 17.0, 38.0, 14.0)]
+    marks = [Box(a.x - 17, a.y - 17, a.x + 17, a.y + 17) for a in anchors]
+    for anchor, box in zip(anchors, place(anchors, Box(0, 0, 230, 200), marks, []), strict=True):
+        (other,) = (each for each in anchors if each is not anchor)
+        own, far = (math.dist((a.x, a.y), (np.clip(a.x, *box[::2]), np.clip(a.y, *box[1::2]))) for a in (anchor, other))
+        assert far > own + 8
+
+
 def crowd() -> list[Record]:
     rng = np.random.default_rng(1)
     records = []

@@ -27,7 +27,8 @@ def pair(*, d_model: int, n_heads: int, length: int) -> list[Pair]:
         ),
         layer_idx=0,
     )
-    layer = MultiHeadAttention(config, d_model=d_model, n_heads=n_heads, max_len=length, causal=True)
+    max_len = max(length, config.conv_width)  # ours has no more taps than that, theirs always all
+    layer = MultiHeadAttention(config, d_model=d_model, n_heads=n_heads, max_len=max_len, causal=True)
     ours = layer.mixer
     assert isinstance(ours, Mamba2)
     with torch.no_grad():

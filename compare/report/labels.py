@@ -32,6 +32,7 @@ class Anchor(NamedTuple):
 GAP = 4.0  # between a mark and its name, and between names
 LINE_COST = 0.15  # pixels a name moves away rather than cover one square pixel of a line
 CROSSING_COST = 50.0  # the same for a leader that crosses a name, a mark or another leader
+MISTAKEN_COST = 30.0  # the same for each other mark that a name could be taken for
 TOUCHING_COST = 1e4  # the same for one square pixel of a mark or another name
 SWEEPS = 3  # times that every name is placed anew among the others
 ANGLES = np.deg2rad(np.arange(0, 360, 22.5))
@@ -80,11 +81,21 @@ def as_boxes(boxes: Sequence[Box]) -> FloatArray:
     return np.array(boxes, dtype=float).reshape(-1, 4)
 
 
+def mistaken(index: int, boxes: FloatArray, anchors: Sequence[Anchor]) -> FloatArray:
+    """How many other marks each of `boxes` (K, 4) of the anchor at `index` is about as near to as to its own: (K,)."""
+    points = np.array([(anchor.x, anchor.y) for anchor in anchors])
+    nearest = np.clip(points, boxes[:, None, :2], boxes[:, None, 2:])  # (K, M, 2)
+    away = np.linalg.norm(nearest - points, axis=-1) - [anchor.radius for anchor in anchors]
+    found: FloatArray = (away < away[:, index, None] + 2 * GAP).sum(axis=1) - 1.0  # its own is among them
+    return found
+
+
 def place(anchors: Sequence[Anchor], area: Box, marks: Sequence[Box], lines: Sequence[Box]) -> list[Box]:
     """A box for each anchor's name, as near to it as can be.
 
     Names keep off the marks and off each other wherever the area has room left; lines are avoided where that costs
-    little, and leaders keep off other names, other marks and other leaders where that costs no more than a detour.
+    little, and leaders keep off other names, other marks and other leaders where that costs no more than a detour. A
+    name stands clearly nearer to its own mark than to others where it can.
 
     Args:
         anchors: the marks to be named, in order of precedence.
@@ -96,7 +107,7 @@ def place(anchors: Sequence[Anchor], area: Box, marks: Sequence[Box], lines: Seq
     points = np.array([(anchor.x, anchor.y) for anchor in anchors]).reshape(-1, 2)
     around = [candidates(anchor, area) for anchor in anchors]
     standing = []  # what does not depend on where the other names are
-    for (reach, boxes), point in zip(around, points, strict=True):
+    for index, ((reach, boxes), point) in enumerate(zip(around, points, strict=True)):
         elsewhere = fixed[~((fixed[:, :2] <= point) & (fixed[:, 2:] >= point)).all(axis=1)]
         passed = hits(leaders(np.broadcast_to(point, (len(boxes), 2)), boxes), elsewhere).sum(axis=1)
         standing.append(
@@ -104,6 +115,7 @@ def place(anchors: Sequence[Anchor], area: Box, marks: Sequence[Box], lines: Seq
             + LINE_COST * shared_areas(boxes, soft)
             + TOUCHING_COST * shared_areas(boxes, fixed)
             + CROSSING_COST * passed
+            + MISTAKEN_COST * mistaken(index, boxes, anchors)
         )
 
     placed: dict[int, FloatArray] = {}

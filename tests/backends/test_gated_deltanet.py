@@ -223,3 +223,11 @@ def test_bad_options_are_said(conv_width: object) -> None:
     expected = rf"gated_deltanet\.conv_width must be an integer of at least 1, got {conv_width}"
     with pytest.raises(ValueError, match=expected):
         GatedDeltaNetConfig(conv_width=conv_width)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_convolution_has_no_more_taps_than_there_are_positions(causal: bool) -> None:
+    backend = build(GatedDeltaNetConfig(conv_width=10**6), Dims(d_model=8, n_heads=2, max_len=5, causal=causal))
+    backend(torch.randn(1, 5, 8)).sum().backward()
+    assert len(backend.conv) == 5
+    assert backend.conv.grad[:, 0, 0].ne(0).any(-1).all()

@@ -213,3 +213,11 @@ def test_causal_flash_pytorch_grows_with_the_number_of_chunks_and_ours_does_not(
     y, theirs = (layer(x).unflatten(1, (8, 32)) for layer in (ours, Peer(ours)))
     torch.testing.assert_close(y[:, 1], y[:, 7], atol=1e-5, rtol=1e-4)
     assert theirs[:, 7].norm() > 2 * theirs[:, 1].norm()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_chunk_beyond_max_len_is_one_over_all_positions(causal: bool) -> None:
+    x = torch.randn(2, 40, 16)
+    torch.testing.assert_close(
+        gau(chunk=10**6, max_len=48, causal=causal)(x), gau(chunk=48, max_len=48, causal=causal)(x)
+    )

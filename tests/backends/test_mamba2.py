@@ -227,3 +227,11 @@ def test_parameters_are_near_those_of_full() -> None:
 def test_bad_options_are_said(option: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"mamba2\.{option} must be an integer of at least 1, got {value}"):
         Mamba2Config(**{option: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_convolution_has_no_more_taps_than_there_are_positions_to_read(causal: bool) -> None:
+    module = mamba2(Mamba2Config(conv_width=10**6), causal=causal, max_len=5)
+    module(torch.randn(1, 5, 16)).sum().backward()
+    assert len(module.taps) == (5 if causal else 9)
+    assert module.taps.grad.ne(0).any(-1).all()

@@ -54,7 +54,7 @@ BUDGET = 2**22  # weights of one chunk of ``full``
 @dataclass(frozen=True, kw_only=True)
 class AFTConfig:
     """form: where w is learned: ``local``, ``full`` or ``simple`` (nowhere).
-    window: s, w is learned for positions less than this apart; for ``local`` alone.
+    window: s, w is learned for positions less than this apart, at most max_len; for ``local`` alone.
     rank: numbers for each position whose products are w; for ``full`` alone.
     """
 
@@ -86,7 +86,7 @@ class AFT(Mixer):
         super().__init__()
         C = dims.d_model
         self.causal, self.form = dims.causal, config.form
-        self.window = config.window if config.form == "local" else 1
+        self.window = min(config.window, dims.max_len) if config.form == "local" else 1
         self.qkv = nn.Linear(C, 3 * C)
         self.out = nn.Linear(C, C)
         for linear in (self.qkv, self.out):

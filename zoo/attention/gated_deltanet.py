@@ -38,7 +38,7 @@ from zoo.scan import delta, scan, scan_both, scan_step
 
 @dataclass(frozen=True, kw_only=True)
 class GatedDeltaNetConfig:
-    """conv_width: taps of the convolution over queries, keys and values; 1 sees no neighbour."""
+    """conv_width: taps of the convolution over queries, keys and values; 1 sees no neighbour, max_len is the most."""
 
     conv_width: int = 4
 
@@ -63,7 +63,7 @@ class GatedDeltaNet(Mixer):
 
     def __init__(self, dims: Dims, config: GatedDeltaNetConfig) -> None:
         super().__init__()
-        C, H, D, width = dims.d_model, dims.n_heads, dims.d_head, config.conv_width
+        C, H, D, width = dims.d_model, dims.n_heads, dims.d_head, min(config.conv_width, dims.max_len)
         self.causal, self.n_heads = dims.causal, H
         self.qkv = nn.Linear(C, 3 * C, bias=False)  # of each head q, k, v
         self.conv = nn.Parameter(torch.empty(width, H, 1, 3 * D).uniform_(-(width**-0.5), width**-0.5))

@@ -41,7 +41,7 @@ EPSILON = 1e-6  # of the norm
 class GAUConfig:
     """query_width: s, the width of queries and keys; d_model where that is less.
     expand: e / d_model, how many times as wide as the input the gate and the values are (2 in the paper).
-    chunk: c, positions of a chunk, within which attention is quadratic.
+    chunk: c, positions of a chunk, within which attention is quadratic; max_len where that is less.
     """
 
     query_width: int = 128
@@ -69,7 +69,7 @@ class GatedAttentionUnit(Mixer):
 
     def __init__(self, dims: Dims, config: GAUConfig) -> None:
         super().__init__()
-        C, s, c = dims.d_model, min(config.query_width, dims.d_model), config.chunk
+        C, s, c = dims.d_model, min(config.query_width, dims.d_model), min(config.chunk, dims.max_len)
         self.causal, self.chunk = dims.causal, c
         self.widths = (config.expand * C, config.expand * C, s)  # of u, v and z
         self.hidden = nn.Linear(C, sum(self.widths))

@@ -42,7 +42,7 @@ STEPS = (1e-3, 1e-1)  # Δ at first, log-uniform
 class Mamba2Config:
     """state: M, rows of the state of each head (N in the paper).
     expand: width of x and z, as a multiple of d_model (2 in the paper).
-    conv_width: positions that the convolution reads.
+    conv_width: positions that the convolution reads, at most those within max_len.
     """
 
     state: int = 64
@@ -77,12 +77,13 @@ class Mamba2(Mixer):
         self.directions = 1 if dims.causal else 2
         self.parts = [width, *[config.state] * 2 * self.directions]  # x, then B and C of each direction
         self.sizes = [width, sum(self.parts), self.directions * H]  # z; x, B and C; Δ
-        past = config.conv_width - 1 if dims.causal else (config.conv_width - 1) // 2
-        self.reach = (past, config.conv_width - 1 - past)
+        conv_width = min(config.conv_width, dims.max_len if dims.causal else 2 * dims.max_len - 1)
+        past = conv_width - 1 if dims.causal else (conv_width - 1) // 2
+        self.reach = (past, conv_width - 1 - past)
 
         self.project = nn.Linear(dims.d_model, sum(self.sizes), bias=False)
-        bound = config.conv_width**-0.5
-        self.taps = nn.Parameter(torch.empty(config.conv_width, self.sizes[1]).uniform_(-bound, bound))
+        bound = conv_width**-0.5
+        self.taps = nn.Parameter(torch.empty(conv_width, self.sizes[1]).uniform_(-bound, bound))
         self.taps_bias = nn.Parameter(torch.empty(self.sizes[1]).uniform_(-bound, bound))
         self.log_a = nn.Parameter(torch.empty(H).uniform_(*DECAYS).log())  # of -a
         step = torch.empty(H).uniform_(*map(math.log, STEPS)).exp()
