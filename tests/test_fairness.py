@@ -400,14 +400,26 @@ def test_the_answer_stands_first_in_both_reports(tmp_path: Path) -> None:
     assert page.index(">In short</h2>") < page.index("<table")
 
 
+def seconds_of_plain_python() -> float:
+    """How fast the machine is at the moment: shared ones differ by a factor of two within the hour."""
+    started, sums = time.process_time(), dict.fromkeys(range(1000), 0.0)
+    for i in range(2_000_000):
+        sums[i % 1000] += i * 0.5
+    return time.process_time() - started
+
+
 def test_a_report_of_1000_records_is_drawn_in_20_seconds(tmp_path: Path) -> None:
     lengths = (256, 512, 1024, 2048, 4096)
     records = [make_record(v, seq_len=n, seed=seed) for n in lengths for v in MANY[:25] for seed in range(8)]
     assert len(records) == 1000
     folder = write_folder(tmp_path, records)
+    units = [seconds_of_plain_python() for _ in range(3)]
     started = time.process_time()
     write_report(folder)
-    assert time.process_time() - started < 30  # cores that other tests share count half as much again
+    took = time.process_time() - started
+    units += [seconds_of_plain_python() for _ in range(3)]
+    unit = sum(units) / len(units) / 0.24  # 1 where the 20 s are meant: at this, a report takes 16
+    assert took < 30 * unit  # cores that other tests share count half as much again
     assert len(list((folder / "charts").glob("*.png"))) == 23
 
 
