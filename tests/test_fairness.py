@@ -418,8 +418,7 @@ def test_a_report_of_1000_records_is_drawn_in_20_seconds(tmp_path: Path) -> None
     write_report(folder)
     took = time.process_time() - started
     units += [seconds_of_plain_python() for _ in range(3)]
-    unit = sum(units) / len(units) / 0.24  # 1 where the 20 s are meant: at this, a report takes 16
-    assert took < 30 * unit  # cores that other tests share count half as much again
+    assert took < 125 * sum(units) / len(units)  # measured: 77, on a slow machine; 20 s is not tested as such
     assert len(list((folder / "charts").glob("*.png"))) == 23
 
 
