@@ -15,14 +15,20 @@ FORMS = [(name, causal) for name in available() for causal in (False, True)[: 1 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize(("variant", "causal"), FORMS, ids=[name + "-causal" * causal for name, causal in FORMS])
 def test_long_inputs_with_large_activations_stay_finite(variant: str, causal: bool, dtype: torch.dtype) -> None:
+    assert_large_activations_stay_finite(variant, causal, dtype, "cpu")
+
+
+def assert_large_activations_stay_finite(variant: str, causal: bool, dtype: torch.dtype, device: str) -> None:
     length = LENGTH if describe(variant).traits.subquadratic else QUADRATIC
     torch.manual_seed(0)
-    sublayer = MultiHeadAttention(variant, d_model=8, n_heads=1, max_len=length, causal=causal)
-    x = (100 * torch.randn(1, length, 8)).requires_grad_()
-    mask = torch.rand(1, length) < 0.1
-    with torch.autocast("cpu", dtype=dtype):
+    sublayer = MultiHeadAttention(variant, d_model=8, n_heads=1, max_len=length, causal=causal).to(device)
+    x = (100 * torch.randn(1, length, 8)).to(device).requires_grad_()
+    mask = torch.rand(1, length).to(device) < 0.1
+    with torch.autocast(device, dtype=dtype):
         y = sublayer(x, key_padding_mask=mask)
-    (y.float() * torch.randn(y.shape)).sum().div(length).backward()  # a mean, whose true gradients fit into 16 bits
+    (y.float() * torch.randn(y.shape).to(device)).sum().div(
+        length
+    ).backward()  # a mean, whose true gradients fit into 16 bits
     assert y.isfinite().all()
     for key, tensor in [("input", x), *sublayer.named_parameters()]:
         assert tensor.grad is not None, key
