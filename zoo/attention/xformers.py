@@ -4,9 +4,9 @@ Self-attention Does Not Need O(n²) Memory, arXiv:2112.05682; library: facebookr
 ``xformers.ops.memory_efficient_attention``. Computes equation 1 of arXiv:1706.03762.
 Cost: O(N² D) time, O(N D) memory.
 
-xformers has kernels for CUDA in half precision and float32. Elsewhere (CPU, float64, no xformers installed) the
-same mathematics runs on torch's scaled_dot_product_attention, and ``kernel()`` says so. The step form, one query at a
-time, runs there everywhere.
+xformers has kernels for CUDA in half precision and float32. Elsewhere (CPU, float64, no xformers installed, or one
+that was built for another CUDA) the same mathematics runs on torch's scaled_dot_product_attention, and ``kernel()``
+says so. The step form, one query at a time, runs there everywhere.
 Padding: the real positions of the batch are packed end to end and attend within blocks, so padding costs nothing.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -97,4 +98,15 @@ def missing_kernel(q: Tensor) -> str:
         return f"xformers has no {q.dtype} kernel"
     if importlib.util.find_spec("xformers") is None:
         return "xformers is not installed"
-    return ""
+    return _refused(q.device, q.dtype, q.shape[-1])
+
+
+@cache
+def _refused(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """Why the xformers that is installed cannot compute attention there; empty where it can."""
+    from xformers.ops import fmha
+
+    x = torch.empty(1, 1, 1, head_dim, device=device, dtype=dtype)
+    if any(op.supports(fmha.Inputs(x, x, x)) for op in fmha.ALL_BW_OPS):  # each has its forward
+        return ""
+    return "the xformers installed has no kernel for this torch and device (python -m xformers.info tells more)"
