@@ -9,12 +9,30 @@ import torch
 from torch import Tensor, nn
 
 from compare.measure import saved_bytes
+from zoo import MultiHeadAttention
 from zoo import scan as core
+from zoo.attention import based, gau
+from zoo.attention.based import BasedConfig
+from zoo.attention.gated_deltanet import GatedDeltaNetConfig
+from zoo.attention.gau import GAUConfig
+from zoo.attention.mamba2 import Mamba2Config
+from zoo.attention.retnet import RetNetConfig
 from zoo.contract import Tensors
 from zoo.scan import CHUNK, Chunk, decayed, delta, scan, scan_both, scan_step
 
 LENGTHS = [1, CHUNK - 1, CHUNK, CHUNK + 1, 300]
 CHUNKS = [decayed, delta]
+
+
+@pytest.fixture(params=["short chunks", "long ones, folded"])
+def as_on_any_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks as on a CPU, or as elsewhere, of three blocks."""
+    if request.param == "long ones, folded":
+        monkeypatch.setattr(core, "UNFOLDED", 1)
+        monkeypatch.setattr(core, "chunk_size", lambda *_: 3 * CHUNK)
+
+
+on_any_device = pytest.mark.usefixtures("as_on_any_device")
 
 
 def inputs(
@@ -69,6 +87,7 @@ def against_the_loop(chunk: Chunk, sequences: Tensors, state: Tensors, *, revers
 # What is computed
 
 
+@on_any_device
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_both_directions_at_once_are_two_scans(chunk: Chunk, length: int) -> None:
@@ -83,7 +102,7 @@ def test_both_directions_at_once_are_two_scans(chunk: Chunk, length: int) -> Non
 
 def test_chunks_are_as_long_as_their_weights_stay_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     def size(batch: int, heads: int, directions: int) -> int:
-        return core.chunk_size(directions * [(torch.zeros(batch, 1, 9, 2), torch.zeros(batch, heads, 9))])
+        return core.chunk_size(directions * [(torch.zeros(batch, 1, 9, 2), torch.zeros(batch, heads, 9))], folds=True)
 
     monkeypatch.setattr(core, "CACHED", 4 * 4 * CHUNK**2)
     assert [size(1, 4, 1), size(1, 4, 2), size(2, 8, 1), size(64, 8, 2)] == [2 * CHUNK, CHUNK, CHUNK, CHUNK]
@@ -91,6 +110,7 @@ def test_chunks_are_as_long_as_their_weights_stay_cached(monkeypatch: pytest.Mon
     assert size(1, 1, 1) == CHUNK
 
 
+@on_any_device
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("chunk", CHUNKS)
@@ -105,12 +125,14 @@ def test_chunks_may_have_any_size(chunk: Chunk, size: int, reverse: bool) -> Non
     against_the_loop(chunk, *inputs(chunk, 100), reverse=reverse, size=size)
 
 
+@on_any_device
 @pytest.mark.parametrize("shared", [(0, 1, 2), (3,), (0, 1, 2, 3)], ids=["q, k, v", "decay", "all"])
 def test_heads_of_size_1_are_shared(shared: tuple[int, ...]) -> None:
     sequences, state = inputs(decayed, 150)
     against_the_loop(decayed, tuple(x[:, :1] if i in shared else x for i, x in enumerate(sequences)), state)
 
 
+@on_any_device
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_steps_are_the_scan(chunk: Chunk) -> None:
     sequences, state = inputs(chunk, 40)
@@ -130,6 +152,7 @@ def test_a_chunk_is_told_its_first_position() -> None:
     assert scan(numbers, (x,), (), size=4, reverse=True).flatten().tolist() == [0] * 2 + [2] * 4 + [6] * 4
 
 
+@on_any_device
 def test_with_keys_at_right_angles_delta_remembers_the_last_value_of_each() -> None:
     torch.manual_seed(0)
     keys = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64)).Q
@@ -146,6 +169,7 @@ def test_with_keys_at_right_angles_delta_remembers_the_last_value_of_each() -> N
 # Decays and gates at their ends
 
 
+@on_any_device
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize("strong", [-1e4, -math.inf])
 def test_decays_of_0_and_1_are_exact(chunk: Chunk, strong: float) -> None:
@@ -158,6 +182,7 @@ def test_decays_of_0_and_1_are_exact(chunk: Chunk, strong: float) -> None:
     assert_equal((ours, *gradients(ours, leaves)), (literal, *gradients(literal, others)))
 
 
+@on_any_device
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_strong_decays_take_nothing_from_weak_ones_beside_them(chunk: Chunk) -> None:
     """In float32 a difference of sums from the start of the chunk would keep two digits of the weak ones."""
@@ -171,6 +196,7 @@ def test_strong_decays_take_nothing_from_weak_ones_beside_them(chunk: Chunk) -> 
         assert (mine - other).norm() < 1e-6 * other.norm()
 
 
+@on_any_device
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 def test_delta_at_the_ends_of_its_gate(strength: float) -> None:
     (q, k, v, beta, log_decay), state = inputs(delta, 200)
@@ -181,6 +207,7 @@ def test_delta_at_the_ends_of_its_gate(strength: float) -> None:
         torch.testing.assert_close(out, q @ state[0])
 
 
+@on_any_device
 def test_delta_stays_exact_where_all_keys_are_one() -> None:
     """Its system is then the worst there is: all ones below the diagonal."""
     (q, k, v, beta, log_decay), state = inputs(delta, 300)
@@ -190,6 +217,7 @@ def test_delta_stays_exact_where_all_keys_are_one() -> None:
 # Precision
 
 
+@on_any_device
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_half_precision_is_summed_in_float32(chunk: Chunk, dtype: torch.dtype) -> None:
@@ -209,6 +237,7 @@ def test_half_precision_is_summed_in_float32(chunk: Chunk, dtype: torch.dtype) -
         assert (low.float() - high).norm() < (1e-3 if dtype == torch.float16 else 6e-3) * high.norm()
 
 
+@on_any_device
 def test_autocast_changes_nothing() -> None:
     sequences, state = inputs(delta, 150, dtype=torch.float32)
     want = scan(delta, sequences, state)
@@ -266,6 +295,7 @@ def test_gradients_of_constants_are_summed_in_float32() -> None:
     assert weight.grad.item() == 1000
 
 
+@on_any_device
 def test_what_needs_no_gradient_gets_none() -> None:
     (q, k, v, log_decay), state = inputs(decayed, 150)
     for x in (k, state[0]):
@@ -285,6 +315,7 @@ def test_states_that_are_not_kept_are_computed_again(chunk: Chunk, monkeypatch: 
             against_the_loop(chunk, sequences, state, reverse=reverse, size=16)
 
 
+@on_any_device
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_gradcheck(chunk: Chunk, reverse: bool) -> None:
@@ -293,9 +324,40 @@ def test_gradcheck(chunk: Chunk, reverse: bool) -> None:
     assert torch.autograd.gradcheck(lambda *xs: scan(chunk, xs, state, reverse=reverse, size=4), leaves)
 
 
+@pytest.mark.parametrize("numbers", [False, True])
+@pytest.mark.parametrize("blocks", [1, 2, 5, 8])
+def test_states_are_passed_by_doubling_as_one_by_one(blocks: int, numbers: bool) -> None:
+    torch.manual_seed(0)
+    keeps = torch.rand(2, 3, blocks, *((1, 1) if numbers else (4, 4)), dtype=torch.float64)
+    before, writes = (
+        torch.randn(2, 3, 1, 4, 5, dtype=torch.float64),
+        torch.randn(2, 3, blocks, 4, 5, dtype=torch.float64),
+    )
+    leaves = tuple(x.requires_grad_() for x in (before, keeps, writes))
+    rows = [before[:, :, 0]]
+    for c in range(blocks):
+        kept = keeps[:, :, c]
+        rows.append((kept * rows[-1] if numbers else kept @ rows[-1]) + writes[:, :, c])
+    ours, literal = core._Passed.apply(*leaves), torch.stack(rows[1:], dim=2)
+    assert_equal((ours, *gradients(ours, leaves)), (literal, *gradients(literal, leaves)))
+
+
+def test_memory_of_a_folded_chunk_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "UNFOLDED", 1)
+
+    def saved(chunk: Chunk, length: int) -> int:
+        sequences, state = inputs(chunk, length)
+        leaves = tuple(x.requires_grad_() for x in sequences)
+        return saved_bytes(lambda: chunk(0, state, *leaves)[0], nn.Module())
+
+    for chunk in CHUNKS:
+        assert saved(chunk, 4096) < 2.1 * saved(chunk, 2048)
+
+
 # Memory
 
 
+@on_any_device
 @pytest.mark.parametrize(("width", "bound"), [(16, 1.3), (64, 1.3), (512, 1.3)])
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_little_more_than_the_inputs_is_kept(chunk: Chunk, width: int, bound: float) -> None:
@@ -310,3 +372,40 @@ def test_little_more_than_the_inputs_is_kept(chunk: Chunk, width: int, bound: fl
     (short, _), (long, given) = saved(2048), saved(4096)
     assert long < bound * given
     assert long < 2.01 * short
+
+
+# Backends on devices that fold
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    "config",
+    [
+        RetNetConfig(),
+        Mamba2Config(),
+        GatedDeltaNetConfig(),
+        *(BasedConfig(window=n) for n in (0, 1, 9, 90)),
+        GAUConfig(chunk=16),
+    ],
+    ids=str,
+)
+def test_folded_chunks_give_what_short_ones_give(
+    config: object, causal: bool, padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long chunks with a rest, and several of them, as a GPU has them."""
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(config, d_model=16, n_heads=2, max_len=500, causal=causal, rotary=True).double()
+    x = torch.randn(2, 500, 16, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(2, 500) < torch.tensor([[0.0], [0.3]]) if padded else None
+
+    def found() -> Tensors:
+        y = layer(x, key_padding_mask=mask)
+        return y, *gradients(y, (x, *layer.parameters()))
+
+    short = found()
+    monkeypatch.setattr(core, "UNFOLDED", 1)
+    monkeypatch.setattr(based, "UNFOLDED", 1)
+    monkeypatch.setattr(core, "chunk_size", lambda *_: 200)
+    monkeypatch.setattr(gau, "together", lambda *_: 5)
+    assert_equal(found(), short)

@@ -8,6 +8,10 @@ chunk too: that is the step form.
 Two recurrences with one decay a_t for each head, from 0 to 1, are here: ``decayed`` adds ``k_tᵀ v_t`` to its state
 (RetNet, arXiv:2307.08621, equation 7; Mamba-2, arXiv:2405.21060, section 6); ``delta`` replaces what the key k_t has
 stored (DeltaNet, arXiv:2406.06484, section 3; Gated DeltaNet, arXiv:2412.06464, equation 10).
+
+A CPU is fastest with short chunks, which stay in its cache; a GPU with few large operations. So a long chunk is folded:
+its blocks are one batch, once the state before each of them is known. What the blocks do to the state is put together
+by doubling: first of 2 neighbours, then of 4, and so on (a parallel prefix; Blelloch, Prefix Sums, 1990).
 """
 
 from __future__ import annotations
@@ -29,7 +33,9 @@ Chunk = Callable[..., tuple[Tensor, Tensors]]
 Onward = Callable[..., Tensors]
 CHUNK = 64  # positions, at least: quadratic within
 CACHED = 2**18  # weights of a chunk, of a whole batch, that stay in the cache of a core
-LONG_CHUNK = 512  # elsewhere, where many small operations cost more than the squares do
+LONG_CHUNK = 1024  # elsewhere, where many small operations cost more than the squares do
+FOLDED = 2**24  # weights of a chunk, of a whole batch, elsewhere, where it folds
+UNFOLDED = 512  # positions, at most, of a chunk that is not folded: a CPU's are no longer
 KEPT = 1 / 4  # at most, of the size of the inputs, in states kept for backward
 
 
@@ -42,6 +48,7 @@ def scan(
     reverse: bool = False,
     size: int | None = None,
     onward: Onward | None = None,
+    folds: bool = False,
 ) -> Tensor:
     """Run ``chunk`` over the positions, and return its outputs, (B, H, N, D), in the dtype of the first sequence.
 
@@ -54,7 +61,9 @@ def scan(
         reverse: from the last position to the first.
         size: positions of a chunk; by default what suits the device.
         onward: the next state alone, called as ``chunk``, where that costs much less. Backward has use for it.
+        folds: the chunk's memory is linear in its positions, however many they are.
     """
+    size = size or chunk_size([sequences], folds)
     return _scan(chunk, [sequences], state, constants, (reverse,), size, onward)[0]
 
 
@@ -67,6 +76,7 @@ def scan_both(
     *,
     size: int | None = None,
     onward: Onward | None = None,
+    folds: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """``scan`` of ``forth``, and of ``back`` from the last position to the first, in half as many steps.
 
@@ -74,6 +84,7 @@ def scan_both(
     number of its first position is that of ``forth``.
     """
     twice = tuple(torch.cat([x, x]) for x in state)
+    size = size or chunk_size([forth, back], folds)
     first, second = _scan(chunk, [forth, back], twice, constants, (False, True), size, onward)
     return first, second
 
@@ -84,26 +95,30 @@ def _scan(
     state: Tensors,
     constants: Tensors,
     reverse: tuple[bool, ...],
-    size: int | None,
+    size: int,
     onward: Onward | None,
 ) -> Tensors:
     """A result for each direction, of which there are one or two."""
-    size = size or chunk_size(sequences)
     onward = onward or (lambda *given: chunk(*given)[1])
     walk = _Walk(chunk, onward, reverse, size, len(sequences[0]), len(constants))
     out: Tensors = _Scan.apply(walk, *(x for each in sequences for x in each), *constants, *state)  # type: ignore[no-untyped-call]
     return out
 
 
-def chunk_size(sequences: Sequence[Tensors]) -> int:
-    """Positions of a chunk: on a CPU as many as keep its weights cached, elsewhere LONG_CHUNK."""
-    if sequences[0][0].device.type != "cpu":
-        return LONG_CHUNK
-    heads = len(sequences) * max(x.shape[0] * x.shape[1] for x in sequences[0])
+def chunk_size(sequences: Sequence[Tensors], folds: bool) -> int:
+    """Positions of a chunk: on a CPU as many as keep its weights cached, elsewhere many, and more where it folds."""
+    x = max(sequences[0], key=lambda x: x.shape[0] * x.shape[1])
+    if x.device.type != "cpu":
+        return max(LONG_CHUNK, CHUNK * together(x, CHUNK, len(sequences)) if folds else 0)
     size = CHUNK
-    while heads * (2 * size) ** 2 <= CACHED:
+    while len(sequences) * x.shape[0] * x.shape[1] * (2 * size) ** 2 <= CACHED:
         size *= 2
     return size
+
+
+def together(x: Tensor, size: int, directions: int = 1) -> int:
+    """Blocks of ``size`` positions of x (B, H, N, …) that are worked on at once: one on a CPU."""
+    return 1 if x.device.type == "cpu" else max(1, FOLDED // (directions * x.shape[0] * x.shape[1] * size**2))
 
 
 def scan_step(
@@ -124,8 +139,7 @@ def decayed(_first: int, state: Tensors, q: Tensor, k: Tensor, v: Tensor, log_de
     if log_decay.shape[-1] == 1:  # a step, where few operations count
         state = (log_decay.exp()[..., None] * state[0] + k.mT @ v,)
         return q @ state[0], state
-    out, after = _Decayed.apply(state[0], q, k, v, log_decay, None)  # type: ignore[no-untyped-call]
-    return out, (after,)
+    return _many(state[0], q, k, v, log_decay)
 
 
 def delta(
@@ -143,8 +157,74 @@ def delta(
         kept = log_decay.exp()[..., None] * state[0]
         state = (kept + k.mT @ (strong * (v - k @ kept)),)
         return q @ state[0], state
-    out, after = _Decayed.apply(state[0], q, k, strong * v, log_decay, strong * k)  # type: ignore[no-untyped-call]
-    return out, (after,)
+    return _many(state[0], q, k, strong * v, log_decay, strong * k)
+
+
+def _many(
+    before: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strong: Tensor | None = None
+) -> tuple[Tensor, Tensors]:
+    """Positions of ``decayed``, or with ``strong``, its β_t k_t, of ``delta``, whose v is then β_t v_t."""
+    n = v.shape[2]
+    if n <= UNFOLDED:
+        out, after = _Decayed.apply(before, q, k, v, log_decay, strong)  # type: ignore[no-untyped-call]
+        return out, (after,)
+    q, k, v, log_decay = (fold(x) for x in (q, k, v, log_decay))  # (B, H, blocks, CHUNK, …)
+    strong = None if strong is None else fold(strong)
+    left = F.pad(log_decay[..., 1:], (0, 1)).flip(-1).cumsum(-1).flip(-1).exp()  # of each position, after its block
+    ends, keeps = (k * left[..., None]).mT, log_decay.sum(-1).exp()[..., None, None]
+    written = v
+    if strong is not None:  # u = written - read S, where S is the state before the block
+        since, between = decays(log_decay)
+        written, read = torch.linalg.solve_triangular(
+            (strong @ k.mT) * between, torch.cat([v, strong * since], dim=-1), upper=False, unitriangular=True
+        ).split([v.shape[-1], k.shape[-1]], dim=-1)
+        keeps = keeps * torch.eye(k.shape[-1], dtype=k.dtype, device=k.device) - ends @ read
+    before, writes = before[:, :, None], ends @ written
+    after = _Passed.apply(before, keeps, writes.expand(*before.shape[:2], *writes.shape[2:]))  # type: ignore[no-untyped-call]
+    befores = torch.cat([before, after[:, :, :-1]], dim=2)
+    out, _ = _Decayed.apply(befores, q, k, v, log_decay, strong)  # type: ignore[no-untyped-call]
+    return out.flatten(2, 3)[:, :, :n], (after[:, :, -1].clone(),)  # a copy, which does not hold those of all blocks
+
+
+def fold(x: Tensor, size: int = CHUNK) -> Tensor:
+    """(B, H, n, …) -> (B, H, blocks, size, …), with zeros at the end of the last block."""
+    padded = F.pad(x, (*(0, 0) * (x.dim() - 3), 0, -x.shape[2] % size))
+    return padded.view(*x.shape[:2], -1, size, *x.shape[3:])
+
+
+class _Passed(torch.autograd.Function):
+    """The states after each block, ``S_c = P_c S_{c-1} + R_c``: ``before`` (B, H, 1, M, D) is the first, P (B, H,
+    blocks, M, M), or (…, 1, 1) where it is a number, R (B, H, blocks, M, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, before: Tensor, keeps: Tensor, writes: Tensor) -> Tensor:
+        after = _prefixes(keeps, torch.cat([writes[:, :, :1] + _times(keeps[:, :, :1], before), writes[:, :, 1:]], 2))
+        ctx.save_for_backward(before, keeps, after)
+        return after
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensors:
+        before, keeps, after = ctx.saved_tensors
+        turned = keeps.mT
+        flow = _prefixes(F.pad(turned[:, :, 1:], (0, 0, 0, 0, 0, 1)).flip(2), grad.flip(2)).flip(2)
+        befores = torch.cat([before, after[:, :, :-1]], dim=2)
+        d_keeps = flow @ befores.mT if keeps.shape[-1] > 1 else (flow * befores).sum((-2, -1), keepdim=True)
+        return _times(turned[:, :, :1], flow[:, :, :1]), d_keeps.sum_to_size(keeps.shape), flow
+
+
+def _prefixes(keeps: Tensor, x: Tensor) -> Tensor:
+    """``y_c = P_c y_{c-1} + x_c`` along dimension 2, from y = 0."""
+    step, blocks = 1, x.shape[2]
+    while step < blocks:  # x_c is what the last ``step`` blocks write, and P_c what they keep
+        x = torch.cat([x[:, :, :step], x[:, :, step:] + _times(keeps[:, :, step:], x[:, :, :-step])], dim=2)
+        keeps = torch.cat([keeps[:, :, :step], _times(keeps[:, :, step:], keeps[:, :, :-step])], dim=2)
+        step *= 2
+    return x
+
+
+def _times(keeps: Tensor, state: Tensor) -> Tensor:
+    return keeps @ state if keeps.shape[-1] > 1 else keeps * state
 
 
 class _Decayed(torch.autograd.Function):

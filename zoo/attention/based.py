@@ -38,7 +38,7 @@ from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
 from zoo.embeddings import RotaryPositions
 from zoo.functional import accumulator
 from zoo.registry import register
-from zoo.scan import scan, scan_both, scan_step
+from zoo.scan import CHUNK, UNFOLDED, fold, scan, scan_both, scan_step
 
 LOWEST = -1e30  # the logarithm of no weight
 
@@ -93,8 +93,8 @@ class Based(Mixer):
         if key_padding_mask is not None:
             sequences = (*sequences, key_padding_mask[:, None, :, None])
         if self.causal:
-            return self._finish(scan(self._chunk, sequences, self.begin(x), onward=self._onward), x)
-        before, after = scan_both(self._chunk, sequences, sequences, self.begin(x), onward=self._onward)
+            return self._finish(scan(self._chunk, sequences, self.begin(x), onward=self._onward, folds=True), x)
+        before, after = scan_both(self._chunk, sequences, sequences, self.begin(x), onward=self._onward, folds=True)
         share = (before[..., -1:] - after[..., -1:]).sigmoid()  # of the keys before in all weights
         return self._finish(torch.lerp(after[..., :-1], before[..., :-1], share), x)
 
@@ -126,19 +126,32 @@ class Based(Mixer):
     ) -> tuple[Tensor, Tensors]:
         """The mean of the values of keys up to the own one, (B, H, n, D), for ``scan``; in both directions the own one
         has half its weight, and the logarithm of the sum of weights comes last. State: as in ``begin``."""
-        total, past = state[0], self.reach
-        n = q.shape[2]
+        total, n = state[0], q.shape[2]
         k, v = self._with_past(state, k, v, *hidden)  # (B, H, past + n, …)
+        after = self._moved(total, k, v)
+        size = max(CHUNK, self.window)
+        if n <= max(UNFOLDED, size):
+            return self._mean(total, q, k, v), after
+        keys, values = (fold(x[:, :, :n], size) for x in (k, v))  # (B, H, blocks, size, …)
+        sums = (self._key_features(keys).mT @ values).cumsum(2)
+        total = total[:, :, None] + F.pad(sums[:, :, :-1], (0, 0, 0, 0, 1, 0))
+        keys, values = (F.pad(x, (0, 0, 0, -n % size)).unfold(2, self.reach + size, size).mT for x in (k, v))
+        return self._mean(total, fold(q, size), keys, values).flatten(2, 3)[:, :, :n], after
+
+    def _mean(self, total: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What ``_chunk`` returns, (…, n, D), of its n positions: total (B, H, …, M, D + 1), and what they see
+        besides, k (B, H, …, window - 1 + n, d) and v (B, H, …, window - 1 + n, D + 1)."""
+        past, n = self.reach, q.shape[-2]
         place = torch.arange(past + n, device=k.device)
         distance = place[past:, None] - place
         share = torch.where(distance == 0, 1 if self.causal else 0.5, 1).to(v.dtype)
         near, far = (distance >= 0) & (distance < self.window), share * (distance >= self.window)
-        real = v[:, :1, :, -1]
+        real = v[:, :1, ..., -1]
         logits = q @ k.mT
         exact = logits + torch.where(near & (real > 0)[..., None, :], share.log(), -math.inf)
         top = exact.detach().amax(-1, keepdim=True)
         count = F.pad(real.cumsum(-1), (1, 0))[..., max(0, past + 1 - self.window) :][..., :n, None]
-        beyond = count + total[:, :1, :1, -1:] > 0  # Taylor weights, which are at least 1/2, or half of it
+        beyond = count + total[:, :1, ..., :1, -1:] > 0  # Taylor weights, which are at least 1/2, or half of it
         top = torch.where(beyond, top.clamp(min=0), top).clamp(min=LOWEST)
         scale = (-top).clamp(max=0).exp()
         taylor = torch.addcmul(far, far, torch.addcmul(logits, logits, logits, value=0.5))
@@ -150,7 +163,7 @@ class Based(Mixer):
         out = sums[..., :-1] * below.reciprocal()
         if not self.causal:
             out = torch.cat([out, (below.log() + top).masked_fill(~met, LOWEST)], dim=-1)
-        return out, self._moved(total, k, v)
+        return out
 
     def _onward(self, _first: int, state: Tensors, _q: Tensor, k: Tensor, v: Tensor, *hidden: Tensor) -> Tensors:
         """The next state alone, for ``scan``."""
@@ -166,8 +179,11 @@ class Based(Mixer):
     def _moved(self, total: Tensor, k: Tensor, v: Tensor) -> Tensors:
         """The state after these, which come from ``_with_past``."""
         n = k.shape[2] - self.reach
+        return total + self._key_features(k[:, :, :n]).mT @ v[:, :, :n], k[:, :, n:], v[:, :, n:]
+
+    def _key_features(self, k: Tensor) -> Tensor:
         _, of_key, other = self.products.to(k.dtype)
-        return total + features(k[:, :, :n], of_key, other).mT @ v[:, :, :n], k[:, :, n:], v[:, :, n:]
+        return features(k, of_key, other)
 
     def _finish(self, mixed: Tensor, x: Tensor) -> Tensor:
         y: Tensor = self.out(rearrange(mixed, "b h n d -> b n (h d)").to(x.dtype))
@@ -201,5 +217,5 @@ def pairs(d: int) -> Tensor:
 
 
 def features(z: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """1, z and its products, given two matrices of ``pairs``. (B, H, n, d) -> (B, H, n, M)."""
+    """1, z and its products, given two matrices of ``pairs``. (…, n, d) -> (…, n, M)."""
     return torch.cat([torch.ones_like(z[..., :1]), z, (z @ left) * (z @ right)], dim=-1)

@@ -83,8 +83,8 @@ class GatedDeltaNet(Mixer):
             x = x.masked_fill(key_padding_mask[..., None], 0)
         sequences, state = self._sequences(x, key_padding_mask), self.begin(x[:, 0])
         if self.causal:
-            return self._leave(x, scan(chunk, sequences, state, (self.conv,)))
-        before, after = scan_both(chunk, sequences, sequences, state, (self.conv,))
+            return self._leave(x, scan(chunk, sequences, state, (self.conv,), folds=True))
+        before, after = scan_both(chunk, sequences, sequences, state, (self.conv,), folds=True)
         return self._leave(x, before + after)
 
     def _sequences(self, x: Tensor, hidden: Tensor | None = None) -> Tensors:

@@ -32,7 +32,7 @@ from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
 from zoo.embeddings import RotaryPositions
 from zoo.functional import accumulator, recompute
 from zoo.registry import register
-from zoo.scan import scan, scan_step
+from zoo.scan import fold, scan, scan_step, together
 
 EPSILON = 1e-6  # of the norm
 
@@ -87,12 +87,12 @@ class GatedAttentionUnit(Mixer):
         real = torch.ones_like(z[..., :1], dtype=torch.bool)
         if key_padding_mask is not None:
             real = ~key_padding_mask[:, None, :, None]
-        learned = self.scale, self.offset
+        learned, size = (self.scale, self.offset), self.chunk * together(v, self.chunk)
         if self.causal:
-            mixed = scan(self._causal, (v, z, real), self.begin(x), learned, size=self.chunk)
+            mixed = scan(self._causal, (v, z, real), self.begin(x), learned, size=size)
         else:
             mean = recompute(partial(self._mean, real), v, z, *learned)
-            mixed = scan(self._both, (v, z, real), (), (mean, *learned), size=self.chunk)
+            mixed = scan(self._both, (v, z, real), (), (mean, *learned), size=size)
         return self._finish(u, mixed)
 
     def begin(self, x: Tensor) -> Tensors:
@@ -141,18 +141,31 @@ class GatedAttentionUnit(Mixer):
         scale: Tensor,
         offset: Tensor,
     ) -> tuple[Tensor, Tensors]:
-        """A chunk in both directions, for ``scan``. There is no state; ``mean`` is that of ``_mean``."""
-        v, z = F.silu(v) * real, F.silu(z)
+        """Chunks in both directions, for ``scan``. There is no state; ``mean`` is that of ``_mean``."""
+        v, z, n = F.silu(v) * real, F.silu(z), v.shape[2]
         q, k, query = (self._turned(z, which, first, scale, offset) for which in (0, 1, 2))
-        return self._quadratic(q, k) @ v + query @ mean, state
+        far = query @ mean
+        if n > self.chunk:
+            q, k, v = (fold(each, self.chunk) for each in (q, k, v))  # (B, 1, chunks, chunk, …)
+        return far + (self._quadratic(q, k) @ v).view(*far.shape[:2], -1, far.shape[-1])[:, :, :n], state
 
     def _causal(
         self, first: int, state: Tensors, v: Tensor, z: Tensor, real: Tensor, scale: Tensor, offset: Tensor
     ) -> tuple[Tensor, Tensors]:
-        """A chunk, or its next positions, for ``scan`` and for steps. State: as in ``begin``."""
+        """Chunks, or the next positions of one, for ``scan`` and for steps. State: as in ``begin``."""
         total, count, past_v, past_z = state
-        past = past_v.shape[2]
+        past, n = past_v.shape[2], v.shape[2]
         v, z = F.silu(v) * real, F.silu(z)
+        if n > self.chunk:
+            turned = (self._turned(z, which, first, scale, offset) for which in (0, 1, 2, 3))
+            q, k, query, key, values, real = (fold(each, self.chunk) for each in (*turned, v, real))
+            totals = torch.cat([total[:, :, None], key.mT @ values], dim=2).cumsum(2)  # before each, and after all
+            counts = torch.cat([count[:, :, None], real.sum(3, keepdim=True)], dim=2).cumsum(2)
+            far = query @ (totals[:, :, :-1] / counts[:, :, :-1].clamp(min=1))
+            out = (self._quadratic(q, k).tril() @ values + far).flatten(2, 3)[:, :, :n]
+            whole, begun = n // self.chunk, n - n % self.chunk
+            state = totals[:, :, whole], counts[:, :, whole], v[:, :, begun:], z[:, :, begun:]
+            return out, tuple(x.clone() for x in state)  # copies, which do not hold all chunks
         q, query = (self._turned(z, which, first, scale, offset) for which in (0, 2))
         v, z = torch.cat([past_v, v], dim=2), torch.cat([past_z, z], dim=2)
         k, key = (self._turned(z, which, first - past, scale, offset) for which in (1, 3))

@@ -104,8 +104,8 @@ class Mamba2(Mixer):
         forth, *back = self._sequences(F.pad(mixed, (0, 0, *self.reach)), step)
         a, own = self._a(), self.skip[:, None]
         if self.causal:
-            return self._close(scan(ssd, forth, (state,), (a,)), own, forth[2], z)
-        before, after = scan_both(ssd, forth, back[0], (state,), (a,))
+            return self._close(scan(ssd, forth, (state,), (a,), folds=True), own, forth[2], z)
+        before, after = scan_both(ssd, forth, back[0], (state,), (a,), folds=True)
         c, b, x, step = back[0]
         return self._close(before + after, own - (c * b).sum(-1) * step, x, z)  # which both scans have
 

@@ -87,9 +87,9 @@ class RetNet(Mixer):
             log_decay = log_decay * ~key_padding_mask[:, None]
         sequences, state = (q, k, v, log_decay), self.begin(x)
         if self.causal:
-            return self._close(scan(decayed, sequences, state), gate)
+            return self._close(scan(decayed, sequences, state, folds=True), gate)
         sequences = (q, k, v, log_decay.expand(len(x), -1, -1))
-        before, after = scan_both(decayed, sequences, sequences, state)
+        before, after = scan_both(decayed, sequences, sequences, state, folds=True)
         return self._close(before + after - (q * k).sum(-1, keepdim=True) * v, gate)
 
     def _project(self, x: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
