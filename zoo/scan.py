@@ -34,7 +34,7 @@ Onward = Callable[..., Tensors]
 CHUNK = 64  # positions, at least: quadratic within
 CACHED = 2**18  # weights of a chunk, of a whole batch, that stay in the cache of a core
 LONG_CHUNK = 1024  # elsewhere, where many small operations cost more than the squares do
-FOLDED = 2**24  # weights of a chunk, of a whole batch, elsewhere, where it folds
+FOLDED = 2**23  # weights of a chunk, of a whole batch, elsewhere, where it folds
 UNFOLDED = 512  # positions, at most, of a chunk that is not folded: a CPU's are no longer
 KEPT = 1 / 4  # at most, of the size of the inputs, in states kept for backward
 
