@@ -113,7 +113,7 @@ def count_flops(step: Callable[[], object]) -> int:
 
     What a custom backward computes again is counted, because it is done.
     """
-    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS | _of_xformers()) as counter:
         step()
     return int(counter.get_total_flops())
 
@@ -162,3 +162,31 @@ FORMULAS = {
     torch.ops.aten._fft_c2r: _real_inverse,
     torch.ops.aten._fft_c2c: _complex_transform,
 }
+
+
+def _of_xformers() -> dict[Any, Callable[..., int]]:
+    """Formulas for the kernels that xformers calls: torch has none for some, and reads (B, N, H, D) as (B, H, N, D)."""
+
+    def formula(q: int, starts: int, products: int) -> Callable[..., int]:
+        """From the places of two arguments, and the number of matrix products."""
+
+        def flops(*given: Any, **_: Any) -> int:
+            return products * _product_flops(given[q], given[starts])
+
+        flops._get_raw = True  # type: ignore[attr-defined]  # it sees tensors, not shapes
+        return flops
+
+    aten, flash = torch.ops.aten, torch.ops.xformers_flash
+    formulas = {
+        aten._efficient_attention_forward: formula(0, 4, 2),
+        aten._efficient_attention_backward: formula(1, 6, 5),
+    }
+    if hasattr(flash, "flash_fwd"):  # xformers is loaded, and has it
+        formulas |= {flash.flash_fwd: formula(0, 3, 2), flash.flash_bwd: formula(2, 7, 5)}
+    return formulas
+
+
+def _product_flops(q: Tensor, starts: Tensor | None) -> int:
+    """Of q (B, N, H, D), or (…, N, H, D) with samples one after another, where each starts and the last ends."""
+    lengths = [q.shape[1]] * len(q) if starts is None else starts.diff().tolist()
+    return sum(2 * q.shape[-2] * q.shape[-1] * n**2 for n in lengths)

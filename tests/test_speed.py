@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compare.measure import count_flops, peak_memory, saved_bytes, time_it
+from compare.measure import _product_flops, count_flops, peak_memory, saved_bytes, time_it
 from tests.conftest import CACHED
 from zoo import MultiHeadAttention, available, describe, scan
 from zoo.contract import Dims
@@ -123,6 +123,18 @@ def test_flops_count_fused_attention() -> None:
     one_product = 2 * 2 * 64 * 64 * 16
     assert count_flops(lambda: full(q, k, v)) == 2 * one_product
     assert count_flops(lambda: full(q, k, v).sum().backward()) == 7 * one_product
+
+
+def test_flops_count_the_kernels_of_xformers() -> None:
+    """Which see (B, N, H, D), or all samples packed end to end: what is counted is what is computed."""
+    forward, backward = torch.ops.aten._efficient_attention_forward, torch.ops.aten._efficient_attention_backward
+    q, starts = torch.empty(2, 64, 3, 16, device="meta"), torch.tensor([0, 64, 96])
+    product = 2 * 3 * 64 * 64 * 16
+    assert count_flops(lambda: forward(q, q, q, None, None, None, None, None, 0.0, 0)) == 2 * 2 * product
+    rest = (torch.empty(2, 3, 64, device="meta"), 0.0, q, q, 0, False)
+    assert count_flops(lambda: backward(q, q, q, q, None, q, None, None, 64, 64, *rest)) == 2 * 5 * product
+    for packed in (torch.empty(96, 3, 16), torch.empty(1, 96, 3, 16)):
+        assert _product_flops(packed, starts) == product + product // 4
 
 
 def test_flops_count_fourier_transforms() -> None:
