@@ -21,6 +21,7 @@ from tasks.base import POOL
 from tasks.cache import Rows
 
 EVAL_SPLITS = ("validation", "test")
+FEW = 2500  # rows, which are written in three parts
 
 
 def cases_of(name: str) -> ModuleType:
@@ -54,7 +55,15 @@ def task(task_name, cases, request) -> Task:
 
 
 @pytest.fixture
-def own_cache(tmp_path, monkeypatch) -> Path:
+def own_cache(task_name, tmp_path, monkeypatch) -> Path:
+    """An empty cache, and a task of few rows, which are soon built."""
+    kind = tasks.get(task_name)
+    build = kind.build
+
+    def few(task: Task) -> dict[str, Rows]:
+        return {split: Rows(min(rows.count, FEW), islice(rows.rows, FEW)) for split, rows in build(task).items()}
+
+    monkeypatch.setattr(kind, "build", few)
     monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path))
     return tmp_path
 
