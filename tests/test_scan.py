@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from compare.measure import saved_bytes
 from zoo import MultiHeadAttention
 from zoo import scan as core
-from zoo.attention import based, gau
+from zoo.attention import gau
 from zoo.attention.based import BasedConfig
 from zoo.attention.gated_deltanet import GatedDeltaNetConfig
 from zoo.attention.gau import GAUConfig
@@ -24,12 +24,13 @@ LENGTHS = [1, CHUNK - 1, CHUNK, CHUNK + 1, 300]
 CHUNKS = [decayed, delta]
 
 
-@pytest.fixture(params=["short chunks", "long ones, folded"])
+@pytest.fixture(params=["short chunks", "long ones", "long ones, folded"])
 def as_on_any_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks as on a CPU, or as elsewhere, of three blocks."""
-    if request.param == "long ones, folded":
-        monkeypatch.setattr(core, "UNFOLDED", 1)
+    """Chunks as on a CPU, where the batch is large and where it is small, or as elsewhere, of three blocks."""
+    if request.param != "short chunks":
         monkeypatch.setattr(core, "chunk_size", lambda *_: 3 * CHUNK)
+    if request.param == "long ones":
+        monkeypatch.setattr(core, "CACHED", 2**30)
 
 
 on_any_device = pytest.mark.usefixtures("as_on_any_device")
@@ -108,6 +109,25 @@ def test_chunks_are_as_long_as_their_weights_stay_cached(monkeypatch: pytest.Mon
     assert [size(1, 4, 1), size(1, 4, 2), size(2, 8, 1), size(64, 8, 2)] == [2 * CHUNK, CHUNK, CHUNK, CHUNK]
     monkeypatch.setattr(core, "CACHED", 1)
     assert size(1, 1, 1) == CHUNK
+
+
+def test_elsewhere_chunks_hold_as_many_weights_whatever_the_batch() -> None:
+    def weights(batch: int, directions: int, folds: bool) -> int:
+        x = torch.empty(batch, 4, 9, 2, device="meta")
+        size = core.chunk_size(directions * [(x,)], folds)
+        assert size % CHUNK == 0
+        return directions * batch * 4 * size * (CHUNK if folds else size)
+
+    for batch, directions in ((1, 1), (1, 2), (8, 1), (64, 2)):
+        assert weights(batch, directions, folds=True) == core.AT_ONCE
+        assert core.AT_ONCE / 4 <= weights(batch, directions, folds=False) <= core.AT_ONCE
+
+
+@pytest.mark.parametrize("heads", [1, 4, 64, 1000])
+def test_no_chunk_of_a_cpu_is_folded(heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "CACHED", 2**18)
+    x = torch.empty(heads, 1, 10_000, 1)
+    assert not core.is_long(x[:, :, : core.chunk_size([(x,)], True)], CHUNK)
 
 
 @on_any_device
@@ -342,9 +362,7 @@ def test_states_are_passed_by_doubling_as_one_by_one(blocks: int, numbers: bool)
     assert_equal((ours, *gradients(ours, leaves)), (literal, *gradients(literal, leaves)))
 
 
-def test_memory_of_a_folded_chunk_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core, "UNFOLDED", 1)
-
+def test_memory_of_a_folded_chunk_is_linear() -> None:
     def saved(chunk: Chunk, length: int) -> int:
         sequences, state = inputs(chunk, length)
         leaves = tuple(x.requires_grad_() for x in sequences)
@@ -404,8 +422,6 @@ def test_folded_chunks_give_what_short_ones_give(
         return y, *gradients(y, (x, *layer.parameters()))
 
     short = found()
-    monkeypatch.setattr(core, "UNFOLDED", 1)
-    monkeypatch.setattr(based, "UNFOLDED", 1)
     monkeypatch.setattr(core, "chunk_size", lambda *_: 200)
     monkeypatch.setattr(gau, "together", lambda *_: 5)
     assert_equal(found(), short)

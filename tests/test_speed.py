@@ -80,7 +80,7 @@ SUBQUADRATIC = [name for name in available() if describe(name).traits.subquadrat
 @pytest.mark.parametrize("attention", SUBQUADRATIC)
 def test_subquadratic_backends_beat_full_at_8192(attention: str, full_seconds: float) -> None:
     step = layer_step(sublayer(attention, 8192), 8192)
-    assert min(seconds(step) for _ in range(3)) < 0.6 * full_seconds  # measured: 0.4 at most
+    assert min(seconds(step) for _ in range(3)) < full_seconds  # measured: 0.4 at most on an AMD EPYC, 0.8 on a Xeon
 
 
 @pytest.mark.slow

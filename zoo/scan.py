@@ -11,7 +11,8 @@ stored (DeltaNet, arXiv:2406.06484, section 3; Gated DeltaNet, arXiv:2412.06464,
 
 A CPU is fastest with short chunks, which stay in its cache; a GPU with few large operations. So a long chunk is folded:
 its blocks are one batch, once the state before each of them is known. What the blocks do to the state is put together
-by doubling: first of 2 neighbours, then of 4, and so on (a parallel prefix; Blelloch, Prefix Sums, 1990).
+by doubling: first of 2 neighbours, then of 4, and so on (a parallel prefix; Hillis and Steele, Data Parallel
+Algorithms, 1986).
 """
 
 from __future__ import annotations
@@ -33,9 +34,7 @@ Chunk = Callable[..., tuple[Tensor, Tensors]]
 Onward = Callable[..., Tensors]
 CHUNK = 64  # positions, at least: quadratic within
 CACHED = 2**18  # weights of a chunk, of a whole batch, that stay in the cache of a core
-LONG_CHUNK = 1024  # elsewhere, where many small operations cost more than the squares do
-FOLDED = 2**23  # weights of a chunk, of a whole batch, elsewhere, where it folds
-UNFOLDED = 512  # positions, at most, of a chunk that is not folded: a CPU's are no longer
+AT_ONCE = 2**23  # the same elsewhere, where many small steps cost more than memory does
 KEPT = 1 / 4  # at most, of the size of the inputs, in states kept for backward
 
 
@@ -108,17 +107,23 @@ def _scan(
 def chunk_size(sequences: Sequence[Tensors], folds: bool) -> int:
     """Positions of a chunk: on a CPU as many as keep its weights cached, elsewhere many, and more where it folds."""
     x = max(sequences[0], key=lambda x: x.shape[0] * x.shape[1])
-    if x.device.type != "cpu":
-        return max(LONG_CHUNK, CHUNK * together(x, CHUNK, len(sequences)) if folds else 0)
-    size = CHUNK
-    while len(sequences) * x.shape[0] * x.shape[1] * (2 * size) ** 2 <= CACHED:
+    if folds and x.device.type != "cpu":
+        return CHUNK * together(x, CHUNK, len(sequences))
+    size, numbers = CHUNK, CACHED if x.device.type == "cpu" else AT_ONCE
+    while len(sequences) * x.shape[0] * x.shape[1] * (2 * size) ** 2 <= numbers:
         size *= 2
     return size
 
 
 def together(x: Tensor, size: int, directions: int = 1) -> int:
     """Blocks of ``size`` positions of x (B, H, N, …) that are worked on at once: one on a CPU."""
-    return 1 if x.device.type == "cpu" else max(1, FOLDED // (directions * x.shape[0] * x.shape[1] * size**2))
+    return 1 if x.device.type == "cpu" else max(1, AT_ONCE // (directions * x.shape[0] * x.shape[1] * size**2))
+
+
+def is_long(x: Tensor, size: int) -> bool:
+    """Whether a chunk x (B, H, n, …) is to be folded into blocks of ``size``; on a CPU none is that ``scan`` makes."""
+    B, H, n = x.shape[:3]
+    return n > size and B * H * n**2 > CACHED
 
 
 def scan_step(
@@ -165,7 +170,7 @@ def _many(
 ) -> tuple[Tensor, Tensors]:
     """Positions of ``decayed``, or with ``strong``, its β_t k_t, of ``delta``, whose v is then β_t v_t."""
     n = v.shape[2]
-    if n <= UNFOLDED:
+    if not is_long(v, CHUNK):
         out, after = _Decayed.apply(before, q, k, v, log_decay, strong)  # type: ignore[no-untyped-call]
         return out, (after,)
     q, k, v, log_decay = (fold(x) for x in (q, k, v, log_decay))  # (B, H, blocks, CHUNK, …)

@@ -82,10 +82,8 @@ def test_long_inputs_with_large_activations_stay_finite(variant: str, causal: bo
 def test_layers_run_again_in_backward_see_the_same_random_numbers(name: str, layers: str) -> None:
     torch.manual_seed(0)
     encoder = Encoder(name, d_model=16, n_heads=2, n_layers=2, max_len=48, dropout=0.2, **{layers: True}).cuda()
-    x, mask = (
-        torch.randn(3, 48, 16, device="cuda"),
-        torch.arange(48, device="cuda") >= torch.tensor([[48], [30], [0]]).cuda(),
-    )
+    x = torch.randn(3, 48, 16, device="cuda")
+    mask = torch.arange(48, device="cuda") >= torch.tensor([[48], [30], [0]], device="cuda")
     results = []
     for _ in range(2):
         torch.manual_seed(1)

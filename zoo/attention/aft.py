@@ -44,11 +44,12 @@ from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
 from zoo.functional import accumulator, pad_to_multiple, recompute, split
 from zoo.kernel_attention import finite
 from zoo.registry import register
-from zoo.scan import CHUNK, LONG_CHUNK, scan, scan_step
+from zoo.scan import CHUNK, scan, scan_step
 
 LIMIT = 58.0  # of the logarithm of a key over its reference
 BLOCK = 64  # positions of a block of ``local`` in both directions, where the window is no larger
 BUDGET = 2**22  # weights of one chunk of ``full``
+LONG_CHUNK = 1024  # positions of a chunk of causal ``local`` off the CPU, where small steps cost more than squares do
 
 
 @dataclass(frozen=True, kw_only=True)
