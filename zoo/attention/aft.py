@@ -40,6 +40,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from zoo.cache import append, empty, room
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
 from zoo.functional import accumulator, pad_to_multiple, recompute, split
 from zoo.kernel_attention import finite
@@ -150,10 +151,10 @@ class AFT(Mixer):
         return weights.masked_fill(lag < 0, 0) if self.causal else weights, (-top).exp()
 
     def begin(self, x: Tensor) -> Tensors:
-        """``full``: keys and values so far, (B, 0, C) each. Else the state of ``causal_chunk``."""
+        """``full``: keys and values so far, (B, 1, 0, C) each. Else the state of ``causal_chunk``."""
         B, C = x.shape
         if self.form == "full":
-            return x.new_empty(B, 0, C), x.new_empty(B, 0, C)
+            return empty(x[:, None].to(self.qkv.weight.dtype))
         total = torch.zeros(B, 1, 1, 2 * C, dtype=accumulator(x), device=x.device)
         values = total.new_zeros(B, 1, self.window - 1, C)
         return total, total.new_full((B, 1, 1, C), -math.inf), values - math.inf, values
@@ -162,7 +163,8 @@ class AFT(Mixer):
         with torch.autocast(x.device.type, enabled=False):
             q, k, v = self._project(x)
             if self.form == "full":
-                tensors = keys, values = tuple(torch.cat(pair, dim=1) for pair in zip(tensors, (k, v), strict=True))
+                tensors = append(tensors, (k[:, None], v[:, None]), position, len(self.rows))
+                keys, values = (x[:, 0, : position + 1] for x in tensors)
                 columns, row = (x.to(accumulator(x)) for x in (self.columns[: position + 1], self.rows[position]))
                 weights = (keys + (columns @ row)[:, None]).softmax(1)
                 mixed = (weights * values).sum(1, keepdim=True)
@@ -183,7 +185,7 @@ class AFT(Mixer):
 
     def cache_size(self, length: int) -> int:
         C = self.out.in_features
-        return 2 * length * C if self.form == "full" else (2 * self.window + 1) * C
+        return 2 * room(length, len(self.rows)) * C if self.form == "full" else (2 * self.window + 1) * C
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return Kernel("torch ops on chunks" if self.form == "full" or self.causal else "torch ops")
