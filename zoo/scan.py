@@ -62,8 +62,7 @@ def scan(
         onward: the next state alone, called as ``chunk``, where that costs much less. Backward has use for it.
         folds: the chunk's memory is linear in its positions, however many they are.
     """
-    size = size or chunk_size([sequences], folds)
-    return _scan(chunk, [sequences], state, constants, (reverse,), size, onward)[0]
+    return _scan(chunk, [sequences], state, constants, (reverse,), size, onward, folds)[0]
 
 
 def scan_both(
@@ -83,8 +82,7 @@ def scan_both(
     number of its first position is that of ``forth``.
     """
     twice = tuple(torch.cat([x, x]) for x in state)
-    size = size or chunk_size([forth, back], folds)
-    first, second = _scan(chunk, [forth, back], twice, constants, (False, True), size, onward)
+    first, second = _scan(chunk, [forth, back], twice, constants, (False, True), size, onward, folds)
     return first, second
 
 
@@ -94,10 +92,12 @@ def _scan(
     state: Tensors,
     constants: Tensors,
     reverse: tuple[bool, ...],
-    size: int,
+    size: int | None,
     onward: Onward | None,
+    folds: bool,
 ) -> Tensors:
     """A result for each direction, of which there are one or two."""
+    size = size or chunk_size(sequences, folds)
     onward = onward or (lambda *given: chunk(*given)[1])
     walk = _Walk(chunk, onward, reverse, size, len(sequences[0]), len(constants))
     out: Tensors = _Scan.apply(walk, *(x for each in sequences for x in each), *constants, *state)  # type: ignore[no-untyped-call]

@@ -81,11 +81,11 @@ def as_boxes(boxes: Sequence[Box]) -> FloatArray:
     return np.array(boxes, dtype=float).reshape(-1, 4)
 
 
-def mistaken(index: int, boxes: FloatArray, anchors: Sequence[Anchor]) -> FloatArray:
-    """How many other marks each of `boxes` (K, 4) of the anchor at `index` is about as near to as to its own: (K,)."""
-    points = np.array([(anchor.x, anchor.y) for anchor in anchors])
+def mistaken(index: int, boxes: FloatArray, points: FloatArray, radii: FloatArray) -> FloatArray:
+    """How many other marks, at `points` (M, 2), each of `boxes` (K, 4) of the one at `index` is about as near to as to
+    its own: (K,)."""
     nearest = np.clip(points, boxes[:, None, :2], boxes[:, None, 2:])  # (K, M, 2)
-    away = np.linalg.norm(nearest - points, axis=-1) - [anchor.radius for anchor in anchors]
+    away = np.linalg.norm(nearest - points, axis=-1) - radii
     found: FloatArray = (away < away[:, index, None] + 2 * GAP).sum(axis=1) - 1.0  # its own is among them
     return found
 
@@ -105,6 +105,7 @@ def place(anchors: Sequence[Anchor], area: Box, marks: Sequence[Box], lines: Seq
     """
     fixed, soft = as_boxes(marks), as_boxes(lines)
     points = np.array([(anchor.x, anchor.y) for anchor in anchors]).reshape(-1, 2)
+    radii = np.array([anchor.radius for anchor in anchors])
     around = [candidates(anchor, area) for anchor in anchors]
     standing = []  # what does not depend on where the other names are
     for index, ((reach, boxes), point) in enumerate(zip(around, points, strict=True)):
@@ -115,7 +116,7 @@ def place(anchors: Sequence[Anchor], area: Box, marks: Sequence[Box], lines: Seq
             + LINE_COST * shared_areas(boxes, soft)
             + TOUCHING_COST * shared_areas(boxes, fixed)
             + CROSSING_COST * passed
-            + MISTAKEN_COST * mistaken(index, boxes, anchors)
+            + MISTAKEN_COST * mistaken(index, boxes, points, radii)
         )
 
     placed: dict[int, FloatArray] = {}

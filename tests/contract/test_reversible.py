@@ -60,6 +60,13 @@ def test_gradients_are_those_of_the_plain_computation(
     assert_equal(trained(encoder, through, x, MASK), trained(twin, plain, x, MASK), tolerance)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_device_replays_its_own_random_numbers(name: str) -> None:
+    encoder, twin = (copy.cuda() for copy in twins(name, dropout=0.2))
+    x = torch.randn(3, 40, 16, device="cuda")
+    assert_equal(trained(encoder, through, x, MASK.cuda()), trained(twin, plain, x, MASK.cuda()), 1e-4)
+
+
 def test_saved_bytes_do_not_grow_with_depth(name: str) -> None:
     def saved(n_layers: int) -> int:
         encoder, _ = twins(name, n_layers=n_layers)

@@ -129,12 +129,12 @@ class Based(Mixer):
         has half its weight, and the logarithm of the sum of weights comes last. State: as in ``begin``."""
         total, n = state[0], q.shape[2]
         k, v = self._with_past(state, k, v, *hidden)  # (B, H, past + n, …)
-        after = self._moved(total, k, v)
         size = max(CHUNK, self.window)
         if not is_long(q, size):
-            return self._mean(total, q, k, v), after
+            return self._mean(total, q, k, v), self._moved(total, k, v)
         keys, values = (fold(x[:, :, :n], size) for x in (k, v))  # (B, H, blocks, size, …)
         sums = (self._key_features(keys).mT @ values).cumsum(2)
+        after = total + sums[:, :, -1], k[:, :, n:], v[:, :, n:]
         total = total[:, :, None] + F.pad(sums[:, :, :-1], (0, 0, 0, 0, 1, 0))
         keys, values = (F.pad(x, (0, 0, 0, -n % size)).unfold(2, self.reach + size, size).mT for x in (k, v))
         return self._mean(total, fold(q, size), keys, values).flatten(2, 3)[:, :, :n], after

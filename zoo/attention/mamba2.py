@@ -4,7 +4,9 @@ Transformers are SSMs, arXiv:2405.21060, sections 5 to 7 (state space duality, S
 token gives it a step Δ_t > 0, and to all heads together vectors B_t and C_t:
 ``S_t = exp(Δ_t a) S_{t-1} + Δ_t B_tᵀ x_t, y_t = C_t S_t + D x_t``. x, B, C, Δ and a gate z are projections of the
 input; x, B and C first pass a short depthwise convolution and SiLU. The layer is ``out(RMSNorm(y ⊙ SiLU(z)))``.
-Cost: O(N M C) time, O(N C) memory, with M the rows of the state.
+Cost: O(N M C) time, O(N C) memory, with M the rows of the state. On two cores of a Xeon both directions at N = 8192,
+forward and backward, take 0.36 to 0.5 of fused full attention's time, not a third: the fused kernel is fast there, and
+a chunk is many small operations, most of them twice since backward computes chunks again.
 
 In both directions a second scan, from the end, with Δ, B and C of its own, adds what comes after t: so the position
 itself counts once, in the forward scan and in D. Hydra (arXiv:2407.09941) has two such scans, which share a, x and the
