@@ -14,21 +14,24 @@ needs no second forward. No N × N tensor is ever made, masked or not.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import or_
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.cache import append
 from zoo.contract import Kernel, Tensors
 from zoo.functional import accumulator, pad_to_multiple
+from zoo.kernels import INTERPRETED
 
+KERNELS = ("auto", "torch", "triton")  # Triton's on a GPU that has it, torch's elsewhere
 HIDDEN = -1e30  # added to a logit that nothing may see; finite, so that a row that sees nothing has no NaN
 TILE_ELEMENTS = {"cpu": 2**19}  # gathered queries, keys and values at a time: what a core's cache holds
 TILE_ELEMENTS_ELSEWHERE = 2**27
@@ -92,31 +95,83 @@ def attend(
     *,
     key_padding_mask: Tensor | None = None,
     scale: float | None = None,
+    kernel: str = "auto",
 ) -> Tensor:
     """Softmax attention over the pairs that the parts show; 0 where a query sees nothing.
 
-    q, k, v and the result: (B, H, N, D); key_padding_mask: (B, N) bool, True = padding; scale: 1/√D by default.
+    q, k, v and the result: (B, H, N, D); key_padding_mask: (B, N) bool, True = padding; scale: 1/√D by default;
+    kernel: one of ``KERNELS``.
+
+    Raises:
+        NotImplementedError: ``triton`` where it cannot run.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     with torch.autocast(q.device.type, enabled=False):
         out: Tensor = _BlockAttention.apply(  # type: ignore[no-untyped-call]
-            q, k.to(q.dtype), v.to(q.dtype), key_padding_mask, scale, parts
+            q, k.to(q.dtype), v.to(q.dtype), key_padding_mask, scale, parts, runs_on_triton(q, kernel)
         )
     return out
 
 
+def runs_on_triton(q: Tensor, kernel: str) -> bool:
+    """Whether Triton's kernels compute attention for inputs like ``q``: where they can, unless ``torch`` is asked for.
+
+    Raises:
+        NotImplementedError: they are asked for and cannot run.
+    """
+    if kernel == "torch" or (kernel == "auto" and q.device.type == "cpu" and not INTERPRETED):
+        return False
+    refusal = "Triton is not installed"
+    if importlib.util.find_spec("triton") is not None:
+        from zoo.kernels import block_attention
+
+        refusal = block_attention.refusal(q)
+    if refusal and kernel == "triton":
+        raise NotImplementedError(f"kernel='triton' cannot run here: {refusal}; use kernel='auto'")
+    return not refusal
+
+
 def attend_layout(
-    q: Tensor, k: Tensor, v: Tensor, layout: Tensor, size: int, *, causal: bool, key_padding_mask: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Tensor,
+    size: int,
+    *,
+    causal: bool,
+    key_padding_mask: Tensor | None,
+    kernel: str = "auto",
 ) -> Tensor:
     """``attend`` between consecutive blocks of ``size`` positions.
 
     layout: (blocks, blocks) bool for all heads, or (H, blocks, blocks), for this length at least; True = the row sees
         the column. When causal it must have no column after its row.
     """
-    blocks = -(-q.shape[2] // size)
-    biases = causal_bias(size, q.device) if causal else {}
-    groups = layout_groups(layout[..., :blocks, :blocks], q.shape[1], size, biases)
-    return attend(q, k, v, [Part(groups=groups, size=size)], key_padding_mask=key_padding_mask)
+    version = 0 if layout.is_inference() else layout._version  # an inference tensor has none, and stays as it is
+    parts = kept(_layout_parts, layout, version, -(-q.shape[2] // size), q.shape[1], size, causal, like=q)
+    return attend(q, k, v, parts, key_padding_mask=key_padding_mask, kernel=kernel)
+
+
+def _layout_parts(layout: Tensor, _version: int, blocks: int, n_heads: int, size: int, causal: bool) -> list[Part]:
+    biases = causal_bias(size, layout.device) if causal else {}
+    return [Part(groups=layout_groups(layout[..., :blocks, :blocks], n_heads, size, biases), size=size)]
+
+
+def kept(build: Callable[..., list[Part]], *given: Hashable, like: Tensor) -> list[Part]:
+    """``build(*given)``: on a GPU made once and kept, since it would take longer than attention does.
+
+    Not while torch traces: what is made then stands for itself nowhere else.
+    """
+    traced = torch.compiler.is_compiling() or type(like) not in (Tensor, nn.Parameter)
+    if traced or (like.device.type == "cpu" and not INTERPRETED):
+        return build(*given)
+    with torch.inference_mode(False):
+        return _kept(build, *given)
+
+
+@lru_cache(maxsize=64)
+def _kept(build: Callable[..., list[Part]], *given: Hashable) -> list[Part]:
+    return build(*given)
 
 
 def attend_next(
@@ -215,8 +270,10 @@ def seen_last(parts: Sequence[Part], n_heads: int, length: int, device: torch.de
     return torch.cat(places, dim=1)[:, some].clamp(0, last), shown[:, some]
 
 
-def kernel_name(x: Tensor) -> Kernel:
-    """What ``attend`` runs for inputs like ``x``."""
+def kernel_name(x: Tensor, kernel: str = "auto") -> Kernel:
+    """What ``attend`` runs for inputs like ``x`` (B, H, N, D)."""
+    if runs_on_triton(x, kernel):
+        return Kernel("Triton block attention")
     return Kernel("gathered blocks on torch SDPA flash (cpu)" if x.device.type == "cpu" else "gathered blocks, matmul")
 
 
@@ -330,22 +387,19 @@ class _BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, scale: float, parts: Sequence[Part]
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        padding: Tensor | None,
+        scale: float,
+        parts: Sequence[Part],
+        on_triton: bool,
     ) -> Tensor:
-        B, H, N, D = q.shape
-        out, lse = _empty(q)
-        for number, part in enumerate(parts):
-            blocks = _Blocks(part, q.shape, padding, q.device)
-            if number == 0:
-                _forward_part(blocks, q, k, v, scale, out, lse)
-                continue
-            more, more_lse = _empty(q)
-            _forward_part(blocks, q, k, v, scale, more, more_lse)
-            # Their shares sum to 1 whatever the size of the logits: a logarithm of 1e5 has two digits behind the point.
-            out.lerp_(more, (more_lse - lse).sigmoid_()[..., None])
-            lse = torch.logaddexp(lse, more_lse)
-        out = out.masked_fill_((lse < HIDDEN / 2)[..., None], 0).to(q.dtype)
-        ctx.scale, ctx.parts = scale, [replace(part, positions=None, labels=None) for part in parts]
+        run = _on_triton if on_triton else _on_torch
+        out, lse = run(q, k, v, padding, scale, parts)
+        ctx.scale, ctx.on_triton = scale, on_triton
+        ctx.parts = [replace(part, positions=None, labels=None) for part in parts]
         content = [x for part in parts for x in (part.positions, part.labels)]
         ctx.save_for_backward(q, k, v, padding, out, lse, *content)
         return out
@@ -353,13 +407,46 @@ class _BlockAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, padding, out, lse, *content = ctx.saved_tensors
+        given = zip(ctx.parts, content[::2], content[1::2], strict=True)
+        parts = [replace(part, positions=positions, labels=labels) for part, positions, labels in given]
+        if ctx.on_triton:
+            from zoo.kernels import block_attention
+
+            return *block_attention.backward(grad, q, k, v, padding, out, lse, ctx.scale, parts), *[None] * 4
         grad = grad.masked_fill((lse < HIDDEN / 2)[..., None], 0)
         grads = [torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in (q, k, v)]
-        for number, (part, positions, labels) in enumerate(zip(ctx.parts, content[::2], content[1::2], strict=True)):
-            blocks = _Blocks(replace(part, positions=positions, labels=labels), q.shape, padding, q.device)
+        for number, part in enumerate(parts):
+            blocks = _Blocks(part, q.shape, padding, q.device)
             _backward_part(blocks, grad, q, k, v, out, lse, ctx.scale, grads, first=number == 0)
         dq, dk, dv = (g.to(x.dtype) for g, x in zip(grads, (q, k, v), strict=True))
-        return dq, dk, dv, None, None, None
+        return dq, dk, dv, *[None] * 4
+
+
+def _on_torch(
+    q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, scale: float, parts: Sequence[Part]
+) -> tuple[Tensor, Tensor]:
+    """The result, in the dtype of ``q``, and its log-sum-exp."""
+    out, lse = _empty(q)
+    for number, part in enumerate(parts):
+        blocks = _Blocks(part, q.shape, padding, q.device)
+        if number == 0:
+            _forward_part(blocks, q, k, v, scale, out, lse)
+            continue
+        more, more_lse = _empty(q)
+        _forward_part(blocks, q, k, v, scale, more, more_lse)
+        # Their shares sum to 1 whatever the size of the logits: a logarithm of 1e5 has two digits behind the point.
+        out.lerp_(more, (more_lse - lse).sigmoid_()[..., None])
+        lse = torch.logaddexp(lse, more_lse)
+    out = out.masked_fill_((lse < HIDDEN / 2)[..., None], 0).to(q.dtype)
+    return out, lse
+
+
+def _on_triton(
+    q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, scale: float, parts: Sequence[Part]
+) -> tuple[Tensor, Tensor]:
+    from zoo.kernels import block_attention
+
+    return block_attention.forward(q, k, v, padding, scale, parts)
 
 
 def _empty(q: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,12 @@ def accumulator(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def working_dtype(x: Tensor) -> torch.dtype:
+    """What a linear map of ``x`` gives: under autocast that is another dtype."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 def visible_keys(key_padding_mask: Tensor | None) -> Tensor | None:
     """(B, N) True = padding  ->  (B, 1, 1, N) True = may be attended to, as SDPA reads it."""
     return None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]

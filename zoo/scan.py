@@ -17,6 +17,7 @@ Algorithms, 1986).
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,9 +28,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from zoo.contract import Tensors
-from zoo.functional import accumulator, side_by_side
+from zoo.contract import Kernel, Tensors
+from zoo.functional import accumulator, side_by_side, working_dtype
+from zoo.kernels import INTERPRETED
 
+KERNELS = ("auto", "torch", "triton")  # of ``decayed``: Triton's on a GPU, torch's elsewhere
 Chunk = Callable[..., tuple[Tensor, Tensors]]
 Onward = Callable[..., Tensors]
 CHUNK = 64  # positions, at least: quadratic within
@@ -102,6 +105,63 @@ def _scan(
     walk = _Walk(chunk, onward, reverse, size, len(sequences[0]), len(constants))
     out: Tensors = _Scan.apply(walk, *(x for each in sequences for x in each), *constants, *state)  # type: ignore[no-untyped-call]
     return out
+
+
+def runs_on_triton(x: Tensor, kernel: str, M: int, D: int) -> bool:
+    """Whether ``scan_on_triton`` computes for a layer's input x (B, N, C), with states of M × D: where it can, unless
+    ``torch`` is asked for.
+
+    Raises:
+        NotImplementedError: it is asked for and cannot run.
+    """
+    if kernel == "torch" or (kernel == "auto" and x.device.type == "cpu" and not INTERPRETED):
+        return False
+    refusal = "Triton is not installed"
+    if importlib.util.find_spec("triton") is not None:
+        from zoo.kernels import decayed
+
+        refusal = decayed.refusal(x, M, D)
+    if refusal and kernel == "triton":
+        raise NotImplementedError(f"kernel='triton' cannot run here: {refusal}; use kernel='auto'")
+    return not refusal
+
+
+def scan_on_triton(
+    like: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, *, reverse: bool = False
+) -> Tensor:
+    """``scan`` of ``decayed`` from a state of 0, in float32; ``like``: the input of the layer."""
+    from zoo.kernels import decayed
+
+    return decayed.scan(q, k, v, log_decay, reverse=reverse, rounds=working_dtype(like) != torch.float32)
+
+
+def runs_on_fla(x: Tensor, kernel: str) -> bool:
+    """Whether flash-linear-attention's kernels run a recurrence over x (B, N, C), unless ``torch`` is asked for.
+
+    Raises:
+        NotImplementedError: they are asked for and cannot run.
+    """
+    if kernel == "torch" or (kernel == "auto" and x.device.type == "cpu"):
+        return False
+    from zoo.kernels import recurrence
+
+    refusal = recurrence.refusal(x)
+    if refusal and kernel == "fla":
+        raise NotImplementedError(f"kernel='fla' cannot run here: {refusal}; use kernel='auto'")
+    return not refusal
+
+
+def recur(forth: Tensors, back: Tensors | None = None) -> Tensors:
+    """``scan`` of ``delta`` on flash-linear-attention's kernels; with ``back``, which is given from the
+    last position to the first, ``scan_both``."""
+    from zoo.kernels import recurrence
+
+    return recurrence.recur(forth, back)
+
+
+def kernel_name(x: Tensor, kernel: str, M: int, D: int) -> Kernel:
+    """What runs ``decayed`` for a layer's input x (B, N, C), with states of M × D."""
+    return Kernel("Triton scan" if runs_on_triton(x, kernel, M, D) else "torch ops")
 
 
 def chunk_size(sequences: Sequence[Tensors], folds: bool) -> int:

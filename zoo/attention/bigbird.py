@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.blocks import attend_layout, attend_layout_next, kernel_name, random_layout, row_width
+from zoo.blocks import KERNELS, attend_layout, attend_layout_next, kernel_name, random_layout, row_width
 from zoo.cache import empty, room
-from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least
+from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
 from zoo.registry import register
 
 
@@ -31,14 +31,17 @@ class BigBirdConfig:
     window: blocks around the diagonal that a row sees, its own included (odd).
     n_global: g, leading blocks that see all and are seen by all.
     n_random: r, random blocks of a row, drawn for each head.
+    kernel: ``triton`` (a GPU's), ``torch``, or ``auto``, the first of them that can run.
     """
 
     block_size: int = 64
     window: int = 3
     n_global: int = 2
     n_random: int = 3
+    kernel: str = "auto"
 
     def __post_init__(self) -> None:
+        one_of("bigbird.kernel", self.kernel, KERNELS)
         at_least(1, **{"bigbird.block_size": self.block_size, "bigbird.window": self.window})
         at_least(0, **{"bigbird.n_global": self.n_global, "bigbird.n_random": self.n_random})
         if self.window % 2 == 0:
@@ -79,7 +82,9 @@ class BigBirdAttention(Attention):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         size = self.config.block_size
-        return attend_layout(q, k, v, self.layout, size, causal=self.causal, key_padding_mask=key_padding_mask)
+        return attend_layout(
+            q, k, v, self.layout, size, causal=self.causal, key_padding_mask=key_padding_mask, kernel=self.config.kernel
+        )
 
     def begin(self, x: Tensor) -> Tensors:
         return empty(x)
@@ -99,4 +104,4 @@ class BigBirdAttention(Attention):
         return 2 * room(length, self.dims.max_len) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
-        return kernel_name(x)
+        return kernel_name(x, self.config.kernel)

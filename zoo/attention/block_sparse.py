@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from zoo.blocks import attend_layout, attend_layout_next, kernel_name, random_layout, row_width
+from zoo.blocks import KERNELS, attend_layout, attend_layout_next, kernel_name, random_layout, row_width
 from zoo.cache import empty, room
-from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least
+from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
 from zoo.registry import register
 
 
@@ -29,6 +29,7 @@ class BlockSparseConfig:
     n_global: leading blocks that see all and are seen by all.
     n_random: random blocks a row.
     layout: (blocks, blocks) bool, True = attend; replaces the three above. Must cover ``max_len``.
+    kernel: ``triton`` (a GPU's), ``torch``, or ``auto``, the first of them that can run.
     """
 
     block_size: int = 64
@@ -36,8 +37,10 @@ class BlockSparseConfig:
     n_global: int = 1
     n_random: int = 1
     layout: Tensor | None = field(default=None, compare=False)
+    kernel: str = "auto"
 
     def __post_init__(self) -> None:
+        one_of("block_sparse.kernel", self.kernel, KERNELS)
         at_least(1, **{"block_sparse.block_size": self.block_size, "block_sparse.window": self.window})
         at_least(0, **{"block_sparse.n_global": self.n_global, "block_sparse.n_random": self.n_random})
         if self.window % 2 == 0:
@@ -89,7 +92,9 @@ class BlockSparseAttention(Attention):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         size = self.config.block_size
-        return attend_layout(q, k, v, self.layout, size, causal=self.causal, key_padding_mask=key_padding_mask)
+        return attend_layout(
+            q, k, v, self.layout, size, causal=self.causal, key_padding_mask=key_padding_mask, kernel=self.config.kernel
+        )
 
     def begin(self, x: Tensor) -> Tensors:
         return empty(x)
@@ -111,4 +116,4 @@ class BlockSparseAttention(Attention):
         return 2 * room(length, self.dims.max_len) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
-        return kernel_name(x)
+        return kernel_name(x, self.config.kernel)

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.blocks import Part, Span, attend, attend_next, causal_bias, kernel_name
+from zoo.blocks import KERNELS, Part, Span, attend, attend_next, causal_bias, kept, kernel_name
 from zoo.cache import empty, room
-from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least
+from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
 from zoo.registry import register
 
 
@@ -27,12 +27,15 @@ from zoo.registry import register
 class DilatedConfig:
     """segment: w, positions in a segment of the first level, and keys that a query sees in each level.
     growth: a, how much longer and thinner the segments are from level to level.
+    kernel: ``triton`` (a GPU's), ``torch``, or ``auto``, the first of them that can run.
     """
 
     segment: int = 256
     growth: int = 4
+    kernel: str = "auto"
 
     def __post_init__(self) -> None:
+        one_of("dilated.kernel", self.kernel, KERNELS)
         at_least(1, **{"dilated.segment": self.segment})
         at_least(2, **{"dilated.growth": self.growth})
 
@@ -61,31 +64,19 @@ class DilatedAttention(Attention):
             self.dilations.append(self.dilations[-1] * config.growth)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        return attend(q, k, v, self._levels(q.shape[2], q.device), key_padding_mask=key_padding_mask)
+        parts = kept(levels, q.shape[2], *self._pattern, q.device, like=q)
+        return attend(q, k, v, parts, key_padding_mask=key_padding_mask, kernel=self.config.kernel)
 
-    def _levels(self, length: int, device: torch.device, first: int = 0) -> list[Part]:
-        """For queries from ``first`` on, at least."""
-        size = self.config.segment
-        bias = causal_bias(size, device)[0] if self.causal else None
-        parts = []
-        for dilation in self.dilations:
-            reach = size * dilation
-            before, segments = first // reach, -(-length // reach)
-            slot = dilation * torch.arange(before * size, segments * size, device=device).view(-1, size)
-            offset = torch.arange(self.dims.n_heads, device=device) % dilation
-            position = slot + offset[:, None, None]  # (H, segments, w)
-            position = position.masked_fill(position >= length, -1)
-            groups = [Span(first=0, last=segments - before, bias=bias)]
-            plain = dilation == 1 and first == 0
-            parts.append(Part(groups=groups, size=size, positions=None if plain else position))
-        return parts
+    @property
+    def _pattern(self) -> tuple[int, tuple[int, ...], int, bool]:
+        return self.config.segment, tuple(self.dilations), self.dims.n_heads, self.causal
 
     def begin(self, x: Tensor) -> Tensors:
         return empty(x)
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
-        levels = self._levels(position + 1, q.device, first=position)
-        return attend_next(q, k, v, levels, tensors, position, self.dims.max_len)
+        parts = levels(position + 1, *self._pattern, q.device, first=position)
+        return attend_next(q, k, v, parts, tensors, position, self.dims.max_len)
 
     def state_size(self, length: int) -> int:
         """A position stands in level p in every r_p-th head; it sees w others, w / a of them in the level before."""
@@ -101,4 +92,23 @@ class DilatedAttention(Attention):
         return 2 * room(length, self.dims.max_len) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
-        return kernel_name(x)
+        return kernel_name(x, self.config.kernel)
+
+
+def levels(
+    length: int, size: int, dilations: tuple[int, ...], n_heads: int, causal: bool, device: torch.device, first: int = 0
+) -> list[Part]:
+    """A part a level, with segments of ``size`` positions, for queries from ``first`` on, at least."""
+    bias = causal_bias(size, device)[0] if causal else None
+    parts = []
+    for dilation in dilations:
+        reach = size * dilation
+        before, segments = first // reach, -(-length // reach)
+        slot = dilation * torch.arange(before * size, segments * size, device=device).view(-1, size)
+        offset = torch.arange(n_heads, device=device) % dilation
+        position = slot + offset[:, None, None]  # (H, segments, w)
+        position = position.masked_fill(position >= length, -1)
+        groups = [Span(first=0, last=segments - before, bias=bias)]
+        plain = dilation == 1 and first == 0
+        parts.append(Part(groups=groups, size=size, positions=None if plain else position))
+    return parts

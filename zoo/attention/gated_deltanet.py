@@ -31,19 +31,23 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
+from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
 from zoo.functional import accumulator, convolve_taps, recompute
 from zoo.registry import register
-from zoo.scan import delta, scan, scan_both, scan_step
+from zoo.scan import delta, recur, runs_on_fla, scan, scan_both, scan_step
 
 
 @dataclass(frozen=True, kw_only=True)
 class GatedDeltaNetConfig:
-    """conv_width: taps of the convolution over queries, keys and values; 1 sees no neighbour, max_len is the most."""
+    """conv_width: taps of the convolution over queries, keys and values; 1 sees no neighbour, max_len is the most.
+    kernel: ``fla`` (flash-linear-attention's, on a GPU in bfloat16), ``torch``, or ``auto``, the first that can run.
+    """
 
     conv_width: int = 4
+    kernel: str = "auto"
 
     def __post_init__(self) -> None:
+        one_of("gated_deltanet.kernel", self.kernel, ("auto", "torch", "fla"))
         at_least(1, **{"gated_deltanet.conv_width": self.conv_width})
 
 
@@ -65,7 +69,7 @@ class GatedDeltaNet(Mixer):
     def __init__(self, dims: Dims, config: GatedDeltaNetConfig) -> None:
         super().__init__()
         C, H, D, width = dims.d_model, dims.n_heads, dims.d_head, min(config.conv_width, dims.max_len)
-        self.causal, self.n_heads = dims.causal, H
+        self.causal, self.config, self.n_heads = dims.causal, config, H
         self.qkv = nn.Linear(C, 3 * C, bias=False)  # of each head q, k, v
         self.conv = nn.Parameter(torch.empty(width, H, 1, 3 * D).uniform_(-(width**-0.5), width**-0.5))
         self.rates = nn.Linear(C, 2 * H, bias=False)  # b and a in the docstring
@@ -83,6 +87,13 @@ class GatedDeltaNet(Mixer):
         if key_padding_mask is not None:
             x = x.masked_fill(key_padding_mask[..., None], 0)
         sequences, state = self._sequences(x, key_padding_mask), self.begin(x[:, 0])
+        if runs_on_fla(x, self.config.kernel):
+            forth = self._plain(*sequences)
+            if self.causal:
+                return self._leave(x, *recur(forth))
+            back = self._plain(*(each.flip(2) for each in sequences))
+            before, after = recur(forth, back)
+            return self._leave(x, before + after)
         if self.causal:
             return self._leave(x, scan(chunk, sequences, state, (self.conv,), folds=True))
         before, after = scan_both(chunk, sequences, sequences, state, (self.conv,), folds=True)
@@ -96,6 +107,12 @@ class GatedDeltaNet(Mixer):
         if hidden is not None:
             beta, log_decay = (each.masked_fill(hidden[:, None], 0) for each in (beta, log_decay))
         return beta, log_decay, rearrange(self.qkv(x), "b n (h d) -> b h n d", h=self.n_heads)
+
+    def _plain(self, beta: Tensor, log_decay: Tensor, x: Tensor) -> Tensors:
+        """What ``delta`` takes, after the convolution of all positions: q, k, v, beta, log_decay."""
+        x = F.pad(x.to(beta), (0, 0, len(self.conv) - 1, 0))
+        q, k, v = F.silu(convolve_taps(x, self.conv.to(x))).chunk(3, dim=-1)
+        return unit(q, q.shape[-1] ** -0.5), unit(k), v, beta, log_decay
 
     def _leave(self, x: Tensor, read: Tensor) -> Tensor:
         """x (B, N, C), and what its positions read from memory (B, H, N, D) -> the output (B, N, C)."""
@@ -119,6 +136,9 @@ class GatedDeltaNet(Mixer):
 
     def cache_size(self, length: int) -> int:
         return self.state_size(length)
+
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        return Kernel("flash-linear-attention" if runs_on_fla(x, self.config.kernel) else "torch ops")
 
 
 def chunk(

@@ -13,21 +13,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from zoo.blocks import Part, attend, kernel_name, window_block, window_spans
+from zoo.blocks import KERNELS, Part, attend, kept, kernel_name, window_block, window_spans
 from zoo.cache import cached_attention, empty, room
-from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least
+from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
 from zoo.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalConfig:
-    """window: w, positions that a query sees on each side of itself (before itself where causal)."""
+    """window: w, positions that a query sees on each side of itself (before itself where causal).
+    kernel: ``triton`` (a GPU's), ``torch``, or ``auto``, the first of them that can run.
+    """
 
     window: int = 128
+    kernel: str = "auto"
 
     def __post_init__(self) -> None:
+        one_of("local.kernel", self.kernel, KERNELS)
         at_least(1, **{"local.window": self.window})
 
 
@@ -53,11 +58,8 @@ class LocalAttention(Attention):
         self.kept = min(config.window + 1, dims.max_len)  # positions, by the step form
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        window = self.config.window
-        size = window_block(window)
-        reach = (-window, 0 if self.causal else window)
-        spans = window_spans(-(-q.shape[2] // size), size, reach, device=q.device)
-        return attend(q, k, v, [Part(groups=spans, size=size)], key_padding_mask=key_padding_mask)
+        parts = kept(window_parts, q.shape[2], self.config.window, self.causal, q.device, like=q)
+        return attend(q, k, v, parts, key_padding_mask=key_padding_mask, kernel=self.config.kernel)
 
     def begin(self, x: Tensor) -> Tensors:
         return empty(x)
@@ -73,4 +75,11 @@ class LocalAttention(Attention):
         return 2 * room(length, self.kept) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
-        return kernel_name(x)
+        return kernel_name(x, self.config.kernel)
+
+
+def window_parts(length: int, window: int, causal: bool, device: torch.device) -> list[Part]:
+    """What queries see of ``length`` positions."""
+    size = window_block(window)
+    spans = window_spans(-(-length // size), size, (-window, 0 if causal else window), device=device)
+    return [Part(groups=spans, size=size)]

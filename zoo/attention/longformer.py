@@ -20,9 +20,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from zoo.blocks import Part, Span, attend, kernel_name, window_block, window_spans
+from zoo.blocks import KERNELS, Part, Span, attend, kept, kernel_name, window_block, window_spans
 from zoo.cache import cached_attention, empty, room
-from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least
+from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
 from zoo.embeddings import RotaryPositions
 from zoo.functional import full_attention, split
 from zoo.registry import register
@@ -32,12 +32,15 @@ from zoo.registry import register
 class LongformerConfig:
     """window: w, positions that a query sees on each side of itself (half the paper's window size).
     n_global: g, leading positions that see all and are seen by all; 0 for none.
+    kernel: ``triton`` (a GPU's), ``torch``, or ``auto``, the first of them that can run.
     """
 
     window: int = 256
     n_global: int = 1
+    kernel: str = "auto"
 
     def __post_init__(self) -> None:
+        one_of("longformer.kernel", self.kernel, KERNELS)
         at_least(1, **{"longformer.window": self.window})
         at_least(0, **{"longformer.n_global": self.n_global})
 
@@ -74,17 +77,10 @@ class LongformerAttention(Mixer):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        N, n_global, window = x.shape[1], self.config.n_global, self.config.window
+        n_global, window, kernel = self.config.n_global, self.config.window, self.config.kernel
         q, k, v = (self._heads(part) for part in split(self.qkv(x), 3))
-        size = window_block(window)
-        reach = (-window, 0 if self.causal else window)
-        spans = window_spans(-(-N // size), size, reach, skip=n_global, device=x.device)
-        parts = [Part(groups=spans, size=size)]
-        if n_global:
-            leading = torch.arange(n_global, device=x.device)[None]
-            leading = leading.masked_fill(leading >= N, -1)
-            parts.append(Part(groups=[Span(first=0, last=1)], size=N, keys=leading, causal=self.causal))
-        mixed = attend(self._turn(q), self._turn(k), v, parts, key_padding_mask=key_padding_mask)
+        parts = kept(window_and_globals, x.shape[1], window, n_global, self.causal, x.device, like=x)
+        mixed = attend(self._turn(q), self._turn(k), v, parts, key_padding_mask=key_padding_mask, kernel=kernel)
         mixed = rearrange(mixed, "b h n d -> b n (h d)")
         if self.global_q is not None and self.global_kv is not None:
             q = self._heads(self.global_q(x[:, :n_global]))
@@ -119,4 +115,17 @@ class LongformerAttention(Mixer):
         return 2 * room(length, self.kept) * self.out.in_features
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
-        return kernel_name(x)
+        return kernel_name(x, self.config.kernel)
+
+
+def window_and_globals(length: int, window: int, n_global: int, causal: bool, device: torch.device) -> list[Part]:
+    """What queries see of ``length`` positions: the window without the global keys, and these."""
+    size = window_block(window)
+    reach = (-window, 0 if causal else window)
+    spans = window_spans(-(-length // size), size, reach, skip=n_global, device=device)
+    parts = [Part(groups=spans, size=size)]
+    if n_global:
+        leading = torch.arange(n_global, device=device)[None]
+        leading = leading.masked_fill(leading >= length, -1)
+        parts.append(Part(groups=[Span(first=0, last=1)], size=length, keys=leading, causal=causal))
+    return parts

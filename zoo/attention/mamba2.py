@@ -30,10 +30,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
+from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
 from zoo.functional import accumulator, convolve_taps
 from zoo.registry import register
-from zoo.scan import decayed, scan, scan_both, scan_step
+from zoo.scan import KERNELS, decayed, kernel_name, runs_on_triton, scan, scan_both, scan_on_triton, scan_step
 
 EPSILON = 1e-5  # of RMSNorm
 DECAYS = (1.0, 16.0)  # -a at first, uniform
@@ -45,13 +45,16 @@ class Mamba2Config:
     """state: M, rows of the state of each head (N in the paper).
     expand: width of x and z, as a multiple of d_model (2 in the paper).
     conv_width: positions that the convolution reads, at most those within max_len.
+    kernel: ``triton`` (a GPU's), ``torch``, or ``auto``, the first of them that can run.
     """
 
     state: int = 64
     expand: int = 1
     conv_width: int = 4
+    kernel: str = "auto"
 
     def __post_init__(self) -> None:
+        one_of("mamba2.kernel", self.kernel, KERNELS)
         names = ("state", "expand", "conv_width")
         at_least(1, **{f"mamba2.{name}": getattr(self, name) for name in names})
 
@@ -75,6 +78,7 @@ class Mamba2(Mixer):
     def __init__(self, dims: Dims, config: Mamba2Config) -> None:
         super().__init__()
         H, width = dims.n_heads, config.expand * dims.d_model
+        self.config = config
         self.causal, self.n_heads, self.rows = dims.causal, H, config.state
         self.directions = 1 if dims.causal else 2
         self.parts = [width, *[config.state] * 2 * self.directions]  # x, then B and C of each direction
@@ -105,9 +109,15 @@ class Mamba2(Mixer):
             step = step.masked_fill(key_padding_mask[..., None], -math.inf)  # Δ = 0
         forth, *back = self._sequences(F.pad(mixed, (0, 0, *self.reach)), step)
         a, own = self._a(), self.skip[:, None]
+        on_triton = runs_on_triton(x, self.config.kernel, *state.shape[2:])
         if self.causal:
-            return self._close(scan(ssd, forth, (state,), (a,), folds=True), own, forth[2], z)
-        before, after = scan_both(ssd, forth, back[0], (state,), (a,), folds=True)
+            read = scan_on_triton(x, *plain(a, *forth)) if on_triton else scan(ssd, forth, (state,), (a,), folds=True)
+            return self._close(read, own, forth[2], z)
+        if on_triton:
+            before = scan_on_triton(x, *plain(a, *forth))
+            after = scan_on_triton(x, *plain(a, *back[0]), reverse=True)
+        else:
+            before, after = scan_both(ssd, forth, back[0], (state,), (a,), folds=True)
         c, b, x, step = back[0]
         return self._close(before + after, own - (c * b).sum(-1) * step, x, z)  # which both scans have
 
@@ -155,7 +165,15 @@ class Mamba2(Mixer):
     def cache_size(self, length: int) -> int:
         return self.state_size(length)
 
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        return kernel_name(x, self.config.kernel, self.rows, self.sizes[0] // self.n_heads)
+
 
 def ssd(first: int, state: Tensors, c: Tensor, b: Tensor, x: Tensor, step: Tensor, a: Tensor) -> tuple[Tensor, Tensors]:
     """A chunk of the recurrence, without D. c, b: (B, 1, n, M); x: (B, H, n, D); step: (B, H, n); a: (H,)."""
-    return decayed(first, state, c, b, step[..., None] * x, a[:, None] * step)
+    return decayed(first, state, *plain(a, c, b, x, step))
+
+
+def plain(a: Tensor, c: Tensor, b: Tensor, x: Tensor, step: Tensor) -> Tensors:
+    """The same as ``decayed`` takes it: queries, keys, values and logarithms of decays."""
+    return c, b, step[..., None] * x, a[:, None] * step

@@ -21,30 +21,35 @@ Departures from the paper:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.blocks import Part, Span, attend, attend_rows, kernel_name, seen_rows
+from zoo.blocks import KERNELS, Part, Span, attend, attend_rows, kept, kernel_name, seen_rows
 from zoo.cache import append, empty, room
-from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least
+from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
 from zoo.functional import accumulator
 from zoo.registry import register
 
 SELF = -1e5
-HASH_ELEMENTS = 2**22  # of rotated vectors held at once
+HASH_ELEMENTS = 2**22  # of rotated vectors held at once, what a core's cache and a little more hold
+HASH_ELEMENTS_ELSEWHERE = 2**27
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReformerConfig:
-    """n_hashes: R, rounds of hashing. bucket_size: S, mean positions in a bucket, and the chunk length."""
+    """n_hashes: R, rounds of hashing. bucket_size: S, mean positions in a bucket, and the chunk length.
+    kernel: ``triton`` (a GPU's), ``torch``, or ``auto``, the first of them that can run.
+    """
 
     n_hashes: int = 4
     bucket_size: int = 64
+    kernel: str = "auto"
 
     def __post_init__(self) -> None:
+        one_of("reformer.kernel", self.kernel, KERNELS)
         at_least(1, **{"reformer.n_hashes": self.n_hashes, "reformer.bucket_size": self.bucket_size})
 
 
@@ -82,21 +87,16 @@ class ReformerAttention(Attention):
         k = F.normalize(q, dim=-1, eps=1e-6)
         with torch.no_grad():
             parts = [self._round(q, rotation, key_padding_mask) for rotation in self.rotations]
-        return attend(q, k, v, parts, scale=1.0)
+        return attend(q, k, v, parts, scale=1.0, kernel=self.config.kernel)
 
     def _round(self, q: Tensor, rotation: Tensor, key_padding_mask: Tensor | None) -> Part:
         """Who sees whom in one round: a chunk sees itself and the chunk before it. Padding stands in no chunk."""
         size = self.config.bucket_size
         position, bucket = self._slots(q, rotation, key_padding_mask)
         chunks = position.shape[-1] // size
-        itself = SELF * torch.eye(size, device=q.device)
-        spans = [Span(first=0, last=1, bias=itself)]
-        if chunks > 1:
-            bias = F.pad(itself, (size, 0))
-            spans.append(Span(first=1, last=chunks, offset=-1, width=2, bias=bias))
-        return Part(
-            groups=spans,
-            size=size,
+        (chunked,) = kept(neighbours, chunks, size, q.device, like=q)
+        return replace(
+            chunked,
             positions=position.view(*position.shape[:2], chunks, size),
             causal=self.causal,
             labels=bucket if self.causal else None,
@@ -138,7 +138,8 @@ class ReformerAttention(Attention):
         B, H, N, _ = q.shape
         columns, wide = rotation.shape[-1], accumulator(q)
         out = torch.zeros(B, H, N, dtype=torch.long, device=q.device)
-        step = max(1, HASH_ELEMENTS // max(1, B * H * columns))
+        at_once = HASH_ELEMENTS if q.device.type == "cpu" else HASH_ELEMENTS_ELSEWHERE
+        step = max(1, at_once // max(1, B * H * columns))
         for start in range(0, N if columns else 0, step):
             part = slice(start, start + step)
             rotated = q[:, :, part].to(wide) @ rotation.to(wide)
@@ -177,7 +178,16 @@ class ReformerAttention(Attention):
         return room(length, self.dims.max_len) * numbers
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
-        return kernel_name(x)
+        return kernel_name(x, self.config.kernel)
+
+
+def neighbours(chunks: int, size: int, device: torch.device) -> list[Part]:
+    """A chunk sees itself and the chunk before it; a query sees itself where it sees nothing else."""
+    itself = SELF * torch.eye(size, device=device)
+    spans = [Span(first=0, last=1, bias=itself)]
+    if chunks > 1:
+        spans.append(Span(first=1, last=chunks, offset=-1, width=2, bias=F.pad(itself, (size, 0))))
+    return [Part(groups=spans, size=size)]
 
 
 def half_buckets(length: Tensor, bucket_size: int) -> Tensor:

@@ -26,22 +26,26 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
+from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
 from zoo.embeddings import angles, turned
 from zoo.functional import accumulator
 from zoo.registry import register
-from zoo.scan import decayed, scan, scan_both, scan_step
+from zoo.scan import KERNELS, decayed, kernel_name, runs_on_triton, scan, scan_both, scan_on_triton, scan_step
 
 EPSILON = 1e-6  # of GroupNorm
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetNetConfig:
-    """expand: width of the values, as a multiple of d_model (2 in the paper)."""
+    """expand: width of the values, as a multiple of d_model (2 in the paper).
+    kernel: ``triton`` (a GPU's), ``torch``, or ``auto``, the first of them that can run.
+    """
 
     expand: int = 1
+    kernel: str = "auto"
 
     def __post_init__(self) -> None:
+        one_of("retnet.kernel", self.kernel, KERNELS)
         at_least(1, **{"retnet.expand": self.expand})
 
 
@@ -65,6 +69,7 @@ class RetNet(Mixer):
 
     def __init__(self, dims: Dims, config: RetNetConfig) -> None:
         super().__init__()
+        self.config = config
         self.causal, self.n_heads, self.d_head = dims.causal, dims.n_heads, dims.d_head
         self.sizes = [dims.d_model] * 2 + [config.expand * dims.d_model] * 2  # of queries, keys, values, gate
         self.qkvg = nn.Linear(dims.d_model, sum(self.sizes), bias=False)
@@ -86,10 +91,15 @@ class RetNet(Mixer):
             k = k.masked_fill(key_padding_mask[:, None, :, None], 0)
             log_decay = log_decay * ~key_padding_mask[:, None]
         sequences, state = (q, k, v, log_decay), self.begin(x)
+        on_triton = runs_on_triton(x, self.config.kernel, *self._state)
         if self.causal:
-            return self._close(scan(decayed, sequences, state, folds=True), gate)
+            read = scan_on_triton(x, *sequences) if on_triton else scan(decayed, sequences, state, folds=True)
+            return self._close(read, gate)
         sequences = (q, k, v, log_decay.expand(len(x), -1, -1))
-        before, after = scan_both(decayed, sequences, sequences, state, folds=True)
+        if on_triton:
+            before, after = (scan_on_triton(x, *sequences, reverse=back) for back in (False, True))
+        else:
+            before, after = scan_both(decayed, sequences, sequences, state, folds=True)
         return self._close(before + after - (q * k).sum(-1, keepdim=True) * v, gate)
 
     def _project(self, x: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -112,8 +122,12 @@ class RetNet(Mixer):
         return mixed
 
     def begin(self, x: Tensor) -> Tensors:
-        width = self.sizes[-1] // self.n_heads
-        return (torch.zeros(len(x), self.n_heads, self.d_head, width, dtype=accumulator(x), device=x.device),)
+        return (torch.zeros(len(x), self.n_heads, *self._state, dtype=accumulator(x), device=x.device),)
+
+    @property
+    def _state(self) -> tuple[int, int]:
+        """Rows and columns of S."""
+        return self.d_head, self.sizes[-1] // self.n_heads
 
     def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         q, k, v, gate = self._project(x, torch.tensor([position], device=x.device))
@@ -126,3 +140,6 @@ class RetNet(Mixer):
 
     def cache_size(self, length: int) -> int:
         return self.state_size(length)
+
+    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
+        return kernel_name(x, self.config.kernel, *self._state)

@@ -23,7 +23,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.blocks import Part, Span, attend, attend_next, causal_bias, hide, kernel_name, window_block, window_spans
+from zoo.blocks import (
+    KERNELS,
+    Part,
+    Span,
+    attend,
+    attend_next,
+    causal_bias,
+    hide,
+    kept,
+    kernel_name,
+    window_block,
+    window_spans,
+)
 from zoo.cache import append, empty, room
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
 from zoo.registry import register
@@ -34,14 +46,17 @@ class SparseTransformerConfig:
     """stride: l, reach of the local part, and distance between the positions of the far part.
     pattern: ``strided`` or ``fixed``.
     summary: c, positions at the end of each block that all may see; at most the stride (``fixed`` only).
+    kernel: ``triton`` (a GPU's), ``torch``, or ``auto``, the first of them that can run.
     """
 
     stride: int = 128
     pattern: str = "strided"
     summary: int = 8
+    kernel: str = "auto"
 
     def __post_init__(self) -> None:
         at_least(1, **{"sparse_transformer.stride": self.stride, "sparse_transformer.summary": self.summary})
+        one_of("sparse_transformer.kernel", self.kernel, KERNELS)
         one_of("sparse_transformer.pattern", self.pattern, ("strided", "fixed"))
         if self.pattern == "fixed" and self.summary > self.stride:
             raise ValueError(
@@ -70,43 +85,19 @@ class SparseTransformerAttention(Attention):
         self.causal, self.config = dims.causal, config
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        parts = self._strided if self.config.pattern == "strided" else self._fixed
-        return attend(q, k, v, parts(q.shape[2], q.device), key_padding_mask=key_padding_mask)
-
-    def _strided(self, length: int, device: torch.device, first: int = 0) -> list[Part]:
-        """For queries from ``first`` on, at least."""
-        stride, size = self.config.stride, window_block(self.config.stride)
-        reach = (-stride, 0 if self.causal else stride)
-        spans = window_spans(-(-length // size), size, reach, first=first // size, device=device)
-        members = -(-length // stride)
-        position = torch.arange(stride, device=device)[:, None] + stride * torch.arange(members, device=device)
-        position = position.masked_fill(position >= length, -1)  # (l, N / l): the residue classes
-        step = torch.arange(members, device=device)
-        ahead = step - step[:, None]
-        visible = ahead < -1 if self.causal else ahead.abs() > 1  # nearer ones stand in the window
-        classes = [Span(first=0, last=stride, bias=hide(visible))]
-        return [Part(groups=spans, size=size), Part(groups=classes, size=members, positions=position)]
-
-    def _fixed(self, length: int, device: torch.device) -> list[Part]:
-        size, summary = self.config.stride, self.config.summary
-        blocks = -(-length // size)
-        if self.causal:
-            own = causal_bias(size, device)[0]
-            far = [Span(first=row, last=row + 1, offset=-row, width=row) for row in range(1, blocks)]
-        else:  # every query sees every summary, its own block's among them
-            own = hide(torch.arange(size, device=device) < size - summary).expand(size, size)
-            far = [Span(first=row, last=row + 1, offset=-row, width=blocks) for row in range(blocks)]
-        ends = size * torch.arange(1, blocks + 1, device=device)[:, None] - torch.arange(summary, 0, -1, device=device)
-        ends = ends.masked_fill(ends >= length, -1)  # (N / l, c)
-        near = Part(groups=[Span(first=0, last=blocks, bias=own)], size=size)
-        return [near, Part(groups=far, size=size, keys=ends)]
+        c, N = self.config, q.shape[2]
+        if c.pattern == "strided":
+            parts = kept(strided, N, c.stride, self.causal, q.device, like=q)
+        else:
+            parts = kept(fixed, N, c.stride, c.summary, self.causal, q.device, like=q)
+        return attend(q, k, v, parts, key_padding_mask=key_padding_mask, kernel=c.kernel)
 
     def begin(self, x: Tensor) -> Tensors:
         return empty(x, 2 if self.config.pattern == "strided" else 4)
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         if self.config.pattern == "strided":
-            parts = self._strided(position + 1, q.device, first=position)
+            parts = strided(position + 1, self.config.stride, self.causal, q.device, first=position)
             return attend_next(q, k, v, parts, tensors, position, self.dims.max_len)
         block, place = divmod(position, self.config.stride)
         near, far = tensors[:2], tensors[2:]  # the block's own positions over those of the one before; all summaries
@@ -142,4 +133,34 @@ class SparseTransformerAttention(Attention):
         return 2 * rows * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
-        return kernel_name(x)
+        return kernel_name(x, self.config.kernel)
+
+
+def strided(length: int, stride: int, causal: bool, device: torch.device, first: int = 0) -> list[Part]:
+    """The window and the residue classes, for queries from ``first`` on, at least."""
+    size = window_block(stride)
+    reach = (-stride, 0 if causal else stride)
+    spans = window_spans(-(-length // size), size, reach, first=first // size, device=device)
+    members = -(-length // stride)
+    position = torch.arange(stride, device=device)[:, None] + stride * torch.arange(members, device=device)
+    position = position.masked_fill(position >= length, -1)  # (l, N / l): the residue classes
+    step = torch.arange(members, device=device)
+    ahead = step - step[:, None]
+    visible = ahead < -1 if causal else ahead.abs() > 1  # nearer ones stand in the window
+    classes = [Span(first=0, last=stride, bias=hide(visible))]
+    return [Part(groups=spans, size=size), Part(groups=classes, size=members, positions=position)]
+
+
+def fixed(length: int, size: int, summary: int, causal: bool, device: torch.device) -> list[Part]:
+    """Blocks of ``size`` positions, and the last ``summary`` of every block."""
+    blocks = -(-length // size)
+    if causal:
+        own = causal_bias(size, device)[0]
+        far = [Span(first=row, last=row + 1, offset=-row, width=row) for row in range(1, blocks)]
+    else:  # every query sees every summary, its own block's among them
+        own = hide(torch.arange(size, device=device) < size - summary).expand(size, size)
+        far = [Span(first=row, last=row + 1, offset=-row, width=blocks) for row in range(blocks)]
+    ends = size * torch.arange(1, blocks + 1, device=device)[:, None] - torch.arange(summary, 0, -1, device=device)
+    ends = ends.masked_fill(ends >= length, -1)  # (N / l, c)
+    near = Part(groups=[Span(first=0, last=blocks, bias=own)], size=size)
+    return [near, Part(groups=far, size=size, keys=ends)]

@@ -1,0 +1,99 @@
+"""The recurrence ``delta`` of ``zoo/scan.py`` on the kernels of fla-org/flash-linear-attention, ``fla.ops``.
+
+Its kernels hold a chunk of 64 positions in a multiprocessor, where plain torch writes every product to memory. Both
+directions run as one batch, the second one flipped. Cost: O(N M D) time, O(N (M + D)) memory.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from zoo.contract import Tensors
+from zoo.functional import working_dtype
+
+CHUNK = 64  # of the kernels
+
+
+def refusal(x: Tensor) -> str:
+    """Why the kernels cannot run for inputs like ``x`` (B, N, C); empty where they can.
+
+    Keys that were projected in float32 do not fit into float16, and in float32 the kernels multiply in TF32.
+    """
+    if not x.is_cuda:
+        return f"flash-linear-attention has no kernels for {x.device.type}"
+    if working_dtype(x) != torch.bfloat16:
+        return f"the kernels are used for bfloat16, got {working_dtype(x)}"
+    return _missing(x.device)
+
+
+@cache
+def _missing(device: torch.device) -> str:
+    """What the kernels want and this machine lacks; empty where it has all."""
+    if importlib.util.find_spec("fla") is None:
+        return "flash-linear-attention is not installed (pip install 'attention-zoo[gpu]')"
+    version = tuple(int(part) for part in metadata.version("triton").split(".")[:3])
+    hopper = torch.cuda.get_device_capability(device)[0] == 9
+    if hopper and (3, 4, 0) <= version < (3, 7, 1) and importlib.util.find_spec("tilelang") is None:
+        return "on a Hopper GPU flash-linear-attention needs Triton 3.7.1 or newer, or tilelang"
+    return ""
+
+
+def recur(forth: Tensors, back: Tensors | None = None) -> Tensors:
+    """``scan`` of ``delta``, given q, k, v, beta and log_decay, from a state of 0, in bfloat16.
+
+    With ``back``, which is given from the last position to the first, ``scan_both``. (B, H, N, D) for each direction,
+    from the first position to the last.
+    """
+    directions = [forth] if back is None else [forth, back]
+    joined = [torch.cat(each) if back is not None else each[0] for each in zip(*directions, strict=True)]
+    with torch.autocast(forth[0].device.type, enabled=False):
+        out = _recur(*joined)
+    if back is None:
+        return (out,)
+    first, second = out.chunk(2)
+    return first, second.flip(2)
+
+
+def _recur(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor) -> Tensor:
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+
+    M, D = q.shape[-1], v.shape[-1]
+    q, k, v = (x.to(torch.bfloat16).transpose(1, 2).contiguous() for x in (q, k, v))
+    beta, log_decay = (x.float().transpose(1, 2).contiguous() for x in (beta, log_decay))
+    out, _ = chunk_gated_delta_rule(q, k, v, log_decay, beta, scale=1.0)
+    work = 4 * CHUNK * (M + D) + 2 * CHUNK * (M + CHUNK) + 6 * M * D  # operations of a position
+    counted: Tensor = _Counted.apply(out, beta.numel() * work)
+    return counted.transpose(1, 2)
+
+
+@torch.library.custom_op("zoo::operations", mutates_args=())
+def operations(like: Tensor, count: int) -> Tensor:  # noqa: ARG001
+    """Nothing: it lets a counter of FLOPs see those of a kernel that it cannot see."""
+    return like.new_empty(0)
+
+
+@register_flop_formula(torch.ops.zoo.operations, get_raw=True)
+def _count(_like: Tensor, count: int, **_: Any) -> int:
+    return count
+
+
+class _Counted(torch.autograd.Function):
+    """``x``, with the operations of what made it: about 2.5 times as many in backward, which makes the states again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, count: int) -> Tensor:
+        ctx.count = count
+        operations(x, count)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        operations(grad, ctx.count * 5 // 2)
+        return grad, None
