@@ -68,6 +68,7 @@ def run_parser() -> Parser:
     data.add_argument("--data", metavar="PATH", help="a file (csv, tsv, jsonl, parquet, arrow), a folder, or a hub id")
     data.add_argument("--text-column", metavar="NAME", help="of the text (the only column of text, where there is one)")
     data.add_argument("--label-column", metavar="NAME", help="of the class (the column label, where there is one)")
+    data.add_argument("--test-split", metavar="NAME", help="to test on, as validation where test has no classes (test)")
     data.add_argument(
         "--tokenizer", metavar="NAME", help="a tokenizer.json, a folder, or a hub id (bytes are the tokens)"
     )

@@ -311,7 +311,7 @@ class Listops(Task):
     @cached_property
     def files(self) -> dict[Split, tuple[str, int]]:
         """The sha256 of each of the user's files and the number of its samples."""
-        return {split: inspect(Path(self.config.data, name)) for split, name in FILES.items()}
+        return {split: inspect(Path(self.config.data).expanduser().joinpath(name)) for split, name in FILES.items()}
 
     def build(self) -> dict[Split, Rows]:
         seen: set[bytes] = set()
@@ -326,7 +326,7 @@ class Listops(Task):
         return built
 
     def _read(self, split: Split) -> Iterator[Row]:
-        for ids, label in read(Path(self.config.data, FILES[split])):
+        for ids, label in read(Path(self.config.data).expanduser().joinpath(FILES[split])):
             yield {"ids": ids[: self.seq_len], "label": label, "length": len(ids)}
 
     def _generate(self, stream: int, count: int) -> Iterator[Row]:
