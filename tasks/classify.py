@@ -20,7 +20,7 @@ import hashlib
 import importlib
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from tasks.base import SPLITS, Batch, OnProgress, Task, TaskDefaults, register
 from tasks.baselines import hashed_ngrams, majority, some_rows
-from tasks.cache import Rows, Split, Table, byte_lengths, load_or_compute, padded
+from tasks.cache import Row, Rows, Split, Table, byte_lengths, load_or_compute, padded
 from tasks.labels import shown
 from tasks.sources import Encode, LabelledRows, fingerprint, hub_problem, labelled_rows, one_line
 
@@ -66,7 +66,19 @@ class LabelledText(Task):
 
     def build(self) -> Mapping[Split, Rows]:
         self._read = self.read()
-        return self._read.splits
+        return {split: Rows(found.count, self._some(split, found.rows)) for split, found in self._read.splits.items()}
+
+    def _some(self, split: Split, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows, at least one."""
+        row = None
+        for row in rows:
+            yield row
+        if row is None:
+            assert self._read is not None
+            why = "each row is empty, without a class, or in another split too"
+            if split in self._read.carved:
+                why = f"no text fell into the tenth of train that is taken for it: bring more, or a {split} split"
+            raise ValueError(f"{self.name}: expected at least one sample, got none for {split}; {why}")
 
     def _load(self, on_progress: OnProgress) -> Mapping[Split, Table]:
         tables = super()._load(on_progress)
@@ -82,6 +94,7 @@ class LabelledText(Task):
             "classes": self._read.classes,
             "columns": [self._read.text_column, self._read.label_column],
             "carved": self._read.carved,
+            "unlabelled": self._read.unlabelled,
             "remarks": self._read.remarks,
             "left_out": {what: number for what, number in self._read.left_out.items() if number},
         }
@@ -142,7 +155,10 @@ class LabelledText(Task):
         cut = sum(np.count_nonzero(self.lengths_of(split) > self.seq_len) for split in SPLITS)
         carved, left_out = self.about["carved"], self.about["left_out"]
         notes = [*self.about["remarks"]]
-        notes += [f"no {split} split in the data: {share:.0%} of train taken for it" for split, share in carved.items()]
+        for split, share in carved.items():
+            hidden = split in self.about["unlabelled"]
+            why = f"no row of the {split} split has a class" if hidden else f"no {split} split in the data"
+            notes.append(f"{why}: {share:.0%} of train taken for it")
         for split in SPLITS:
             counts = np.bincount(self.labels(split), minlength=len(self.about["classes"]))
             if absent := [name for name, count in zip(self.about["classes"], counts, strict=True) if not count]:

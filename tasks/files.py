@@ -300,7 +300,9 @@ def layout_of(file: Path) -> Layout:
         head = pd.read_csv(stream, sep=separator, quoting=quoting, header=None, nrows=2, dtype=str, na_filter=False)
     if len(head) < 2:
         raise ValueError(f"expected rows below the header of {file}, got none")
-    columns = tuple(letters_of(_as_bytes(name, encoding)).strip().strip('"').strip() for name in head.iloc[0])
+    columns = tuple(letters_of(_as_bytes(name, encoding)).strip() for name in head.iloc[0])
+    if quoting == csv.QUOTE_NONE:
+        columns = tuple(name.strip('"').strip() for name in columns)
     if len(set(columns)) < len(columns):
         raise ValueError(f"expected columns of different names in {file}, got {', '.join(columns)}")
     return Layout(file, columns, separator, quoting, line_end)

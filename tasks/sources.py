@@ -311,7 +311,8 @@ class LabelledRows:
         classes: name of each class.
         text_column, label_column: where they were found in train.
         carved: share of train that each split was made from which the data does not have.
-        remarks: what the user should know of the splits and classes, in words.
+        unlabelled: those of them that are there, but in which no row has a class.
+        remarks: what else the user should know of the splits and classes, in words.
         left_out: how many rows were "empty", "without a class" or "duplicate"; whole once all splits are read.
     """
 
@@ -320,6 +321,7 @@ class LabelledRows:
     text_column: str
     label_column: str
     carved: dict[str, float]
+    unlabelled: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
@@ -362,13 +364,14 @@ def labelled_rows(
             {split: (sources[split].features[c], _different(sources[split], c)) for split, (_, c) in labelled.items()},
             label_column,
         )
+    unlabelled: list[str] = []
     for split in set(sources) - set(labelled) | set(classes.unlabelled):
         if test_split and split == "test":
             raise ValueError(f"{what}: expected classes in the split to test on, {test_split}, got none")
-        remarks.append(f"no row of the {split} split has a class")
+        unlabelled.append(split)
         del sources[split]
     _check_count(classes, sources, label_column, what)
-    found = LabelledRows({}, classes.names, text_column, label_column, {}, remarks + classes.remarks)
+    found = LabelledRows({}, classes.names, text_column, label_column, {}, unlabelled, remarks + classes.remarks)
     number = {name: index for index, name in enumerate(classes.names)}
     seen: set[bytes] = set()
 
