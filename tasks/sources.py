@@ -46,6 +46,7 @@ SEED = b"splits"
 TENTH = 0.1
 BATCH = 1_000  # rows in memory at a time
 PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
+MAX_LISTED = 20  # columns that a message names
 TEXT_TYPES = {"string", "large_string", "binary", "large_binary"}
 TEXT_COLUMNS = (
     *("text", "sentence", "content", "review", "comment", "body", "tweet", "message", "document", "utterance"),
@@ -429,11 +430,23 @@ def _different(table: Table, column: str) -> list[Any]:
 
 
 def column_of(features: Mapping[str, Any], name: str) -> str:
-    """The column of that name, or else the only one that differs in case and outer spaces alone; "" for none."""
-    if name in features:
+    """The column of that name, or else the only one that differs in case and outer spaces alone; "" for none.
+
+    Of nested columns the last part is a name too, where no other column has it.
+    """
+    if name and name in features:
         return name
-    alike = [column for column in features if column.strip().casefold() == name.strip().casefold()]
-    return alike[0] if len(alike) == 1 else ""
+    wanted = name.strip().casefold()
+    plain = {column: column.strip().casefold() for column in features}
+    for alike in (plain, {column: found.rpartition(".")[2] for column, found in plain.items()}):
+        if wanted and len(named := [column for column, found in alike.items() if found == wanted]) == 1:
+            return named[0]
+    return ""
+
+
+def _listed(features: Mapping[str, Any]) -> str:
+    more = f" and {len(features) - MAX_LISTED:,} more" if len(features) > MAX_LISTED else ""
+    return ", ".join(list(features)[:MAX_LISTED]) + more
 
 
 def _columns_of(
@@ -446,7 +459,7 @@ def _columns_of(
     """
     features, trained = sources[split].features, sources["train"].features
     text, label = column_of(features, text_column), column_of(features, label_column)
-    there = ", ".join(features)
+    there = _listed(features)
     if not text:
         raise ValueError(f"{what}: expected a column {text_column!r} in {split} as in train, got {there}")
     if features[text].dtype not in TEXT_TYPES:
@@ -455,7 +468,7 @@ def _columns_of(
         _check_labels(features[label], f"{label!r} of {split}", what)
     elif others := [name for name in features if not column_of(trained, name)]:
         raise ValueError(
-            f"{what}: expected the columns {', '.join(trained)} as in train, got {there} in {split}: "
+            f"{what}: expected the columns {_listed(trained)} as in train, got {there} in {split}: "
             f"which is {label_column!r}, {' or '.join(others)}?"
         )
     return text, label
@@ -472,14 +485,14 @@ def pick_columns(features: Mapping[str, Any], text_column: str, label_column: st
     Raises:
         ValueError: naming the columns there.
     """
-    there = ", ".join(features)
+    there = _listed(features)
     for column in (text_column, label_column):
         if column and not column_of(features, column):
             raise ValueError(f"{what}: expected a column {column!r}, got the columns {there}")
-    text, label = column_of(features, text_column or ""), column_of(features, label_column or "")
+    text, label = column_of(features, text_column), column_of(features, label_column)
     if not label_column:
         named = [column_of(features, name) for name in LABEL_COLUMNS]
-        label = next((column for column in named if column and (not text_column or column != text)), "")
+        label = next((column for column in named if column and not (text_column and column == text)), "")
     if not label:
         raise ValueError(f"{what}: expected the column of the class (--label-column), got none; columns: {there}")
     texts = [name for name in features if name != label and getattr(features[name], "dtype", "") in TEXT_TYPES]
