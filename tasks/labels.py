@@ -72,9 +72,7 @@ def speller(feature: Any) -> Callable[[Any], str]:
             if label is None or label < 0:
                 return ""
             if label >= len(feature.names):
-                raise ValueError(
-                    f"expected labels below {len(feature.names)}, the number of named classes, got {label}"
-                )
+                raise ValueError(f"expected labels below {len(feature.names)}, the number of classes, got {label}")
             return str(feature.names[label]).strip()
 
         return name_of
@@ -207,7 +205,7 @@ def _truths_to_numbers(keys: Mapping[Split, dict[str, str]]) -> None:
 
 
 def _join_cases(keys: Mapping[Split, dict[str, str]]) -> list[str]:
-    """Join what differs in case alone, unless one split tells the two apart; in words what was done."""
+    """Join what differs in case alone, unless train tells the two apart; in words what was done."""
     alike: dict[str, list[str]] = defaultdict(list)
     for known in keys.values():
         for key in known.values():
@@ -217,7 +215,7 @@ def _join_cases(keys: Mapping[Split, dict[str, str]]) -> list[str]:
     for spellings in alike.values():
         if len(spellings) < 2:
             continue
-        told_apart = any(len(set(spellings) & set(known.values())) > 1 for known in keys.values())
+        told_apart = len(set(spellings) & set(keys["train"].values())) > 1
         what = "two classes or more" if told_apart else "one class"
         remarks.append(f"labels that differ in case alone are {what}: {shown(spellings)}")
         if not told_apart:

@@ -499,7 +499,7 @@ def pick_columns(features: Mapping[str, Any], text_column: str, label_column: st
     if not text_column:
         named = [column_of(features, name) for name in TEXT_COLUMNS]
         free = [name for name in texts if name.strip().casefold() not in NO_TEXTS]
-        text = next((column for column in named if column in texts), free[0] if len(free) == 1 else "")
+        text = next((column for column in named if column and column in texts), free[0] if len(free) == 1 else "")
     if not text:
         raise ValueError(f"{what}: expected the column of the text (--text-column), got none; columns: {there}")
     if text not in texts:

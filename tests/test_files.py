@@ -6,7 +6,6 @@ import doctest
 import gzip
 import io
 import json
-import tempfile
 from pathlib import Path
 
 import datasets
@@ -14,8 +13,6 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
 import tasks.files
 from tasks.classify import Classify, ClassifyConfig
