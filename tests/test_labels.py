@@ -190,17 +190,21 @@ NUMBERS, NAMES = ("int", "float", "text", "spaced"), ("name", "upper")
 CLASSES = ["négatif", "positif", "mixte"]
 
 
-def drawn(label, kind, order):
-    """A class as a split of this kind stores it. order: the names of the classes, where they have an order."""
+def stored_as(label, kind, own, shared):
+    """A class as a split of this kind stores it.
+
+    own: the order of the classes where the split names them. shared: that of the split that does, which numbers follow.
+    """
+    number = shared.index(CLASSES[label])
     return {
-        "int": label,
-        "float": float(label),
-        "text": str(label),
-        "spaced": f" {label} ",
-        "bool": bool(label),
+        "int": number,
+        "float": float(number),
+        "text": str(number),
+        "spaced": f" {number} ",
+        "bool": bool(number),
         "name": CLASSES[label],
         "upper": CLASSES[label].upper(),
-        "class": order.index(CLASSES[label]) if order else None,
+        "class": own.index(CLASSES[label]) if own else None,
     }[kind]
 
 
@@ -284,12 +288,15 @@ def check(case):
         folder = Path(scratch, "[data]")
         folder.mkdir()
         truth, left_out = {}, 0
+        orders = [how["order"] for how in written.values() if how["order"]]
         for split, how in written.items():
             rows = []
             for n in range(24 if split == "train" else 8):
                 text, label = f"{split}{n}{rng.choice(HARD)}", n % n_classes
                 missing = how["missing"] and rng.random() < 0.2 and n >= n_classes
-                rows.append((text, None if missing else drawn(label, how["kind"], how["order"])))
+                rows.append(
+                    (text, None if missing else stored_as(label, how["kind"], how["order"], [*orders, CLASSES][0]))
+                )
                 left_out += missing
                 if not missing:
                     stored = text.encode("cp1252" if how["encoding"] == "cp1252" else "utf-8")
@@ -298,9 +305,7 @@ def check(case):
                 (folder / split).mkdir()
             write_split(folder / split / "part" if layout == "folders" else folder / split, rows, how)
         data = next(folder.iterdir()) if layout == "file" else folder
-        certain = is_certain(
-            [how["kind"] for how in written.values()], [w["order"] for w in written.values() if w["order"]]
-        )
+        certain = is_certain([how["kind"] for how in written.values()], orders)
         refusal = ""
         try:
             found = labelled_rows(str(data), "classify", text_column="", label_column="", encode=list)
