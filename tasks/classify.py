@@ -11,9 +11,9 @@ than N is cut:
 [[0 0 0 0 1]
  [0 0 0 0 0]]
 
-Splits that the data does not have are carved from train, a tenth each, by a hash of the text. Of equal texts only
-one is kept, the one in test before the one in validation before the one in train. Empty texts and rows without a
-class are left out. All of this is counted and told.
+Splits that the data does not have, or not with classes, are carved from train, a tenth each, by a hash of the text.
+Of equal texts only one is kept, the one in test before the one in validation before the one in train. Empty texts and
+rows without a class are left out. All of this is counted and told, and so is a class that a split never has.
 """
 
 import hashlib
@@ -162,7 +162,7 @@ class LabelledText(Task):
         for split in SPLITS:
             counts = np.bincount(self.labels(split), minlength=len(self.about["classes"]))
             if absent := [name for name, count in zip(self.about["classes"], counts, strict=True) if not count]:
-                notes.append(f"no row of {split} has the class {shown(absent)}")
+                notes.append(f"no row of {split} has the class{'es' if len(absent) > 1 else ''} {shown(absent)}")
         if left_out:
             notes.append("left out: " + ", ".join(f"{number:,} {what}" for what, number in sorted(left_out.items())))
         if cut:

@@ -63,6 +63,7 @@ SPLIT_WORDS = {
 """Words in names -> the split; "eval" is validation beside a test split, else test."""
 UNLABELLED = {"unsup", "unsupervised", "unlabeled", "unlabelled"}
 """Folders of texts that are no class."""
+PACKAGES = {"site-packages", "node_modules"}
 OURS = {"environment.json", "records.jsonl", "table.csv", "charts", "checkpoints", "track"}
 """What a comparison writes into its folder and could pass for data."""
 
@@ -93,16 +94,22 @@ def split_of(path: Path) -> str:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files that may be data, in order: none that is hidden, that a comparison wrote, or that is a cache."""
-    cache = folder_of("").parent
-    found, seen = [], {folder.resolve()}
+    """All files that may be data, in order: none that is hidden, of a package or cache, or that a comparison wrote."""
+    import datasets
+
+    caches = folder_of("").parent, Path(datasets.config.HF_DATASETS_CACHE)
+    seen = {path.resolve() for path in (folder, *caches)}
+    found = []
     for here, folders, names in os.walk(folder, followlinks=True):
-        place = Path(here)
-        written = OURS if _is_results(place, names) else set()
-        kept = sorted(name for name in folders if not name.startswith((".", "__")) and name not in written)
-        folders[:] = [n for n in kept if place / n != cache and (place / n).resolve() not in seen]
-        seen.update((place / name).resolve() for name in folders)
-        found += [place / name for name in sorted(names) if not name.startswith(".") and name not in written]
+        place, written = Path(here), set(PACKAGES)
+        if _is_results(place, names):
+            written |= OURS if place == folder else {*folders, *names}
+        for name in folders.copy():
+            inside = (place / name).resolve()
+            if name.startswith((".", "__")) or name in written or inside in seen:
+                folders.remove(name)
+            seen.add(inside)
+        found += [place / name for name in names if not name.startswith(".") and name not in written]
     return sorted(file for file in found if file.is_file())
 
 

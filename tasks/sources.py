@@ -68,9 +68,10 @@ def open_splits(data: str, what: str) -> Mapping[str, Table]:
     """The splits of a data set, by name, each a `datasets.Dataset`.
 
     Args:
-        data: a csv, tsv, json, json lines, parquet or arrow file; a folder of such files, a folder written by
-            `save_to_disk`, or a copy of a data set of the Hugging Face hub; else a hub id, "owner/name". Where a
-            data set has several configurations, one is named behind a colon: "owner/name:config", "folder:config".
+        data: a csv, tsv, json, json lines, parquet or arrow file, the text ones packed or not; a folder of such
+            files, of a folder of texts for each class, a folder written by `save_to_disk`, or a copy of a data set of
+            the Hugging Face hub; else a hub id, "owner/name". Where a data set has several configurations, one is
+            named behind a colon: "owner/name:config", "folder:config".
         what: who asks, for the messages.
 
     Returns:
@@ -462,7 +463,7 @@ def _columns_of(
     there = _listed(features)
     if not text:
         raise ValueError(f"{what}: expected a column {text_column!r} in {split} as in train, got {there}")
-    if features[text].dtype not in TEXT_TYPES:
+    if getattr(features[text], "dtype", "") not in TEXT_TYPES:
         raise ValueError(f"{what}: expected strings or bytes in the column {text!r} of {split}, got {features[text]}")
     if label:
         _check_labels(features[label], f"{label!r} of {split}", what)

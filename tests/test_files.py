@@ -318,9 +318,10 @@ def results(folder):
 
 
 @pytest.mark.parametrize("data", ["data.csv", "environment.jsonl", "train.csv"])
-def test_results_in_the_folder_of_the_data_are_no_data(data, tmp_path):
+def test_results_and_packages_in_the_folder_of_the_data_are_no_data(data, tmp_path):
     write = as_lines if data.endswith("jsonl") else as_csv
-    save_folder(tmp_path, {data: write()})
+    packages = {f"{name}/{n}.{kind}": "{}" for n in "ab" for kind in ("json", "csv") for name in tasks.files.PACKAGES}
+    save_folder(tmp_path, {data: write(), ".hidden.json": "{}", **packages})
     before = fingerprint(str(tmp_path), "classify")
     results(tmp_path / "results" / "20260101-120000")
     results(tmp_path)
@@ -330,7 +331,9 @@ def test_results_in_the_folder_of_the_data_are_no_data(data, tmp_path):
 
 
 def test_the_cache_in_the_folder_of_the_data_is_no_data(tmp_path, monkeypatch):
-    monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ATTENTION_ZOO_CACHE", "cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     save_folder(tmp_path, {"data.csv": as_csv()})
     task = Classify(64, ClassifyConfig(data=str(tmp_path)))
     task.prepare()

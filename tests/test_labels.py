@@ -136,6 +136,7 @@ def test_a_test_split_without_labels_is_carved(feature, tmp_path):
     task = Classify(64, ClassifyConfig(data=save(tmp_path / "glue", splits)))
     assert {text.partition(" ")[0] for text in classes_of(task, "test")} == {"train"}
     assert task.size("validation") == 20
+    task.prepare()
     assert task.notes() == ["no row of the test split has a class: 10% of train taken for it"]
 
 
@@ -160,6 +161,23 @@ def test_validation_is_the_test_split_on_request(tmp_path):
             Classify(64, ClassifyConfig(data=data, test_split=name)).prepare()
 
 
+def test_a_split_of_other_columns_is_refused(tmp_path):
+    train = datasets.Dataset.from_dict({"text": [f"text {n}" for n in range(40)], "label": [0, 1] * 20})
+    for test, message in {
+        "lists": ({"text": [["a"]], "label": [0]}, r"strings or bytes in the column 'text' of test, got List"),
+        "numbers": ({"text": [1], "label": [0]}, r"strings or bytes in the column 'text' of test, got Value"),
+        "label lists": ({"text": ["a"], "label": [[0]]}, r"one class a row in the column 'label' of test"),
+        "other name": (
+            {"text": ["a"], "stars": [0]},
+            r"as in train, got text, stars in test: which is 'label', stars\?",
+        ),
+    }.values():
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        datasets.DatasetDict({"train": train, "test": datasets.Dataset.from_dict(test)}).save_to_disk(str(folder))
+        with pytest.raises(ValueError, match=message):
+            Classify(64, ClassifyConfig(data=str(folder))).prepare()
+
+
 def test_a_split_of_any_name_can_be_tested_on(tmp_path):
     splits = {"train": (INT, [0, 1] * 60), "validation_mismatched": (INT, [0, 1] * 10)}
     task = Classify(64, ClassifyConfig(data=save(tmp_path / "mnli", splits), test_split="validation_mismatched"))
@@ -178,8 +196,9 @@ def test_a_test_file_without_the_column_of_the_class(tmp_path):
 
 def test_a_class_that_a_split_never_has_is_told(tmp_path):
     splits = {"train": (INT, [0, 1, 2] * 60), "validation": (INT, [0, 1, 2] * 5), "test": (INT, [0, 1, 3] * 5)}
-    notes = Classify(64, ClassifyConfig(data=save(tmp_path / "data", splits))).facts["notes"]
-    assert notes == [
+    task = Classify(64, ClassifyConfig(data=save(tmp_path / "data", splits)))
+    task.prepare()
+    assert task.notes() == [
         "no row of train has the class '3'",
         "no row of validation has the class '3'",
         "no row of test has the class '2'",
