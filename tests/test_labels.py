@@ -359,3 +359,34 @@ def test_any_files_give_right_classes_or_one_line(case):
 @given(data_sets())
 def test_many_files_give_right_classes_or_one_line(case):
     check(case)
+
+
+ODD = [None, True, False, 0, 1, -1, 1.0, 0.5, -0.0, float("nan"), float("inf"), 10**30, "a", "A", "", " ", "nan", "NA"]
+ODD += ["1", "1.0", "true", "é", "\ud800", "1e400", [1], [], {"x": 1}, {}, "two\nlines"]
+
+
+@settings(max_examples=25, **FUZZ)
+@given(st.lists(st.sampled_from(range(len(ODD))), min_size=1, max_size=4), st.lists(st.sampled_from(range(len(ODD)))))
+def test_labels_of_any_type_are_classes_or_one_line(trained, tested):
+    """What a split of two or more classes has is read, what is not is told."""
+    with tempfile.TemporaryDirectory() as scratch:
+        datasets.config.HF_DATASETS_CACHE = Path(scratch, "hf")
+        data = Path(scratch, "data")
+        data.mkdir()
+        for split, values in {"train": trained * 8, "test": tested}.items():
+            lines = [json.dumps({"text": f"{split} {n}", "label": ODD[value]}) for n, value in enumerate(values)]
+            (data / f"{split}.jsonl").write_text("\n".join(lines) or "[]")
+        rows, refusal = 0, ""
+        try:
+            found = labelled_rows(str(data), "classify", text_column="", label_column="", encode=list)
+            for part in found.splits.values():
+                rows += sum(found.classes[row["label"]] != "" for row in part.rows)
+        except ValueError as error:
+            refusal = str(error)
+        if refusal:
+            assert refusal.startswith("classify: ")
+            assert "\n" not in refusal
+        else:
+            assert len(set(found.classes)) == len(found.classes) >= 2
+            unread = len(tested) if "test" in found.unlabelled else 0
+            assert rows + found.left_out["without a class"] + unread == 8 * len(trained) + len(tested)
