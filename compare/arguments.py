@@ -65,9 +65,10 @@ def run_parser() -> Parser:
     what.add_argument("--seeds", type=positive, default=1, metavar="K", help="seeds 0 to K-1; 3 or more to rank (1)")
 
     data = run.add_argument_group("data of your own (--task classify), or a public data set that lies on this machine")
-    data.add_argument("--data", metavar="PATH", help="a file (csv, tsv, jsonl, parquet, arrow), a folder, or a hub id")
+    data.add_argument("--data", metavar="PATH", help="a file (csv, tsv, json, parquet, arrow), a folder, or a hub id")
     data.add_argument("--text-column", metavar="NAME", help="of the text (the only column of text, where there is one)")
     data.add_argument("--label-column", metavar="NAME", help="of the class (the column label, where there is one)")
+    data.add_argument("--test-split", metavar="NAME", help="to test on, as validation where test has no classes (test)")
     data.add_argument(
         "--tokenizer", metavar="NAME", help="a tokenizer.json, a folder, or a hub id (bytes are the tokens)"
     )

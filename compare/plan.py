@@ -118,7 +118,7 @@ def add_data(options: argparse.Namespace, settings: Settings, chosen: list[str])
     """Put ``--data`` and what goes with it among the options of the one task that takes them."""
     import tasks
 
-    for option in ("data", "text_column", "label_column", "tokenizer"):
+    for option in ("data", "text_column", "label_column", "test_split", "tokenizer"):
         value = getattr(options, option)
         if value is None:
             continue

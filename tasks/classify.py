@@ -11,16 +11,16 @@ than N is cut:
 [[0 0 0 0 1]
  [0 0 0 0 0]]
 
-Splits that the data does not have are carved from train, a tenth each, by a hash of the text. Of equal texts only
-one is kept, the one in test before the one in validation before the one in train. Empty texts and rows without a
-class are left out. All of this is counted and told.
+Splits that the data does not have, or not with classes, are carved from train, a tenth each, by a hash of the text.
+Of equal texts only one is kept, the one in test before the one in validation before the one in train. Empty texts and
+rows without a class are left out. All of this is counted and told, and so is a class that a split never has.
 """
 
 import hashlib
 import importlib
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,10 +31,11 @@ from numpy.typing import NDArray
 
 from tasks.base import SPLITS, Batch, OnProgress, Task, TaskDefaults, register
 from tasks.baselines import hashed_ngrams, majority, some_rows
-from tasks.cache import Rows, Split, Table, byte_lengths, load_or_compute, padded
+from tasks.cache import Row, Rows, Split, Table, byte_lengths, load_or_compute, padded
+from tasks.labels import shown
 from tasks.sources import Encode, LabelledRows, fingerprint, hub_problem, labelled_rows, one_line
 
-GENERATOR = 1  # raise it when the same data gives other rows
+GENERATOR = 2  # raise it when the same data gives other rows
 BYTES = 256
 BASELINE_TOKENS = 40_000_000
 MAX_NAMED = 20  # classes that are counted in a record by name
@@ -65,7 +66,19 @@ class LabelledText(Task):
 
     def build(self) -> Mapping[Split, Rows]:
         self._read = self.read()
-        return self._read.splits
+        return {split: Rows(found.count, self._some(split, found.rows)) for split, found in self._read.splits.items()}
+
+    def _some(self, split: Split, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows, at least one."""
+        row = None
+        for row in rows:
+            yield row
+        if row is None:
+            assert self._read is not None
+            why = "each row is empty, without a class, or in another split too"
+            if split in self._read.carved:
+                why = f"no text fell into the tenth of train that is taken for it: bring more, or a {split} split"
+            raise ValueError(f"{self.name}: expected at least one sample, got none for {split}; {why}")
 
     def _load(self, on_progress: OnProgress) -> Mapping[Split, Table]:
         tables = super()._load(on_progress)
@@ -81,6 +94,8 @@ class LabelledText(Task):
             "classes": self._read.classes,
             "columns": [self._read.text_column, self._read.label_column],
             "carved": self._read.carved,
+            "unlabelled": self._read.unlabelled,
+            "remarks": self._read.remarks,
             "left_out": {what: number for what, number in self._read.left_out.items() if number},
         }
 
@@ -139,7 +154,15 @@ class LabelledText(Task):
     def notes(self) -> list[str]:
         cut = sum(np.count_nonzero(self.lengths_of(split) > self.seq_len) for split in SPLITS)
         carved, left_out = self.about["carved"], self.about["left_out"]
-        notes = [f"no {split} split in the data: {share:.0%} of train taken for it" for split, share in carved.items()]
+        notes = [*self.about["remarks"]]
+        for split, share in carved.items():
+            hidden = split in self.about["unlabelled"]
+            why = f"no row of the {split} split has a class" if hidden else f"no {split} split in the data"
+            notes.append(f"{why}: {share:.0%} of train taken for it")
+        for split in SPLITS:
+            counts = np.bincount(self.labels(split), minlength=len(self.about["classes"]))
+            if absent := [name for name, count in zip(self.about["classes"], counts, strict=True) if not count]:
+                notes.append(f"no row of {split} has the class{'es' if len(absent) > 1 else ''} {shown(absent)}")
         if left_out:
             notes.append("left out: " + ", ".join(f"{number:,} {what}" for what, number in sorted(left_out.items())))
         if cut:
@@ -154,15 +177,18 @@ class ClassifyConfig:
     """Where the texts and their classes are.
 
     Attributes:
-        data: a csv, tsv, json, json lines, parquet or arrow file, a folder of these, or a hub id (owner/name).
-        text_column: of the text; empty = text, sentence or content, else the only column of text there is.
-        label_column: of the class; empty = label, labels, target or class.
+        data: a csv, tsv, json, json lines, parquet or arrow file, a folder of these or of a folder of texts for each
+            class, or a hub id (owner/name).
+        text_column: of the text; empty = text, sentence, review or the like, else the only column of text there is.
+        label_column: of the class; empty = label, target, class, sentiment or the like.
+        test_split: the split to test on; empty = test, or where that has no classes, a tenth of train.
         tokenizer: a tokenizer.json, a folder with one, or a model of the hub; empty = bytes.
     """
 
     data: str = ""
     text_column: str = ""
     label_column: str = ""
+    test_split: str = ""
     tokenizer: str = ""
 
     def __post_init__(self) -> None:
@@ -223,7 +249,7 @@ class Classify(LabelledText):
     @cached_property
     def cache_key(self) -> str:
         config = self.config
-        parts = [fingerprint(config.data, self.name), config.text_column, config.label_column]
+        parts = [fingerprint(config.data, self.name), config.text_column, config.label_column, config.test_split]
         if config.tokenizer:
             parts.append(fingerprint_of_tokenizer(config.tokenizer, self.name))
         return f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}-g{GENERATOR}"
@@ -235,6 +261,7 @@ class Classify(LabelledText):
             self.name,
             text_column=config.text_column,
             label_column=config.label_column,
+            test_split=config.test_split,
             encode=self._tokenizer[0] if config.tokenizer else list,
         )
 

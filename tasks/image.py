@@ -126,6 +126,11 @@ class Source:
         found: list[Any] = self.table["label"][:]
         return found
 
+    @property
+    def class_names(self) -> list[str]:
+        """As the source names them; none where it does not."""
+        return list(getattr(self.table.features["label"], "names", None) or [])
+
     @cached_property
     def files(self) -> Table:
         """Rows of one column, the images as they are stored: a dict of "bytes" and "path" each."""
@@ -220,6 +225,11 @@ class Image(Task):
     def build(self) -> dict[Split, Rows]:
         opened = open_splits(self.source, self.name)
         sources = {name: Source(opened[name], f"{name} of {self.source}") for name in SPLITS if name in opened}
+        names = {name: source.class_names for name, source in sources.items() if source.class_names}
+        for name, found in names.items():
+            if found != next(iter(names.values())):
+                wanted = f"expected classes of the same names and order in every split of {self.source}"
+                raise ValueError(f"image: {wanted}, got others in {name} than in {next(iter(names))}")
         classes = sorted({label for source in sources.values() for label in source.labels})
         if len(trained := set(sources["train"].labels)) < 2:
             got = ", ".join(map(str, trained)) or "none"

@@ -261,12 +261,16 @@ class ListopsConfig:
         if self.data:
             if (self.samples, self.min_len) != (ListopsConfig.samples, ListopsConfig.min_len):
                 raise ValueError("expected neither listops.samples nor listops.min_len with listops.data, drop them")
-            missing = [name for name in FILES.values() if not Path(self.data, name).is_file()]
+            missing = [name for name in FILES.values() if not self.file(name).is_file()]
             if missing:
                 raise ValueError(
                     f"expected {', '.join(FILES.values())} in the folder listops.data={self.data}, "
                     f"no {', '.join(missing)} there"
                 )
+
+    def file(self, name: str) -> Path:
+        """A file of the folder ``data``, in which ~ is the home folder."""
+        return Path(self.data).expanduser() / name
 
 
 @register
@@ -311,7 +315,7 @@ class Listops(Task):
     @cached_property
     def files(self) -> dict[Split, tuple[str, int]]:
         """The sha256 of each of the user's files and the number of its samples."""
-        return {split: inspect(Path(self.config.data, name)) for split, name in FILES.items()}
+        return {split: inspect(self.config.file(name)) for split, name in FILES.items()}
 
     def build(self) -> dict[Split, Rows]:
         seen: set[bytes] = set()
@@ -326,7 +330,7 @@ class Listops(Task):
         return built
 
     def _read(self, split: Split) -> Iterator[Row]:
-        for ids, label in read(Path(self.config.data, FILES[split])):
+        for ids, label in read(self.config.file(FILES[split])):
             yield {"ids": ids[: self.seq_len], "label": label, "length": len(ids)}
 
     def _generate(self, stream: int, count: int) -> Iterator[Row]:

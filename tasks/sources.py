@@ -9,10 +9,7 @@ the same text always lands in the same split:
 >>> [deal(text) < TENTH for text in (b"Good.", b"Bad.", b"Bad.")]
 [True, False, False]
 
-Classes that are not named by the data set are numbered in the order of their names, numbers by their value:
-
->>> in_order({"10", "9", "-1"}), in_order({"pos", "neg", "10"})
-(['-1', '9', '10'], ['10', 'neg', 'pos'])
+`files.py` reads files, `labels.py` names the classes.
 """
 
 import hashlib
@@ -26,27 +23,42 @@ from typing import Any
 
 from tasks.base import SPLITS
 from tasks.cache import Row, Rows, Split, Table, fresh
+from tasks.files import (
+    READERS,
+    SPLIT_WORDS,
+    VERSION,
+    files_below,
+    files_by_split,
+    format_of,
+    known_formats,
+    read_files,
+    read_texts,
+    suffix_of,
+    texts_by_split,
+)
+from tasks.labels import Classes, name_classes
 
-READERS = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-}
-"""Suffix of a file -> the builder of `datasets` that reads it."""
 BUILDERS = {*READERS.values(), "imagefolder", "cache"}
-"""Those whose data has columns; "cache" opens what was fetched from the hub before."""
+"""Builders of `datasets` whose data has columns; "cache" opens what was fetched from the hub before."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_TIMEOUT = 5.0  # seconds
-OTHER_NAMES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "test"}
 SEED = b"splits"
 TENTH = 0.1
 BATCH = 1_000  # rows in memory at a time
+PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
+MAX_LISTED = 20  # columns that a message names
 TEXT_TYPES = {"string", "large_string", "binary", "large_binary"}
-TEXT_COLUMNS = ("text", "sentence", "content")
-LABEL_COLUMNS = ("label", "labels", "target", "class")
+TEXT_COLUMNS = (
+    *("text", "sentence", "content", "review", "comment", "body", "tweet", "message", "document", "utterance"),
+    *("review_text", "comment_text", "reviewtext", "question", "query", "title", "headline", "description"),
+)
+LABEL_COLUMNS = (
+    *("label", "labels", "target", "class", "sentiment", "category", "coarse_label", "topic", "intent", "emotion"),
+    *("classes", "targets", "polarity", "label_name", "class_name", "y"),
+)
+"""Found by these names, the earlier first, whatever their case and the spaces around them."""
+NO_TEXTS = {"", "id", "idx", "index", "unnamed: 0", "guid", "uuid"}
+"""Columns that number the rows."""
 
 Encode = Callable[[list[bytes]], list[bytes]]
 """Texts -> the ids of each, an array as its bytes."""
@@ -56,9 +68,10 @@ def open_splits(data: str, what: str) -> Mapping[str, Table]:
     """The splits of a data set, by name, each a `datasets.Dataset`.
 
     Args:
-        data: a csv, tsv, json, json lines, parquet or arrow file; a folder of such files, a folder written by
-            `save_to_disk`, or a copy of a data set of the Hugging Face hub; else a hub id, "owner/name". Where a
-            data set has several configurations, one is named behind a colon: "owner/name:config", "folder:config".
+        data: a csv, tsv, json, json lines, parquet or arrow file, the text ones packed or not; a folder of such
+            files, of a folder of texts for each class, a folder written by `save_to_disk`, or a copy of a data set of
+            the Hugging Face hub; else a hub id, "owner/name". Where a data set has several configurations, one is
+            named behind a colon: "owner/name:config", "folder:config".
         what: who asks, for the messages.
 
     Returns:
@@ -75,12 +88,28 @@ def open_splits(data: str, what: str) -> Mapping[str, Table]:
     else:
         with one_line(f"{what}: could not read {data}"):
             opened = _from_disk(path, config)
-    splits = {OTHER_NAMES.get(str(name), str(name)): table for name, table in opened.items()}
+    splits = named_splits(opened)
     if len(splits) == 1:
         splits = {"train": next(iter(splits.values()))}
     if "train" not in splits:
         raise ValueError(f"{what}: expected a split called train in {data}, got {', '.join(splits)}")
     return splits
+
+
+def named_splits(opened: Mapping[str, Table]) -> dict[str, Table]:
+    """The same splits under the names used here; one that goes by another name gives way to one that has it.
+
+    >>> named_splits({"train": 1, "dev": 2, "eval": 3}), named_splits({"Train": 1, "eval": 2, "test": 3})
+    ({'train': 1, 'validation': 2, 'test': 3}, {'train': 1, 'validation': 2, 'test': 3})
+    """
+    names = [str(name) for name in opened]
+    known = {name: SPLIT_WORDS.get(name.lower(), name) for name in names}
+    free = "validation" if "test" in known.values() and "validation" not in known.values() else "test"
+    found: dict[str, str] = {}
+    for name in sorted(names, key=lambda name: (name not in SPLITS, known[name] == "eval")):
+        meant = free if known[name] == "eval" else known[name]
+        found[name] = name if meant in found.values() else meant
+    return {found[str(name)]: table for name, table in opened.items()}
 
 
 def split_config(data: str) -> tuple[str, str | None]:
@@ -102,14 +131,14 @@ def find(data: str, what: str) -> Path | None:
         ValueError: where it is neither, or a file of a format that is not read.
     """
     path = Path(data).expanduser()
-    known = ", ".join(suffix[1:] for suffix in READERS)
+    known = known_formats()
     if path.is_dir():
         return path.resolve()
     if path.is_file():
-        if path.suffix.lower() not in READERS:
+        if not format_of(path):
             raise ValueError(f"{what}: expected a file among {known}, or a folder of such, got {data}")
         return path.resolve()
-    if HUB_ID.fullmatch(data) and path.suffix.lower() not in READERS:
+    if HUB_ID.fullmatch(data) and suffix_of(path) not in READERS:
         return None
     raise ValueError(
         f"{what}: expected a file ({known}), a folder, or a hub id (owner/name), got {data!r}, "
@@ -127,13 +156,18 @@ def fingerprint(data: str, what: str) -> str:
     path = find(place, what)
     if path is None:
         return re.sub("[/:]", "--", data)
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    digest = hashlib.sha256((config or "").encode())
-    for file in files:
-        if not any(part.startswith(".") for part in file.relative_to(path).parts):
-            stat = file.stat()
-            digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+    digest = hashlib.sha256(f"{VERSION} {config or ''}".encode())
+    for file in [path] if path.is_file() else _files_used(path):
+        stat = file.stat()
+        digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
+
+
+def _files_used(folder: Path) -> list[Path]:
+    """The files that the data of a folder may depend on."""
+    if _is_repository(folder) or not (splits := files_by_split(folder)):
+        return files_below(folder)
+    return [file for files in splits.values() for file in files]
 
 
 @contextmanager
@@ -164,16 +198,32 @@ def _from_disk(path: Path, config: str | None) -> Mapping[str, Table]:
     import datasets
 
     if path.is_file():
-        reader = READERS[path.suffix.lower()]
-        if reader == "csv":
-            return _from_csv({"train": [str(path)]}, "\t" if path.suffix.lower() == ".tsv" else ",")
-        files = {"train": _escape(str(path))}
-        loaded: Mapping[str, Table] = datasets.load_dataset(reader, data_files=files)
-        return loaded
+        return {"train": read_files([path], format_of(path))}
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         saved = datasets.load_from_disk(str(path))
         return saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    if saved_splits := sorted(path.glob("*/state.json")):
+        return {file.parent.name: datasets.load_from_disk(str(file.parent)) for file in saved_splits}
+    if not _is_repository(path) and config is None:
+        if splits := files_by_split(path):
+            return {split: read_files(files, format_of(files[0])) for split, files in splits.items()}
+        if texts := texts_by_split(path):
+            return {split: read_texts(files) for split, files in texts.items()}
     return _from_repository(str(path), config)
+
+
+def _is_repository(folder: Path) -> bool:
+    """Whether `datasets` knows better what a folder holds: from its README, or as it holds pictures."""
+    readme = folder / "README.md"
+    if readme.is_file() and re.match(
+        rb"---\s.*^(configs|dataset_info):", readme.read_bytes(), re.DOTALL | re.MULTILINE
+    ):
+        return True
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        return True
+    files = files_below(folder)
+    pictures = sum(file.suffix.lower() in PICTURES for file in files)
+    return pictures > sum(bool(format_of(file)) for file in files)
 
 
 def _from_repository(source: str, config: str | None) -> Mapping[str, Table]:
@@ -181,13 +231,12 @@ def _from_repository(source: str, config: str | None) -> Mapping[str, Table]:
     import datasets
     from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DataFilesNotFoundError
-    from datasets.packaged_modules.csv.csv import CsvConfig
 
-    kinds = ", ".join(suffix[1:] for suffix in READERS)
+    kinds = f"expected files with columns ({known_formats()}) or a folder for each class, got others only, or none"
     try:
         builder = datasets.load_dataset_builder(source, config)
     except (DataFilesNotFoundError, EmptyDatasetError):
-        raise ValueError(f"expected files with columns ({kinds}), got others only, or none") from None
+        raise ValueError(kinds) from None
     except ValueError:
         known = datasets.get_dataset_config_names(source)
         if config in known or (config is None and len(known) < 2):
@@ -197,74 +246,16 @@ def _from_repository(source: str, config: str | None) -> Mapping[str, Table]:
             f"expected one of its configurations behind a colon ({source}:{known[0]}), got {got}; "
             f"there are {', '.join(known)}"
         ) from None
-    if type(builder).__module__.rpartition(".")[2] not in BUILDERS:
-        raise ValueError(f"expected files with columns ({kinds}), got others only, or none")
-    if isinstance(builder.config, CsvConfig):
-        files = datasets.DownloadManager().download({str(k): list(v) for k, v in builder.config.data_files.items()})
-        return _from_csv(files, builder.config.sep)
+    kind = type(builder).__module__.rpartition(".")[2]
+    if kind not in BUILDERS:
+        raise ValueError(kinds)
+    files = builder.config.data_files
+    if files and (kind in ("csv", "json") or (kind in ("parquet", "arrow") and builder.info.features is None)):
+        downloaded = datasets.DownloadManager().download({str(split): list(named) for split, named in files.items()})
+        return {split: read_files(list(map(Path, found)), kind) for split, found in downloaded.items()}
     builder.download_and_prepare()
     prepared: Mapping[str, Table] = builder.as_dataset()
     return prepared
-
-
-def _from_csv(files: dict[str, list[str]], separator: str) -> Mapping[str, Table]:
-    """Columns of bytes, with nothing guessed: "NA" and "01" are texts. Quotes are special except between tabs."""
-    import csv
-
-    import datasets
-
-    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
-    first, *others = (file for split in files.values() for file in split)
-    names, line_end = _read_header(first, separator, quoting)
-    for file in others:
-        if (found := _read_header(file, separator, quoting)[0]) != names:
-            raise ValueError(f"expected the columns {', '.join(names)} as in {first}, got {', '.join(found)} in {file}")
-    loaded: Mapping[str, Table] = datasets.load_dataset(
-        "csv",
-        data_files={split: [_escape(file) for file in found] for split, found in files.items()},
-        sep=separator,
-        quoting=quoting,
-        header=0,
-        column_names=names,
-        encoding="latin-1",  # each byte a letter, and back
-        converters=dict.fromkeys(names, _to_bytes),
-        na_filter=False,
-        lineterminator=line_end,
-        chunksize=BATCH,
-    )
-    return loaded
-
-
-def _read_header(file: str, separator: str, quoting: int) -> tuple[list[str], str | None]:
-    """Names of the columns; and "\\n" where that alone ends a line, so that a "\\r" in a text does not."""
-    import pandas as pd  # type: ignore[import-untyped]
-
-    with open(file, "rb") as raw:
-        line_end = re.search(rb"\r?\n$", raw.readline())
-        raw.seek(0)
-        if any(b"\0" in block for block in iter(lambda: raw.read(2**20), b"")):
-            raise ValueError(f"expected text, got zero bytes in {file}: unpack it, or save it as UTF-8")
-    try:
-        head = pd.read_csv(
-            file, sep=separator, quoting=quoting, header=None, nrows=2, encoding="latin-1", dtype=str, na_filter=False
-        )
-    except pd.errors.EmptyDataError:
-        raise ValueError(f"expected a header and rows, got the empty file {file}") from None
-    if len(head) < 2:
-        raise ValueError(f"expected rows below the header of {file}, got none")
-    names = [_to_bytes(name).decode("utf-8-sig", "replace").strip('"') for name in head.iloc[0]]
-    if len(set(names)) < len(names):
-        raise ValueError(f"expected columns of different names in {file}, got {', '.join(names)}")
-    return names, "\n" if line_end and line_end[0] == b"\n" else None
-
-
-def _to_bytes(letters: str) -> bytes:
-    return letters.encode("latin-1")
-
-
-def _escape(path: str) -> str:
-    """A path that `datasets` does not take for a pattern."""
-    return re.sub(r"([*?[])", r"[\1]", path)
 
 
 def _from_hub(name: str, config: str | None, what: str) -> Mapping[str, Table]:
@@ -320,8 +311,10 @@ class LabelledRows:
     Attributes:
         splits: rows of "ids", bytes that are never empty, and "label", the number of the class; no ids twice.
         classes: name of each class.
-        text_column, label_column: where they were found.
+        text_column, label_column: where they were found in train.
         carved: share of train that each split was made from which the data does not have.
+        unlabelled: those of them that are there, but in which no row has a class.
+        remarks: what else the user should know of the splits and classes, in words.
         left_out: how many rows were "empty", "without a class" or "duplicate"; whole once all splits are read.
     """
 
@@ -330,41 +323,67 @@ class LabelledRows:
     text_column: str
     label_column: str
     carved: dict[str, float]
+    unlabelled: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def labelled_rows(data: str, what: str, *, text_column: str, label_column: str, encode: Encode) -> LabelledRows:
+def labelled_rows(
+    data: str, what: str, *, text_column: str, label_column: str, encode: Encode, test_split: str = ""
+) -> LabelledRows:
     """The texts of a data set with a class each, in three splits without duplicates.
+
+    A split without a class in any row counts as not there.
 
     Args:
         data, what: as for `open_splits`.
-        text_column: "" = the column called text, sentence or content; else the only one of strings or bytes.
-        label_column: "" = the one called label, labels, target or class.
+        text_column: "" = the column called text, sentence, content, review or the like; else the only one of strings
+            or bytes.
+        label_column: "" = the one called label, labels, target, class, sentiment or the like.
         encode: texts to ids; a text without ids counts as empty.
+        test_split: the split that serves as test; "" = test.
 
     Raises:
         ValueError: as `open_splits`; a missing column; labels that are no classes, or only one class.
     """
     opened = open_splits(data, what)
-    sources = {split: opened[split] for split in SPLITS if split in opened}
+    sources = {split: _flat(opened[split]) for split in SPLITS if split in opened}
+    remarks = []
+    if test_split:
+        asked = SPLIT_WORDS.get(test_split.lower(), test_split)
+        if asked not in opened or asked == "train":
+            others = ", ".join(name for name in opened if name != "train") or "train alone"
+            raise ValueError(f"{what}: expected a split to test on, got {test_split!r}; the data has {others}")
+        sources["test"] = _flat(opened[asked])
+        if asked == "validation":
+            del sources["validation"]
+        remarks.append(f"the {asked} split is what is tested on, as asked")
     text_column, label_column = pick_columns(sources["train"].features, text_column, label_column, what)
-    for split, table in sources.items():
-        for column in {text_column, label_column} - set(table.column_names):
-            raise ValueError(
-                f"{what}: expected a column {column!r} in {split} as in train, got {', '.join(table.column_names)}"
-            )
-    name_of = _namer(sources["train"].features[label_column])
-    classes = _classes(sources, label_column, name_of, what)
-    found = LabelledRows({}, classes, text_column, label_column, {})
-    number = {name: index for index, name in enumerate(classes)}
+    columns = {split: _columns_of(split, sources, text_column, label_column, what) for split in sources}
+    labelled = {split: names for split, names in columns.items() if names[1]}
+    with one_line(f"{what}: {data}"):
+        classes = name_classes(
+            {split: (sources[split].features[c], _different(sources[split], c)) for split, (_, c) in labelled.items()},
+            label_column,
+        )
+    unlabelled: list[str] = []
+    for split in set(sources) - set(labelled) | set(classes.unlabelled):
+        if test_split and split == "test":
+            raise ValueError(f"{what}: expected classes in the split to test on, {test_split}, got none")
+        unlabelled.append(split)
+        del sources[split]
+    _check_count(classes, sources, label_column, what)
+    found = LabelledRows({}, classes.names, text_column, label_column, {}, unlabelled, remarks + classes.remarks)
+    number = {name: index for index, name in enumerate(classes.names)}
     seen: set[bytes] = set()
 
-    def read(table: Table, low: float, high: float) -> Iterator[Row]:
-        """The rows whose text is dealt between low and high."""
-        for batch in table.select_columns([text_column, label_column]).with_format("arrow").iter(BATCH):
-            texts = [text or b"" for text in batch.column(text_column).cast("binary").to_pylist()]
+    def read(split: Split, low: float, high: float) -> Iterator[Row]:
+        """The rows of a split of the source whose text is dealt between low and high."""
+        text, label = columns[split]
+        for batch in sources[split].select_columns([text, label]).with_format("arrow").iter(BATCH):
+            texts = [found or b"" for found in batch.column(text).cast("binary").to_pylist()]
             dealt = [low <= deal(text) < high for text in texts]
-            names = [name_of(label) for label in batch.column(label_column).to_pylist()]
+            names = [classes.of(split, stored) for stored in batch.column(label).to_pylist()]
             inside = [(text, name) for text, name, mine in zip(texts, names, dealt, strict=True) if mine]
             for ids, (_, name) in zip(encode([text for text, _ in inside]), inside, strict=True):
                 if not ids:
@@ -386,13 +405,13 @@ def labelled_rows(data: str, what: str, *, text_column: str, label_column: str, 
 
     low = 0.0
     for split in reversed(SPLITS):
-        table, start, end = sources.get(split), 0.0, 1.0
+        source, start, end = split, 0.0, 1.0
         if split == "train":
             start = low
-        elif table is None:
-            table, start, end = sources["train"], low, low + TENTH
+        elif split not in sources:
+            source, start, end = "train", low, low + TENTH
             low, found.carved[split] = end, TENTH
-        found.splits[split] = Rows(round(len(table) * (end - start)), unique(read(table, start, end)))
+        found.splits[split] = Rows(round(len(sources[source]) * (end - start)), unique(read(source, start, end)))
     return found
 
 
@@ -401,67 +420,100 @@ def deal(text: bytes) -> float:
     return int.from_bytes(hashlib.blake2b(text, digest_size=6, key=SEED).digest(), "big") / 2**48
 
 
+def _flat(table: Table) -> Table:
+    """With a column under a dotted name for each part of a nested one."""
+    return table.flatten() if any(isinstance(feature, dict) for feature in table.features.values()) else table
+
+
+def _different(table: Table, column: str) -> list[Any]:
+    """The different values of a column of labels."""
+    return [None] if table.features[column].dtype == "null" else list(table.unique(column))
+
+
+def column_of(features: Mapping[str, Any], name: str) -> str:
+    """The column of that name, or else the only one that differs in case and outer spaces alone; "" for none.
+
+    Of nested columns the last part is a name too, where no other column has it.
+    """
+    if name and name in features:
+        return name
+    wanted = name.strip().casefold()
+    plain = {column: column.strip().casefold() for column in features}
+    for alike in (plain, {column: found.rpartition(".")[2] for column, found in plain.items()}):
+        if wanted and len(named := [column for column, found in alike.items() if found == wanted]) == 1:
+            return named[0]
+    return ""
+
+
+def _listed(features: Mapping[str, Any]) -> str:
+    more = f" and {len(features) - MAX_LISTED:,} more" if len(features) > MAX_LISTED else ""
+    return ", ".join(list(features)[:MAX_LISTED]) + more
+
+
+def _columns_of(
+    split: Split, sources: Mapping[Split, Table], text_column: str, label_column: str, what: str
+) -> tuple[str, str]:
+    """The columns of a split that train calls so; "" as that of the class where the split has all but that.
+
+    Raises:
+        ValueError: a missing column; labels that are no classes.
+    """
+    features, trained = sources[split].features, sources["train"].features
+    text, label = column_of(features, text_column), column_of(features, label_column)
+    there = _listed(features)
+    if not text:
+        raise ValueError(f"{what}: expected a column {text_column!r} in {split} as in train, got {there}")
+    if getattr(features[text], "dtype", "") not in TEXT_TYPES:
+        raise ValueError(f"{what}: expected strings or bytes in the column {text!r} of {split}, got {features[text]}")
+    if label:
+        _check_labels(features[label], f"{label!r} of {split}", what)
+    elif others := [name for name in features if not column_of(trained, name)]:
+        raise ValueError(
+            f"{what}: expected the columns {_listed(trained)} as in train, got {there} in {split}: "
+            f"which is {label_column!r}, {' or '.join(others)}?"
+        )
+    return text, label
+
+
+def _check_labels(feature: Any, where: str, what: str) -> None:
+    if not isinstance(getattr(feature, "dtype", None), str) or feature.dtype in ("dict", "list"):
+        raise ValueError(f"{what}: expected one class a row in the column {where}, got {feature}")
+
+
 def pick_columns(features: Mapping[str, Any], text_column: str, label_column: str, what: str) -> tuple[str, str]:
     """Names of the columns of the text and of the class, checked; "" = to be found, as `labelled_rows` says.
 
     Raises:
         ValueError: naming the columns there.
     """
-    there = ", ".join(features)
+    there = _listed(features)
     for column in (text_column, label_column):
-        if column and column not in features:
+        if column and not column_of(features, column):
             raise ValueError(f"{what}: expected a column {column!r}, got the columns {there}")
-    label = label_column or next((name for name in LABEL_COLUMNS if name in features and name != text_column), "")
+    text, label = column_of(features, text_column), column_of(features, label_column)
+    if not label_column:
+        named = [column_of(features, name) for name in LABEL_COLUMNS]
+        label = next((column for column in named if column and not (text_column and column == text)), "")
     if not label:
         raise ValueError(f"{what}: expected the column of the class (--label-column), got none; columns: {there}")
     texts = [name for name in features if name != label and getattr(features[name], "dtype", "") in TEXT_TYPES]
-    text = text_column or next((name for name in TEXT_COLUMNS if name in texts), texts[0] if len(texts) == 1 else "")
+    if not text_column:
+        named = [column_of(features, name) for name in TEXT_COLUMNS]
+        free = [name for name in texts if name.strip().casefold() not in NO_TEXTS]
+        text = next((column for column in named if column and column in texts), free[0] if len(free) == 1 else "")
     if not text:
         raise ValueError(f"{what}: expected the column of the text (--text-column), got none; columns: {there}")
     if text not in texts:
         other = "the column of the class" if text == label else f"of {features[text]}"
         raise ValueError(f"{what}: expected a column of strings or bytes, got {text!r}, {other}; columns: {there}")
-    if not isinstance(getattr(features[label], "dtype", None), str) or features[label].dtype in ("dict", "list"):
-        raise ValueError(f"{what}: expected one class a row in the column {label!r}, got {features[label]}")
+    _check_labels(features[label], repr(label), what)
     return text, label
 
 
-def _namer(feature: Any) -> Callable[[Any], str]:
-    """A function from a label as stored to the name of its class, "" for none."""
-    import datasets
-
-    if isinstance(feature, datasets.ClassLabel):
-        return lambda label: feature.names[label] if label is not None and label >= 0 else ""
-
-    def name_of(label: Any) -> str:
-        if isinstance(label, bytes):
-            label = label.decode("utf-8", "backslashreplace")
-        missing = label is None or label != label  # NaN
-        return "" if missing else str(label).strip()
-
-    return name_of
-
-
-def _classes(sources: Mapping[Split, Table], column: str, name_of: Callable[[Any], str], what: str) -> list[str]:
-    """The names of the classes, in order."""
-    import datasets
-
-    feature = sources["train"].features[column]
-    found = {name_of(label) for table in sources.values() for label in table.unique(column)} - {""}
-    labelled = sum(map(len, sources.values()))
-    if len(found) < 2:
-        got = ", ".join(map(repr, found)) or "none"
-        raise ValueError(f"{what}: expected at least two classes in the column {column!r}, got {got}")
-    if len(found) > labelled / 2:
+def _check_count(classes: Classes, sources: Mapping[Split, Table], column: str, what: str) -> None:
+    """Labels are no classes where most rows have one of their own."""
+    rows, names = sum(map(len, sources.values())), len(classes.names)
+    if names > rows / 2:
         raise ValueError(
-            f"{what}: expected classes in the column {column!r}, got {len(found)} different values in {labelled} rows"
+            f"{what}: expected classes in the column {column!r}, got {names} different values in {rows} rows"
         )
-    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else in_order(found)
-
-
-def in_order(names: set[str]) -> list[str]:
-    """Sorted: by value where all are numbers, else as text."""
-    try:
-        return sorted(names, key=lambda name: (float(name), name))
-    except ValueError:
-        return sorted(names)

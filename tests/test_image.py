@@ -135,6 +135,18 @@ def test_copies_are_left_out_of_train_first_and_counted(tmp_path):
     assert open_image(data, 16).notes() == ["left out: 4 exact copies of other images"]
 
 
+def test_splits_whose_classes_have_another_order_are_refused(tmp_path):
+    parts = {"train": (["cat", "dog"], noise(40, 12)), "test": (["dog", "cat"], noise(10, 13))}
+    tables = {
+        split: table(images, labels % 2).cast_column("label", datasets.ClassLabel(names=names))
+        for split, (names, (images, labels)) in parts.items()
+    }
+    with pytest.raises(
+        ValueError, match=r"same names and order in every split of .*, got others in test than in train"
+    ):
+        open_image(save(tmp_path / "data", **tables)).prepare()
+
+
 def test_lengths_share_one_cache(tmp_path, monkeypatch):
     data = save(tmp_path / "data", train=table(*noise(40, 11)))
     open_image(data, 1024).prepare()

@@ -255,6 +255,14 @@ def test_other_columns_blank_lines_and_a_mark_of_byte_order_are_skipped(tmp_path
     assert task.notes() == []
 
 
+def test_files_in_the_home_folder(tmp_path, own_cache, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "lra").mkdir()
+    write(tmp_path / "lra", {name: [["[MAX", n, 1]] for n, name in enumerate(("train", "val", "test"), start=2)})
+    assert Listops(16, ListopsConfig(data="~/lra")).size("test") == 1
+
+
 def test_what_is_dropped_and_cut_is_told(tmp_path, own_cache):
     flat = [["[SM", *([digit] * 20)] for digit in range(10)]
     trees = {"train": flat[:8] + flat[:1], "val": flat[2:5], "test": [*flat[:3], ["[SM", *([0] * 19), 5]]}

@@ -63,8 +63,9 @@ def test_switches_reach_the_run_and_its_command(switch: str) -> None:
 def test_options_of_tasks_and_flags_for_data_reach_the_run_and_its_command(tmp_path: Path) -> None:
     data = str(tmp_path / "my reviews.csv")
     words = ["--task", "classify", "--data", data, "--label-column", "stars", "--no-control", "--variants", "full"]
-    (spec,) = specs(*words, "--set", "classify.text_column=review")
-    assert spec.task_options == (("data", data), ("label_column", "stars"), ("text_column", "review"))
+    (spec,) = specs(*words, "--set", "classify.text_column=review", "--test-split", "dev")
+    options = {"data": data, "label_column": "stars", "test_split": "dev", "text_column": "review"}
+    assert spec.task_options == tuple(options.items())
     assert RunSpec.from_json(spec.to_json()) == spec
     assert f"--set 'classify.data={data}'" in reproduce(spec)
 
