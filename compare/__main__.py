@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:  # -m looks for modules in the current folder first
+    HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if os.path.realpath(sys.path[0]) != os.path.realpath(HERE):  # a user's, whose random.py is none of ours
+        sys.path.append(sys.path.pop(0))
+
+import io
+import shlex
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
@@ -32,6 +40,8 @@ NOT_DECODED = {
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; exit code 0 done, 1 no run succeeded or a regression, 2 usage, 130 interrupted."""
+    if arguments is None:
+        settle()
     words = sys.argv[1:] if arguments is None else arguments
     try:
         if words[:1] == ["cost"]:
@@ -54,6 +64,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         print("interrupted", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def settle() -> None:
+    """Make this process, and what it starts, independent of where it was started from."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal of few letters shows ? for the others
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook's may name one that is not installed here
+    os.environ["PYTHONSAFEPATH"] = "1"  # for processes that build data, as for this one
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is finished is reported, as after Ctrl-C
 
 
 def command_run(words: list[str]) -> int:

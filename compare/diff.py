@@ -278,7 +278,7 @@ def diff(before: Source, after: Source) -> Diff:
 def show(found: Diff) -> None:
     """On the terminal: a table for each task."""
     console = Console(highlight=False)
-    if not console.is_terminal:
+    if not console.file.isatty():
         console.width = WIDE
     for remark in found.remarks:
         console.print(Text(remark, style="bold"))

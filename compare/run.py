@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from compare.environ import worker_environment
 from compare.progress import Progress
 from compare.record import RETRIED, Record, append_record, read_records
 from compare.spec import DataId, RunSpec
@@ -83,14 +84,13 @@ def run_one(
     """Run one spec in a fresh Python and return its record, whatever becomes of it."""
     conduct = conduct or Conduct()
     started, kills = time.perf_counter(), oom_kills()
-    environment = os.environ | {"OMP_NUM_THREADS": str(spec.threads)}
-    with tempfile.TemporaryFile("w+", errors="replace") as stderr:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "compare.worker"],
+            worker_command(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env=environment,
+            env=worker_environment(spec),
             text=True,
             start_new_session=True,  # Ctrl-C reaches the parent, which ends the worker
         )
@@ -131,6 +131,13 @@ def run_one(
             return new_record(spec, "timeout", reason) | {"wall_seconds": wall}
         no_memory = kills is None or oom_kills() != kills
         return record_of_crash(spec, returncode, stderr.read(), wall, where=where, no_memory=no_memory)
+
+
+def worker_command() -> list[str]:
+    """Python that looks for modules where this process does, and in the current folder last: a plug-in is found there,
+    and a user's tasks.py or random.py hides nothing."""
+    start = "import sys; sys.path[:] = sys.argv[1:]; from compare.worker import main; main()"
+    return [sys.executable, "-P", "-c", start, *dict.fromkeys([*sys.path, os.getcwd()])]
 
 
 def end(process: subprocess.Popen[str]) -> None:
