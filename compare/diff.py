@@ -33,6 +33,7 @@ from compare.report.aggregate import (
     as_key,
     as_mapping,
     as_number,
+    data_hashes,
     group_records,
     machine_line,
     machine_name,
@@ -319,7 +320,7 @@ def pair_up(before: Sequence[Record], after: Sequence[Record]) -> tuple[list[Pai
             pairs += [Pair(title, mine[name], theirs[name]) for name in mine if name in theirs]
             for found, names in ((vanished, mine.keys() - theirs.keys()), (new, theirs.keys() - mine.keys())):
                 found += [f"{', '.join(sorted(names))} ({title})"] if names else []
-            if hashes_of(was[key]) != hashes_of(now[other]):
+            if not share_data(was[key], now[other]):
                 remarks.append(f"{title}: not the same data; scores may differ for that.")
     return pairs, remarks, vanished, new
 
@@ -337,9 +338,10 @@ def by_conditions(records: Sequence[Record]) -> dict[str, dict[str, Group]]:
     return found
 
 
-def hashes_of(group: Group) -> set[str]:
-    data = (as_mapping(record.get("data")) for record in group.records)
-    return {str(value) for each in data for key, value in each.items() if key.endswith("sha256")}
+def share_data(before: Group, after: Group) -> bool:
+    """Whether every hash that both sides record is the same."""
+    was, now = data_hashes(before.records), data_hashes(after.records)
+    return all(set(was[key]) == set(now[key]) for key in was.keys() & now.keys())
 
 
 def mean_of(values: Mapping[str, float]) -> float:

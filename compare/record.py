@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -60,6 +60,15 @@ def is_result(record: Record) -> bool:
 def _spec(record: Record) -> Record:
     spec = record.get("spec")
     return spec if isinstance(spec, dict) else {}
+
+
+def other_data(before: object, now: Mapping[str, Any]) -> str:
+    """What tells the data of a record from that of now, in words; "" where no hash that both have does."""
+    known = before if isinstance(before, dict) else {}
+    for name, value in now.items():
+        if name.endswith("sha256") and str(known.get(name, value)) != str(value):
+            return f"{name} {str(known[name])[:8]}, now {str(value)[:8]}"
+    return ""
 
 
 def append_record(path: Path, record: Record) -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from compare.environ import worker_environment
 from compare.progress import Progress
-from compare.record import RETRIED, Record, append_record, read_records
+from compare.record import RETRIED, Record, append_record, other_data, read_records
 from compare.spec import DataId, RunSpec
-from compare.worker import Conduct, new_record, record_of_crash
+from compare.worker import Conduct, make_task, new_record, record_of_crash
 
 OnEvent = Callable[[Record], None]
 
@@ -51,6 +51,9 @@ def run_all(
         for warning in warnings:
             progress.warn(warning)
         finished = {r["run_id"]: r for r in known if r["status"] not in RETRIED}
+        for what, stale in of_other_data(specs, finished, unprepared).items():
+            progress.warn(f"{what}: {len(stale)} finished runs are of the old data, and run again")
+            finished = {run_id: record for run_id, record in finished.items() if run_id not in stale}
     done = [finished[s.run_id] for s in specs if s.run_id in finished]
     if done:
         progress.say(f"{len(done)} of {len(specs)} runs are already in {records}")
@@ -73,6 +76,23 @@ def run_all(
             finished[spec.run_id] = record
             progress.finished(spec, record)
     return [finished[spec.run_id] for spec in specs]
+
+
+def of_other_data(
+    specs: list[RunSpec], finished: Mapping[str, Record], unprepared: Mapping[DataId, str]
+) -> dict[str, list[str]]:
+    """The run_ids of finished runs whose data is not that of now, by what changed."""
+    found: dict[str, list[str]] = {}
+    data: dict[DataId, Record] = {}
+    for spec in specs:
+        of_record = finished.get(spec.run_id, {}).get("data")
+        if of_record and spec.data_id not in unprepared:
+            if spec.data_id not in data:
+                data[spec.data_id] = make_task(spec).facts["data"]
+            if changed := other_data(of_record, data[spec.data_id]):
+                what = f"{spec.task} · N {spec.seq_len}: the data changed ({changed})"
+                found.setdefault(what, []).append(spec.run_id)
+    return found
 
 
 def run_one(

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from compare.record import SCHEMA, Record, now
+from compare.record import SCHEMA, Record, now, other_data
 from compare.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -212,9 +212,12 @@ def work(
         return
 
     def restore(state: dict[str, Any]) -> tuple[Trainer, dict[int, float]]:
+        so_far = json.loads(state["record"])
+        if changed := other_data(so_far["data"], record["data"]):
+            raise ValueError(f"it is of other data: {changed}")
         trainer = Trainer(spec, task)
         trainer.restore(state["trainer"])
-        record.update(json.loads(state["record"]))
+        record.update(so_far)
         return trainer, state["counted"]
 
     resumed = None if checkpoint is None else checkpoint.load(restore)

@@ -3,6 +3,7 @@
 The folder is `$ATTENTION_ZOO_CACHE`, or `~/.cache/attention-zoo`.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -142,6 +143,19 @@ def load_or_compute(key: str, name: str, compute: Callable[[], dict[str, Any]]) 
         json.dump(computed, part)
     os.replace(part.name, file)
     return computed
+
+
+def digest_of(tables: Mapping[Split, Table]) -> str:
+    """The SHA-256 of all rows of all splits: what two runs on the same data share."""
+    digest = hashlib.sha256()
+    for split, table in tables.items():
+        digest.update(f"{split} {len(table)} {table.column_names}".encode())
+        for batch in table.with_format(None).iter(1_000):
+            for values in batch.values():
+                for value in values:
+                    content = value if isinstance(value, bytes) else str(value).encode()
+                    digest.update(b"%d " % len(content) + content)
+    return digest.hexdigest()
 
 
 def byte_lengths(table: Table, column: str) -> NDArray[np.int64]:
