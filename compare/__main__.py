@@ -134,7 +134,8 @@ def execute(options: argparse.Namespace, words: list[str], cap: int | None = Non
             "what fits cannot be searched beyond it"
         )
     with claim_folder(options.out, command, resume=options.resume) as out:
-        conduct = Conduct(out=str(out), checkpoint_every=options.checkpoint_every, timeout=options.timeout, track=track)
+        every, timeout = options.checkpoint_every, options.timeout
+        conduct = Conduct(out=str(out), checkpoint_every=every, timeout=timeout, track=track, machine=machine)
         return prepare_and_run(specs, options, cap, machine, out, progress, conduct)
 
 
@@ -172,15 +173,13 @@ def run_and_report(
     progress: Progress,
     conduct: Conduct,
 ) -> int:
-    import json
-
     from compare.cost import search_longest
-    from compare.record import is_result, read_records, write_atomically
+    from compare.record import is_result, read_records
     from compare.report import write_report
     from compare.run import run_all
     from compare.search import search_rates
 
-    write_atomically(out / "environment.json", json.dumps(machine, indent=1) + "\n")
+    stamp_folder(out, machine, progress)
     records = out / "records.jsonl"
     count = f"{len(specs)} runs, one after another" if len(specs) > 1 else "1 run"
     progress.say(f"{count}; results in {out}")
@@ -206,6 +205,27 @@ def run_and_report(
         return 130
     wanted = {spec.run_id for spec in specs}
     return 0 if any(r["status"] == "ok" for r in finished if r["run_id"] in wanted) else 1
+
+
+def stamp_folder(out: Path, machine: dict[str, object], progress: Progress) -> None:
+    """Write down what runs here from now on; what ran here before stays beside it."""
+    import json
+
+    from compare.record import write_atomically
+    from compare.report import read_environment
+    from compare.report.aggregate import machine_line
+
+    path = out / "environment.json"
+    known = read_environment(path)[0] if path.exists() else {}
+    earlier = known.pop("earlier", [])
+    if known:
+        if machine_line(known) != machine_line(machine):
+            progress.warn(
+                f"what ran here before ran elsewhere ({machine_line(known)}): the report keeps it apart from what runs "
+                f"now ({machine_line(machine)})"
+            )
+        machine = machine | {"earlier": [*(earlier if isinstance(earlier, list) else []), known]}
+    write_atomically(path, json.dumps(machine, indent=1) + "\n")
 
 
 def go_on(out: Path) -> str:

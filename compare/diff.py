@@ -252,9 +252,10 @@ def diff(before: Source, after: Source) -> Diff:
     pairs, remarks, vanished, new = pair_up(before.records, after.records)
     if not pairs:
         raise UsageError("the two folders have no variant in common on one task at one length")
-    elsewhere = machine_name(before.environment) != machine_name(after.environment)
-    machines = [machine_line(source.environment) for source in (before, after)]
-    if machines[0] != machines[1]:
+    stamps = [[source.environment_of(record) for record in source.records] for source in (before, after)]
+    elsewhere = len({machine_name(stamp) for side in stamps for stamp in side}) > 1
+    machines = [" and ".join(dict.fromkeys(map(machine_line, side))) for side in stamps]
+    if elsewhere or machines[0] != machines[1]:
         remarks.insert(0, f"Machines differ: {' → '.join(machines)}." + " Times are told, not judged." * elsewhere)
 
     comparisons = [comparison for pair in pairs for comparison in comparisons_of(pair)]
@@ -328,7 +329,8 @@ def pair_up(before: Sequence[Record], after: Sequence[Record]) -> tuple[list[Pai
 def by_conditions(records: Sequence[Record]) -> dict[str, dict[str, Group]]:
     """Task and length in words -> conditions -> group."""
     found: dict[str, dict[str, Group]] = {}
-    for group in group_records([Source(records, {})], short=False):  # one name in both folders
+    anywhere = [record | {"machine": None} for record in records]
+    for group in group_records([Source(anywhere, {})], short=False):  # one name in both folders
         spec = DEFAULTS | as_mapping(group.records[0].get("spec"))
         conditions = {key: value for key, value in spec.items() if key not in PER_ROW}
         for key, value in conditions.items():

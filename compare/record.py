@@ -20,6 +20,8 @@ STATUSES = ("ok", "oom", "diverged", "timeout", "unsupported", "error")
 RETRIED = ("timeout", "error")
 """Runs that ended so are tried again; every other status is final."""
 PACKAGES = ("torch", "einops", "datasets", "matplotlib", "accelerate", "rich", "numpy", "xformers")
+TIMED_ON = ("cpu", "cores", "threads", "device", "gpu", "torch", "python")
+"""What of a machine a time depends on."""
 Record = dict[str, Any]
 
 
@@ -68,6 +70,15 @@ def other_data(before: object, now: Mapping[str, Any]) -> str:
     for name, value in now.items():
         if name.endswith("sha256") and str(known.get(name, value)) != str(value):
             return f"{name} {str(known[name])[:8]}, now {str(value)[:8]}"
+    return ""
+
+
+def other_machine(before: object, now: Mapping[str, Any]) -> str:
+    """What tells the machine of a record from that of now, in words; "" where nothing does that a time depends on."""
+    known = before if isinstance(before, dict) else {}
+    for name in TIMED_ON:
+        if name in known and known[name] != now.get(name):
+            return f"{name} {known[name]}, now {now.get(name)}"
     return ""
 
 
@@ -123,7 +134,7 @@ def now() -> str:
 
 
 def describe_machine(*, device: str, threads: int, gpu: str | None, command: str) -> Record:
-    """What the runs of a folder ran on. Contains no user or host name."""
+    """What runs run on; each record bears it. Contains no user or host name."""
     installed = {name: version for name in PACKAGES if (version := _version(name))}
     return {
         "python": platform.python_version(),

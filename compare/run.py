@@ -66,7 +66,7 @@ def run_all(
                 record = new_record(spec, "error", unprepared[spec.data_id])
             else:
                 record = run_one(spec, progress.update, conduct, progress.warn)
-            record |= {"command": reproduce(spec)} | (notes or {}).get(spec.run_id, {})
+            record |= {"command": reproduce(spec), "machine": conduct.machine} | (notes or {}).get(spec.run_id, {})
             append_record(records, record)
             checkpoint = conduct.checkpoint_of(spec)
             if checkpoint is not None and record["status"] not in RETRIED:

@@ -13,11 +13,11 @@ import signal
 import sys
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from compare.record import SCHEMA, Record, now, other_data
+from compare.record import SCHEMA, Record, now, other_data, other_machine
 from compare.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -41,12 +41,14 @@ class Conduct:
         checkpoint_every: seconds of training from one checkpoint to the next, at least.
         timeout: seconds after which the run is ended; None = never.
         track: names of trackers, as ``tensorboard``.
+        machine: what it runs on, of ``describe_machine``; empty = nobody asks.
     """
 
     out: str | None = None
     checkpoint_every: float = 30.0
     timeout: float | None = None
     track: tuple[str, ...] = ()
+    machine: Record = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -146,7 +148,7 @@ def run(spec: RunSpec, conduct: Conduct, events: Events) -> Record:
     """Do the run. What fails is told in the record's status and reason; what was measured before stays."""
     started = time.perf_counter()
     events.phase("loading torch")
-    record = new_record(spec, "ok", "")
+    record = new_record(spec, "ok", "") | {"machine": conduct.machine}
     from compare.checkpoint import Checkpoint
     from compare.track import Tracking
 
@@ -215,6 +217,8 @@ def work(
         so_far = json.loads(state["record"])
         if changed := other_data(so_far["data"], record["data"]):
             raise ValueError(f"it is of other data: {changed}")
+        if changed := other_machine(so_far.get("machine"), record["machine"]):
+            raise ValueError(f"it is of another machine: {changed}")
         trainer = Trainer(spec, task)
         trainer.restore(state["trainer"])
         record.update(so_far)
