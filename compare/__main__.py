@@ -16,6 +16,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
+from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -125,28 +126,43 @@ def execute(options: argparse.Namespace, words: list[str], cap: int | None = Non
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: no CUDA device is available here; use --device cpu")
-    specs = make_specs(options, device, torch.get_num_threads())
+    threads = choose_threads(progress)
+    specs = make_specs(options, device, threads)
     if absent := left_out(options):
         progress.say(f"left out, for want of a step form: {', '.join(absent)}")
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
-    machine = describe_machine(device=device, threads=torch.get_num_threads(), gpu=gpu, command=command)
+    machine = describe_machine(device=device, threads=threads, gpu=gpu, command=command)
     memory = torch.cuda.get_device_properties(0).total_memory if gpu else machine["memory_bytes"]
-    if cap and memory and options.memory_limit > memory:
-        raise UsageError(
-            f"--memory-limit: expected at most the memory there is, {memory} bytes, got {options.memory_limit}: "
-            "what fits cannot be searched beyond it"
-        )
+    if memory and options.memory_limit and options.memory_limit > memory:
+        beyond = f"--memory-limit: expected at most the memory there is, {memory} bytes, got {options.memory_limit}"
+        if cap:
+            raise UsageError(f"{beyond}: what fits cannot be searched beyond it")
+        progress.warn(f"{beyond}: runs have no more than there is")
     with claim_folder(options.out, command, resume=options.resume) as out:
         every, timeout = options.checkpoint_every, options.timeout
         conduct = Conduct(out=str(out), checkpoint_every=every, timeout=timeout, track=track, machine=machine)
-        return prepare_and_run(specs, options, cap, machine, out, progress, conduct)
+        return prepare_and_run(specs, options, cap, out, progress, conduct)
+
+
+def choose_threads(progress: Progress) -> int:
+    """As many as torch takes, but no more than there are cores: torch counts those of the machine, whatever part of
+    them a container gets. What the user asks for stays as it is."""
+    import torch
+
+    from compare.limits import usable_cores
+
+    threads, cores = torch.get_num_threads(), usable_cores()
+    most = max(1, floor(cores))
+    if threads > most and "OMP_NUM_THREADS" in os.environ:
+        progress.warn(f"OMP_NUM_THREADS: {threads} threads on {cores} cores make times waver; set it to {most}")
+        return threads
+    return min(threads, most)
 
 
 def prepare_and_run(
     specs: list[RunSpec],
     options: argparse.Namespace,
     cap: int | None,
-    machine: dict[str, object],
     out: Path,
     progress: Progress,
     conduct: Conduct,
@@ -157,7 +173,7 @@ def prepare_and_run(
     if len(unprepared) == len({spec.data_id for spec in specs}):
         return 2  # each was told
     try:
-        return run_and_report(specs, options, cap, unprepared, machine, out, progress, conduct)
+        return run_and_report(specs, options, cap, unprepared, out, progress, conduct)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -171,7 +187,6 @@ def run_and_report(
     options: argparse.Namespace,
     cap: int | None,
     unprepared: dict[DataId, str],
-    machine: dict[str, object],
     out: Path,
     progress: Progress,
     conduct: Conduct,
@@ -182,7 +197,7 @@ def run_and_report(
     from compare.run import run_all
     from compare.search import search_rates
 
-    stamp_folder(out, machine, progress)
+    stamp_folder(out, conduct.machine, progress)
     records = out / "records.jsonl"
     count = f"{len(specs)} runs, one after another" if len(specs) > 1 else "1 run"
     progress.say(f"{count}; results in {out}")

@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from compare.limits import memory_limit, usable_cores
+
 SCHEMA = 2
 """2: points of a curve count FLOPs. Older records lack them, and are read all the same."""
 STATUSES = ("ok", "oom", "diverged", "timeout", "unsupported", "error")
@@ -141,7 +143,7 @@ def describe_machine(*, device: str, threads: int, gpu: str | None, command: str
         "torch": installed.get("torch"),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "threads": threads,
         "memory_bytes": _memory_bytes(),
         "device": device,
@@ -172,7 +174,8 @@ def _cpu_name() -> str:
 def _memory_bytes() -> int | None:
     if sys.platform == "win32":
         return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(there, memory_limit() or there)
 
 
 def _git_commit() -> str | None:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from compare.limits import memory_left
 from compare.record import SCHEMA, Record, now, other_data, other_machine
 from compare.spec import RunSpec
 
@@ -114,7 +115,9 @@ def limit_memory(limit: int | None = None) -> None:
 
     adjust.write_text("1000")
     available = next(line for line in info.read_text().splitlines() if line.startswith("MemAvailable"))
-    free = int(int(available.split()[1]) * 1024 * 0.95)
+    left = memory_left()
+    free = int(available.split()[1]) * 1024
+    free = int(0.95 * (free if left is None else min(free, left)))
     limit = free if limit is None else min(limit, free)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
