@@ -156,7 +156,7 @@ def run_one(
 def worker_command() -> list[str]:
     """Python that looks for modules where this process does, and in the current folder last: a plug-in is found there,
     and a user's tasks.py or random.py hides nothing."""
-    start = "import sys; sys.path[:] = sys.argv[1:]; from compare.worker import main; main()"
+    start = "import sys; sys.path[:] = dict.fromkeys(sys.argv[1:] + sys.path); from compare.worker import main; main()"
     return [sys.executable, "-P", "-c", start, *dict.fromkeys([*sys.path, os.getcwd()])]
 
 
