@@ -251,7 +251,7 @@ def test_finished_runs_of_other_data_run_again_and_it_is_told(tmp_path: Path, mo
     said = " ".join(compare().split())
     assert re.search(
         r"warning: classify · N 64: the data changed \(rows_sha256 \w{8}, now \w{8}\): "
-        r"1 finished runs are of the old data, and run again 1 of 2 runs are already in",
+        r"finished runs of the old data are run again: 1 1 of 2 runs are already in",
         said,
     ), said
     assert began == [spec, other, spec]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import resource
@@ -16,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from compare import limits
-from compare.__main__ import choose_threads, main
+from compare.__main__ import choose_threads, main, stamp_folder
 from compare.environ import worker_environment
 from compare.progress import Progress, choose_progress
 from compare.record import describe_machine, read_records
@@ -226,6 +227,18 @@ def test_a_containers_cores_and_memory_are_recorded_and_threads_follow(
     said = io.StringIO()
     assert choose_threads(Progress(Console(file=said))) == 64
     assert said.getvalue() == "warning: OMP_NUM_THREADS: 64 threads on 1.5 cores make times waver; set it to 1\n"
+
+
+def test_each_start_leaves_its_stamp_and_another_machine_is_told(tmp_path: Path) -> None:
+    said = io.StringIO()
+    progress = Progress(Console(file=said, width=400))
+    stamps = [{"cpu": cpu, "started": f"2026-01-0{day}"} for day, cpu in enumerate(("Xeon", "Xeon", "EPYC"), 1)]
+    for stamp in stamps[:2]:
+        stamp_folder(tmp_path, stamp, progress)
+    assert said.getvalue() == ""
+    stamp_folder(tmp_path, stamps[2], progress)
+    assert said.getvalue().startswith("warning: what ran here before ran elsewhere (Xeon): the report keeps it apart")
+    assert json.loads((tmp_path / "environment.json").read_text()) == stamps[2] | {"earlier": stamps[:2]}
 
 
 def rows() -> dict:
