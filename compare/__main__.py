@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:  # -m looks for modules in the current folder first
+    HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if os.path.realpath(sys.path[0]) != os.path.realpath(HERE):  # a user's, whose random.py is none of ours
+        sys.path.append(sys.path.pop(0))
+
+import io
+import shlex
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
+from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -32,6 +41,8 @@ NOT_DECODED = {
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; exit code 0 done, 1 no run succeeded or a regression, 2 usage, 130 interrupted."""
+    if arguments is None:
+        settle()
     words = sys.argv[1:] if arguments is None else arguments
     try:
         if words[:1] == ["cost"]:
@@ -50,10 +61,23 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except OSError as error:  # a report's folder that cannot be written, records that cannot be read
+        print(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def settle() -> None:
+    """Make this process, and what it starts, independent of where it was started from."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal of few letters shows ? for the others
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook's may name one that is not installed here
+    os.environ["PYTHONSAFEPATH"] = "1"  # for processes that build data, as for this one
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is finished is reported, as after Ctrl-C
 
 
 def command_run(words: list[str]) -> int:
@@ -102,27 +126,43 @@ def execute(options: argparse.Namespace, words: list[str], cap: int | None = Non
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: no CUDA device is available here; use --device cpu")
-    specs = make_specs(options, device, torch.get_num_threads())
+    threads = choose_threads(progress)
+    specs = make_specs(options, device, threads)
     if absent := left_out(options):
         progress.say(f"left out, for want of a step form: {', '.join(absent)}")
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
-    machine = describe_machine(device=device, threads=torch.get_num_threads(), gpu=gpu, command=command)
+    machine = describe_machine(device=device, threads=threads, gpu=gpu, command=command)
     memory = torch.cuda.get_device_properties(0).total_memory if gpu else machine["memory_bytes"]
-    if cap and memory and options.memory_limit > memory:
-        raise UsageError(
-            f"--memory-limit: expected at most the memory there is, {memory} bytes, got {options.memory_limit}: "
-            "what fits cannot be searched beyond it"
-        )
+    if memory and options.memory_limit and options.memory_limit > memory:
+        beyond = f"--memory-limit: expected at most the memory there is, {memory} bytes, got {options.memory_limit}"
+        if cap:
+            raise UsageError(f"{beyond}: what fits cannot be searched beyond it")
+        progress.warn(f"{beyond}: runs have no more than there is")
     with claim_folder(options.out, command, resume=options.resume) as out:
-        conduct = Conduct(out=str(out), checkpoint_every=options.checkpoint_every, timeout=options.timeout, track=track)
-        return prepare_and_run(specs, options, cap, machine, out, progress, conduct)
+        every, timeout = options.checkpoint_every, options.timeout
+        conduct = Conduct(out=str(out), checkpoint_every=every, timeout=timeout, track=track, machine=machine)
+        return prepare_and_run(specs, options, cap, out, progress, conduct)
+
+
+def choose_threads(progress: Progress) -> int:
+    """As many as torch takes, but no more than there are cores: torch counts those of the machine, whatever part of
+    them a container gets. What the user asks for stays as it is."""
+    import torch
+
+    from compare.limits import usable_cores
+
+    threads, cores = torch.get_num_threads(), usable_cores()
+    most = max(1, floor(cores))
+    if threads > most and "OMP_NUM_THREADS" in os.environ:
+        progress.warn(f"OMP_NUM_THREADS: {threads} threads on {cores} cores make times waver; set it to {most}")
+        return threads
+    return min(threads, most)
 
 
 def prepare_and_run(
     specs: list[RunSpec],
     options: argparse.Namespace,
     cap: int | None,
-    machine: dict[str, object],
     out: Path,
     progress: Progress,
     conduct: Conduct,
@@ -133,7 +173,7 @@ def prepare_and_run(
     if len(unprepared) == len({spec.data_id for spec in specs}):
         return 2  # each was told
     try:
-        return run_and_report(specs, options, cap, unprepared, machine, out, progress, conduct)
+        return run_and_report(specs, options, cap, unprepared, out, progress, conduct)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -147,20 +187,17 @@ def run_and_report(
     options: argparse.Namespace,
     cap: int | None,
     unprepared: dict[DataId, str],
-    machine: dict[str, object],
     out: Path,
     progress: Progress,
     conduct: Conduct,
 ) -> int:
-    import json
-
     from compare.cost import search_longest
-    from compare.record import is_result, read_records, write_atomically
+    from compare.record import is_result, read_records
     from compare.report import write_report
     from compare.run import run_all
     from compare.search import search_rates
 
-    write_atomically(out / "environment.json", json.dumps(machine, indent=1) + "\n")
+    stamp_folder(out, conduct.machine, progress)
     records = out / "records.jsonl"
     count = f"{len(specs)} runs, one after another" if len(specs) > 1 else "1 run"
     progress.say(f"{count}; results in {out}")
@@ -186,6 +223,27 @@ def run_and_report(
         return 130
     wanted = {spec.run_id for spec in specs}
     return 0 if any(r["status"] == "ok" for r in finished if r["run_id"] in wanted) else 1
+
+
+def stamp_folder(out: Path, machine: dict[str, object], progress: Progress) -> None:
+    """Write down what runs here from now on; what ran here before stays beside it."""
+    import json
+
+    from compare.record import write_atomically
+    from compare.report import read_environment
+    from compare.report.aggregate import machine_line
+
+    path = out / "environment.json"
+    known = read_environment(path)[0] if path.exists() else {}
+    earlier = known.pop("earlier", [])
+    if known:
+        if machine_line(known) != machine_line(machine):
+            progress.warn(
+                f"what ran here before ran elsewhere ({machine_line(known)}): the report keeps it apart from what runs "
+                f"now ({machine_line(machine)})"
+            )
+        machine = machine | {"earlier": [*(earlier if isinstance(earlier, list) else []), known]}
+    write_atomically(path, json.dumps(machine, indent=1) + "\n")
 
 
 def go_on(out: Path) -> str:

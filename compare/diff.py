@@ -33,6 +33,7 @@ from compare.report.aggregate import (
     as_key,
     as_mapping,
     as_number,
+    data_hashes,
     group_records,
     machine_line,
     machine_name,
@@ -251,9 +252,10 @@ def diff(before: Source, after: Source) -> Diff:
     pairs, remarks, vanished, new = pair_up(before.records, after.records)
     if not pairs:
         raise UsageError("the two folders have no variant in common on one task at one length")
-    elsewhere = machine_name(before.environment) != machine_name(after.environment)
-    machines = [machine_line(source.environment) for source in (before, after)]
-    if machines[0] != machines[1]:
+    stamps = [[source.environment_of(record) for record in source.records] for source in (before, after)]
+    elsewhere = len({machine_name(stamp) for side in stamps for stamp in side}) > 1
+    machines = [" and ".join(dict.fromkeys(map(machine_line, side))) for side in stamps]
+    if elsewhere or machines[0] != machines[1]:
         remarks.insert(0, f"Machines differ: {' → '.join(machines)}." + " Times are told, not judged." * elsewhere)
 
     comparisons = [comparison for pair in pairs for comparison in comparisons_of(pair)]
@@ -278,7 +280,7 @@ def diff(before: Source, after: Source) -> Diff:
 def show(found: Diff) -> None:
     """On the terminal: a table for each task."""
     console = Console(highlight=False)
-    if not console.is_terminal:
+    if not console.file.isatty():
         console.width = WIDE
     for remark in found.remarks:
         console.print(Text(remark, style="bold"))
@@ -319,7 +321,7 @@ def pair_up(before: Sequence[Record], after: Sequence[Record]) -> tuple[list[Pai
             pairs += [Pair(title, mine[name], theirs[name]) for name in mine if name in theirs]
             for found, names in ((vanished, mine.keys() - theirs.keys()), (new, theirs.keys() - mine.keys())):
                 found += [f"{', '.join(sorted(names))} ({title})"] if names else []
-            if hashes_of(was[key]) != hashes_of(now[other]):
+            if not share_data(was[key], now[other]):
                 remarks.append(f"{title}: not the same data; scores may differ for that.")
     return pairs, remarks, vanished, new
 
@@ -327,7 +329,8 @@ def pair_up(before: Sequence[Record], after: Sequence[Record]) -> tuple[list[Pai
 def by_conditions(records: Sequence[Record]) -> dict[str, dict[str, Group]]:
     """Task and length in words -> conditions -> group."""
     found: dict[str, dict[str, Group]] = {}
-    for group in group_records([Source(records, {})], short=False):  # one name in both folders
+    anywhere = [record | {"machine": None} for record in records]
+    for group in group_records([Source(anywhere, {})], short=False):  # one name in both folders
         spec = DEFAULTS | as_mapping(group.records[0].get("spec"))
         conditions = {key: value for key, value in spec.items() if key not in PER_ROW}
         for key, value in conditions.items():
@@ -337,9 +340,10 @@ def by_conditions(records: Sequence[Record]) -> dict[str, dict[str, Group]]:
     return found
 
 
-def hashes_of(group: Group) -> set[str]:
-    data = (as_mapping(record.get("data")) for record in group.records)
-    return {str(value) for each in data for key, value in each.items() if key.endswith("sha256")}
+def share_data(before: Group, after: Group) -> bool:
+    """Whether every hash that both sides record is the same."""
+    was, now = data_hashes(before.records), data_hashes(after.records)
+    return all(set(was[key]) == set(now[key]) for key in was.keys() & now.keys())
 
 
 def mean_of(values: Mapping[str, float]) -> float:

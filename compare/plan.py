@@ -166,7 +166,7 @@ def find(name: str, where: str) -> Entry:
     import zoo
 
     if ":" in name and os.getcwd() not in sys.path:  # the console script leaves it out
-        sys.path.insert(0, os.getcwd())
+        sys.path.append(os.getcwd())
     try:
         return zoo.describe(name)
     except ValueError as error:

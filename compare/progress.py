@@ -311,7 +311,8 @@ def choose_progress(*, quiet: bool, as_json: bool) -> Progress:
     if quiet:
         return QuietProgress(Console(stderr=True))
     console = Console()
-    return TableProgress(console) if console.is_terminal else Progress(console)
+    # FORCE_COLOR makes a terminal of a log, to rich, and TERM=dumb says that nothing can be drawn again.
+    return TableProgress(console) if console.is_interactive and console.file.isatty() else Progress(console)
 
 
 def describe_phase(event: Record) -> str:

@@ -7,12 +7,14 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from compare.limits import memory_limit, usable_cores
 
 SCHEMA = 2
 """2: points of a curve count FLOPs. Older records lack them, and are read all the same."""
@@ -20,6 +22,8 @@ STATUSES = ("ok", "oom", "diverged", "timeout", "unsupported", "error")
 RETRIED = ("timeout", "error")
 """Runs that ended so are tried again; every other status is final."""
 PACKAGES = ("torch", "einops", "datasets", "matplotlib", "accelerate", "rich", "numpy", "xformers")
+TIMED_ON = ("cpu", "cores", "threads", "device", "gpu", "torch", "python")
+"""What of a machine a time depends on."""
 Record = dict[str, Any]
 
 
@@ -60,6 +64,24 @@ def is_result(record: Record) -> bool:
 def _spec(record: Record) -> Record:
     spec = record.get("spec")
     return spec if isinstance(spec, dict) else {}
+
+
+def other_data(before: object, now: Mapping[str, Any]) -> str:
+    """What tells the data of a record from that of now, in words; "" where no hash that both have does."""
+    known = before if isinstance(before, dict) else {}
+    for name, value in now.items():
+        if name.endswith("sha256") and str(known.get(name, value)) != str(value):
+            return f"{name} {str(known[name])[:8]}, now {str(value)[:8]}"
+    return ""
+
+
+def other_machine(before: object, now: Mapping[str, Any]) -> str:
+    """What tells the machine of a record from that of now, in words; "" where nothing does that a time depends on."""
+    known = before if isinstance(before, dict) else {}
+    for name in TIMED_ON:
+        if name in known and known[name] != now.get(name):
+            return f"{name} {known[name]}, now {now.get(name)}"
+    return ""
 
 
 def append_record(path: Path, record: Record) -> None:
@@ -106,7 +128,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def now() -> str:
@@ -114,14 +136,14 @@ def now() -> str:
 
 
 def describe_machine(*, device: str, threads: int, gpu: str | None, command: str) -> Record:
-    """What the runs of a folder ran on. Contains no user or host name."""
+    """What runs run on; each record bears it. Contains no user or host name."""
     installed = {name: version for name in PACKAGES if (version := _version(name))}
     return {
         "python": platform.python_version(),
         "torch": installed.get("torch"),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "threads": threads,
         "memory_bytes": _memory_bytes(),
         "device": device,
@@ -152,7 +174,8 @@ def _cpu_name() -> str:
 def _memory_bytes() -> int | None:
     if sys.platform == "win32":
         return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(there, memory_limit() or there)
 
 
 def _git_commit() -> str | None:

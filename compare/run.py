@@ -16,10 +16,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from compare.environ import worker_environment
 from compare.progress import Progress
-from compare.record import RETRIED, Record, append_record, read_records
+from compare.record import RETRIED, Record, append_record, other_data, read_records
 from compare.spec import DataId, RunSpec
-from compare.worker import Conduct, new_record, record_of_crash
+from compare.worker import Conduct, make_task, new_record, record_of_crash
 
 OnEvent = Callable[[Record], None]
 
@@ -50,6 +51,9 @@ def run_all(
         for warning in warnings:
             progress.warn(warning)
         finished = {r["run_id"]: r for r in known if r["status"] not in RETRIED}
+        for what, stale in of_other_data(specs, finished, unprepared).items():
+            progress.warn(f"{what}: finished runs of the old data are run again: {len(stale)}")
+            finished = {run_id: record for run_id, record in finished.items() if run_id not in stale}
     done = [finished[s.run_id] for s in specs if s.run_id in finished]
     if done:
         progress.say(f"{len(done)} of {len(specs)} runs are already in {records}")
@@ -62,7 +66,7 @@ def run_all(
                 record = new_record(spec, "error", unprepared[spec.data_id])
             else:
                 record = run_one(spec, progress.update, conduct, progress.warn)
-            record |= {"command": reproduce(spec)} | (notes or {}).get(spec.run_id, {})
+            record |= {"command": reproduce(spec), "machine": conduct.machine} | (notes or {}).get(spec.run_id, {})
             append_record(records, record)
             checkpoint = conduct.checkpoint_of(spec)
             if checkpoint is not None and record["status"] not in RETRIED:
@@ -74,6 +78,23 @@ def run_all(
     return [finished[spec.run_id] for spec in specs]
 
 
+def of_other_data(
+    specs: list[RunSpec], finished: Mapping[str, Record], unprepared: Mapping[DataId, str]
+) -> dict[str, list[str]]:
+    """The run_ids of finished runs whose data is not that of now, by what changed."""
+    found: dict[str, list[str]] = {}
+    data: dict[DataId, Record] = {}
+    for spec in specs:
+        of_record = finished.get(spec.run_id, {}).get("data")
+        if of_record and spec.data_id not in unprepared:
+            if spec.data_id not in data:
+                data[spec.data_id] = make_task(spec).facts["data"]
+            if changed := other_data(of_record, data[spec.data_id]):
+                what = f"{spec.task} · N {spec.seq_len}: the data changed ({changed})"
+                found.setdefault(what, []).append(spec.run_id)
+    return found
+
+
 def run_one(
     spec: RunSpec,
     on_event: OnEvent,
@@ -83,14 +104,13 @@ def run_one(
     """Run one spec in a fresh Python and return its record, whatever becomes of it."""
     conduct = conduct or Conduct()
     started, kills = time.perf_counter(), oom_kills()
-    environment = os.environ | {"OMP_NUM_THREADS": str(spec.threads)}
-    with tempfile.TemporaryFile("w+", errors="replace") as stderr:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "compare.worker"],
+            worker_command(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env=environment,
+            env=worker_environment(spec),
             text=True,
             start_new_session=True,  # Ctrl-C reaches the parent, which ends the worker
         )
@@ -131,6 +151,13 @@ def run_one(
             return new_record(spec, "timeout", reason) | {"wall_seconds": wall}
         no_memory = kills is None or oom_kills() != kills
         return record_of_crash(spec, returncode, stderr.read(), wall, where=where, no_memory=no_memory)
+
+
+def worker_command() -> list[str]:
+    """Python that looks for modules where this process does, and in the current folder last: a plug-in is found there,
+    and a user's tasks.py or random.py hides nothing."""
+    start = "import sys; sys.path[:] = dict.fromkeys(sys.argv[1:] + sys.path); from compare.worker import main; main()"
+    return [sys.executable, "-P", "-c", start, *dict.fromkeys([*sys.path, os.getcwd()])]
 
 
 def end(process: subprocess.Popen[str]) -> None:

@@ -13,11 +13,12 @@ import signal
 import sys
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from compare.record import SCHEMA, Record, now
+from compare.limits import memory_left
+from compare.record import SCHEMA, Record, now, other_data, other_machine
 from compare.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -41,12 +42,14 @@ class Conduct:
         checkpoint_every: seconds of training from one checkpoint to the next, at least.
         timeout: seconds after which the run is ended; None = never.
         track: names of trackers, as ``tensorboard``.
+        machine: what it runs on, of ``describe_machine``; empty = nobody asks.
     """
 
     out: str | None = None
     checkpoint_every: float = 30.0
     timeout: float | None = None
     track: tuple[str, ...] = ()
+    machine: Record = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -112,7 +115,9 @@ def limit_memory(limit: int | None = None) -> None:
 
     adjust.write_text("1000")
     available = next(line for line in info.read_text().splitlines() if line.startswith("MemAvailable"))
-    free = int(int(available.split()[1]) * 1024 * 0.95)
+    left = memory_left()
+    free = int(available.split()[1]) * 1024
+    free = int(0.95 * (free if left is None else min(free, left)))
     limit = free if limit is None else min(limit, free)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
@@ -146,7 +151,7 @@ def run(spec: RunSpec, conduct: Conduct, events: Events) -> Record:
     """Do the run. What fails is told in the record's status and reason; what was measured before stays."""
     started = time.perf_counter()
     events.phase("loading torch")
-    record = new_record(spec, "ok", "")
+    record = new_record(spec, "ok", "") | {"machine": conduct.machine}
     from compare.checkpoint import Checkpoint
     from compare.track import Tracking
 
@@ -212,9 +217,14 @@ def work(
         return
 
     def restore(state: dict[str, Any]) -> tuple[Trainer, dict[int, float]]:
+        so_far = json.loads(state["record"])
+        if changed := other_data(so_far["data"], record["data"]):
+            raise ValueError(f"it is of other data: {changed}")
+        if changed := other_machine(so_far.get("machine"), record["machine"]):
+            raise ValueError(f"it is of another machine: {changed}")
         trainer = Trainer(spec, task)
         trainer.restore(state["trainer"])
-        record.update(json.loads(state["record"]))
+        record.update(so_far)
         return trainer, state["counted"]
 
     resumed = None if checkpoint is None else checkpoint.load(restore)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.cache import Rows, Split, Table, load_or_build, load_or_compute
+from tasks.cache import Rows, Split, Table, digest_of, load_or_build, load_or_compute
 
 IGNORE = -100
 """The target of a position where nothing is asked; torch's cross-entropy skips it by default."""
@@ -191,7 +191,8 @@ class Task(ABC):
 
         def compute() -> dict[str, Any]:
             baselines = dict(sorted(self.baselines().items(), key=lambda scored: scored[1]))
-            return {"baselines": baselines, "data": self.provenance(), "notes": self.notes()}
+            data = self.provenance() | {"rows_sha256": digest_of(self.tables)}
+            return {"baselines": baselines, "data": data, "notes": self.notes()}
 
         self.prepare()
         return load_or_compute(f"{self.name}-{self.cache_key}", f"facts-{self.seq_len}", compute)

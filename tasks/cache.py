@@ -1,14 +1,17 @@
 """Arrow tables held by `datasets`, built once and kept on disk.
 
-The folder is `$ATTENTION_ZOO_CACHE`, or `~/.cache/attention-zoo`.
+The folder is `$ATTENTION_ZOO_CACHE`, or `~/.cache/attention-zoo`. Users may share it: who cannot write into it reads
+what is there.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -42,8 +45,27 @@ class Rows:
 
 
 def folder_of(key: str) -> Path:
-    root = Path(os.environ.get("ATTENTION_ZOO_CACHE") or Path.home() / ".cache" / "attention-zoo")
-    return root / f"{key}-f{FORMAT}"
+    asked = os.environ.get("ATTENTION_ZOO_CACHE") or "~/.cache/attention-zoo"
+    return Path(os.path.expanduser(asked)) / f"{key}-f{FORMAT}"
+
+
+@contextmanager
+def usable(root: Path) -> Iterator[None]:
+    """An OSError of the cache itself as a ValueError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"the cache {root} cannot be used ({error.strerror}): set ATTENTION_ZOO_CACHE to a folder of your own"
+        ) from error
+
+
+def keep_what_is_read(root: Path) -> None:
+    """Let `datasets`, not imported yet, keep files that it reads beside our tables where it cannot do so at home."""
+    home = Path(os.path.expanduser("~/.cache/huggingface/datasets"))
+    there = next(place for place in (home, *home.parents) if place.exists())
+    if not {"HF_HOME", "HF_DATASETS_CACHE", "XDG_CACHE_HOME"} & os.environ.keys() and not os.access(there, os.W_OK):
+        os.environ["HF_DATASETS_CACHE"] = str(root / "read")
 
 
 def load_or_build(
@@ -55,22 +77,28 @@ def load_or_build(
     nothing that could pass for whole. Rows go to the disk as they come, a thousand at a time.
 
     Raises:
-        ValueError: what `build` says is wrong with the data, or a split without a sample.
+        ValueError: what `build` says is wrong with the data, a split without a sample, or a cache out of reach.
     """
+    folder = folder_of(key)
+    keep_what_is_read(folder.parent)
     import datasets
 
     datasets.disable_progress_bars()
-    folder = folder_of(key)
-    if folder.exists():
+    with usable(folder.parent):
+        built = folder.exists()
+    if built:
         try:
             return _load(folder)
         except Exception as error:  # whatever `datasets` and Arrow raise on a damaged folder
+            with usable(folder.parent):
+                shutil.rmtree(folder)
             reason = " ".join(str(error).split())
             warnings.warn(f"rebuilding the unreadable cache {folder}: {reason}", DamagedCacheWarning, stacklevel=2)
-            shutil.rmtree(folder)
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{key}.", dir=folder.parent, ignore_cleanup_errors=True) as scratch:
+    with usable(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        building = tempfile.TemporaryDirectory(prefix=f"{key}.", dir=folder.parent, ignore_cleanup_errors=True)
+    with building as scratch:
         unfinished = Path(scratch) / key
         splits = build()
         expected, done = sum(split.count for split in splits.values()), 0
@@ -130,7 +158,7 @@ def _load(folder: Path) -> Mapping[Split, Table]:
 
 
 def load_or_compute(key: str, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What ``compute`` returns, kept as JSON beside the tables of ``key``, which must be there."""
+    """What ``compute`` returns, kept as JSON beside the tables of ``key`` where that can be written."""
     file = folder_of(key) / f"{name}.json"
     try:
         kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -138,10 +166,27 @@ def load_or_compute(key: str, name: str, compute: Callable[[], dict[str, Any]]) 
     except (OSError, ValueError):
         pass
     computed = compute()
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".part", delete=False, encoding="utf-8") as part:
-        json.dump(computed, part)
-    os.replace(part.name, file)
+    part = file.with_name(f"{name}.{os.getpid()}.part")
+    try:
+        part.write_text(json.dumps(computed), encoding="utf-8")
+        os.replace(part, file)
+    except OSError:  # another user's, or a full disk: it is computed again
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
     return computed
+
+
+def digest_of(tables: Mapping[Split, Table]) -> str:
+    """The SHA-256 of all rows of all splits: what two runs on the same data share."""
+    digest = hashlib.sha256()
+    for split, table in tables.items():
+        digest.update(f"{split} {len(table)} {table.column_names}".encode())
+        for batch in table.with_format(None).iter(1_000):
+            for values in batch.values():
+                for value in values:
+                    content = value if isinstance(value, bytes) else str(value).encode()
+                    digest.update(b"%d " % len(content) + content)
+    return digest.hexdigest()
 
 
 def byte_lengths(table: Table, column: str) -> NDArray[np.int64]:

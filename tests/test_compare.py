@@ -153,7 +153,8 @@ def test_resume_repeats_nothing_and_adds_what_is_missing(finished) -> None:
     assert len(records_of(out)) == 3
 
 
-def test_interrupting_keeps_what_is_finished(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_keeps_what_is_finished(ending: signal.Signals, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "compare", *TINY, "--variants", "full,none", "--seeds", "20", "--out", str(out)]
     process = subprocess.Popen(
@@ -169,7 +170,7 @@ def test_interrupting_keeps_what_is_finished(tmp_path: Path) -> None:
         give_up = time.monotonic() + 100
         while not (out / "records.jsonl").exists() and time.monotonic() < give_up:
             time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ending)
         said, complained = process.communicate(timeout=60)
     finally:
         process.kill()

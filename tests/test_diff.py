@@ -199,6 +199,17 @@ def test_new_and_vanished_rows_are_named() -> None:
     assert found.changes == []
 
 
+def test_a_side_of_two_machines_is_said_and_its_times_are_not_judged() -> None:
+    records = small()
+    for record in records:
+        record["machine"] = ENVIRONMENT | ({"cpu": "Other"} if record["seed"] == 0 else {})
+        record["step_seconds"] *= 3
+    found = against_small(records)
+    assert "Other" in found.remarks[0]
+    assert found.remarks[0].endswith("Times are told, not judged.")
+    assert {change.verdict for change in found.changes if change.what == "step"} == {"other machine"}
+
+
 def test_other_conditions_data_and_machines_are_said_first() -> None:
     records = small()
     for record in records:

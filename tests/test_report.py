@@ -178,6 +178,32 @@ def test_machines_are_kept_apart(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out/charts").glob("accuracy_speed_*.png"))) == 2
 
 
+def test_records_of_one_folder_are_kept_apart_by_the_machine_they_bear(tmp_path: Path) -> None:
+    here, there = ENVIRONMENT | {"command": "here"}, ENVIRONMENT | {"cpu": "Other", "command": "there"}
+    records = [make_record("full", seed=seed) | {"machine": (here, there)[seed]} for seed in (0, 1)]
+    records += [make_record("linear", seed=seed) | {"machine": (here, there)[seed]} for seed in (0, 1)]
+    write_report(write_folder(tmp_path, records, there))
+    report = (tmp_path / "report.md").read_text()
+    assert "## bytes, length 1,024 (Intel Xeon @ 2.60GHz, 2 cores)" in report
+    assert "## bytes, length 1,024 (Other, 2 cores)" in report
+    assert report.index("```sh\nhere\n```") < report.index("```sh\nthere\n```")
+    assert len(list((tmp_path / "charts").glob("accuracy_speed_*.png"))) == 2
+    assert '"cpu":"Other"' in (tmp_path / "report.html").read_text()
+
+
+def test_older_records_belong_to_the_machine_that_had_begun_when_they_did() -> None:
+    first = ENVIRONMENT | {"cpu": "First", "started": "2026-01-01T00:00:00+00:00"}
+    second = ENVIRONMENT | {"cpu": "Second", "started": "2026-01-03T00:00:00+00:00"}
+    third = ENVIRONMENT | {"cpu": "Third", "started": "2026-01-05T00:00:00+00:00", "earlier": [first, second]}
+    records = [
+        make_record("full", seed=seed) | {"started": f"2026-01-0{day}T12:00:00+00:00"}
+        for seed, day in enumerate((2, 3, 4, 6))
+    ]
+    groups = group_records([Source(records, third)])
+    seeds = {group.environment["cpu"]: [record["seed"] for record in group.records] for group in groups}
+    assert seeds == {"First": [0], "Second": [1, 2], "Third": [3]}
+
+
 def test_summary_claims_only_what_stands_beyond_noise() -> None:
     clear = summarise(groups_of([make_record(v, seed=s) for v in ("full", "linear", "none") for s in range(3)])[0])
     assert any(line.startswith("Most accurate: full") for line in clear)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -16,13 +18,15 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from rich.console import Console
 
 from compare.checkpoint import FORMAT, Checkpoint
+from compare.progress import Progress
 from compare.record import Record, read_records
-from compare.run import run_one
+from compare.run import run_all, run_one
 from compare.spec import RunSpec
 from compare.train import Trainer
-from compare.worker import Conduct, make_task
+from compare.worker import Conduct, Events, make_task, new_record, work
 from tests.learning import small_spec
 
 ROOT = Path(__file__).parents[1]
@@ -163,6 +167,95 @@ def test_a_checkpoint_that_cannot_be_written_is_told_once_and_training_goes_on(t
     (warning,) = said
     assert "cannot be written" in warning
     assert "training goes on without" in warning
+
+
+class Last(Checkpoint):
+    """After its first the process ends, as it were."""
+
+    def save(self, state: dict[str, Any], seconds: float) -> None:
+        super().save(state, seconds)
+        raise KilledError
+
+
+def write_texts(path: Path, pleasant: str) -> RunSpec:
+    """A file of texts with classes, and a run on it."""
+    texts = [f"{word} {number} of them,{word == pleasant:d}" for number in range(150) for word in ("fine", "poor")]
+    path.write_text("\n".join(["text,label", *texts]) + "\n")
+    return replace(small_spec("classify", 64, {"data": str(path)}, steps=6, batch_size=8), **SMALL)
+
+
+def go_on(spec: RunSpec, kind: type[Checkpoint], path: Path, cpu: str) -> tuple[Record, list[str], list[str]]:
+    """Do a run from its checkpoint on: its record, the phases it went through, and warnings."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    record: Record = {"machine": {"cpu": cpu, "command": "…"}}
+    said: list[str] = []
+    sent = io.StringIO()
+    work(spec, record, Events(sent), kind(path, 1e-9, said.append), None, lambda: 0.0)
+    return record, [json.loads(line)["phase"] for line in sent.getvalue().splitlines()], said
+
+
+def test_a_checkpoint_of_other_data_or_of_another_machine_is_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path / "cache"))
+    spec, path = write_texts(tmp_path / "texts.csv", "fine"), tmp_path / "run.pt"
+    with pytest.raises(KilledError):
+        go_on(spec, Last, path, "Xeon")
+    kept = path.read_bytes()
+    _, phases, said = go_on(spec, Checkpoint, path, "Xeon")
+    assert said == []
+    assert "measuring" not in phases, "it began anew"
+    path.write_bytes(kept)
+    _, phases, said = go_on(spec, Checkpoint, path, "EPYC")
+    assert said == [
+        f"{path} cannot be used (ValueError: it is of another machine: cpu Xeon, now EPYC); the run starts anew"
+    ]
+    assert "measuring" in phases
+    path.write_bytes(kept)
+    write_texts(tmp_path / "texts.csv", "poor")
+    record, phases, said = go_on(spec, Checkpoint, path, "Xeon")
+    assert len(said) == 1
+    assert re.search(r"it is of other data: test_sha256 \w{8}, now \w{8}\); the run starts anew", said[0])
+    assert "measuring" in phases
+    assert [point["step"] for point in record["curve"]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_finished_runs_of_other_data_run_again_and_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here only the classes of training texts change: what is tested stays."""
+    monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path / "cache"))
+    spec, records = write_texts(tmp_path / "texts.csv", "fine"), tmp_path / "records.jsonl"
+    other = replace(TINY, seed=1)
+    began: list[RunSpec] = []
+
+    def run_one(spec: RunSpec, *_: object) -> Record:
+        began.append(spec)
+        return new_record(spec, "ok", "") | {"data": make_task(spec).facts["data"], "wall_seconds": 1.0}
+
+    monkeypatch.setattr("compare.run.run_one", run_one)
+    monkeypatch.setattr("compare.progress.outcome", lambda _: "done")
+
+    def compare() -> str:
+        said = io.StringIO()
+        run_all([spec, other], records, Progress(Console(file=said, width=200)), {}, Conduct())
+        return said.getvalue()
+
+    compare()
+    assert "2 of 2 runs are already in" in compare()
+    assert began == [spec, other]
+    tested = {row["ids"].decode() for row in make_task(spec).tables["test"]}
+    lines = (tmp_path / "texts.csv").read_text().splitlines()
+    others = {"0": "1", "1": "0", "label": "label"}
+    parts = [line.split(",") for line in lines]
+    turned = [f"{text},{label if text in tested else others[label]}" for text, label in parts]
+    (tmp_path / "texts.csv").write_text("\n".join(turned) + "\n")
+    said = " ".join(compare().split())
+    assert re.search(
+        r"warning: classify · N 64: the data changed \(rows_sha256 \w{8}, now \w{8}\): "
+        r"finished runs of the old data are run again: 1 1 of 2 runs are already in",
+        said,
+    ), said
+    assert began == [spec, other, spec]
+    assert "2 of 2 runs are already in" in compare()
 
 
 COMPARISON = """

@@ -336,10 +336,20 @@ class Chart(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """One folder of results as read."""
+    """One folder of results as read. environment: its newest stamp; "earlier" holds those before."""
 
     records: Sequence[Record]
     environment: Mapping[str, Any]
+
+    def environment_of(self, record: Record) -> Mapping[str, Any]:
+        """What a record was measured on: it bears it, or, where it is old, its time tells by the folder's stamps."""
+        if own := as_mapping(record.get("machine")):
+            return own
+        earlier = self.environment.get("earlier")
+        stamps = [as_mapping(stamp) for stamp in earlier] if isinstance(earlier, list) else []
+        stamps.append({key: value for key, value in self.environment.items() if key != "earlier"})
+        begun = [stamp for stamp in stamps if str(stamp.get("started")) <= str(record.get("started"))]
+        return begun[-1] if begun else stamps[0]
 
 
 def group_records(sources: Sequence[Source], *, short: bool = True) -> list[Group]:
@@ -353,9 +363,10 @@ def group_records(sources: Sequence[Source], *, short: bool = True) -> list[Grou
     probes: dict[tuple[str, str, str], list[Record]] = {}
     shorter = short_labels(record for source in sources for record in source.records) if short else {}
     for source in sources:
-        machine = machine_line(source.environment)
-        machines.setdefault(machine, source.environment)
         for record in source.records:
+            environment = source.environment_of(record)
+            machine = machine_line(environment)
+            machines.setdefault(machine, environment)
             spec = DEFAULTS | as_mapping(record.get("spec"))
             if spec["search"] is True:
                 continue

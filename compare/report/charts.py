@@ -8,6 +8,8 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from compare.record import naming
+
 from .accuracy import SPEED, STEP, WEIGHT, accuracy_chart, state_of
 from .aggregate import Chart, Group, slug
 from .alt import describe_accuracy, describe_cost, describe_crossovers, describe_curves, describe_decoding
@@ -26,7 +28,9 @@ def write_charts(groups: Sequence[Group], folder: Path) -> list[Chart]:
     folder.mkdir(parents=True, exist_ok=True)
     styles = choose_styles(groups)
     drawn: list[Chart] = []
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # not those of a user's matplotlibrc
+        matplotlib.rcParams.update(STYLE)
         for chart, draw in plan(groups, styles):
             figure = draw()
             if figure is not None:
@@ -81,5 +85,9 @@ def plan(groups: Sequence[Group], styles: Mapping[str, Style]) -> list[tuple[Cha
 def save(figure: Figure, path: Path) -> None:
     for suffix, dpi, metadata in ((".png", 2 * DPI, {"Software": None}), (".svg", DPI, {"Date": None})):
         temporary = path.with_name(f".{path.name}{suffix}.tmp")
-        figure.savefig(temporary, format=suffix[1:], dpi=dpi, metadata=metadata)
-        os.replace(temporary, path.with_name(path.name + suffix))
+        with naming(path.with_name(path.name + suffix)):
+            try:
+                figure.savefig(temporary, format=suffix[1:], dpi=dpi, metadata=metadata)
+                os.replace(temporary, path.with_name(path.name + suffix))
+            finally:
+                temporary.unlink(missing_ok=True)

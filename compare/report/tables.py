@@ -254,7 +254,8 @@ def baseline_rows(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
 def commands(groups: Sequence[Group]) -> list[str]:
     """The exact commands the runs came from, each once, in order."""
     found = [str(record["command"]) for group in groups for record in group.records if record.get("command")]
-    asked = [str(group.environment["command"]) for group in groups if group.environment.get("command")]
+    stamps = [as_mapping(record.get("machine")) or group.environment for group in groups for record in group.records]
+    asked = [str(stamp["command"]) for stamp in stamps if stamp.get("command")]
     return list(dict.fromkeys(asked or found))
 
 

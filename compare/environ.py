@@ -1,0 +1,42 @@
+"""What a worker inherits of the environment: what a process needs to start, to find files and to reach the network.
+
+Launchers, job queues and notebooks leave variables behind (WORLD_SIZE, PMI_RANK, ACCELERATE_…) which libraries obey in
+silence. What matters to a result is in the spec; all else is dropped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from compare.spec import RunSpec
+
+NEEDED = """
+PATH HOME USER LOGNAME LANG LANGUAGE TZ TMPDIR TEMP TMP LOCALE_ARCHIVE
+LD_LIBRARY_PATH LD_PRELOAD DYLD_LIBRARY_PATH DYLD_FALLBACK_LIBRARY_PATH NIX_LD NIX_LD_LIBRARY_PATH
+PYTHONPATH PYTHONHOME PYTHONUSERBASE PYTHONNOUSERSITE PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX PYTHONUTF8
+VIRTUAL_ENV CONDA_PREFIX
+CUDA_VISIBLE_DEVICES CUDA_DEVICE_ORDER CUDA_HOME CUDA_PATH CUDA_CACHE_PATH CUDA_MPS_PIPE_DIRECTORY
+HIP_VISIBLE_DEVICES ROCR_VISIBLE_DEVICES HSA_OVERRIDE_GFX_VERSION
+CC CXX CPATH LIBRARY_PATH INCLUDE LIB LIBPATH TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR TRITON_LIBCUDA_PATH
+HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE
+SYSTEMROOT SYSTEMDRIVE WINDIR COMSPEC PATHEXT APPDATA LOCALAPPDATA PROGRAMDATA PROGRAMFILES USERPROFILE USERNAME
+HOMEDRIVE HOMEPATH NUMBER_OF_PROCESSORS PROCESSOR_ARCHITECTURE
+"""
+KEPT = frozenset(NEEDED.split())
+FAMILIES = ("ATTENTION_ZOO_", "HF_", "LC_", "XDG_", "WANDB_")
+"""Names that begin so are kept too: caches, tokens, languages, and where trackers write."""
+
+
+def worker_environment(spec: RunSpec, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The whole environment of the process that does a run."""
+    kept = {
+        name: value
+        for name, value in inherited.items()
+        if name.upper() in KEPT or name.upper().startswith(FAMILIES)  # proxies are written small as well
+    }
+    return kept | {
+        "OMP_NUM_THREADS": str(spec.threads),
+        "PYTHONIOENCODING": "utf-8",  # a plug-in may print what it likes
+        "PYTHONSAFEPATH": "1",  # nor do processes that it starts look into the current folder first
+    }
