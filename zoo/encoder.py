@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.contract import Attention, Backend, Dims, Kernel, Mixer, State, at_least, one_of
+from zoo.contract import Attention, Backend, Dims, Kernel, Mixer, State, at_least, one_of, prefill_groups
 from zoo.embeddings import LearnedPositions, RotaryPositions, ShortConvolution, SinusoidalPositions
 from zoo.functional import as_found, split
 from zoo.registry import build
@@ -33,6 +33,7 @@ class Heads(Mixer):
         self.qkv = nn.Linear(dims.d_model, self.inputs * dims.d_model)
         self.rotary = RotaryPositions(dims.max_len, dims.d_head) if dims.rotary else None
         self.attention = attention
+        self.kind = attention.kind
         self.out = nn.Linear(dims.d_model, dims.d_model)
         nn.init.normal_(self.qkv.weight, std=dims.d_model**-0.5)
         nn.init.normal_(self.out.weight, std=dims.d_model**-0.5)
@@ -57,9 +58,22 @@ class Heads(Mixer):
     @torch.no_grad()
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """As ``Mixer.step``; the state is the attention's."""
+        if state is not None and state.groups:
+            return state.step_groups(self.step, x)
         q, k, v = self._project(x[:, None], 0 if state is None else state.length)
         mixed, state = self.attention.step(q[:, :, 0], k[:, :, 0], v[:, :, 0], state)
         return self.out(rearrange(mixed, "b h d -> b (h d)")), state
+
+    def start(self, x: Tensor) -> State:
+        return self.attention.start(self._project(x[:, None])[2][:, :, 0])
+
+    @torch.no_grad()
+    def prefill(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> tuple[Tensor, State]:
+        """As ``Mixer.prefill``; the state is the attention's."""
+        if key_padding_mask is not None:
+            return prefill_groups(self.prefill, self.start, (x,), key_padding_mask)
+        mixed, state = self.attention.prefill(*self._project(x))
+        return self.out(rearrange(mixed, "b h n d -> b n (h d)")), state
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         heads = rearrange(x, "b n (h d) -> b h n d", h=self.n_heads)
@@ -138,6 +152,24 @@ class MultiHeadAttention(nn.Module):
         check_output(self.mixer, y, x)
         return y, after
 
+    def prefill(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> tuple[Tensor, State]:
+        """``forward`` of a prompt and the state after it, without gradients, for the steps that follow.
+
+        What ``step`` gives one position after another comes in the parallel form, at about the cost of ``forward``.
+
+        Args:
+            x: (B, N, d_model), as the result; padded positions of the result are 0.
+            key_padding_mask: (B, N) bool, True = padding, on either side or between. Each sample gives what it would
+                give without its padding, and goes on from its own number of positions (see ``Mixer.prefill``).
+
+        Raises:
+            ValueError: a layer that is not causal; wrong shape or dtype, or N above ``max_len``.
+        """
+        check_input(x, key_padding_mask, self.d_model, self.max_len)
+        y, state = self.mixer.prefill(x, key_padding_mask=key_padding_mask)
+        check_output(self.mixer, y, x)
+        return y, state
+
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         """What computes the mixing for inputs like ``x`` (B, N, d_model)."""
         return self.mixer.kernel(x, key_padding_mask)
@@ -197,6 +229,11 @@ class EncoderLayer(nn.Module):
         mixed, state = self.attention.step(self.norm1(x) if self.norm == "pre" else x, state)
         return self._add(x, mixed), state
 
+    def prefill(self, x: Tensor) -> tuple[Tensor, State]:
+        """``forward`` of a causal layer, x: (B, N, C), and the state after it."""
+        mixed, state = self.attention.prefill(self.norm1(x) if self.norm == "pre" else x)
+        return self._add(x, mixed), state
+
     def _add(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The two residual connections, given what the attention made of ``x``."""
         x = x + self.dropout(mixed)
@@ -218,6 +255,12 @@ class EncoderLayer(nn.Module):
     def step_streams(self, x1: Tensor, x2: Tensor, state: State | None) -> tuple[Tensor, Tensor, State]:
         """The next position of the causal form in a reversible encoder, x1 and x2: (B, C)."""
         mixed, state = self.attention.step(self.norm1(x2), state)
+        x1 = x1 + self.dropout(mixed)
+        return x1, x2 + self._feed(x1), state
+
+    def prefill_streams(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor, State]:
+        """All positions of the causal form in a reversible encoder, x1 and x2: (B, N, C), and the state after them."""
+        mixed, state = self.attention.prefill(self.norm1(x2))
         x1 = x1 + self.dropout(mixed)
         return x1, x2 + self._feed(x1), state
 
@@ -405,14 +448,11 @@ class Encoder(nn.Module):
             ValueError: an encoder that is not causal; a state of another encoder, batch or dtype, or one that is used
                 up; wrong shape; or more positions than ``max_len``.
         """
+        if isinstance(state, State) and state.groups:
+            return state.step_groups(self.step, x)
         x = self._embed(x, "B")
         check_step(x, self.d_model, state, self.max_len)
-        if not self.causal:
-            raise ValueError("expected a causal encoder for steps, got one in both directions: build with causal=True")
-        if state is None:
-            state = State(self, x)
-            if self.conv is not None:
-                state.tensors = (x.new_zeros(len(x), self.conv.reach[0], self.d_model),)
+        state = self._start(x) if state is None or not self.causal else state
         state.take(self, x)
         like, tensors, layers = x, state.tensors, []
         if self.conv is not None:
@@ -431,6 +471,63 @@ class Encoder(nn.Module):
         if self.reversible:
             x = (x + x2) / 2
         return self.norm(x), State(self, like, tensors, length=state.length + 1, layers=tuple(layers))
+
+    @torch.no_grad()
+    def prefill(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> tuple[Tensor, State]:
+        """Encode a prompt with a causal encoder, without gradients: ``forward``, and the state for the next ``step``.
+
+        What ``step`` gives one position after another comes in the parallel form, at about the cost of ``forward``.
+
+        >>> y, state = encoder.prefill(prompt)  # (B, N) ids
+        >>> y, state = encoder.step(token, state)  # the position after the prompt
+
+        Args:
+            x: (B, N) token ids, (B, N, n_features) or (B, N, d_model) floats, as the encoder was made for.
+            key_padding_mask: (B, N) bool, True = padding, on either side or between. Each sample gives what it would
+                give without its padding, and its next position has the number of its real ones. Samples of equally many
+                real positions are one batch, here and in the steps that follow.
+
+        Returns:
+            (B, N, d_model), 0 at padding, and the state for the next step.
+
+        Raises:
+            ValueError: an encoder that is not causal; wrong shape or dtype, or N above ``max_len``.
+        """
+        if key_padding_mask is not None:
+            return prefill_groups(self.prefill, lambda x: self._start(self._embed(x, "B")), (x,), key_padding_mask)
+        x = self._embed(x, "B, N")
+        check_input(x, None, self.d_model, self.max_len)
+        state = self._start(x[:, 0])
+        state.length = x.shape[1]
+        if self.conv is not None:
+            past = self.conv.reach[0]
+            state.tensors = (F.pad(x, (0, 0, past, 0))[:, x.shape[1] :],)
+            x = self.conv(x)
+        x = x2 = self.dropout(self.positions(x))
+        for layer in self.layers:
+            assert isinstance(layer, EncoderLayer)
+            if self.reversible:
+                x, x2, after = layer.prefill_streams(x, x2)
+            else:
+                x, after = layer.prefill(x)
+            state.layers += (after,)
+        if self.reversible:
+            x = (x + x2) / 2
+        return self.norm(x), state
+
+    def _start(self, x: Tensor) -> State:
+        """The state before the first position, x: (B, C) of it; ValueError where the encoder has no step form."""
+        if not self.causal:
+            raise ValueError("expected a causal encoder for steps, got one in both directions: build with causal=True")
+        past = () if self.conv is None else (x.new_zeros(len(x), self.conv.reach[0], self.d_model),)
+        return State(self, x, past)
+
+    @property
+    def kind(self) -> str:
+        """What the encoder is, for ``State``: its sizes, and what its layers are."""
+        sizes = f"d_model={self.d_model}, n_layers={len(self.layers)}, max_len={self.max_len}"
+        parts = [layer.attention.mixer.kind for layer in self.layers[:1] if isinstance(layer, EncoderLayer)]
+        return f"Encoder ({', '.join([sizes, *parts])})"
 
     def redraw(self) -> None:
         """Draw the random parts of every backend again (hashes, features, sparse layouts)."""
