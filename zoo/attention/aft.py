@@ -40,12 +40,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from zoo.cache import append, empty, room
+from zoo.cache import append, empty, fill, room
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
 from zoo.functional import accumulator, pad_to_multiple, recompute, split
 from zoo.kernel_attention import finite
 from zoo.registry import register
-from zoo.scan import CHUNK, scan, scan_step
+from zoo.scan import CHUNK, scan, scan_step, scan_to_end
 
 LIMIT = 58.0  # of the logarithm of a key over its reference
 BLOCK = 64  # positions of a block of ``local`` in both directions, where the window is no larger
@@ -120,12 +120,16 @@ class AFT(Mixer):
             size = max(1, min(CHUNK if self.causal else N, BUDGET // N))
             return torch.cat([self._some_rows(slice(i, min(i + size, N)), k, v) for i in range(0, N, size)], dim=1)
         if self.causal:
-            size = min(N, CHUNK if k.device.type == "cpu" else LONG_CHUNK)
+            size = self._chunk_size(k)
             sequences = k[:, None], v[:, None]
             return scan(causal_chunk, sequences, self.begin(v[:, 0]), self._weights(size), size=size)[:, 0]
         if self.form == "simple":
             return recompute(everywhere, k, v).expand(-1, N, -1)
         return recompute(both_sides, k, v, *self._weights(max(BLOCK, self.window - 1)))
+
+    def _chunk_size(self, k: Tensor) -> int:
+        """Positions of a chunk of causal ``local``."""
+        return min(k.shape[1], CHUNK if k.device.type == "cpu" else LONG_CHUNK)
 
     def _some_rows(self, part: slice, k: Tensor, v: Tensor) -> Tensor:
         """The rows ``part`` of ``full``."""
@@ -174,6 +178,20 @@ class AFT(Mixer):
                 mixed = mixed[:, 0]
             mixed = torch.sigmoid(q) * mixed.to(q.dtype)
         return self.out(mixed), tensors
+
+    def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        before = self.begin(x[:, 0])
+        with torch.autocast(x.device.type, enabled=False):
+            q, k, v = self._project(x)
+            if self.form == "full":
+                mixed, after = self._mix(k, v), fill(before, (k[:, None], v[:, None]), len(self.rows))
+            else:
+                size = self._chunk_size(k)
+                weights = self._weights(size)
+                mixed, after = scan_to_end(causal_chunk, (k[:, None], v[:, None]), before, weights, size=size)
+                mixed = mixed[:, 0]
+            mixed = torch.sigmoid(q) * mixed.to(v.dtype)
+        return self.out(mixed), after
 
     def state_size(self, length: int) -> int:
         """``full``: all keys and values. Else the two sums, and of ``local`` keys and values within the window."""

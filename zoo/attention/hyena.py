@@ -167,6 +167,22 @@ class Hyena(Mixer):
                 z = carried[:, i, place] + since + self.skip[i] * z
             return self._output((z * gates[0])[:, None]), (u[:, 1:], inputs, carried)
 
+    def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        N, begun = x.shape[1], (x.shape[1] - 1) // BLOCK * BLOCK
+        inputs, carried = [], []
+        past = self.begin(x[:, 0])[0]
+        with torch.autocast(x.device.type, enabled=False):
+            u = torch.cat([past, self._project(x)], dim=1)
+            *gates, z = convolve_taps(u, self.taps).chunk(self.order + 1, dim=-1)
+            filters = self._filters(begun + BLOCK, two_sided=False)
+            for gate, skip, h in zip(gates[:0:-1], self.skip, filters, strict=True):
+                z = F.pad(z * gate, (0, 0, 0, begun + BLOCK - N))  # so that it gives to the rest of its block too
+                y = convolve(z, h)
+                inputs.append(z)
+                carried.append(y[:, begun:] - convolve(z[:, begun:], h[:, :BLOCK]))
+                z = (y + skip * z)[:, :N]
+            return self._output(z * gates[0]), (u[:, N:].clone(), torch.stack(inputs, 1), torch.stack(carried, 1))
+
     def state_size(self, length: int) -> int:
         """The inputs of the long convolutions."""
         return length * self.skip.numel()

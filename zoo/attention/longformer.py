@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.blocks import Part, Span, attend, kernel_name, window_block, window_spans
-from zoo.cache import cached_attention, empty, room
+from zoo.cache import cached_attention, empty, fill, room
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least
 from zoo.embeddings import RotaryPositions
 from zoo.functional import full_attention, split
@@ -74,18 +74,8 @@ class LongformerAttention(Mixer):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        N, n_global, window = x.shape[1], self.config.n_global, self.config.window
-        q, k, v = (self._heads(part) for part in split(self.qkv(x), 3))
-        size = window_block(window)
-        reach = (-window, 0 if self.causal else window)
-        spans = window_spans(-(-N // size), size, reach, skip=n_global, device=x.device)
-        parts = [Part(groups=spans, size=size)]
-        if n_global:
-            leading = torch.arange(n_global, device=x.device)[None]
-            leading = leading.masked_fill(leading >= N, -1)
-            parts.append(Part(groups=[Span(first=0, last=1)], size=N, keys=leading, causal=self.causal))
-        mixed = attend(self._turn(q), self._turn(k), v, parts, key_padding_mask=key_padding_mask)
-        mixed = rearrange(mixed, "b h n d -> b n (h d)")
+        n_global = self.config.n_global
+        mixed = self._leading_and_near(*self._project(x), key_padding_mask)
         if self.global_q is not None and self.global_kv is not None:
             q = self._heads(self.global_q(x[:, :n_global]))
             k, v = (self._heads(part) for part in split(self.global_kv(x), 2))
@@ -93,6 +83,25 @@ class LongformerAttention(Mixer):
             mixed = torch.cat([rearrange(seen, "b h g d -> b g (h d)"), mixed[:, n_global:]], dim=1)
         y: Tensor = self.out(mixed)
         return y
+
+    def _project(self, x: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, N, C) of the positions from ``first`` on -> q, k, v (B, H, N, D)."""
+        q, k, v = (self._heads(part) for part in split(self.qkv(x), 3))
+        return self._turn(q, first), self._turn(k, first), v
+
+    def _leading_and_near(self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
+        """What queries see in their window and of the global keys. (B, N, C)."""
+        N, device, n_global, window = q.shape[2], q.device, self.config.n_global, self.config.window
+        size = window_block(window)
+        reach = (-window, 0 if self.causal else window)
+        spans = window_spans(-(-N // size), size, reach, skip=n_global, device=device)
+        parts = [Part(groups=spans, size=size)]
+        if n_global:
+            leading = torch.arange(n_global, device=device)[None]
+            leading = leading.masked_fill(leading >= N, -1)
+            parts.append(Part(groups=[Span(first=0, last=1)], size=N, keys=leading, causal=self.causal))
+        mixed = attend(q, k, v, parts, key_padding_mask=key_padding_mask)
+        return rearrange(mixed, "b h n d -> b n (h d)")
 
     def _heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "b n (h d) -> b h n d", h=self.n_heads)
@@ -104,10 +113,14 @@ class LongformerAttention(Mixer):
         return empty(rearrange(x, "b (h d) -> b h d", h=self.n_heads))
 
     def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
-        q, k, v = (self._heads(part) for part in split(self.qkv(x), 3))
-        q, k = self._turn(q, position), self._turn(k, position)
+        q, k, v = self._project(x, position)
         mixed, tensors = cached_attention(q, k, v, tensors, position, self.kept, self.config.n_global)
         return self.out(rearrange(mixed, "b h n d -> b n (h d)")), tensors
+
+    def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        q, k, v = self._project(x)
+        kept = fill(self.begin(x[:, 0]), (k, v), self.kept, self.config.n_global)
+        return self.out(self._leading_and_near(q, k, v)), kept
 
     def state_size(self, length: int) -> int:
         """The window and the global tokens; these themselves see all."""

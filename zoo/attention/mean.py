@@ -61,6 +61,9 @@ class MeanMixing(Mixer):
         mean = (total / (position + 1)).to(x.dtype)[:, None]
         return self.out(self.value(mean)), (total,)
 
+    def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        return self.forward(x), (x.sum(1, dtype=accumulator(x)),)
+
     def state_size(self, length: int) -> int:
         return self.out.in_features
 

@@ -43,6 +43,9 @@ class NoMixing(Mixer):
     def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         return self(x), ()
 
+    def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        return self.forward(x), ()
+
     def state_size(self, length: int) -> int:
         return 0
 

@@ -29,6 +29,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least
@@ -109,6 +110,10 @@ class S4D(Mixer):
         y = 2 * (state * weights[0]).sum(-1).real
         return self._output(y[:, None], x), (torch.view_as_real(state),)
 
+    def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        state = final_state(x, *discretise(*self._parameters_of_kernel())[:1])
+        return self.forward(x), (torch.view_as_real(state),)
+
     def state_size(self, length: int) -> int:
         """One state a channel, and where both directions are seen one of the future."""
         return self.readout.numel()
@@ -127,6 +132,19 @@ def discretise(log_step: Tensor, log_real: Tensor, imaginary: Tensor, readout: T
     poles = torch.complex(-real, imaginary.to(wide))
     powers = poles * step[:, None]
     return powers, torch.view_as_complex(readout.to(wide)) * torch.expm1(powers) / poles
+
+
+def final_state(x: Tensor, powers: Tensor) -> Tensor:
+    """``Σ_l Ā^(N − 1 − l) x_l`` of x (B, N, C), given Δ A (C, n): (B, C, n), complex. As the kernel, by rows of √N."""
+    width = math.isqrt(x.shape[1] - 1) + 1
+    rows = rearrange(F.pad(x, (0, 0, -x.shape[1] % width, 0)).to(powers.real.dtype), "b (r w) c -> c b r w", w=width)
+    lag = torch.arange(width - 1, -1, -1, dtype=powers.real.dtype, device=x.device)
+    fine = (powers[:, None] * lag[:, None]).exp()  # (C, width, n)
+    with torch.autocast(x.device.type, enabled=False):
+        sums = rows.flatten(1, 2) @ torch.cat([fine.real, fine.imag], dim=-1)  # (C, B · rows, 2 n)
+    sums = torch.complex(*sums.view(*rows.shape[:3], -1).chunk(2, dim=-1))  # (C, B, rows, n)
+    coarse = (powers[:, None] * width * torch.arange(rows.shape[2] - 1, -1, -1, device=x.device)[:, None]).exp()
+    return (sums * coarse[:, None]).sum(2).transpose(0, 1)
 
 
 def kernels(length: int, log_step: Tensor, log_real: Tensor, imaginary: Tensor, readout: Tensor) -> Tensor:

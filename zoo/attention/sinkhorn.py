@@ -31,7 +31,7 @@ from einops import rearrange
 from torch import Tensor
 
 from zoo.blocks import HIDDEN
-from zoo.cache import append, empty, room
+from zoo.cache import append, empty, fill, room
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
 from zoo.functional import accumulator, pad_to_multiple, recompute, sdpa_kernel_name
 from zoo.registry import register
@@ -210,6 +210,18 @@ class SinkhornAttention(Attention):
             own_values = torch.cat([moved_values, own_values], dim=2)
         out = F.scaled_dot_product_attention(q, own_keys, own_values)
         return out, (keys, values, moved_keys, moved_values, queries, total)
+
+    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
+        N, max_len = v.shape[2], self.dims.max_len
+        total = q.cumsum(2, dtype=accumulator(q))
+        counts = torch.arange(1, N + 1, self.size, device=q.device, dtype=total.dtype)
+        queries = total[:, :, :: self.size] / counts[:, None]
+        _, _, moved_keys, moved_values, before, _ = self.begin(v[:, :, 0])
+        if queries.shape[2] > 1:
+            moved_keys, moved_values = self._sorted(k, v, queries)
+        keys, values = fill(empty(v[:, :, 0]), (k, v), max_len)
+        (queries,) = fill((before,), (queries,), self.buckets)
+        return self.forward(q, k, v), (keys, values, moved_keys, moved_values, queries, total[:, :, -1:].clone())
 
     def _sorted(self, keys: Tensor, values: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
         """What is sorted to the last bucket, (B, H, S, D) twice.

@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from zoo.cache import append, empty, room
+from zoo.cache import append, empty, fill, room
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
 from zoo.functional import accumulator, full_attention, recompute, sdpa_kernel_name
 from zoo.registry import register
@@ -93,7 +93,10 @@ class Synthesizer(Mixer):
             nn.init.normal_(self.factors.weight, std=C**-0.5)
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        v = self._heads(self.value(x))
+        return self._mix(x, self._heads(self.value(x)), key_padding_mask)
+
+    def _mix(self, x: Tensor, v: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
+        """The result for ``x``, given its values (B, H, N, D)."""
         if self.config.kind in ("dense", "factorised_random"):
             mixed = self._fused(x, v, key_padding_mask)
         else:
@@ -164,6 +167,10 @@ class Synthesizer(Mixer):
             logits = rows.to(dtype) @ self.columns[:, :seen].to(dtype).mT
         mixed = logits.softmax(-1).to(v.dtype) @ tensors[0][:, :, :seen].to(v.dtype)  # (B, H, 1, D)
         return self.out(rearrange(mixed, "b h n d -> b n (h d)")), tensors
+
+    def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        v = self._heads(self.value(x))
+        return self._mix(x, v), fill(self.begin(x[:, 0]), (v,), self.dims.max_len)
 
     def state_size(self, length: int) -> int:
         """The values: what takes the place of keys is learned, or made of the query's own token."""
