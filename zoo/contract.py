@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Tensors = tuple[Tensor, ...]
+T = TypeVar("T")
 
 
 def at_least(low: int, **options: int) -> None:
@@ -162,7 +164,52 @@ class State:
         self.used = True
 
 
-class Backend(nn.Module):
+class Formed(nn.Module):
+    """A module with other forms beside ``forward``, as that of a step, each of which runs as a call of the module.
+
+    So a form runs the module's hooks, and with them whatever acts at a call: adapters, offloading, sharding.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "forward" in vars(cls):
+            cls.forward = _formed(cls.forward)
+
+    def through(self, form: Callable[..., tuple[Any, T]], *inputs: Tensor) -> tuple[Any, T]:
+        """``form(*inputs)``, a result and what comes with it, as a call of this module, whose hooks see the result."""
+        beside = []
+
+        def run(*given: Tensor) -> Any:
+            result, rest = form(*given)
+            beside.append(rest)
+            return result
+
+        return self(*inputs, form=run), beside[-1]
+
+    def through_step(
+        self, step: Callable[[Tensor, State | None], tuple[Tensor, State]], x: Tensor, state: State | None
+    ) -> tuple[Tensor, State]:
+        """``step(x, state)``, x and the result (B, …), as a call of this module, whose hooks see (B, 1, …)."""
+
+        def form(x: Tensor) -> tuple[Tensor, State]:
+            y, after = step(x[:, 0], state)
+            return y[:, None], after
+
+        y, after = self.through(form, x[:, None])
+        return y[:, 0], after
+
+
+def _formed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """``forward``, or in its place the ``form`` that a call brings."""
+
+    @wraps(forward)
+    def chosen(self: Formed, *inputs: Any, form: Callable[..., Any] | None = None, **options: Any) -> Any:
+        return forward(self, *inputs, **options) if form is None else form(*inputs)
+
+    return chosen
+
+
+class Backend(Formed):
     """What an ``Attention`` and a ``Mixer`` have in common. Subclasses take ``(dims: Dims, config)``.
 
     A causal backend has a step form, position by position, which equals ``forward``: its two parts are ``begin`` and
@@ -173,6 +220,7 @@ class Backend(nn.Module):
     name: ClassVar[str]  # under which it is registered
     causal: bool = False  # as it was built
     max_len: int = sys.maxsize  # likewise
+    d_model: int  # likewise
 
     def begin(self, x: Tensor) -> Tensors:
         """What the step form keeps before the first position: (B, …) tensors; x: as ``advance`` will get."""
@@ -252,7 +300,10 @@ class Attention(Backend, ABC):
             raise ValueError(f"expected q, k and v of one shape (B, H, D), got {shapes}")
         before = self._open(v, state)
         with torch.autocast(v.device.type, enabled=False):
-            out, tensors = self.advance(q[:, :, None], k[:, :, None], v[:, :, None], before.tensors, before.length)
+            out, tensors = self.through(
+                lambda q, k, v: self.advance(q, k, v, before.tensors, before.length),
+                *(x[:, :, None] for x in (q, k, v)),
+            )
         return out[:, :, 0], State(self, v, tensors, length=before.length + 1)
 
 
@@ -283,8 +334,8 @@ class Mixer(Backend, ABC):
             ValueError: no causal form, wrong shape, more positions than ``max_len``, or a state of another module,
                 shape or dtype, or one that is used up.
         """
-        if x.dim() != 2 or x.shape[-1] != self.out.out_features:
-            raise ValueError(f"expected x of shape (B, {self.out.out_features}), got {tuple(x.shape)}")
+        if x.dim() != 2 or x.shape[-1] != self.d_model:
+            raise ValueError(f"expected x of shape (B, {self.d_model}), got {tuple(x.shape)}")
         before = self._open(x, state)
-        out, tensors = self.advance(x[:, None], before.tensors, before.length)
+        out, tensors = self.through(lambda x: self.advance(x, before.tensors, before.length), x[:, None])
         return out[:, 0], State(self, x, tensors, length=before.length + 1)
