@@ -11,13 +11,15 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Tensors = tuple[Tensor, ...]
+T = TypeVar("T")
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)  # not uint8, which torch takes for a mask
 
 
@@ -338,7 +340,52 @@ def check_length(length: int, max_len: int) -> None:
         raise ValueError(f"expected 1 to {max_len} positions (max_len), got {length}: build with a larger max_len")
 
 
-class Backend(nn.Module):
+class Formed(nn.Module):
+    """A module with other forms beside ``forward``, as that of a step, each of which runs as a call of the module.
+
+    So a form runs the module's hooks, and with them whatever acts at a call: adapters, offloading, sharding.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "forward" in vars(cls):
+            cls.forward = _formed(cls.forward)
+
+    def through(self, form: Callable[..., tuple[Any, T]], *inputs: Tensor) -> tuple[Any, T]:
+        """``form(*inputs)``, a result and what comes with it, as a call of this module, whose hooks see the result."""
+        beside = []
+
+        def run(*given: Tensor) -> Any:
+            result, rest = form(*given)
+            beside.append(rest)
+            return result
+
+        return self(*inputs, form=run), beside[-1]
+
+    def through_step(
+        self, step: Callable[[Tensor, State | None], tuple[Tensor, State]], x: Tensor, state: State | None
+    ) -> tuple[Tensor, State]:
+        """``step(x, state)``, x and the result (B, …), as a call of this module, whose hooks see (B, 1, …)."""
+
+        def form(x: Tensor) -> tuple[Tensor, State]:
+            y, after = step(x[:, 0], state)
+            return y[:, None], after
+
+        y, after = self.through(form, x[:, None])
+        return y[:, 0], after
+
+
+def _formed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """``forward``, or in its place the ``form`` that a call brings."""
+
+    @wraps(forward)
+    def chosen(self: Formed, *inputs: Any, form: Callable[..., Any] | None = None, **options: Any) -> Any:
+        return forward(self, *inputs, **options) if form is None else form(*inputs)
+
+    return chosen
+
+
+class Backend(Formed):
     """What an ``Attention`` and a ``Mixer`` have in common. Subclasses take ``(dims: Dims, config)``.
 
     A causal backend has a step form, position by position, which equals ``forward``: its two parts are ``begin`` and
@@ -349,6 +396,7 @@ class Backend(nn.Module):
     name: ClassVar[str]  # under which it is registered
     causal: bool = False  # as it was built
     max_len: int = sys.maxsize  # likewise
+    d_model: int  # likewise
     kind: str = ""  # likewise: name, sizes and options, for ``State``
 
     def begin(self, x: Tensor) -> Tensors:
@@ -435,7 +483,10 @@ class Attention(Backend, ABC):
             return state.step_groups(self.step, q, k, v)
         before = self._open(v, state)
         with torch.autocast(v.device.type, enabled=False):
-            out, tensors = self.advance(q[:, :, None], k[:, :, None], v[:, :, None], before.tensors, before.length)
+            out, tensors = self.through(
+                lambda q, k, v: self.advance(q, k, v, before.tensors, before.length),
+                *(x[:, :, None] for x in (q, k, v)),
+            )
         return out[:, :, 0], State(self, v, tensors, length=before.length + 1)
 
     def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
@@ -467,7 +518,7 @@ class Attention(Backend, ABC):
         check_length(v.shape[2], self.max_len)
         state = self.start(v[:, :, 0])
         with torch.autocast(v.device.type, enabled=False):
-            out, state.tensors = self.absorb(q, k, v)
+            out, state.tensors = self.through(self.absorb, q, k, v)
         state.length = v.shape[2]
         return out, state
 
@@ -499,12 +550,12 @@ class Mixer(Backend, ABC):
             ValueError: no causal form, wrong shape, more positions than ``max_len``, or a state of another module,
                 shape or dtype, or one that is used up.
         """
-        if x.dim() != 2 or x.shape[-1] != self.out.out_features:
-            raise ValueError(f"expected x of shape (B, {self.out.out_features}), got {tuple(x.shape)}")
+        if x.dim() != 2 or x.shape[-1] != self.d_model:
+            raise ValueError(f"expected x of shape (B, {self.d_model}), got {tuple(x.shape)}")
         if state is not None and state.groups:
             return state.step_groups(self.step, x)
         before = self._open(x, state)
-        out, tensors = self.advance(x[:, None], before.tensors, before.length)
+        out, tensors = self.through(lambda x: self.advance(x, before.tensors, before.length), x[:, None])
         return out[:, 0], State(self, x, tensors, length=before.length + 1)
 
     def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
@@ -533,12 +584,12 @@ class Mixer(Backend, ABC):
         Raises:
             ValueError: no causal form, wrong shape, or N above ``max_len``.
         """
-        if x.dim() != 3 or x.shape[-1] != self.out.out_features:
-            raise ValueError(f"expected x of shape (B, N, {self.out.out_features}), got {tuple(x.shape)}")
+        if x.dim() != 3 or x.shape[-1] != self.d_model:
+            raise ValueError(f"expected x of shape (B, N, {self.d_model}), got {tuple(x.shape)}")
         if key_padding_mask is not None:
             return prefill_groups(self.prefill, self.start, (x,), key_padding_mask)
         check_length(x.shape[1], self.max_len)
         state = self.start(x[:, 0])
-        out, state.tensors = self.absorb(x)
+        out, state.tensors = self.through(self.absorb, x)
         state.length = x.shape[1]
         return out, state

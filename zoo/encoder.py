@@ -12,11 +12,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.contract import Attention, Backend, Dims, Kernel, Mixer, State, at_least, one_of, prefill_groups
+from zoo.contract import Attention, Backend, Dims, Formed, Kernel, Mixer, State, at_least, one_of, prefill_groups
 from zoo.embeddings import LearnedPositions, RotaryPositions, ShortConvolution, SinusoidalPositions
 from zoo.functional import as_found, split
 from zoo.registry import build
-from zoo.reversible import Branch, two_streams
+from zoo.reversible import Branch, Streams
 
 Norm = Literal["pre", "post"]
 Activation = Literal["gelu", "relu", "swiglu"]
@@ -60,20 +60,32 @@ class Heads(Mixer):
         """As ``Mixer.step``; the state is the attention's."""
         if state is not None and state.groups:
             return state.step_groups(self.step, x)
-        q, k, v = self._project(x[:, None], 0 if state is None else state.length)
-        mixed, state = self.attention.step(q[:, :, 0], k[:, :, 0], v[:, :, 0], state)
-        return self.out(rearrange(mixed, "b h d -> b (h d)")), state
+
+        def form(x: Tensor) -> tuple[Tensor, State]:
+            q, k, v = self._project(x, 0 if state is None else state.length)
+            mixed, after = self.attention.step(q[:, :, 0], k[:, :, 0], v[:, :, 0], state)
+            return self.out(rearrange(mixed, "b h d -> b 1 (h d)")), after
+
+        y, after = self.through(form, x[:, None])
+        return y[:, 0], after
 
     def start(self, x: Tensor) -> State:
-        return self.attention.start(self._project(x[:, None])[2][:, :, 0])
+        def form(x: Tensor) -> tuple[Tensor, State]:
+            return x, self.attention.start(self._project(x)[2][:, :, 0])
+
+        return self.through(form, x[:, None])[1]
 
     @torch.no_grad()
     def prefill(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> tuple[Tensor, State]:
         """As ``Mixer.prefill``; the state is the attention's."""
         if key_padding_mask is not None:
             return prefill_groups(self.prefill, self.start, (x,), key_padding_mask)
-        mixed, state = self.attention.prefill(*self._project(x))
-        return self.out(rearrange(mixed, "b h n d -> b n (h d)")), state
+
+        def form(x: Tensor) -> tuple[Tensor, State]:
+            mixed, state = self.attention.prefill(*self._project(x))
+            return self.out(rearrange(mixed, "b h n d -> b n (h d)")), state
+
+        return self.through(form, x)
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         heads = rearrange(x, "b n (h d) -> b h n d", h=self.n_heads)
@@ -89,7 +101,7 @@ class Heads(Mixer):
         self.attention.redraw()
 
 
-class MultiHeadAttention(nn.Module):
+class MultiHeadAttention(Formed):
     """One attention sublayer with its projections. (B, N, d_model) -> (B, N, d_model).
 
     Args:
@@ -148,7 +160,7 @@ class MultiHeadAttention(nn.Module):
                 wrong shape; or more positions than ``max_len``.
         """
         check_step(x, self.d_model, state, self.max_len)
-        y, after = self.mixer.step(x, state)
+        y, after = self.through_step(self.mixer.step, x, state)
         check_output(self.mixer, y, x)
         return y, after
 
@@ -166,7 +178,7 @@ class MultiHeadAttention(nn.Module):
             ValueError: a layer that is not causal; wrong shape or dtype, or N above ``max_len``.
         """
         check_input(x, key_padding_mask, self.d_model, self.max_len)
-        y, state = self.mixer.prefill(x, key_padding_mask=key_padding_mask)
+        y, state = self.through(partial(self.mixer.prefill, key_padding_mask=key_padding_mask), x)
         check_output(self.mixer, y, x)
         return y, state
 
@@ -210,7 +222,7 @@ class FeedForward(nn.Module):
         return y
 
 
-class EncoderLayer(nn.Module):
+class EncoderLayer(Formed):
     """Mixing and feed-forward, each with a residual connection and a LayerNorm before (pre) or after (post)."""
 
     def __init__(self, attention: MultiHeadAttention, feed_forward: FeedForward, *, norm: Norm, dropout: float) -> None:
@@ -225,14 +237,24 @@ class EncoderLayer(nn.Module):
         return self._add(x, self.attention(before, key_padding_mask=key_padding_mask))
 
     def step(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """The next position of the causal form, x: (B, C)."""
-        mixed, state = self.attention.step(self.norm1(x) if self.norm == "pre" else x, state)
-        return self._add(x, mixed), state
+        """The next position of the causal form. x and the result: (B, C)."""
+
+        def form(x: Tensor) -> tuple[Tensor, State]:
+            before = self.norm1(x) if self.norm == "pre" else x
+            mixed, after = self.attention.step(before[:, 0], state)
+            return self._add(x, mixed[:, None]), after
+
+        y, after = self.through(form, x[:, None])
+        return y[:, 0], after
 
     def prefill(self, x: Tensor) -> tuple[Tensor, State]:
         """``forward`` of a causal layer, x: (B, N, C), and the state after it."""
-        mixed, state = self.attention.prefill(self.norm1(x) if self.norm == "pre" else x)
-        return self._add(x, mixed), state
+
+        def form(x: Tensor) -> tuple[Tensor, State]:
+            mixed, state = self.attention.prefill(self.norm1(x) if self.norm == "pre" else x)
+            return self._add(x, mixed), state
+
+        return self.through(form, x)
 
     def _add(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The two residual connections, given what the attention made of ``x``."""
@@ -243,33 +265,52 @@ class EncoderLayer(nn.Module):
         y: Tensor = self.norm2(x + self.dropout(self.feed_forward(x)))
         return y
 
-    def branches(self, key_padding_mask: Tensor | None) -> tuple[Branch, Branch]:
-        """The two sublayers, after their norms, as a reversible encoder runs them."""
-
-        def mix(x: Tensor) -> Tensor:
-            y: Tensor = self.dropout(self.attention(self.norm1(x), key_padding_mask=key_padding_mask))
-            return y
-
-        return Branch(mix, (self.norm1, self.attention)), Branch(self._feed, (self.norm2, self.feed_forward))
-
-    def step_streams(self, x1: Tensor, x2: Tensor, state: State | None) -> tuple[Tensor, Tensor, State]:
-        """The next position of the causal form in a reversible encoder, x1 and x2: (B, C)."""
-        mixed, state = self.attention.step(self.norm1(x2), state)
-        x1 = x1 + self.dropout(mixed)
-        return x1, x2 + self._feed(x1), state
-
-    def prefill_streams(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor, State]:
-        """All positions of the causal form in a reversible encoder, x1 and x2: (B, N, C), and the state after them."""
-        mixed, state = self.attention.prefill(self.norm1(x2))
-        x1 = x1 + self.dropout(mixed)
-        return x1, x2 + self._feed(x1), state
-
     def _feed(self, x: Tensor) -> Tensor:
         y: Tensor = self.dropout(self.feed_forward(self.norm2(x)))
         return y
 
 
-class Encoder(nn.Module):
+class ReversibleLayer(EncoderLayer):
+    """The same sublayers, each after its norm, on two streams: attention adds to the first what it makes of the second,
+    and feed-forward to the second what it makes of the first. (B, N, C) each."""
+
+    def forward(  # type: ignore[override]
+        self, x1: Tensor, x2: Tensor, *, streams: Streams, key_padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        def mix(x: Tensor) -> Tensor:
+            y: Tensor = self.dropout(self.attention(self.norm1(x), key_padding_mask=key_padding_mask))
+            return y
+
+        x1 = streams.add(x1, x2, Branch(mix, self.norm1, self.attention, self.dropout))
+        x2 = streams.add(x2, x1, Branch(self._feed, self.norm2, self.feed_forward, self.dropout))
+        return x1, x2
+
+    def step(  # type: ignore[override]
+        self, x1: Tensor, x2: Tensor, state: State | None
+    ) -> tuple[Tensor, Tensor, State]:
+        """The next position of the causal form. x1, x2 and the results: (B, C)."""
+
+        def form(x1: Tensor, x2: Tensor) -> tuple[tuple[Tensor, Tensor], State]:
+            mixed, after = self.attention.step(self.norm1(x2)[:, 0], state)
+            x1 = x1 + self.dropout(mixed[:, None])
+            return (x1, x2 + self._feed(x1)), after
+
+        (x1, x2), after = self.through(form, x1[:, None], x2[:, None])
+        return x1[:, 0], x2[:, 0], after
+
+    def prefill(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor, State]:  # type: ignore[override]
+        """``forward`` of a causal layer, x1 and x2: (B, N, C), and the state after it."""
+
+        def form(x1: Tensor, x2: Tensor) -> tuple[tuple[Tensor, Tensor], State]:
+            mixed, state = self.attention.prefill(self.norm1(x2))
+            x1 = x1 + self.dropout(mixed)
+            return (x1, x2 + self._feed(x1)), state
+
+        (x1, x2), state = self.through(form, x1, x2)
+        return x1, x2, state
+
+
+class Encoder(Formed):
     """A Transformer encoder with the attention of your choice.
 
     Takes (B, N) token ids where ``vocab_size`` is given, (B, N, n_features) floats where ``n_features`` is (patches of
@@ -340,6 +381,7 @@ class Encoder(nn.Module):
         if reversible and checkpointing:
             raise ValueError("expected reversible or checkpointing, got both: either keeps activations out of memory")
         self.d_model, self.max_len, self.vocab_size, self.causal = d_model, max_len, vocab_size, causal
+        self.n_features = n_features
         self.checkpointing, self.reversible = checkpointing, reversible
         self.embedding = None if vocab_size is None else nn.Embedding(vocab_size, d_model)
         if self.embedding is not None:
@@ -367,7 +409,8 @@ class Encoder(nn.Module):
                 rotary=positions == "rotary",
             )
             feed_forward = FeedForward(d_model, d_ff, activation=activation, dropout=dropout)
-            self.layers.append(EncoderLayer(attention, feed_forward, norm=norm, dropout=dropout))
+            kind = ReversibleLayer if reversible else EncoderLayer
+            self.layers.append(kind(attention, feed_forward, norm=norm, dropout=dropout))
         self.norm: nn.Module = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
         self._shrink_residual_branches()
 
@@ -389,24 +432,21 @@ class Encoder(nn.Module):
         Raises:
             ValueError: wrong shape or dtype, or N above ``max_len``.
         """
-        x = self._embed(x, "B, N")
+        self._check(x, "B, N")
+        x = self._embed(x)
         check_input(x, key_padding_mask, self.d_model, self.max_len)
         if self.conv is not None:
             x = self.conv(x, key_padding_mask=key_padding_mask)
         x = self.dropout(self.positions(x))
-        branches: list[Branch] = []
-        for layer in self.layers:
-            assert isinstance(layer, EncoderLayer)
-            if self.reversible:
-                branches += layer.branches(key_padding_mask)
-            else:
-                x = self._run(layer, x, key_padding_mask)
         if self.reversible:
-            x = two_streams(branches, x)
+            x = self._run_streams(x, key_padding_mask)
+        else:
+            for layer in self.layers:
+                x = self._run(layer, x, key_padding_mask)
         y: Tensor = self.norm(x)
         return y if key_padding_mask is None else y.masked_fill(key_padding_mask[..., None], 0)
 
-    def _run(self, layer: EncoderLayer, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+    def _run(self, layer: nn.Module, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
         if not (self.checkpointing and self.training and torch.is_grad_enabled()):
             y: Tensor = layer(x, key_padding_mask=key_padding_mask)
             return y
@@ -415,18 +455,28 @@ class Encoder(nn.Module):
         y = checkpoint(layer, kept, key_padding_mask=key_padding_mask, use_reentrant=False, context_fn=again)
         return y
 
-    def _embed(self, x: Tensor, axes: str) -> Tensor:
-        """What comes in, ``axes`` long, as floats (…, d_model)."""
+    def _run_streams(self, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+        streams = Streams()
+        x1 = x2 = x
+        for layer in self.layers:
+            x1, x2 = layer(x1, x2, streams=streams, key_padding_mask=key_padding_mask)
+        return streams.mean(x1, x2)
+
+    def _check(self, x: Tensor, axes: str) -> None:
+        """Raise ValueError where ``x`` is not what the encoder was made for, ``axes`` long."""
         dims = axes.count(",") + 1
         if self.embedding is not None:
             if x.dim() != dims or x.is_floating_point() or x.dtype == torch.bool:
                 raise ValueError(f"expected token ids of shape ({axes}), got shape {tuple(x.shape)} of {x.dtype}")
-            x = self.embedding(x)
-        if self.features is not None:
-            if x.dim() != dims + 1 or x.shape[-1] != self.features.in_features or not x.is_floating_point():
-                wanted = f"({axes}, {self.features.in_features})"
-                raise ValueError(f"expected floats of shape {wanted}, got shape {tuple(x.shape)} of {x.dtype}")
-            x = self.features(x)
+            return
+        width = self.d_model if self.n_features is None else self.n_features
+        if x.dim() != dims + 1 or x.shape[-1] != width or not x.is_floating_point():
+            raise ValueError(f"expected floats of shape ({axes}, {width}), got shape {tuple(x.shape)} of {x.dtype}")
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """What comes in, as floats (…, d_model)."""
+        for embed in (self.embedding, self.features):
+            x = x if embed is None else embed(x)
         return x
 
     @torch.no_grad()
@@ -450,7 +500,11 @@ class Encoder(nn.Module):
         """
         if isinstance(state, State) and state.groups:
             return state.step_groups(self.step, x)
-        x = self._embed(x, "B")
+        self._check(x, "B")
+        return self.through_step(self._step, x, state)
+
+    def _step(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        x = self._embed(x[:, None])[:, 0]
         check_step(x, self.d_model, state, self.max_len)
         state = self._start(x) if state is None or not self.causal else state
         state.take(self, x)
@@ -458,19 +512,19 @@ class Encoder(nn.Module):
         if self.conv is not None:
             x, past = self.conv.step(x, *tensors)
             tensors = (past,)
-        if not isinstance(self.positions, nn.Identity):
-            x = self.positions(x[:, None], state.length)[:, 0]
-        x = x2 = self.dropout(x)
+        x = x[:, None]
+        x = self.positions(x) if isinstance(self.positions, nn.Identity) else self.positions(x, state.length)
+        x = x2 = self.dropout(x)[:, 0]
+        layer: Any
         for layer, before in zip(self.layers, state.layers or [None] * len(self.layers), strict=True):
-            assert isinstance(layer, EncoderLayer)
             if self.reversible:
-                x, x2, after = layer.step_streams(x, x2, before)
+                x, x2, after = layer.step(x, x2, before)
             else:
                 x, after = layer.step(x, before)
             layers.append(after)
         if self.reversible:
             x = (x + x2) / 2
-        return self.norm(x), State(self, like, tensors, length=state.length + 1, layers=tuple(layers))
+        return self.norm(x[:, None])[:, 0], State(self, like, tensors, length=state.length + 1, layers=tuple(layers))
 
     @torch.no_grad()
     def prefill(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> tuple[Tensor, State]:
@@ -493,9 +547,13 @@ class Encoder(nn.Module):
         Raises:
             ValueError: an encoder that is not causal; wrong shape or dtype, or N above ``max_len``.
         """
+        self._check(x, "B, N")
         if key_padding_mask is not None:
-            return prefill_groups(self.prefill, lambda x: self._start(self._embed(x, "B")), (x,), key_padding_mask)
-        x = self._embed(x, "B, N")
+            return prefill_groups(self.prefill, self._opened, (x,), key_padding_mask)
+        return self.through(self._prefill, x)
+
+    def _prefill(self, x: Tensor) -> tuple[Tensor, State]:
+        x = self._embed(x)
         check_input(x, None, self.d_model, self.max_len)
         state = self._start(x[:, 0])
         state.length = x.shape[1]
@@ -504,16 +562,25 @@ class Encoder(nn.Module):
             state.tensors = (F.pad(x, (0, 0, past, 0))[:, x.shape[1] :],)
             x = self.conv(x)
         x = x2 = self.dropout(self.positions(x))
+        layer: Any
         for layer in self.layers:
-            assert isinstance(layer, EncoderLayer)
             if self.reversible:
-                x, x2, after = layer.prefill_streams(x, x2)
+                x, x2, after = layer.prefill(x, x2)
             else:
                 x, after = layer.prefill(x)
             state.layers += (after,)
         if self.reversible:
             x = (x + x2) / 2
         return self.norm(x), state
+
+    def _opened(self, x: Tensor) -> State:
+        """The state before the first position, for inputs x (B, …) of it."""
+
+        def form(x: Tensor) -> tuple[Tensor, State]:
+            x = self._embed(x)
+            return x, self._start(x[:, 0])
+
+        return self.through(form, x[:, None])[1]
 
     def _start(self, x: Tensor) -> State:
         """The state before the first position, x: (B, C) of it; ValueError where the encoder has no step form."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend
 
 from zoo.contract import Kernel, Traits
@@ -158,6 +159,35 @@ def recompute(fn: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """
     out: Tensor = _Recompute.apply(fn, *inputs)  # type: ignore[no-untyped-call]
     return out
+
+
+def dtype_of(module: nn.Module, x: Tensor) -> torch.dtype:
+    """The dtype in which ``module`` takes ``x`` without autocast: that of its floating parameters.
+
+    Float32 at least where it has none, as a quantised linear map.
+    """
+    floats = (own.dtype for own in tensors_of(module).values() if own.is_floating_point())
+    return next(floats, accumulator(x))
+
+
+def precisely(module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)`` in float32 at least, in which its parameters take part."""
+    dtype, own = accumulator(x), tensors_of(module)
+    narrow = {name: p.to(dtype) for name, p in own.items() if p.is_floating_point() and accumulator(p) != p.dtype}
+    y: Tensor = functional_call(module, narrow, (x.to(dtype),)) if narrow else module(x.to(dtype))
+    return y
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, shared ones under each of theirs, as ``torch.func.functional_call`` takes them.
+
+    Those of a replica of ``nn.DataParallel`` too, which holds its parameters as plain attributes.
+    """
+    found: dict[str, Tensor] = {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        own = part._parameters | vars(part).get("_former_parameters", {}) | part._buffers
+        found |= {f"{path}.{name}".lstrip("."): x for name, x in own.items() if x is not None}
+    return found
 
 
 def as_found(*modules: nn.Module) -> Callable[[], AbstractContextManager[None]]:

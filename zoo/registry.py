@@ -261,7 +261,7 @@ def build(attn: object, dims: Dims) -> Backend:
         able = [e.name for e in _entries.values() if e.traits.causal]
         raise ValueError(f"{entry.name} has no causal form; these have: {', '.join(sorted(able))}")
     backend = entry.cls(dims, config)
-    backend.causal, backend.max_len = dims.causal, dims.max_len
+    backend.causal, backend.max_len, backend.d_model = dims.causal, dims.max_len, dims.d_model
     backend.kind = _kind(entry, dims, config)
     if isinstance(backend, Mixer) and not isinstance(getattr(backend, "out", None), nn.Linear):
         raise ValueError(

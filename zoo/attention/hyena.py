@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
 import torch
@@ -38,7 +37,7 @@ from torch import Tensor, nn
 
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least
 from zoo.convolution import convolve
-from zoo.functional import accumulator, convolve_taps, recompute
+from zoo.functional import accumulator, convolve_taps, dtype_of, precisely
 from zoo.registry import register
 
 TAPS = 3  # of the short convolution
@@ -112,28 +111,23 @@ class Hyena(Mixer):
             return self._output(z * gates[0])
 
     def _project(self, x: Tensor) -> Tensor:
-        u: Tensor = self.project(x.to(self.project.weight.dtype))
+        u: Tensor = self.project(x.to(dtype_of(self.project, x)))
         return u.to(accumulator(u))
 
     def _output(self, y: Tensor) -> Tensor:
-        out: Tensor = self.out(y.to(self.out.weight.dtype))
+        out: Tensor = self.out(y.to(dtype_of(self.out, y)))
         return out
 
     def _filters(self, length: int, *, two_sided: bool) -> Tensor:
         """(P − 1, C, K): the lags from 0, or from −(N − 1), to N − 1."""
-        hidden = [parameter for linear in self.hidden for parameter in linear.parameters()]
-        write = partial(self._write, 1 - length if two_sided else 0, length)
-        return recompute(write, self.frequency, self.write.weight, *hidden)
-
-    def _write(self, first: int, last: int, frequency: Tensor, write: Tensor, *hidden: Tensor) -> Tensor:
-        """The filters at the lags ``first`` … ``last − 1``."""
-        dtype = accumulator(write)
-        t = torch.arange(first, last, dtype=dtype, device=write.device)[:, None] / self.max_len
-        angles = 2 * math.pi * t * torch.arange(1, BANDS + 1, dtype=dtype, device=write.device)
+        dtype, device = accumulator(self.frequency), self.frequency.device
+        first = 1 - length if two_sided else 0
+        t = torch.arange(first, length, dtype=dtype, device=device)[:, None] / self.max_len
+        angles = 2 * math.pi * t * torch.arange(1, BANDS + 1, dtype=dtype, device=device)
         h = torch.cat([t, angles.cos(), angles.sin()], dim=-1)
-        for weight, bias in zip(hidden[::2], hidden[1::2], strict=True):
-            h = torch.sin(frequency * F.linear(h, weight.to(dtype), bias.to(dtype)))
-        h = (h @ write.to(dtype).T).view(len(t), self.order - 1, -1) * self._window(t)[:, None]
+        for linear in self.hidden:
+            h = torch.sin(self.frequency * precisely(linear, h))
+        h = precisely(self.write, h).view(len(t), self.order - 1, -1) * self._window(t)[:, None]
         return h.permute(1, 2, 0)
 
     def _window(self, t: Tensor) -> Tensor:

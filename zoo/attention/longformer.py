@@ -59,7 +59,7 @@ class LongformerAttention(Mixer):
 
     def __init__(self, dims: Dims, config: LongformerConfig) -> None:
         super().__init__()
-        self.causal, self.config, self.n_heads = dims.causal, config, dims.n_heads
+        self.causal, self.config, self.n_heads, self.d_model = dims.causal, config, dims.n_heads, dims.d_model
         self.kept = min(config.n_global + config.window + 1, dims.max_len)  # positions, by the step form
         C = dims.d_model
         self.qkv = nn.Linear(C, 3 * C)
@@ -126,10 +126,10 @@ class LongformerAttention(Mixer):
         """The window and the global tokens; these themselves see all."""
         sides = 1 if self.causal else 2
         seen = sides * self.config.window + 1 + self.config.n_global
-        return 2 * min(seen, length) * self.out.in_features
+        return 2 * min(seen, length) * self.d_model
 
     def cache_size(self, length: int) -> int:
-        return 2 * room(length, self.kept) * self.out.in_features
+        return 2 * room(length, self.kept) * self.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x)

@@ -128,8 +128,8 @@ class Synthesizer(Mixer):
         place = torch.arange(N, device=x.device)
         step = max(1, BUDGET // (B * H * N))
 
-        def attend(start: int, v: Tensor, source: Tensor, *weight: Tensor) -> Tensor:
-            logits = self._product(source, *weight, dtype=dtype, length=N) if weight else source.to(dtype)
+        def attend(start: int, v: Tensor, source: Tensor) -> Tensor:
+            logits = self._product(source, dtype=dtype, length=N) if self.config.kind != "random" else source.to(dtype)
             if hidden is not None:
                 logits = logits.masked_fill(hidden[:, None, None], floor)
             if self.causal:
@@ -137,15 +137,15 @@ class Synthesizer(Mixer):
             return logits.softmax(-1).to(v.dtype) @ v
 
         if self.config.kind == "random":
-            sources, weights = torch.split(self.logits[None, :, :N, :N], step, dim=-2), []
+            sources = torch.split(self.logits[None, :, :N, :N], step, dim=-2)
         else:
-            sources, weights = torch.split(x, step, dim=1), [self.factors.weight]
+            sources = torch.split(self.factors(x), step, dim=1)
         chunks = zip(range(0, N, step), sources, strict=True)
-        return torch.cat([recompute(partial(attend, start), v, source, *weights) for start, source in chunks], dim=-2)
+        return torch.cat([recompute(partial(attend, start), v, source) for start, source in chunks], dim=-2)
 
-    def _product(self, x: Tensor, weight: Tensor, *, dtype: torch.dtype, length: int) -> Tensor:
-        """Logits of ``factorised_dense`` for some rows x (B, rows, C): (B, H, rows, length)."""
-        factors = self._heads(F.linear(x, weight)).to(dtype)
+    def _product(self, factors: Tensor, *, dtype: torch.dtype, length: int) -> Tensor:
+        """Logits of ``factorised_dense`` for some rows, given a and b of each (B, rows, …): (B, H, rows, length)."""
+        factors = self._heads(factors).to(dtype)
         needed = -(-length // self.inner)
         outer, inner = factors[..., :needed, None], factors[..., None, self.outer :]
         return (outer * inner).flatten(-2)[..., :length]
@@ -161,7 +161,7 @@ class Synthesizer(Mixer):
         if self.config.kind == "random":
             logits = self.logits[:, position:seen, :seen].to(dtype)
         elif self.config.kind == "factorised_dense":
-            logits = self._product(x, self.factors.weight, dtype=dtype, length=seen)
+            logits = self._product(self.factors(x), dtype=dtype, length=seen)
         else:
             rows = F.relu(self._heads(self.hidden(x))) if self.config.kind == "dense" else self.rows[:, position:seen]
             logits = rows.to(dtype) @ self.columns[:, :seen].to(dtype).mT
@@ -174,7 +174,7 @@ class Synthesizer(Mixer):
 
     def state_size(self, length: int) -> int:
         """The values: what takes the place of keys is learned, or made of the query's own token."""
-        return length * self.out.in_features
+        return length * self.dims.d_model
 
     def cache_size(self, length: int) -> int:
         """The values."""
