@@ -144,7 +144,7 @@ def final_state(x: Tensor, powers: Tensor) -> Tensor:
         sums = rows.flatten(1, 2) @ torch.cat([fine.real, fine.imag], dim=-1)  # (C, B · rows, 2 n)
     sums = torch.complex(*sums.view(*rows.shape[:3], -1).chunk(2, dim=-1))  # (C, B, rows, n)
     coarse = (powers[:, None] * width * torch.arange(rows.shape[2] - 1, -1, -1, device=x.device)[:, None]).exp()
-    return (sums * coarse[:, None]).sum(2).transpose(0, 1)
+    return (sums * coarse[:, None]).sum(2).transpose(0, 1).contiguous()
 
 
 def kernels(length: int, log_step: Tensor, log_real: Tensor, imaginary: Tensor, readout: Tensor) -> Tensor:
