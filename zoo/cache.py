@@ -41,12 +41,12 @@ def fill(tensors: Tensors, rows: Tensors, limit: int, pinned: int = 0) -> Tensor
     """What ``append`` of all ``rows``, (B, H, N, ·) each, to ``tensors`` without rows would end with."""
     length, kept = rows[0].shape[2], []
     for x, new in zip(tensors, rows, strict=True):
+        parts = [new]
         if length > limit:  # the last rows, from the slot on that the first of them has
             window = new[:, :, length - limit + pinned :].roll((length - limit) % (limit - pinned), 2)
-            new = torch.cat([new[:, :, :pinned], window], dim=2)
-        whole = x.new_zeros(*x.shape[:2], room(length, limit), x.shape[3])
-        whole[:, :, : new.shape[2]] = new
-        kept.append(whole)
+            parts = [new[:, :, :pinned], window]
+        parts.append(x.new_zeros(*x.shape[:2], room(length, limit) - min(length, limit), x.shape[3]))
+        kept.append(torch.cat(parts, dim=2).to(x.dtype))
     return tuple(kept)
 
 
