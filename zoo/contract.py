@@ -492,7 +492,8 @@ class Attention(Backend, ABC):
     def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
         """The results at all positions, and what is kept after them. q, k, v and the result: (B, H, N, D).
 
-        By default one position after another, which is right and slow: ``forward`` with a state at its end is better.
+        By default it calls ``advance`` for one position after another, which is right and slow. A backend whose
+        ``forward`` can tell what is kept at its end defines it anew.
         """
         tensors, rows = self.begin(v[:, :, 0]), []
         for position in range(v.shape[2]):
@@ -561,7 +562,8 @@ class Mixer(Backend, ABC):
     def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
         """The results at all positions, and what is kept after them. x and the result: (B, N, C).
 
-        By default one position after another, which is right and slow: ``forward`` with a state at its end is better.
+        By default it calls ``advance`` for one position after another, which is right and slow. A backend whose
+        ``forward`` can tell what is kept at its end defines it anew.
         """
         tensors, rows = self.begin(x[:, 0]), []
         for position in range(x.shape[1]):
@@ -573,9 +575,9 @@ class Mixer(Backend, ABC):
     def prefill(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> tuple[Tensor, State]:
         """``forward`` of the causal form, and the state after it, for the steps that follow.
 
-        With padding, each sample gives what it would give without, and goes on from its own number of positions:
-        samples of equally many real positions are one batch, so that padding costs nothing, and nor does it hold rows.
-        A batch of many lengths takes its steps in as many batches.
+        With padding, each sample gives what it would give without, and goes on from its own number of positions.
+        For that, samples of equally many real positions go as one batch, here and in the steps that follow. Padding
+        costs nothing; a batch of k different lengths costs k smaller calls a step.
 
         Args:
             x: (B, N, C), as the result, which is 0 at padding.

@@ -538,8 +538,8 @@ class Encoder(Formed):
         Args:
             x: (B, N) token ids, (B, N, n_features) or (B, N, d_model) floats, as the encoder was made for.
             key_padding_mask: (B, N) bool, True = padding, on either side or between. Each sample gives what it would
-                give without its padding, and its next position has the number of its real ones. Samples of equally many
-                real positions are one batch, here and in the steps that follow.
+                give without its padding, and goes on from its own number of positions. Samples of equally many real
+                positions go as one batch, here and in the steps that follow (see ``Mixer.prefill``).
 
         Returns:
             (B, N, d_model), 0 at padding, and the state for the next step.
