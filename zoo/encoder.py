@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
@@ -14,9 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.contract import Attention, Backend, Dims, Formed, Kernel, Mixer, State, at_least, one_of
 from zoo.embeddings import LearnedPositions, RotaryPositions, ShortConvolution, SinusoidalPositions
-from zoo.functional import as_found, split
+from zoo.functional import Calls, as_found, as_function, split
 from zoo.registry import build
-from zoo.reversible import Branch, Streams
+from zoo.reversible import Streams
 
 Norm = Literal["pre", "post"]
 Activation = Literal["gelu", "relu", "swiglu"]
@@ -233,8 +234,8 @@ class ReversibleLayer(EncoderLayer):
             y: Tensor = self.dropout(self.attention(self.norm1(x), key_padding_mask=key_padding_mask))
             return y
 
-        x1 = streams.add(x1, x2, Branch(mix, self.norm1, self.attention, self.dropout))
-        x2 = streams.add(x2, x1, Branch(self._feed, self.norm2, self.feed_forward, self.dropout))
+        x1 = streams.add(x1, x2, Calls(mix, self.norm1, self.attention, self.dropout))
+        x2 = streams.add(x2, x1, Calls(self._feed, self.norm2, self.feed_forward, self.dropout))
         return x1, x2
 
     def step(  # type: ignore[override]
@@ -393,7 +394,9 @@ class Encoder(Formed):
             return y
         kept: Tensor = _Keep.apply(x)  # type: ignore[no-untyped-call]
         again = partial(as_before, layer)
-        y = checkpoint(layer, kept, key_padding_mask=key_padding_mask, use_reentrant=False, context_fn=again)
+        run: Callable[..., Tensor] = partial(layer, key_padding_mask=key_padding_mask)
+        function, learned = as_function(Calls(run, layer))
+        y = checkpoint(function, kept, *learned, use_reentrant=False, context_fn=again)
         return y
 
     def _run_streams(self, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
