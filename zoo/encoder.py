@@ -395,8 +395,11 @@ class Encoder(Formed):
         kept: Tensor = _Keep.apply(x)  # type: ignore[no-untyped-call]
         again = partial(as_before, layer)
         run: Callable[..., Tensor] = partial(layer, key_padding_mask=key_padding_mask)
-        function, learned = as_function(Calls(run, layer))
-        y = checkpoint(function, kept, *learned, use_reentrant=False, context_fn=again)
+        learned: list[Tensor] = []
+        plain = all(type(x) in (Tensor, nn.Parameter) for x in layer.parameters())  # not sharded: a call changes these
+        if plain and not torch.compiler.is_compiling():
+            run, learned = as_function(Calls(run, layer))
+        y = checkpoint(run, kept, *learned, use_reentrant=False, context_fn=again)
         return y
 
     def _run_streams(self, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:

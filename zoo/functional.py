@@ -157,6 +157,8 @@ def recompute(fn: Callable[..., Tensor], *inputs: Tensor, calls: Sequence[nn.Mod
     Unlike torch.utils.checkpoint this keeps them as saved tensors, so that a count of saved bytes sees them.
     ``fn`` must be deterministic. ``calls``: the modules that it calls.
     """
+    if calls and torch.compiler.is_compiling():
+        return fn(*inputs)
     if calls:
         fn, learned = as_function(Calls(fn, *calls))
         inputs = (*inputs, *learned)
@@ -218,8 +220,10 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for path, part in module.named_modules(remove_duplicate=False):
-        own = part._parameters | vars(part).get("_former_parameters", {}) | part._buffers
-        found |= {f"{path}.{name}".lstrip("."): x for name, x in own.items() if x is not None}
+        own = part._parameters | part._buffers
+        if "_is_replica" in vars(part):
+            own |= {name: vars(part)[name] for name in vars(part).get("_former_parameters", vars(part))}
+        found |= {f"{path}.{name}".lstrip("."): x for name, x in own.items() if isinstance(x, Tensor)}
     return found
 
 
