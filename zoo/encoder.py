@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
@@ -12,11 +14,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from zoo import takeover
 from zoo.contract import Attention, Backend, Dims, Formed, Kernel, Mixer, State, at_least, one_of, prefill_groups
 from zoo.embeddings import LearnedPositions, RotaryPositions, ShortConvolution, SinusoidalPositions
-from zoo.functional import as_found, split
+from zoo.functional import Calls, as_found, as_function, split
 from zoo.registry import build
-from zoo.reversible import Branch, Streams
+from zoo.reversible import Streams
 
 Norm = Literal["pre", "post"]
 Activation = Literal["gelu", "relu", "swiglu"]
@@ -281,8 +284,8 @@ class ReversibleLayer(EncoderLayer):
             y: Tensor = self.dropout(self.attention(self.norm1(x), key_padding_mask=key_padding_mask))
             return y
 
-        x1 = streams.add(x1, x2, Branch(mix, self.norm1, self.attention, self.dropout))
-        x2 = streams.add(x2, x1, Branch(self._feed, self.norm2, self.feed_forward, self.dropout))
+        x1 = streams.add(x1, x2, Calls(mix, self.norm1, self.attention, self.dropout))
+        x2 = streams.add(x2, x1, Calls(self._feed, self.norm2, self.feed_forward, self.dropout))
         return x1, x2
 
     def step(  # type: ignore[override]
@@ -452,7 +455,12 @@ class Encoder(Formed):
             return y
         kept: Tensor = _Keep.apply(x)  # type: ignore[no-untyped-call]
         again = partial(as_before, layer)
-        y = checkpoint(layer, kept, key_padding_mask=key_padding_mask, use_reentrant=False, context_fn=again)
+        run: Callable[..., Tensor] = partial(layer, key_padding_mask=key_padding_mask)
+        learned: list[Tensor] = []
+        plain = all(type(x) in (Tensor, nn.Parameter) for x in layer.parameters())  # not sharded: a call changes these
+        if plain and not torch.compiler.is_compiling():
+            run, learned = as_function(Calls(run, layer))
+        y = checkpoint(run, kept, *learned, use_reentrant=False, context_fn=again)
         return y
 
     def _run_streams(self, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
@@ -606,47 +614,37 @@ class Encoder(Formed):
     def from_torch(cls, encoder: nn.TransformerEncoder, attn: object = "full", *, max_len: int = 8192) -> Encoder:
         """An Encoder with the weights of a ``torch.nn.TransformerEncoder``: the same output at every real position.
 
-        Positions are left out (torch's encoder has none). A backend's own parameters, as Linformer's projections,
-        keep their initial values.
+        Positions are left out (torch's encoder has none), and so is the dropout of attention weights. Layers may differ
+        in heads, widths, norms and activation. A backend's own parameters, as Linformer's projections, keep their
+        initial values.
 
         Raises:
-            ValueError: an activation other than relu or gelu, or a backend that has no query, key and value
-                projections to load.
+            ValueError: what cannot be taken over, as an activation other than relu or gelu, layers of one's own, or
+                ``batch_first=False``; or a backend that has no query, key and value projections to load.
         """
-        layers = [layer for layer in encoder.layers if isinstance(layer, nn.TransformerEncoderLayer)]
-        first = layers[0]
-        activation = ACTIVATIONS.get(first.activation)
-        if activation is None:
-            raise ValueError(f"expected an encoder with relu or gelu, got {first.activation}")
+        layers = takeover.check(encoder)
+        d_model, n_heads = layers[0].self_attn.embed_dim, layers[0].self_attn.num_heads
         ours = cls(
-            attn,
-            d_model=first.self_attn.embed_dim,
-            n_heads=first.self_attn.num_heads,
-            n_layers=len(layers),
-            d_ff=first.linear1.out_features,
-            dropout=first.dropout.p,
-            max_len=max_len,
-            norm="pre" if first.norm_first else "post",
-            activation=activation,
-            positions="none",
-        )
-        ours.norm = nn.Identity() if encoder.norm is None else nn.LayerNorm(ours.d_model)
-        ours.to(first.linear1.weight)
-        if isinstance(encoder.norm, nn.LayerNorm):
-            _copy(encoder.norm, ours.norm)
-        for source, target in zip(layers, ours.layers, strict=True):
-            assert isinstance(target, EncoderLayer)
-            mixer = target.attention.mixer
+            attn, d_model=d_model, n_heads=n_heads, n_layers=0, dropout=0.0, max_len=max_len, positions="none"
+        )  # fmt: skip
+        for source in layers:
+            attention = MultiHeadAttention(attn, d_model=d_model, n_heads=source.self_attn.num_heads, max_len=max_len)
+            mixer = attention.mixer
             if not isinstance(mixer, Heads) or mixer.inputs != 3:
                 raise ValueError(f"{attn!r} has no query, key and value projections to load weights into")
-            attention = source.self_attn
-            _copy(attention.out_proj, mixer.out)
-            _copy(attention, mixer.qkv, weight="in_proj_weight", bias="in_proj_bias")
-            _copy(source.linear1, target.feed_forward.hidden)
-            _copy(source.linear2, target.feed_forward.out)
-            _copy(source.norm1, target.norm1)
-            _copy(source.norm2, target.norm2)
-        return ours.train(encoder.training)
+            activation, d_ff = takeover.activation_of(source), source.linear1.out_features
+            assert activation is not None
+            feed_forward = FeedForward(d_model, d_ff, activation=activation, dropout=source.dropout.p)
+            _copy(source.self_attn.in_proj_weight, source.self_attn.in_proj_bias, mixer.qkv)
+            _copy(source.self_attn.out_proj.weight, source.self_attn.out_proj.bias, mixer.out)
+            _copy(source.linear1.weight, source.linear1.bias, feed_forward.hidden)
+            _copy(source.linear2.weight, source.linear2.bias, feed_forward.out)
+            norm: Norm = "pre" if source.norm_first else "post"
+            target = EncoderLayer(attention, feed_forward, norm=norm, dropout=source.dropout1.p)
+            target.norm1, target.norm2 = copy.deepcopy(source.norm1), copy.deepcopy(source.norm2)
+            ours.layers.append(target)
+        ours.norm = nn.Identity() if encoder.norm is None else copy.deepcopy(encoder.norm)
+        return ours.to(layers[0].linear1.weight).train(encoder.training)
 
 
 class _Keep(torch.autograd.Function):
@@ -668,21 +666,12 @@ def as_before(layer: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
     return nullcontext(), as_found(layer)()
 
 
-ACTIVATIONS: dict[object, Activation] = {
-    F.relu: "relu",
-    F.gelu: "gelu",
-    torch.relu: "relu",
-}
-
-
 @torch.no_grad()
-def _copy(source: nn.Module, target: nn.Module, weight: str = "weight", bias: str = "bias") -> None:
-    """Copy weight, bias (absent means 0) and, for a LayerNorm, epsilon."""
-    target.get_parameter("weight").copy_(source.get_parameter(weight))
-    given = getattr(source, bias)
-    target.get_parameter("bias").copy_(torch.zeros_like(target.get_parameter("bias")) if given is None else given)
-    if isinstance(source, nn.LayerNorm) and isinstance(target, nn.LayerNorm):
-        target.eps = source.eps
+def _copy(weight: Tensor, bias: Tensor | None, target: nn.Linear) -> None:
+    """Copy weight and bias (absent means 0), frozen where they are."""
+    target.weight.copy_(weight).requires_grad_(weight.requires_grad)
+    bias = torch.zeros_like(weight[:, 0]) if bias is None else bias
+    target.bias.copy_(bias).requires_grad_(bias.requires_grad)
 
 
 def check_input(x: Tensor, key_padding_mask: Tensor | None, d_model: int, max_len: int) -> None:

@@ -21,24 +21,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.func import functional_call
 
-from zoo.functional import as_found, tensors_of
+from zoo.functional import Calls, as_found, as_function
 
 Pair = tuple[Tensor, Tensor]
-
-
-class Branch(nn.Module):
-    """What a sublayer adds to one stream, given the other: ``run``, which calls these modules."""
-
-    def __init__(self, run: Callable[[Tensor], Tensor], *modules: nn.Module) -> None:
-        super().__init__()
-        self.run, self.parts = run, nn.ModuleList(modules)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(x)
+Replay = Callable[[], AbstractContextManager[None]]
 
 
 class Streams:
@@ -50,15 +39,15 @@ class Streams:
         self.kept: dict[int, Pair] = {}  # what a branch has left, where the next one did not get it
         self.found: tuple[int, Pair] | None = None  # in backward: what that branch has left
 
-    def add(self, a: Tensor, b: Tensor, branch: Branch) -> Tensor:
+    def add(self, a: Tensor, b: Tensor, branch: Calls) -> Tensor:
         """``a + branch(b)``. (B, N, C) each."""
         if not torch.is_grad_enabled():
             total: Tensor = a + branch(b)
             return total
         self._meet(a, b)
-        tensors = tensors_of(branch)
-        learned = list({id(x): x for x in tensors.values() if x.requires_grad}.values())
-        out: Tensor = _Add.apply(self, self.count, branch, tensors, a, b, *learned)  # type: ignore[no-untyped-call]
+        function, learned = as_function(branch)
+        replay = _replay(branch, b.device)
+        out: Tensor = _Add.apply(self, self.count, function, replay, a, b, *learned)  # type: ignore[no-untyped-call]
         self.count += 1
         self.last = (b.detach(), out.detach()), (b._version, out._version)
         return out
@@ -100,7 +89,7 @@ class Streams:
 class _Add(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, streams: Streams, number: int, branch: Branch, tensors: dict[str, Tensor], a: Tensor, b: Tensor,
+        ctx: Any, streams: Streams, number: int, function: Callable[..., Tensor], replay: Replay, a: Tensor, b: Tensor,
         *learned: Tensor,
     ) -> Tensor:  # fmt: skip
         device = b.device.type
@@ -111,26 +100,20 @@ class _Add(torch.autograd.Function):
             enabled=torch.is_autocast_enabled(device),
             cache_enabled=False,  # in older torch it hands weights that were cast here, without a graph, to backward
         )
-        ctx.streams, ctx.number, ctx.branch, ctx.tensors = streams, number, branch, tensors
-        ctx.replay = _replay(branch, b.device)
+        ctx.streams, ctx.number, ctx.function, ctx.replay = streams, number, function, replay
         ctx.save_for_backward(*learned)  # so that a change of them before backward is told
         with ctx.autocast():
-            total: Tensor = a + branch(b)
-        return total
+            return a + function(b, *learned)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         b, out = ctx.streams.left_by(ctx.number)
         learned = [x.detach().requires_grad_() for x in ctx.saved_tensors]
-        # The tensors that forward ran with: a functional call takes its own away again.
-        own = {id(x): x for x in ctx.tensors.values() if x.requires_grad}
-        leaves = dict(zip(own, learned, strict=True))
-        tensors = {name: leaves.get(id(x), x) for name, x in ctx.tensors.items()}
         with ctx.replay(), ctx.autocast(), torch.enable_grad():
             leaf = b.detach().requires_grad_()
             # A view, since a module's hooks, as those that count FLOPs, refuse a leaf.
-            added = functional_call(ctx.branch, tensors, (leaf.view_as(leaf),))
+            added = ctx.function(leaf.view_as(leaf), *learned)
         if added.requires_grad:
             torch.autograd.backward(added, grad.to(added.dtype))  # not .grad: also to what hooks bring with them
         with torch.no_grad():
@@ -154,7 +137,7 @@ class _Mean(torch.autograd.Function):
         return None, grad / 2, grad / 2
 
 
-def _replay(branch: Branch, device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+def _replay(branch: Calls, device: torch.device) -> Replay:
     """A context in which ``branch`` finds random generators and backends' state as they are now."""
     devices = [device] if device.type == "cuda" else []
     state = as_found(branch)

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -37,7 +38,7 @@ from torch import Tensor, nn
 
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least
 from zoo.convolution import convolve
-from zoo.functional import accumulator, convolve_taps, dtype_of, precisely
+from zoo.functional import accumulator, convolve_taps, dtype_of, precisely, recompute
 from zoo.registry import register
 
 TAPS = 3  # of the short convolution
@@ -120,13 +121,17 @@ class Hyena(Mixer):
 
     def _filters(self, length: int, *, two_sided: bool) -> Tensor:
         """(P − 1, C, K): the lags from 0, or from −(N − 1), to N − 1."""
-        dtype, device = accumulator(self.frequency), self.frequency.device
-        first = 1 - length if two_sided else 0
-        t = torch.arange(first, length, dtype=dtype, device=device)[:, None] / self.max_len
+        write = partial(self._write, 1 - length if two_sided else 0, length)
+        return recompute(write, self.frequency, calls=[*self.hidden, self.write])
+
+    def _write(self, first: int, last: int, frequency: Tensor) -> Tensor:
+        """The filters at the lags ``first`` … ``last − 1``."""
+        dtype, device = accumulator(frequency), frequency.device
+        t = torch.arange(first, last, dtype=dtype, device=device)[:, None] / self.max_len
         angles = 2 * math.pi * t * torch.arange(1, BANDS + 1, dtype=dtype, device=device)
         h = torch.cat([t, angles.cos(), angles.sin()], dim=-1)
         for linear in self.hidden:
-            h = torch.sin(self.frequency * precisely(linear, h))
+            h = torch.sin(frequency * precisely(linear, h))
         h = precisely(self.write, h).view(len(t), self.order - 1, -1) * self._window(t)[:, None]
         return h.permute(1, 2, 0)
 

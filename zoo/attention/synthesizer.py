@@ -137,15 +137,15 @@ class Synthesizer(Mixer):
             return logits.softmax(-1).to(v.dtype) @ v
 
         if self.config.kind == "random":
-            sources = torch.split(self.logits[None, :, :N, :N], step, dim=-2)
+            sources, calls = torch.split(self.logits[None, :, :N, :N], step, dim=-2), []
         else:
-            sources = torch.split(self.factors(x), step, dim=1)
+            sources, calls = torch.split(x, step, dim=1), [self.factors]
         chunks = zip(range(0, N, step), sources, strict=True)
-        return torch.cat([recompute(partial(attend, start), v, source) for start, source in chunks], dim=-2)
+        return torch.cat([recompute(partial(attend, start), v, source, calls=calls) for start, source in chunks], -2)
 
-    def _product(self, factors: Tensor, *, dtype: torch.dtype, length: int) -> Tensor:
-        """Logits of ``factorised_dense`` for some rows, given a and b of each (B, rows, …): (B, H, rows, length)."""
-        factors = self._heads(factors).to(dtype)
+    def _product(self, x: Tensor, *, dtype: torch.dtype, length: int) -> Tensor:
+        """Logits of ``factorised_dense`` for some rows x (B, rows, C): (B, H, rows, length)."""
+        factors = self._heads(self.factors(x)).to(dtype)
         needed = -(-length // self.inner)
         outer, inner = factors[..., :needed, None], factors[..., None, self.outer :]
         return (outer * inner).flatten(-2)[..., :length]
@@ -161,7 +161,7 @@ class Synthesizer(Mixer):
         if self.config.kind == "random":
             logits = self.logits[:, position:seen, :seen].to(dtype)
         elif self.config.kind == "factorised_dense":
-            logits = self._product(self.factors(x), dtype=dtype, length=seen)
+            logits = self._product(x, dtype=dtype, length=seen)
         else:
             rows = F.relu(self._heads(self.hidden(x))) if self.config.kind == "dense" else self.rows[:, position:seen]
             logits = rows.to(dtype) @ self.columns[:, :seen].to(dtype).mT
