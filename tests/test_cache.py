@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zoo.cache import BLOCK, append, empty, room
+from zoo.cache import BLOCK, append, empty, fill, room
 from zoo.contract import Dims
 from zoo.registry import build
 
@@ -34,6 +34,17 @@ def test_a_window_keeps_the_last_rows_and_those_pinned(limit: int, pinned: int) 
         (x,) = append((x,), (torch.full((1, 1, 1, 1), float(number)),), number, limit, pinned)
         kept = [n for n in range(number + 1) if n < pinned or n > number - (limit - pinned)]
         assert x[0, 0, : number + 1].flatten().sort().values.tolist() == kept
+
+
+@pytest.mark.parametrize("rows", [0, 1, 4, 5, 6, 7, 13, 128, 200, 201, 450])
+@pytest.mark.parametrize(("limit", "pinned"), [(5, 0), (5, 2), (200, 0), (200, 150), (1, 0), (1000, 0)])
+def test_all_rows_at_once_stand_where_one_after_another_would(rows: int, limit: int, pinned: int) -> None:
+    want = empty(torch.zeros(2, 3, 4))
+    whole = tuple(torch.randn(2, 2, 3, rows, 4))
+    for number in range(rows):
+        want = append(want, tuple(x[:, :, number : number + 1] for x in whole), number, limit, pinned)
+    for got, expected in zip(fill(empty(torch.zeros(2, 3, 4)), whole, limit, pinned), want, strict=True):
+        assert torch.equal(got, expected)
 
 
 def test_bytes_of_a_state_are_those_of_its_tensors() -> None:

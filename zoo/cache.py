@@ -7,6 +7,7 @@ the first ``pinned`` rows stay.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,6 +35,19 @@ def append(tensors: Tensors, rows: Tensors, number: int, limit: int, pinned: int
     for x, row in zip(tensors, rows, strict=True):
         x[:, :, slot : slot + 1] = row
     return tensors
+
+
+def fill(tensors: Tensors, rows: Tensors, limit: int, pinned: int = 0) -> Tensors:
+    """What ``append`` of all ``rows``, (B, H, N, ·) each, to ``tensors`` without rows would end with."""
+    length, kept = rows[0].shape[2], []
+    for x, new in zip(tensors, rows, strict=True):
+        parts = [new]
+        if length > limit:  # the last rows, from the slot on that the first of them has
+            window = new[:, :, length - limit + pinned :].roll((length - limit) % (limit - pinned), 2)
+            parts = [new[:, :, :pinned], window]
+        parts.append(x.new_zeros(*x.shape[:2], room(length, limit) - min(length, limit), x.shape[3]))
+        kept.append(torch.cat(parts, dim=2).to(x.dtype))
+    return tuple(kept)
 
 
 def cached_attention(

@@ -6,17 +6,21 @@ Shape letters, the same everywhere: ``B`` batch, ``H`` heads, ``N`` length, ``D`
 
 from __future__ import annotations
 
+import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Tensors = tuple[Tensor, ...]
+T = TypeVar("T")
+INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)  # not uint8, which torch takes for a mask
 
 
 def at_least(low: int, **options: int) -> None:
@@ -106,34 +110,132 @@ class Kernel:
 class State:
     """What a step form keeps of the positions that it has seen.
 
-    A step uses it up, since it may write into its tensors: go on with the state that the step returns.
+    A step uses it up, since it may write into its tensors: go on with the state that the step returns, and with a copy
+    where two continuations begin.
+
+    It belongs to the module that made it. A copy (``clone``, ``select``, ``to``, ``copy.deepcopy``, ``pickle``, or
+    ``torch.save`` and ``torch.load``, which reads it with ``weights_only=True`` too) belongs to every module of the
+    same kind, sizes and options: a copy of the model, or the model in another process with the same weights.
 
     Attributes:
-        owner: the module whose steps it belongs to.
-        length: positions seen.
+        owner: the module whose steps it belongs to; None in a copy.
+        kind: what the owner is, in words.
+        length: positions seen, of the sample that has seen most.
         shape, dtype: of an input, (B, …); batch: B.
         tensors: of a backend, (B, …) each.
         layers: of an encoder, the states of its layers.
+        groups: where samples have seen different numbers of positions, in place of tensors and layers: which samples
+            have seen equally many, (samples,) each, on the CPU, and the state of these; the longest first.
         used: a step has used it up.
     """
 
     def __init__(
         self, owner: nn.Module, x: Tensor, tensors: Tensors = (), *, length: int = 0, layers: tuple[State, ...] = ()
     ) -> None:
-        self.owner, self.length, self.tensors, self.layers = owner, length, tensors, layers
+        self.owner: nn.Module | None = owner
+        self.kind, self.length, self.tensors, self.layers = kind_of(owner), length, tensors, layers
+        self.groups: tuple[tuple[Tensor, State], ...] = ()
         self.shape, self.batch, self.dtype = x.shape, len(x), x.dtype
         self.used = False
 
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"owner": None}
+
+    @property
+    def lengths(self) -> Tensor:
+        """Positions that each sample has seen, (B,), on the CPU."""
+        lengths = torch.full((self.batch,), self.length)
+        for rows, state in self.groups:
+            lengths[rows] = state.length
+        return lengths
+
     @property
     def size(self) -> int:
-        """Numbers kept of one sample."""
-        own = sum(x.numel() for x in self.tensors) // self.batch
-        return own + sum(layer.size for layer in self.layers)
+        """Numbers kept of one sample, of the one of which most are kept."""
+        own = sum(math.prod(x.shape[1:]) for x in self.tensors) + sum(layer.size for layer in self.layers)
+        return max([own, *(state.size for _, state in self.groups)])
 
     @property
     def nbytes(self) -> int:
         """Bytes kept of the whole batch."""
-        return sum(x.nbytes for x in self.tensors) + sum(layer.nbytes for layer in self.layers)
+        parts = [*self.layers, *(state for _, state in self.groups)]
+        return sum(x.nbytes for x in self.tensors) + sum(part.nbytes for part in parts)
+
+    def clone(self) -> State:
+        """A copy: either can be stepped, and the other stays as it is.
+
+        Raises:
+            ValueError: a state that is used up.
+        """
+        return self._copy(Tensor.clone)
+
+    def to(self, device: torch.device | str) -> State:
+        """A copy on ``device``.
+
+        Raises:
+            ValueError: a state that is used up.
+        """
+        return self._copy(lambda x: x.to(device, copy=True))
+
+    def select(self, indices: Tensor) -> State:
+        """The state of some samples, as beam search reorders them.
+
+        Args:
+            indices: (K,) integers from 0 to B - 1, in any order, repeated or left out; or (B,) bool, True = keep. The
+                new batch size is K, or the number of True.
+
+        Raises:
+            ValueError: other indices, or a state that is used up.
+        """
+        indices = self._indices(torch.as_tensor(indices))
+        if not self.groups:
+            return self._copy(lambda x: x.index_select(0, indices.to(x.device)), len(indices))
+        groups = []
+        for rows, state in self.groups:
+            number = torch.full((self.batch,), -1).index_copy_(0, rows, torch.arange(len(rows)))[indices]
+            chosen = (number >= 0).nonzero()[:, 0]
+            if len(chosen):
+                groups.append((chosen, state.select(number[chosen])))
+        if len(groups) < 2:
+            return groups[0][1] if groups else self.groups[0][1].select(indices)
+        return self.grouped(tuple(groups), len(indices))
+
+    def _indices(self, indices: Tensor) -> Tensor:
+        """The numbers of the samples that ``indices`` choose, (K,), on the CPU."""
+        chosen, got = indices.cpu(), f"shape {tuple(indices.shape)} of {indices.dtype}"
+        if chosen.dtype == torch.bool and chosen.shape == (self.batch,):
+            return chosen.nonzero()[:, 0]
+        if chosen.dim() == 1 and (chosen.dtype in INTEGERS or len(chosen) == 0):
+            if ((chosen >= 0) & (chosen < self.batch)).all():
+                return chosen.long()
+            got = f"{int(chosen.min())} to {int(chosen.max())}"
+        raise ValueError(
+            f"expected (K,) integers from 0 to {self.batch - 1}, or a bool mask of shape ({self.batch},), got {got}"
+        )
+
+    def _copy(self, change: Callable[[Tensor], Tensor], batch: int | None = None) -> State:
+        """The same with changed tensors, ``batch`` samples of them."""
+        self._check_unused()
+        layers = tuple(layer._copy(change, batch) for layer in self.layers)
+        groups = tuple((rows, state._copy(change)) for rows, state in self.groups)
+        copy = self.grouped(groups, self.batch if batch is None else batch)
+        copy.tensors, copy.layers = tuple(change(x) for x in self.tensors), layers
+        return copy
+
+    def grouped(self, groups: tuple[tuple[Tensor, State], ...], batch: int) -> State:
+        """The state of ``batch`` samples in these groups, of the kind of this one."""
+        copy = State.__new__(State)
+        copy.__dict__.update(self.__getstate__(), groups=groups, tensors=(), layers=())
+        copy.batch, copy.shape = batch, torch.Size((batch, *self.shape[1:]))
+        copy.length = max((state.length for _, state in groups), default=self.length)
+        return copy
+
+    def _check_unused(self) -> None:
+        if self.used or any(state.used for _, state in self.groups):
+            raise ValueError(
+                f"the state after {self.length} positions is used up by an earlier step: "
+                "go on with the state that it returned"
+            )
 
     def take(self, owner: nn.Module, x: Tensor) -> None:
         """Use it up for the step of ``owner`` on ``x`` (B, …).
@@ -141,16 +243,12 @@ class State:
         Raises:
             ValueError: the state of another module, shape or dtype, or one that is used up.
         """
-        if self.owner is not owner:
+        if self.owner is not owner and (self.owner is not None or self.kind != kind_of(owner)):
             raise ValueError(
-                f"expected a state of this {type(owner).__name__}, got one of another model or layer "
-                f"({type(self.owner).__name__}): begin with state=None"
+                f"expected a state of this {kind_of(owner)}, got one of another model or layer "
+                f"({self.kind}): begin with state=None"
             )
-        if self.used:
-            raise ValueError(
-                f"the state after {self.length} positions is used up by an earlier step: "
-                "go on with the state that it returned"
-            )
+        self._check_unused()
         if (self.batch, self.dtype) != (len(x), x.dtype):
             raise ValueError(
                 f"expected {self.batch} samples of {self.dtype}, as the state was begun with, got {len(x)} of {x.dtype}"
@@ -160,19 +258,146 @@ class State:
                 f"expected shape {tuple(self.shape)}, as the state was begun with, got shape {tuple(x.shape)}"
             )
         self.used = True
+        if not torch.is_inference_mode_enabled():  # what inference mode has made cannot be written into outside it
+            self.tensors = tuple(x.clone() if x.is_inference() else x for x in self.tensors)
+
+    def step_groups(self, step: Callable[..., tuple[Tensor, State]], *inputs: Tensor) -> tuple[Tensor, State]:
+        """``step``, called with inputs and state, of each group: the results of all samples, and their state.
+
+        Raises:
+            ValueError: as ``step`` does, or another number of samples.
+        """
+        if inputs[0].shape[:1] != (self.batch,):
+            raise ValueError(
+                f"expected {self.batch} samples, as the state was begun with, got shape {tuple(inputs[0].shape)}"
+            )
+        found = [(rows, *step(*(x[rows] for x in inputs), state)) for rows, state in self.groups]
+        first = found[0][1]
+        out = first.new_empty(self.batch, *first.shape[1:])
+        for rows, y, _ in found:
+            out[rows] = y
+        return out, self.grouped(tuple((rows, state) for rows, _, state in found), self.batch)
 
 
-class Backend(nn.Module):
+torch.serialization.add_safe_globals([State])  # torch.load refuses other classes: this one holds tensors and numbers
+
+
+def kind_of(module: nn.Module) -> str:
+    """What a module is, in words: of a backend its name, sizes and options."""
+    return getattr(module, "kind", "") or type(module).__name__
+
+
+def prefill_groups(
+    prefill: Callable[..., tuple[Tensor, State]],
+    start: Callable[[Tensor], State],
+    inputs: Tensors,
+    key_padding_mask: Tensor,
+    dim: int = 1,
+) -> tuple[Tensor, State]:
+    """``prefill`` of the real positions of each sample, those of equally many together: results and state.
+
+    Args:
+        start: gives the state before the first position, for samples of padding alone.
+        inputs: as ``prefill`` takes them, positions in ``dim``, as in the results, which are 0 at padding.
+        key_padding_mask: (B, N) bool, True = padding.
+
+    Raises:
+        ValueError: as ``prefill`` does, or another mask.
+    """
+    moved = [x.movedim(dim, 1) for x in inputs]
+    shape, device = moved[0].shape[:2], key_padding_mask.device
+    if key_padding_mask.dtype != torch.bool or key_padding_mask.shape != shape:
+        raise ValueError(
+            f"expected key_padding_mask of shape {tuple(shape)} of torch.bool (True = padding), "
+            f"got shape {tuple(key_padding_mask.shape)} of {key_padding_mask.dtype}"
+        )
+    if not key_padding_mask.any():
+        return prefill(*inputs)
+    real = ~key_padding_mask
+    lengths = real.sum(1).cpu()
+    groups, parts = [], []
+    for length in sorted(set(lengths.tolist()), reverse=True):
+        rows = (lengths == length).nonzero()[:, 0]
+        if not length:
+            groups.append((rows, start(moved[0][rows, 0])))
+            continue
+        sample, place = real[rows].nonzero(as_tuple=True)
+        at = rows.to(device)[sample], place
+        y, state = prefill(*(x[at].view(len(rows), length, *x.shape[2:]).movedim(1, dim) for x in moved))
+        groups.append((rows, state))
+        parts.append((at, y.movedim(dim, 1).flatten(0, 1)))
+    state = groups[0][1]
+    like = parts[0][1] if parts else moved[0].new_empty(0, *state.shape[1:], dtype=state.dtype)
+    out = like.new_zeros(*shape, *like.shape[1:])
+    for at, y in parts:
+        out[at] = y
+    return out.movedim(1, dim), state if len(groups) == 1 else state.grouped(tuple(groups), len(out))
+
+
+def check_length(length: int, max_len: int) -> None:
+    """Raise ValueError where there is no position, or more than ``max_len``."""
+    if not 1 <= length <= max_len:
+        raise ValueError(f"expected 1 to {max_len} positions (max_len), got {length}: build with a larger max_len")
+
+
+class Formed(nn.Module):
+    """A module with other forms beside ``forward``, as that of a step, each of which runs as a call of the module.
+
+    So a form runs the module's hooks, and with them whatever acts at a call: adapters, offloading, sharding.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "forward" in vars(cls):
+            cls.forward = _formed(cls.forward)
+
+    def through(self, form: Callable[..., tuple[Any, T]], *inputs: Tensor) -> tuple[Any, T]:
+        """``form(*inputs)``, a result and what comes with it, as a call of this module, whose hooks see the result."""
+        beside = []
+
+        def run(*given: Tensor) -> Any:
+            result, rest = form(*given)
+            beside.append(rest)
+            return result
+
+        return self(*inputs, form=run), beside[-1]
+
+    def through_step(
+        self, step: Callable[[Tensor, State | None], tuple[Tensor, State]], x: Tensor, state: State | None
+    ) -> tuple[Tensor, State]:
+        """``step(x, state)``, x and the result (B, …), as a call of this module, whose hooks see (B, 1, …)."""
+
+        def form(x: Tensor) -> tuple[Tensor, State]:
+            y, after = step(x[:, 0], state)
+            return y[:, None], after
+
+        y, after = self.through(form, x[:, None])
+        return y[:, 0], after
+
+
+def _formed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """``forward``, or in its place the ``form`` that a call brings."""
+
+    @wraps(forward)
+    def chosen(self: Formed, *inputs: Any, form: Callable[..., Any] | None = None, **options: Any) -> Any:
+        return forward(self, *inputs, **options) if form is None else form(*inputs)
+
+    return chosen
+
+
+class Backend(Formed):
     """What an ``Attention`` and a ``Mixer`` have in common. Subclasses take ``(dims: Dims, config)``.
 
     A causal backend has a step form, position by position, which equals ``forward``: its two parts are ``begin`` and
-    ``advance``.
+    ``advance``. ``absorb`` gives in the parallel form what steps from the first position on give, and what they keep.
     """
 
     traits: ClassVar[Traits]
     name: ClassVar[str]  # under which it is registered
     causal: bool = False  # as it was built
     max_len: int = sys.maxsize  # likewise
+    d_model: int  # likewise
+    kind: str = ""  # likewise: name, sizes and options, for ``State``
 
     def begin(self, x: Tensor) -> Tensors:
         """What the step form keeps before the first position: (B, …) tensors; x: as ``advance`` will get."""
@@ -182,19 +407,23 @@ class Backend(nn.Module):
         """Numbers that the step form keeps of one sample after ``length`` positions; None = there is no step form."""
         return None
 
-    def _open(self, x: Tensor, state: State | None) -> State:
-        """The state that a step on ``x`` (B, …) goes on from; ValueError where there can be none."""
+    def start(self, x: Tensor) -> State:
+        """The state before the first position of a step form on ``x`` (B, …); ValueError where there is none."""
         if not self.traits.causal:
             raise ValueError(f"{self.name} has no causal form, so it cannot go step by step")
         if not self.causal:
             raise ValueError(
                 f"expected a causal layer for steps, got {self.name} in both directions: build with causal=True"
             )
-        if state is None:
-            try:
-                state = State(self, x, self.begin(x))
-            except NotImplementedError:
-                raise ValueError(f"{self.name} has no step form: it does not define begin and advance") from None
+        try:
+            return State(self, x, self.begin(x))
+        except NotImplementedError:
+            raise ValueError(f"{self.name} has no step form: it does not define begin and advance") from None
+
+    def _open(self, x: Tensor, state: State | None) -> State:
+        """The state that a step on ``x`` (B, …) goes on from; ValueError where there can be none."""
+        if state is None or not self.causal:
+            state = self.start(x)
         if state.length == self.max_len:
             raise ValueError(
                 f"expected at most {self.max_len} positions (max_len), got one more: build with a larger max_len"
@@ -250,10 +479,49 @@ class Attention(Backend, ABC):
         if v.dim() != 3 or not q.shape == k.shape == v.shape:
             shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
             raise ValueError(f"expected q, k and v of one shape (B, H, D), got {shapes}")
+        if state is not None and state.groups:
+            return state.step_groups(self.step, q, k, v)
         before = self._open(v, state)
         with torch.autocast(v.device.type, enabled=False):
-            out, tensors = self.advance(q[:, :, None], k[:, :, None], v[:, :, None], before.tensors, before.length)
+            out, tensors = self.through(
+                lambda q, k, v: self.advance(q, k, v, before.tensors, before.length),
+                *(x[:, :, None] for x in (q, k, v)),
+            )
         return out[:, :, 0], State(self, v, tensors, length=before.length + 1)
+
+    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
+        """The results at all positions, and what is kept after them. q, k, v and the result: (B, H, N, D).
+
+        By default it calls ``advance`` for one position after another, which is right and slow. A backend whose
+        ``forward`` can tell what is kept at its end defines it anew.
+        """
+        tensors, rows = self.begin(v[:, :, 0]), []
+        for position in range(v.shape[2]):
+            at = slice(position, position + 1)
+            row, tensors = self.advance(q[:, :, at], k[:, :, at], v[:, :, at], tensors, position)
+            rows.append(row)
+        return torch.cat(rows, dim=2), tensors
+
+    @torch.no_grad()
+    def prefill(
+        self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """``forward`` of the causal form, and the state after it, for the steps that follow.
+
+        q, k, v and the result: (B, H, N, D); key_padding_mask: (B, N) bool, True = padding. As for ``Mixer.prefill``;
+        as in steps there is no autocast.
+        """
+        if v.dim() != 4 or not q.shape == k.shape == v.shape:
+            shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+            raise ValueError(f"expected q, k and v of one shape (B, H, N, D), got {shapes}")
+        if key_padding_mask is not None:
+            return prefill_groups(self.prefill, self.start, (q, k, v), key_padding_mask, dim=2)
+        check_length(v.shape[2], self.max_len)
+        state = self.start(v[:, :, 0])
+        with torch.autocast(v.device.type, enabled=False):
+            out, state.tensors = self.through(self.absorb, q, k, v)
+        state.length = v.shape[2]
+        return out, state
 
 
 class Mixer(Backend, ABC):
@@ -283,8 +551,47 @@ class Mixer(Backend, ABC):
             ValueError: no causal form, wrong shape, more positions than ``max_len``, or a state of another module,
                 shape or dtype, or one that is used up.
         """
-        if x.dim() != 2 or x.shape[-1] != self.out.out_features:
-            raise ValueError(f"expected x of shape (B, {self.out.out_features}), got {tuple(x.shape)}")
+        if x.dim() != 2 or x.shape[-1] != self.d_model:
+            raise ValueError(f"expected x of shape (B, {self.d_model}), got {tuple(x.shape)}")
+        if state is not None and state.groups:
+            return state.step_groups(self.step, x)
         before = self._open(x, state)
-        out, tensors = self.advance(x[:, None], before.tensors, before.length)
+        out, tensors = self.through(lambda x: self.advance(x, before.tensors, before.length), x[:, None])
         return out[:, 0], State(self, x, tensors, length=before.length + 1)
+
+    def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        """The results at all positions, and what is kept after them. x and the result: (B, N, C).
+
+        By default it calls ``advance`` for one position after another, which is right and slow. A backend whose
+        ``forward`` can tell what is kept at its end defines it anew.
+        """
+        tensors, rows = self.begin(x[:, 0]), []
+        for position in range(x.shape[1]):
+            row, tensors = self.advance(x[:, position : position + 1], tensors, position)
+            rows.append(row)
+        return torch.cat(rows, dim=1), tensors
+
+    @torch.no_grad()
+    def prefill(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> tuple[Tensor, State]:
+        """``forward`` of the causal form, and the state after it, for the steps that follow.
+
+        With padding, each sample gives what it would give without, and goes on from its own number of positions.
+        For that, samples of equally many real positions go as one batch, here and in the steps that follow. Padding
+        costs nothing; a batch of k different lengths costs k smaller calls a step.
+
+        Args:
+            x: (B, N, C), as the result, which is 0 at padding.
+            key_padding_mask: (B, N) bool, True = padding, on either side or between.
+
+        Raises:
+            ValueError: no causal form, wrong shape, or N above ``max_len``.
+        """
+        if x.dim() != 3 or x.shape[-1] != self.d_model:
+            raise ValueError(f"expected x of shape (B, N, {self.d_model}), got {tuple(x.shape)}")
+        if key_padding_mask is not None:
+            return prefill_groups(self.prefill, self.start, (x,), key_padding_mask)
+        check_length(x.shape[1], self.max_len)
+        state = self.start(x[:, 0])
+        out, state.tensors = self.through(self.absorb, x)
+        state.length = x.shape[1]
+        return out, state

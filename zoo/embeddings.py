@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.contract import Formed
+
 BASE = 10_000.0
 
 
@@ -76,7 +78,7 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([left * cos - right * sin, right * cos + left * sin, rest], dim=-1)
 
 
-class ShortConvolution(nn.Module):
+class ShortConvolution(Formed):
     """Depthwise convolution over neighbouring positions, added to its input. (B, N, C) -> (B, N, C).
 
     Centred for encoders; over the past only when causal. Padded positions count as zero.
@@ -96,5 +98,10 @@ class ShortConvolution(nn.Module):
 
     def step(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """The next position of the causal form. x: (B, C); past: (B, width - 1, C), inputs before it, 0 at first."""
-        window = torch.cat([past, x[:, None]], dim=1)
-        return x + torch.einsum("bwc,cw->bc", window, self.weight[:, 0]), window[:, 1:]
+
+        def form(x: Tensor) -> tuple[Tensor, Tensor]:
+            window = torch.cat([past, x], dim=1)
+            return x + torch.einsum("bwc,cw->bc", window, self.weight[:, 0])[:, None], window[:, 1:]
+
+        y, past = self.through(form, x[:, None])
+        return y[:, 0], past

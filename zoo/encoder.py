@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
@@ -12,11 +14,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.contract import Attention, Backend, Dims, Kernel, Mixer, State, at_least, one_of
+from zoo import takeover
+from zoo.contract import Attention, Backend, Dims, Formed, Kernel, Mixer, State, at_least, one_of, prefill_groups
 from zoo.embeddings import LearnedPositions, RotaryPositions, ShortConvolution, SinusoidalPositions
-from zoo.functional import as_found, split
+from zoo.functional import Calls, as_found, as_function, split
 from zoo.registry import build
-from zoo.reversible import Branch, two_streams
+from zoo.reversible import Streams
 
 Norm = Literal["pre", "post"]
 Activation = Literal["gelu", "relu", "swiglu"]
@@ -33,6 +36,7 @@ class Heads(Mixer):
         self.qkv = nn.Linear(dims.d_model, self.inputs * dims.d_model)
         self.rotary = RotaryPositions(dims.max_len, dims.d_head) if dims.rotary else None
         self.attention = attention
+        self.kind = attention.kind
         self.out = nn.Linear(dims.d_model, dims.d_model)
         nn.init.normal_(self.qkv.weight, std=dims.d_model**-0.5)
         nn.init.normal_(self.out.weight, std=dims.d_model**-0.5)
@@ -57,9 +61,34 @@ class Heads(Mixer):
     @torch.no_grad()
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """As ``Mixer.step``; the state is the attention's."""
-        q, k, v = self._project(x[:, None], 0 if state is None else state.length)
-        mixed, state = self.attention.step(q[:, :, 0], k[:, :, 0], v[:, :, 0], state)
-        return self.out(rearrange(mixed, "b h d -> b (h d)")), state
+        if state is not None and state.groups:
+            return state.step_groups(self.step, x)
+
+        def form(x: Tensor) -> tuple[Tensor, State]:
+            q, k, v = self._project(x, 0 if state is None else state.length)
+            mixed, after = self.attention.step(q[:, :, 0], k[:, :, 0], v[:, :, 0], state)
+            return self.out(rearrange(mixed, "b h d -> b 1 (h d)")), after
+
+        y, after = self.through(form, x[:, None])
+        return y[:, 0], after
+
+    def start(self, x: Tensor) -> State:
+        def form(x: Tensor) -> tuple[Tensor, State]:
+            return x, self.attention.start(self._project(x)[2][:, :, 0])
+
+        return self.through(form, x[:, None])[1]
+
+    @torch.no_grad()
+    def prefill(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> tuple[Tensor, State]:
+        """As ``Mixer.prefill``; the state is the attention's."""
+        if key_padding_mask is not None:
+            return prefill_groups(self.prefill, self.start, (x,), key_padding_mask)
+
+        def form(x: Tensor) -> tuple[Tensor, State]:
+            mixed, state = self.attention.prefill(*self._project(x))
+            return self.out(rearrange(mixed, "b h n d -> b n (h d)")), state
+
+        return self.through(form, x)
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         heads = rearrange(x, "b n (h d) -> b h n d", h=self.n_heads)
@@ -75,7 +104,7 @@ class Heads(Mixer):
         self.attention.redraw()
 
 
-class MultiHeadAttention(nn.Module):
+class MultiHeadAttention(Formed):
     """One attention sublayer with its projections. (B, N, d_model) -> (B, N, d_model).
 
     Args:
@@ -134,9 +163,27 @@ class MultiHeadAttention(nn.Module):
                 wrong shape; or more positions than ``max_len``.
         """
         check_step(x, self.d_model, state, self.max_len)
-        y, after = self.mixer.step(x, state)
+        y, after = self.through_step(self.mixer.step, x, state)
         check_output(self.mixer, y, x)
         return y, after
+
+    def prefill(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> tuple[Tensor, State]:
+        """``forward`` of a prompt and the state after it, without gradients, for the steps that follow.
+
+        What ``step`` gives one position after another comes in the parallel form, at about the cost of ``forward``.
+
+        Args:
+            x: (B, N, d_model), as the result; padded positions of the result are 0.
+            key_padding_mask: (B, N) bool, True = padding, on either side or between. Each sample gives what it would
+                give without its padding, and goes on from its own number of positions (see ``Mixer.prefill``).
+
+        Raises:
+            ValueError: a layer that is not causal; wrong shape or dtype, or N above ``max_len``.
+        """
+        check_input(x, key_padding_mask, self.d_model, self.max_len)
+        y, state = self.through(partial(self.mixer.prefill, key_padding_mask=key_padding_mask), x)
+        check_output(self.mixer, y, x)
+        return y, state
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         """What computes the mixing for inputs like ``x`` (B, N, d_model)."""
@@ -178,7 +225,7 @@ class FeedForward(nn.Module):
         return y
 
 
-class EncoderLayer(nn.Module):
+class EncoderLayer(Formed):
     """Mixing and feed-forward, each with a residual connection and a LayerNorm before (pre) or after (post)."""
 
     def __init__(self, attention: MultiHeadAttention, feed_forward: FeedForward, *, norm: Norm, dropout: float) -> None:
@@ -193,9 +240,24 @@ class EncoderLayer(nn.Module):
         return self._add(x, self.attention(before, key_padding_mask=key_padding_mask))
 
     def step(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """The next position of the causal form, x: (B, C)."""
-        mixed, state = self.attention.step(self.norm1(x) if self.norm == "pre" else x, state)
-        return self._add(x, mixed), state
+        """The next position of the causal form. x and the result: (B, C)."""
+
+        def form(x: Tensor) -> tuple[Tensor, State]:
+            before = self.norm1(x) if self.norm == "pre" else x
+            mixed, after = self.attention.step(before[:, 0], state)
+            return self._add(x, mixed[:, None]), after
+
+        y, after = self.through(form, x[:, None])
+        return y[:, 0], after
+
+    def prefill(self, x: Tensor) -> tuple[Tensor, State]:
+        """``forward`` of a causal layer, x: (B, N, C), and the state after it."""
+
+        def form(x: Tensor) -> tuple[Tensor, State]:
+            mixed, state = self.attention.prefill(self.norm1(x) if self.norm == "pre" else x)
+            return self._add(x, mixed), state
+
+        return self.through(form, x)
 
     def _add(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The two residual connections, given what the attention made of ``x``."""
@@ -206,27 +268,52 @@ class EncoderLayer(nn.Module):
         y: Tensor = self.norm2(x + self.dropout(self.feed_forward(x)))
         return y
 
-    def branches(self, key_padding_mask: Tensor | None) -> tuple[Branch, Branch]:
-        """The two sublayers, after their norms, as a reversible encoder runs them."""
-
-        def mix(x: Tensor) -> Tensor:
-            y: Tensor = self.dropout(self.attention(self.norm1(x), key_padding_mask=key_padding_mask))
-            return y
-
-        return Branch(mix, (self.norm1, self.attention)), Branch(self._feed, (self.norm2, self.feed_forward))
-
-    def step_streams(self, x1: Tensor, x2: Tensor, state: State | None) -> tuple[Tensor, Tensor, State]:
-        """The next position of the causal form in a reversible encoder, x1 and x2: (B, C)."""
-        mixed, state = self.attention.step(self.norm1(x2), state)
-        x1 = x1 + self.dropout(mixed)
-        return x1, x2 + self._feed(x1), state
-
     def _feed(self, x: Tensor) -> Tensor:
         y: Tensor = self.dropout(self.feed_forward(self.norm2(x)))
         return y
 
 
-class Encoder(nn.Module):
+class ReversibleLayer(EncoderLayer):
+    """The same sublayers, each after its norm, on two streams: attention adds to the first what it makes of the second,
+    and feed-forward to the second what it makes of the first. (B, N, C) each."""
+
+    def forward(  # type: ignore[override]
+        self, x1: Tensor, x2: Tensor, *, streams: Streams, key_padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        def mix(x: Tensor) -> Tensor:
+            y: Tensor = self.dropout(self.attention(self.norm1(x), key_padding_mask=key_padding_mask))
+            return y
+
+        x1 = streams.add(x1, x2, Calls(mix, self.norm1, self.attention, self.dropout))
+        x2 = streams.add(x2, x1, Calls(self._feed, self.norm2, self.feed_forward, self.dropout))
+        return x1, x2
+
+    def step(  # type: ignore[override]
+        self, x1: Tensor, x2: Tensor, state: State | None
+    ) -> tuple[Tensor, Tensor, State]:
+        """The next position of the causal form. x1, x2 and the results: (B, C)."""
+
+        def form(x1: Tensor, x2: Tensor) -> tuple[tuple[Tensor, Tensor], State]:
+            mixed, after = self.attention.step(self.norm1(x2)[:, 0], state)
+            x1 = x1 + self.dropout(mixed[:, None])
+            return (x1, x2 + self._feed(x1)), after
+
+        (x1, x2), after = self.through(form, x1[:, None], x2[:, None])
+        return x1[:, 0], x2[:, 0], after
+
+    def prefill(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor, State]:  # type: ignore[override]
+        """``forward`` of a causal layer, x1 and x2: (B, N, C), and the state after it."""
+
+        def form(x1: Tensor, x2: Tensor) -> tuple[tuple[Tensor, Tensor], State]:
+            mixed, state = self.attention.prefill(self.norm1(x2))
+            x1 = x1 + self.dropout(mixed)
+            return (x1, x2 + self._feed(x1)), state
+
+        (x1, x2), state = self.through(form, x1, x2)
+        return x1, x2, state
+
+
+class Encoder(Formed):
     """A Transformer encoder with the attention of your choice.
 
     Takes (B, N) token ids where ``vocab_size`` is given, (B, N, n_features) floats where ``n_features`` is (patches of
@@ -297,6 +384,7 @@ class Encoder(nn.Module):
         if reversible and checkpointing:
             raise ValueError("expected reversible or checkpointing, got both: either keeps activations out of memory")
         self.d_model, self.max_len, self.vocab_size, self.causal = d_model, max_len, vocab_size, causal
+        self.n_features = n_features
         self.checkpointing, self.reversible = checkpointing, reversible
         self.embedding = None if vocab_size is None else nn.Embedding(vocab_size, d_model)
         if self.embedding is not None:
@@ -324,7 +412,8 @@ class Encoder(nn.Module):
                 rotary=positions == "rotary",
             )
             feed_forward = FeedForward(d_model, d_ff, activation=activation, dropout=dropout)
-            self.layers.append(EncoderLayer(attention, feed_forward, norm=norm, dropout=dropout))
+            kind = ReversibleLayer if reversible else EncoderLayer
+            self.layers.append(kind(attention, feed_forward, norm=norm, dropout=dropout))
         self.norm: nn.Module = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
         self._shrink_residual_branches()
 
@@ -346,44 +435,56 @@ class Encoder(nn.Module):
         Raises:
             ValueError: wrong shape or dtype, or N above ``max_len``.
         """
-        x = self._embed(x, "B, N")
+        self._check(x, "B, N")
+        x = self._embed(x)
         check_input(x, key_padding_mask, self.d_model, self.max_len)
         if self.conv is not None:
             x = self.conv(x, key_padding_mask=key_padding_mask)
         x = self.dropout(self.positions(x))
-        branches: list[Branch] = []
-        for layer in self.layers:
-            assert isinstance(layer, EncoderLayer)
-            if self.reversible:
-                branches += layer.branches(key_padding_mask)
-            else:
-                x = self._run(layer, x, key_padding_mask)
         if self.reversible:
-            x = two_streams(branches, x)
+            x = self._run_streams(x, key_padding_mask)
+        else:
+            for layer in self.layers:
+                x = self._run(layer, x, key_padding_mask)
         y: Tensor = self.norm(x)
         return y if key_padding_mask is None else y.masked_fill(key_padding_mask[..., None], 0)
 
-    def _run(self, layer: EncoderLayer, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+    def _run(self, layer: nn.Module, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
         if not (self.checkpointing and self.training and torch.is_grad_enabled()):
             y: Tensor = layer(x, key_padding_mask=key_padding_mask)
             return y
         kept: Tensor = _Keep.apply(x)  # type: ignore[no-untyped-call]
         again = partial(as_before, layer)
-        y = checkpoint(layer, kept, key_padding_mask=key_padding_mask, use_reentrant=False, context_fn=again)
+        run: Callable[..., Tensor] = partial(layer, key_padding_mask=key_padding_mask)
+        learned: list[Tensor] = []
+        plain = all(type(x) in (Tensor, nn.Parameter) for x in layer.parameters())  # not sharded: a call changes these
+        if plain and not torch.compiler.is_compiling():
+            run, learned = as_function(Calls(run, layer))
+        y = checkpoint(run, kept, *learned, use_reentrant=False, context_fn=again)
         return y
 
-    def _embed(self, x: Tensor, axes: str) -> Tensor:
-        """What comes in, ``axes`` long, as floats (…, d_model)."""
+    def _run_streams(self, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+        streams = Streams()
+        x1 = x2 = x
+        for layer in self.layers:
+            x1, x2 = layer(x1, x2, streams=streams, key_padding_mask=key_padding_mask)
+        return streams.mean(x1, x2)
+
+    def _check(self, x: Tensor, axes: str) -> None:
+        """Raise ValueError where ``x`` is not what the encoder was made for, ``axes`` long."""
         dims = axes.count(",") + 1
         if self.embedding is not None:
             if x.dim() != dims or x.is_floating_point() or x.dtype == torch.bool:
                 raise ValueError(f"expected token ids of shape ({axes}), got shape {tuple(x.shape)} of {x.dtype}")
-            x = self.embedding(x)
-        if self.features is not None:
-            if x.dim() != dims + 1 or x.shape[-1] != self.features.in_features or not x.is_floating_point():
-                wanted = f"({axes}, {self.features.in_features})"
-                raise ValueError(f"expected floats of shape {wanted}, got shape {tuple(x.shape)} of {x.dtype}")
-            x = self.features(x)
+            return
+        width = self.d_model if self.n_features is None else self.n_features
+        if x.dim() != dims + 1 or x.shape[-1] != width or not x.is_floating_point():
+            raise ValueError(f"expected floats of shape ({axes}, {width}), got shape {tuple(x.shape)} of {x.dtype}")
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """What comes in, as floats (…, d_model)."""
+        for embed in (self.embedding, self.features):
+            x = x if embed is None else embed(x)
         return x
 
     @torch.no_grad()
@@ -405,32 +506,103 @@ class Encoder(nn.Module):
             ValueError: an encoder that is not causal; a state of another encoder, batch or dtype, or one that is used
                 up; wrong shape; or more positions than ``max_len``.
         """
-        x = self._embed(x, "B")
+        if isinstance(state, State) and state.groups:
+            return state.step_groups(self.step, x)
+        self._check(x, "B")
+        return self.through_step(self._step, x, state)
+
+    def _step(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        x = self._embed(x[:, None])[:, 0]
         check_step(x, self.d_model, state, self.max_len)
-        if not self.causal:
-            raise ValueError("expected a causal encoder for steps, got one in both directions: build with causal=True")
-        if state is None:
-            state = State(self, x)
-            if self.conv is not None:
-                state.tensors = (x.new_zeros(len(x), self.conv.reach[0], self.d_model),)
+        state = self._start(x) if state is None or not self.causal else state
         state.take(self, x)
         like, tensors, layers = x, state.tensors, []
         if self.conv is not None:
             x, past = self.conv.step(x, *tensors)
             tensors = (past,)
-        if not isinstance(self.positions, nn.Identity):
-            x = self.positions(x[:, None], state.length)[:, 0]
-        x = x2 = self.dropout(x)
+        x = x[:, None]
+        x = self.positions(x) if isinstance(self.positions, nn.Identity) else self.positions(x, state.length)
+        x = x2 = self.dropout(x)[:, 0]
+        layer: Any
         for layer, before in zip(self.layers, state.layers or [None] * len(self.layers), strict=True):
-            assert isinstance(layer, EncoderLayer)
             if self.reversible:
-                x, x2, after = layer.step_streams(x, x2, before)
+                x, x2, after = layer.step(x, x2, before)
             else:
                 x, after = layer.step(x, before)
             layers.append(after)
         if self.reversible:
             x = (x + x2) / 2
-        return self.norm(x), State(self, like, tensors, length=state.length + 1, layers=tuple(layers))
+        return self.norm(x[:, None])[:, 0], State(self, like, tensors, length=state.length + 1, layers=tuple(layers))
+
+    @torch.no_grad()
+    def prefill(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> tuple[Tensor, State]:
+        """Encode a prompt with a causal encoder, without gradients: ``forward``, and the state for the next ``step``.
+
+        What ``step`` gives one position after another comes in the parallel form, at about the cost of ``forward``.
+
+        >>> y, state = encoder.prefill(prompt)  # (B, N) ids
+        >>> y, state = encoder.step(token, state)  # the position after the prompt
+
+        Args:
+            x: (B, N) token ids, (B, N, n_features) or (B, N, d_model) floats, as the encoder was made for.
+            key_padding_mask: (B, N) bool, True = padding, on either side or between. Each sample gives what it would
+                give without its padding, and goes on from its own number of positions. Samples of equally many real
+                positions go as one batch, here and in the steps that follow (see ``Mixer.prefill``).
+
+        Returns:
+            (B, N, d_model), 0 at padding, and the state for the next step.
+
+        Raises:
+            ValueError: an encoder that is not causal; wrong shape or dtype, or N above ``max_len``.
+        """
+        self._check(x, "B, N")
+        if key_padding_mask is not None:
+            return prefill_groups(self.prefill, self._opened, (x,), key_padding_mask)
+        return self.through(self._prefill, x)
+
+    def _prefill(self, x: Tensor) -> tuple[Tensor, State]:
+        x = self._embed(x)
+        check_input(x, None, self.d_model, self.max_len)
+        state = self._start(x[:, 0])
+        state.length = x.shape[1]
+        if self.conv is not None:
+            past = self.conv.reach[0]
+            state.tensors = (F.pad(x, (0, 0, past, 0))[:, x.shape[1] :],)
+            x = self.conv(x)
+        x = x2 = self.dropout(self.positions(x))
+        layer: Any
+        for layer in self.layers:
+            if self.reversible:
+                x, x2, after = layer.prefill(x, x2)
+            else:
+                x, after = layer.prefill(x)
+            state.layers += (after,)
+        if self.reversible:
+            x = (x + x2) / 2
+        return self.norm(x), state
+
+    def _opened(self, x: Tensor) -> State:
+        """The state before the first position, for inputs x (B, …) of it."""
+
+        def form(x: Tensor) -> tuple[Tensor, State]:
+            x = self._embed(x)
+            return x, self._start(x[:, 0])
+
+        return self.through(form, x[:, None])[1]
+
+    def _start(self, x: Tensor) -> State:
+        """The state before the first position, x: (B, C) of it; ValueError where the encoder has no step form."""
+        if not self.causal:
+            raise ValueError("expected a causal encoder for steps, got one in both directions: build with causal=True")
+        past = () if self.conv is None else (x.new_zeros(len(x), self.conv.reach[0], self.d_model),)
+        return State(self, x, past)
+
+    @property
+    def kind(self) -> str:
+        """What the encoder is, for ``State``: its sizes, and what its layers are."""
+        sizes = f"d_model={self.d_model}, n_layers={len(self.layers)}, max_len={self.max_len}"
+        parts = [layer.attention.mixer.kind for layer in self.layers[:1] if isinstance(layer, EncoderLayer)]
+        return f"Encoder ({', '.join([sizes, *parts])})"
 
     def redraw(self) -> None:
         """Draw the random parts of every backend again (hashes, features, sparse layouts)."""
@@ -442,47 +614,37 @@ class Encoder(nn.Module):
     def from_torch(cls, encoder: nn.TransformerEncoder, attn: object = "full", *, max_len: int = 8192) -> Encoder:
         """An Encoder with the weights of a ``torch.nn.TransformerEncoder``: the same output at every real position.
 
-        Positions are left out (torch's encoder has none). A backend's own parameters, as Linformer's projections,
-        keep their initial values.
+        Positions are left out (torch's encoder has none), and so is the dropout of attention weights. Layers may differ
+        in heads, widths, norms and activation. A backend's own parameters, as Linformer's projections, keep their
+        initial values.
 
         Raises:
-            ValueError: an activation other than relu or gelu, or a backend that has no query, key and value
-                projections to load.
+            ValueError: what cannot be taken over, as an activation other than relu or gelu, layers of one's own, or
+                ``batch_first=False``; or a backend that has no query, key and value projections to load.
         """
-        layers = [layer for layer in encoder.layers if isinstance(layer, nn.TransformerEncoderLayer)]
-        first = layers[0]
-        activation = ACTIVATIONS.get(first.activation)
-        if activation is None:
-            raise ValueError(f"expected an encoder with relu or gelu, got {first.activation}")
+        layers = takeover.check(encoder)
+        d_model, n_heads = layers[0].self_attn.embed_dim, layers[0].self_attn.num_heads
         ours = cls(
-            attn,
-            d_model=first.self_attn.embed_dim,
-            n_heads=first.self_attn.num_heads,
-            n_layers=len(layers),
-            d_ff=first.linear1.out_features,
-            dropout=first.dropout.p,
-            max_len=max_len,
-            norm="pre" if first.norm_first else "post",
-            activation=activation,
-            positions="none",
-        )
-        ours.norm = nn.Identity() if encoder.norm is None else nn.LayerNorm(ours.d_model)
-        ours.to(first.linear1.weight)
-        if isinstance(encoder.norm, nn.LayerNorm):
-            _copy(encoder.norm, ours.norm)
-        for source, target in zip(layers, ours.layers, strict=True):
-            assert isinstance(target, EncoderLayer)
-            mixer = target.attention.mixer
+            attn, d_model=d_model, n_heads=n_heads, n_layers=0, dropout=0.0, max_len=max_len, positions="none"
+        )  # fmt: skip
+        for source in layers:
+            attention = MultiHeadAttention(attn, d_model=d_model, n_heads=source.self_attn.num_heads, max_len=max_len)
+            mixer = attention.mixer
             if not isinstance(mixer, Heads) or mixer.inputs != 3:
                 raise ValueError(f"{attn!r} has no query, key and value projections to load weights into")
-            attention = source.self_attn
-            _copy(attention.out_proj, mixer.out)
-            _copy(attention, mixer.qkv, weight="in_proj_weight", bias="in_proj_bias")
-            _copy(source.linear1, target.feed_forward.hidden)
-            _copy(source.linear2, target.feed_forward.out)
-            _copy(source.norm1, target.norm1)
-            _copy(source.norm2, target.norm2)
-        return ours.train(encoder.training)
+            activation, d_ff = takeover.activation_of(source), source.linear1.out_features
+            assert activation is not None
+            feed_forward = FeedForward(d_model, d_ff, activation=activation, dropout=source.dropout.p)
+            _copy(source.self_attn.in_proj_weight, source.self_attn.in_proj_bias, mixer.qkv)
+            _copy(source.self_attn.out_proj.weight, source.self_attn.out_proj.bias, mixer.out)
+            _copy(source.linear1.weight, source.linear1.bias, feed_forward.hidden)
+            _copy(source.linear2.weight, source.linear2.bias, feed_forward.out)
+            norm: Norm = "pre" if source.norm_first else "post"
+            target = EncoderLayer(attention, feed_forward, norm=norm, dropout=source.dropout1.p)
+            target.norm1, target.norm2 = copy.deepcopy(source.norm1), copy.deepcopy(source.norm2)
+            ours.layers.append(target)
+        ours.norm = nn.Identity() if encoder.norm is None else copy.deepcopy(encoder.norm)
+        return ours.to(layers[0].linear1.weight).train(encoder.training)
 
 
 class _Keep(torch.autograd.Function):
@@ -504,21 +666,12 @@ def as_before(layer: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
     return nullcontext(), as_found(layer)()
 
 
-ACTIVATIONS: dict[object, Activation] = {
-    F.relu: "relu",
-    F.gelu: "gelu",
-    torch.relu: "relu",
-}
-
-
 @torch.no_grad()
-def _copy(source: nn.Module, target: nn.Module, weight: str = "weight", bias: str = "bias") -> None:
-    """Copy weight, bias (absent means 0) and, for a LayerNorm, epsilon."""
-    target.get_parameter("weight").copy_(source.get_parameter(weight))
-    given = getattr(source, bias)
-    target.get_parameter("bias").copy_(torch.zeros_like(target.get_parameter("bias")) if given is None else given)
-    if isinstance(source, nn.LayerNorm) and isinstance(target, nn.LayerNorm):
-        target.eps = source.eps
+def _copy(weight: Tensor, bias: Tensor | None, target: nn.Linear) -> None:
+    """Copy weight and bias (absent means 0), frozen where they are."""
+    target.weight.copy_(weight).requires_grad_(weight.requires_grad)
+    bias = torch.zeros_like(weight[:, 0]) if bias is None else bias
+    target.bias.copy_(bias).requires_grad_(bias.requires_grad)
 
 
 def check_input(x: Tensor, key_padding_mask: Tensor | None, d_model: int, max_len: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend
 
 from zoo.contract import Kernel, Traits
@@ -156,14 +157,80 @@ class _Recompute(torch.autograd.Function):
         return (None, *torch.autograd.grad(out, inputs, grad))
 
 
-def recompute(fn: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+def recompute(fn: Callable[..., Tensor], *inputs: Tensor, calls: Sequence[nn.Module] = ()) -> Tensor:
     """``fn(*inputs)``, keeping only the inputs for backward, which runs ``fn`` again.
 
     Unlike torch.utils.checkpoint this keeps them as saved tensors, so that a count of saved bytes sees them.
-    ``fn`` must be deterministic.
+    ``fn`` must be deterministic. ``calls``: the modules that it calls.
     """
+    if calls and torch.compiler.is_compiling():
+        return fn(*inputs)
+    if calls:
+        fn, learned = as_function(Calls(fn, *calls))
+        inputs = (*inputs, *learned)
     out: Tensor = _Recompute.apply(fn, *inputs)  # type: ignore[no-untyped-call]
     return out
+
+
+class Calls(nn.Module):
+    """``run``, and the modules that it calls, as one module."""
+
+    def __init__(self, run: Callable[..., Tensor], *modules: nn.Module) -> None:
+        super().__init__()
+        self.run, self.parts = run, nn.ModuleList(modules)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.run(*inputs)
+
+
+def as_function(module: nn.Module) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    """``module`` as a function of its inputs and, after them, of the tensors that it learns; and these tensors.
+
+    Its other tensors stay those of now: ``torch.func.functional_call`` takes what it lends away again before backward.
+    """
+    tensors = tensors_of(module)
+    learned = {id(x): x for x in tensors.values() if x.requires_grad}
+
+    def function(*given: Tensor) -> Tensor:
+        inputs, own = given[: len(given) - len(learned)], given[len(given) - len(learned) :]
+        lent, now = dict(zip(learned, own, strict=True)), tensors_of(module)
+        wanted = {name: lent.get(id(x), x) for name, x in tensors.items()}
+        changed = {name: x for name, x in wanted.items() if now.get(name) is not x}
+        y: Tensor = functional_call(module, changed, inputs) if changed else module(*inputs)
+        return y
+
+    return function, list(learned.values())
+
+
+def dtype_of(module: nn.Module, x: Tensor) -> torch.dtype:
+    """The dtype in which ``module`` takes ``x`` without autocast: that of its floating parameters.
+
+    Float32 at least where it has none, as a quantised linear map.
+    """
+    floats = (own.dtype for own in tensors_of(module).values() if own.is_floating_point())
+    return next(floats, accumulator(x))
+
+
+def precisely(module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)`` in float32 at least, in which its parameters take part."""
+    dtype, own = accumulator(x), tensors_of(module)
+    narrow = {name: p.to(dtype) for name, p in own.items() if p.is_floating_point() and accumulator(p) != p.dtype}
+    y: Tensor = functional_call(module, narrow, (x.to(dtype),)) if narrow else module(x.to(dtype))
+    return y
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, shared ones under each of theirs, as ``torch.func.functional_call`` takes them.
+
+    Those of a replica of ``nn.DataParallel`` too, which holds its parameters as plain attributes.
+    """
+    found: dict[str, Tensor] = {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        own = part._parameters | part._buffers
+        if "_is_replica" in vars(part):
+            own |= {name: vars(part)[name] for name in vars(part).get("_former_parameters", vars(part))}
+        found |= {f"{path}.{name}".lstrip("."): x for name, x in own.items() if isinstance(x, Tensor)}
+    return found
 
 
 def as_found(*modules: nn.Module) -> Callable[[], AbstractContextManager[None]]:

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from zoo.contract import Dims, Tensors
 from zoo.functional import accumulator, side_by_side
-from zoo.scan import CHUNK, Chunk, scan
+from zoo.scan import CHUNK, Chunk, scan, scan_to_end
 
 CACHED = 2**20  # numbers in the features of one chunk: more pass through memory, fewer make many small steps
 RESIDENT = 2**24  # the same elsewhere, where many small steps cost more than memory does
@@ -69,6 +69,11 @@ def kernel_attention(
     attend = _Bidirectional if features.slope is None else _Elementwise
     out: Tensor = attend.apply(q, k, v, hidden, features)  # type: ignore[no-untyped-call]
     return out
+
+
+def kernel_absorb(q: Tensor, k: Tensor, v: Tensor, features: FeatureMap) -> tuple[Tensor, Tensors]:
+    """The causal form at all positions, and the state after them. q, k, v and the result: (B, H, N, D)."""
+    return scan_to_end(kernel_chunk(features), (q, k, v), empty_state(v, features))
 
 
 def kernel_state_size(dims: Dims, features: int) -> int:

@@ -261,13 +261,23 @@ def build(attn: object, dims: Dims) -> Backend:
         able = [e.name for e in _entries.values() if e.traits.causal]
         raise ValueError(f"{entry.name} has no causal form; these have: {', '.join(sorted(able))}")
     backend = entry.cls(dims, config)
-    backend.causal, backend.max_len = dims.causal, dims.max_len
+    backend.causal, backend.max_len, backend.d_model = dims.causal, dims.max_len, dims.d_model
+    backend.kind = _kind(entry, dims, config)
     if isinstance(backend, Mixer) and not isinstance(getattr(backend, "out", None), nn.Linear):
         raise ValueError(
             f"{_place(entry.cls)} breaks the contract: a Mixer must end in an nn.Linear named out, "
             f"got {type(getattr(backend, 'out', None)).__name__}"
         )
     return backend
+
+
+def _kind(entry: Entry, dims: Dims, config: Any) -> str:
+    """A backend in words: ``local (d_model=16, n_heads=2, max_len=64, rotary=False, window=128)``."""
+    options = {option.name: getattr(config, option.name) for option in fields(config) if option.compare}
+    names = ("d_model", "n_heads", "max_len", "rotary")
+    values = {name: getattr(dims, name) for name in names} | options
+    words = ", ".join(f"{name}={value!r}" for name, value in values.items())
+    return f"{entry.name} ({' '.join(words.split())})"
 
 
 def _place(cls: type) -> str:

@@ -7,47 +7,92 @@ state of the random generator, 5 KB a sublayer). The price is one more forward, 
 
 Both streams begin as the embedding, and the result is their mean (the Reformer's code joins them side by side, which
 asks for a wider head): without layers it is the embedding, and after a norm it is as good as the sum.
+
+Each layer is called as in a plain encoder. Each sublayer is a function of autograd that keeps nothing: backward takes
+both streams from the sublayer after it, and hands them to the one before (``Streams``). Where a hook puts something in
+place of a layer's result, the layer is still undone from its result, so that is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from zoo.functional import as_found
+from zoo.functional import Calls, as_found, as_function
+
+Pair = tuple[Tensor, Tensor]
+Replay = Callable[[], AbstractContextManager[None]]
 
 
-@dataclass(frozen=True)
-class Branch:
-    """What a sublayer adds to one stream, given the other: ``run``, which uses these modules."""
+class Streams:
+    """The two streams of one forward pass, to which branches add in turn: ``a, b = b, add(a, b, branch)``."""
 
-    run: Callable[[Tensor], Tensor]
-    modules: tuple[nn.Module, ...]
+    def __init__(self) -> None:
+        self.count = 0  # branches so far
+        self.last: tuple[Pair, tuple[int, int]] | None = None  # what the last one has left, and the versions of these
+        self.kept: dict[int, Pair] = {}  # what a branch has left, where the next one did not get it
+        self.found: tuple[int, Pair] | None = None  # in backward: what that branch has left
 
-    @cached_property
-    def parameters(self) -> list[nn.Parameter]:
-        return [p for module in self.modules for p in module.parameters() if p.requires_grad]
+    def add(self, a: Tensor, b: Tensor, branch: Calls) -> Tensor:
+        """``a + branch(b)``. (B, N, C) each."""
+        if not torch.is_grad_enabled():
+            total: Tensor = a + branch(b)
+            return total
+        self._meet(a, b)
+        function, learned = as_function(branch)
+        replay = _replay(branch, b.device)
+        out: Tensor = _Add.apply(self, self.count, function, replay, a, b, *learned)  # type: ignore[no-untyped-call]
+        self.count += 1
+        self.last = (b.detach(), out.detach()), (b._version, out._version)
+        return out
+
+    def mean(self, a: Tensor, b: Tensor) -> Tensor:
+        """What the encoder goes on with."""
+        if not torch.is_grad_enabled() or not self._meet(a, b):
+            return (a + b) / 2
+        self.last = None
+        mean: Tensor = _Mean.apply(self, a, b)  # type: ignore[no-untyped-call]
+        return mean
+
+    def _meet(self, a: Tensor, b: Tensor) -> bool:
+        """Whether these are what the last branch has left. What it has left is kept where they are not."""
+        if self.last is None:
+            return False
+        left, versions = self.last
+        if versions != tuple(x._version for x in left):
+            raise ValueError(
+                "a reversible layer's result was changed in place, by a hook: backward needs it, so return a new tensor"
+            )
+        same = all(x.data_ptr() == y.data_ptr() and x.shape == y.shape for x, y in zip(left, (a, b), strict=True))
+        if not same:
+            self.kept[self.count - 1] = left
+        return same
+
+    def left_by(self, number: int) -> Pair:
+        """In backward: what branch ``number`` has left."""
+        if number in self.kept:
+            return self.kept[number]
+        if self.found is None or self.found[0] != number:
+            raise RuntimeError(
+                "backward through reversible layers begins at the encoder's result, of which this loss knows nothing: "
+                "build without reversible=True for a loss on what is between layers"
+            )
+        return self.found[1]
 
 
-def two_streams(branches: Sequence[Branch], x: Tensor) -> Tensor:
-    """``a, b = b, a + run(b)`` for one branch after another, from ``a = b = x`` on; returns the mean of a and b."""
-    parameters = [p for branch in branches for p in branch.parameters]
-    a, b = _Reversible.apply(branches, x, *parameters)  # type: ignore[no-untyped-call]
-    mean: Tensor = (a + b) / 2
-    return mean
-
-
-class _Reversible(torch.autograd.Function):
+class _Add(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, branches: Sequence[Branch], x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        device = x.device.type
+    def forward(
+        ctx: Any, streams: Streams, number: int, function: Callable[..., Tensor], replay: Replay, a: Tensor, b: Tensor,
+        *learned: Tensor,
+    ) -> Tensor:  # fmt: skip
+        device = b.device.type
         ctx.autocast = partial(
             torch.autocast,
             device,
@@ -55,36 +100,47 @@ class _Reversible(torch.autograd.Function):
             enabled=torch.is_autocast_enabled(device),
             cache_enabled=False,  # in older torch it hands weights that were cast here, without a graph, to backward
         )
-        ctx.branches, ctx.replays = branches, []
-        a = b = x
+        ctx.streams, ctx.number, ctx.function, ctx.replay = streams, number, function, replay
+        ctx.save_for_backward(*learned)  # so that a change of them before backward is told
         with ctx.autocast():
-            for branch in branches:
-                ctx.replays.append(_replay(branch, x.device))
-                a, b = b, a + branch.run(b)
-        ctx.save_for_backward(a, b, *parameters)  # the parameters, so that a change of them before backward is told
-        return a, b
+            return a + function(b, *learned)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_a: Tensor, d_b: Tensor) -> tuple[Tensor | None, ...]:
-        a, b, *_ = ctx.saved_tensors
-        d_parameters: list[Tensor | None] = []
-        for branch, replay in zip(reversed(ctx.branches), reversed(ctx.replays), strict=True):
-            with replay(), ctx.autocast(), torch.enable_grad():
-                leaf = a.detach().requires_grad_()
-                added = branch.run(leaf.view_as(leaf))  # a module's hooks, as those that count FLOPs, refuse a leaf
-            leaves = [leaf, *branch.parameters]
-            d_leaf, *found = torch.autograd.grad(added, leaves, d_b.to(added.dtype), allow_unused=True)
-            a, b = b - added, a
-            d_a, d_b = d_b, d_a + d_leaf
-            d_parameters = [*found, *d_parameters]
-        return None, d_a + d_b, *d_parameters
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        b, out = ctx.streams.left_by(ctx.number)
+        learned = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+        with ctx.replay(), ctx.autocast(), torch.enable_grad():
+            leaf = b.detach().requires_grad_()
+            # A view, since a module's hooks, as those that count FLOPs, refuse a leaf.
+            added = ctx.function(leaf.view_as(leaf), *learned)
+        if added.requires_grad:
+            torch.autograd.backward(added, grad.to(added.dtype))  # not .grad: also to what hooks bring with them
+        with torch.no_grad():
+            ctx.streams.found = (ctx.number - 1, (out - added, b)) if ctx.number else None
+        return None, None, None, None, grad, leaf.grad, *(x.grad for x in learned)
 
 
-def _replay(branch: Branch, device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+class _Mean(torch.autograd.Function):
+    """The mean of both streams, which are kept: with them backward begins."""
+
+    @staticmethod
+    def forward(ctx: Any, streams: Streams, a: Tensor, b: Tensor) -> Tensor:
+        ctx.streams = streams
+        ctx.save_for_backward(a, b)
+        return (a + b) / 2
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.streams.found = ctx.streams.count - 1, ctx.saved_tensors
+        return None, grad / 2, grad / 2
+
+
+def _replay(branch: Calls, device: torch.device) -> Replay:
     """A context in which ``branch`` finds random generators and backends' state as they are now."""
     devices = [device] if device.type == "cuda" else []
-    state = as_found(*branch.modules)
+    state = as_found(branch)
     cpu, others = torch.get_rng_state(), [torch.cuda.get_rng_state(other) for other in devices]
 
     @contextmanager

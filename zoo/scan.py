@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +88,22 @@ def scan_both(
     twice = tuple(torch.cat([x, x]) for x in state)
     first, second = _scan(chunk, [forth, back], twice, constants, (False, True), size, onward, folds)
     return first, second
+
+
+def scan_to_end(
+    chunk: Chunk,
+    sequences: Tensors,
+    state: Tensors,
+    constants: Tensors = (),
+    *,
+    size: int | None = None,
+    folds: bool = False,
+) -> tuple[Tensor, Tensors]:
+    """``scan`` without gradients, and the state after the last position."""
+    size = size or chunk_size([sequences], folds)
+    walk = _Walk(chunk, lambda *given: chunk(*given)[1], (False,), size, len(sequences), len(constants))
+    (out,), _, after = walk.run(sequences, constants, state)
+    return out, tuple(x.clone() for x in after)  # copies, which do not hold the last chunk
 
 
 def _scan(
@@ -409,26 +426,33 @@ class _Walk:
         start: int = self.places(part, length)[0].start
         return start
 
+    def run(
+        self, sequences: Tensors, constants: Tensors, state: Tensors, every: int = sys.maxsize
+    ) -> tuple[list[Tensor], list[Tensors], Tensors]:
+        """The results, the states before ``every`` so many chunks, the first among them, and the last state."""
+        like, length = sequences[0], sequences[0].shape[2]
+        wide = [_wide(x) for x in constants]
+        outs: list[Tensor] = []
+        states: list[Tensors] = []
+        with torch.autocast(like.device.type, enabled=False):
+            for number, part in enumerate(self.parts(length)):
+                if number % every == 0:
+                    states.append(state)
+                pieces = self.pieces(sequences, part)
+                piece, state = self.chunk(self.first(part, length), state, *pieces, *wide)
+                if not outs:  # the heads of a position are neighbours
+                    (_, H, _, D), B = piece.shape, len(piece) // len(self.reverse)
+                    outs = [like.new_empty(B, length, H, D).transpose(1, 2) for _ in self.reverse]
+                self.scatter(piece, outs, part)
+        return outs, states, state
+
 
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, walk: _Walk, *tensors: Tensor) -> Tensors:
         sequences, constants, state = walk.split(tensors)
-        like, length = sequences[0], sequences[0].shape[2]
         every = _interval(sequences, state, walk.size)
-        wide = [_wide(x) for x in constants]
-        outs: list[Tensor] = []
-        states: list[Tensors] = []
-        with torch.autocast(like.device.type, enabled=False):
-            for number, part in enumerate(walk.parts(length)):
-                if number % every == 0:
-                    states.append(state)
-                pieces = walk.pieces(sequences, part)
-                piece, state = walk.chunk(walk.first(part, length), state, *pieces, *wide)
-                if not outs:  # the heads of a position are neighbours
-                    (_, H, _, D), B = piece.shape, len(piece) // len(walk.reverse)
-                    outs = [like.new_empty(B, length, H, D).transpose(1, 2) for _ in walk.reverse]
-                walk.scatter(piece, outs, part)
+        outs, states, _ = walk.run(sequences, constants, state, every)
         ctx.save_for_backward(*sequences, *constants, *(x for before in states for x in before))
         ctx.walk, ctx.every, ctx.n_state = walk, every, len(state)
         return tuple(outs)

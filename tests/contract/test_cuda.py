@@ -72,6 +72,26 @@ def test_step_by_step_equals_the_parallel_form(walker: Case) -> None:
             torch.testing.assert_close(torch.stack(outputs[:length], 1), whole, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("walker", STEPPED, ids=str)
+def test_a_prefill_there_goes_on_there_and_on_the_cpu(walker: Case, padded: bool) -> None:
+    ours = walker.sublayer().double()
+    theirs = copy.deepcopy(ours).cuda()
+    x = torch.randn(3, 96, 16, dtype=torch.float64)
+    mask = torch.arange(90) < torch.tensor([[0], [5], [90]]) if padded else None
+    y, state = ours.prefill(x[:, :90], key_padding_mask=mask)
+    got, there = theirs.prefill(x[:, :90].cuda(), key_padding_mask=None if mask is None else mask.cuda())
+    torch.testing.assert_close(got.cpu(), y, atol=1e-8, rtol=1e-8)
+    rows, here = torch.tensor([2, 0, 0, 1]), there.to("cpu")
+    state, there, here = state.select(rows), there.select(rows.cuda()), here.select(rows)
+    for position in x[rows, 90:].unbind(1):
+        y, state = ours.step(position, state)
+        got, there = theirs.step(position.cuda(), there)
+        moved, here = ours.step(position, here)
+        torch.testing.assert_close(got.cpu(), y, atol=1e-8, rtol=1e-8)
+        torch.testing.assert_close(moved, y, atol=1e-8, rtol=1e-8)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize(("variant", "causal"), FORMS, ids=[name + "-causal" * causal for name, causal in FORMS])
 def test_long_inputs_with_large_activations_stay_finite(variant: str, causal: bool, dtype: torch.dtype) -> None:

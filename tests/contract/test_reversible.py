@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compare.measure import count_flops, saved_bytes
 from zoo import Encoder, describe
@@ -158,6 +158,64 @@ def test_parameters_that_change_before_backward_are_told() -> None:
         encoder.layers[0].norm1.weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_what_hooks_put_in_place_of_a_layer_s_result_learns() -> None:
+    encoder, twin = (copy.double() for copy in twins("full", dropout=0.0))
+    steering = [nn.Parameter(torch.randn(16, dtype=torch.float64)) for _ in range(2)]
+    first, second, _ = encoder.layers
+    first.attention.register_forward_hook(lambda _part, _inputs, y: y + steering[0])
+    first.register_forward_hook(lambda _part, _inputs, y: (y[0], y[1] * steering[1]))
+    second.register_forward_pre_hook(lambda _part, streams: (streams[0] / 2, streams[1]))
+    between: list[Tensor] = []
+    second.register_forward_hook(lambda _part, _inputs, y: between.append(y[0]))
+
+    def read(x: Tensor) -> tuple[Tensor, Tensor]:
+        x1 = x2 = twin.positions(x)
+        streams = []
+        for number, layer in enumerate(twin.layers):
+            x1 = x1 / 2 if number == 1 else x1
+            x1 = x1 + layer.attention(layer.norm1(x2)) + (steering[0] if number == 0 else 0)
+            x2 = x2 + layer.feed_forward(layer.norm2(x1))
+            x2 = x2 * steering[1] if number == 0 else x2
+            streams.append(x1)
+        return twin.norm((x1 + x2) / 2), streams[1]
+
+    x = torch.randn(3, 40, 16, dtype=torch.float64)
+    results = []
+    for model, run in ((encoder, lambda x: (encoder(x), between[0])), (twin, read)):
+        y, seen = run(x)
+        ((y + seen) * torch.arange(16)).sum().backward()
+        results.append([y, seen, *(p.grad for p in (*model.parameters(), *steering))])
+        for vector in steering:
+            vector.grad = None
+    assert_equal(*results, 1e-9)
+
+
+def test_a_part_may_be_switched_off_by_a_hook() -> None:
+    encoder, twin = twins("full", dropout=0.0)
+    for model in (encoder, twin):
+        model.layers[1].attention.register_forward_hook(lambda _part, _inputs, y: torch.zeros_like(y))
+    x = torch.randn(3, 40, 16)
+    for model, run in ((encoder, through), (twin, plain)):
+        (run(model, x) * torch.arange(16)).sum().backward()
+    assert encoder.layers[1].attention.mixer.out.weight.grad is None
+    for ours, theirs in zip(encoder.parameters(), twin.parameters(), strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_hooks_that_backward_cannot_undo_are_told() -> None:
+    encoder, _ = twins("full")
+    layer, between = encoder.layers[0], list[Tensor]()
+    hook = layer.register_forward_hook(lambda _part, _inputs, y: between.append(y[0]))
+    encoder(torch.randn(3, 40, 16))
+    with pytest.raises(RuntimeError, match="begins at the encoder's result, of which this loss knows nothing"):
+        between[0].sum().backward()
+    hook.remove()
+    layer.register_forward_hook(lambda _part, _inputs, y: (y[0].mul_(2), y[1]))
+    with pytest.raises(ValueError, match="was changed in place, by a hook"):
+        encoder(torch.randn(3, 40, 16))
 
 
 def test_without_layers_it_is_the_embedding() -> None:

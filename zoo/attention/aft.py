@@ -40,12 +40,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from zoo.cache import append, empty, room
+from zoo.cache import append, empty, fill, room
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
-from zoo.functional import accumulator, pad_to_multiple, recompute, split
+from zoo.functional import accumulator, dtype_of, pad_to_multiple, recompute, split
 from zoo.kernel_attention import finite
 from zoo.registry import register
-from zoo.scan import CHUNK, scan, scan_step
+from zoo.scan import CHUNK, scan, scan_step, scan_to_end
 
 LIMIT = 58.0  # of the logarithm of a key over its reference
 BLOCK = 64  # positions of a block of ``local`` in both directions, where the window is no larger
@@ -87,7 +87,7 @@ class AFT(Mixer):
     def __init__(self, dims: Dims, config: AFTConfig) -> None:
         super().__init__()
         C = dims.d_model
-        self.causal, self.form = dims.causal, config.form
+        self.causal, self.form, self.d_model = dims.causal, config.form, C
         self.window = min(config.window, dims.max_len) if config.form == "local" else 1
         self.qkv = nn.Linear(C, 3 * C)
         self.out = nn.Linear(C, C)
@@ -111,7 +111,7 @@ class AFT(Mixer):
         return y
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
-        return split(self.qkv(x.to(self.qkv.weight.dtype)), 3)
+        return split(self.qkv(x.to(dtype_of(self.qkv, x))), 3)
 
     def _mix(self, k: Tensor, v: Tensor) -> Tensor:
         """The weighted means. k, −inf at padding, v and the result: (B, N, C)."""
@@ -120,12 +120,16 @@ class AFT(Mixer):
             size = max(1, min(CHUNK if self.causal else N, BUDGET // N))
             return torch.cat([self._some_rows(slice(i, min(i + size, N)), k, v) for i in range(0, N, size)], dim=1)
         if self.causal:
-            size = min(N, CHUNK if k.device.type == "cpu" else LONG_CHUNK)
+            size = self._chunk_size(k)
             sequences = k[:, None], v[:, None]
-            return scan(causal_chunk, sequences, self.begin(v[:, 0]), self._weights(size), size=size)[:, 0]
+            return scan(causal_chunk, sequences, self.begin(v[:, 0]), self._weights(size, v), size=size)[:, 0]
         if self.form == "simple":
             return recompute(everywhere, k, v).expand(-1, N, -1)
-        return recompute(both_sides, k, v, *self._weights(max(BLOCK, self.window - 1)))
+        return recompute(both_sides, k, v, *self._weights(max(BLOCK, self.window - 1), v))
+
+    def _chunk_size(self, k: Tensor) -> int:
+        """Positions of a chunk of causal ``local``."""
+        return min(k.shape[1], CHUNK if k.device.type == "cpu" else LONG_CHUNK)
 
     def _some_rows(self, part: slice, k: Tensor, v: Tensor) -> Tensor:
         """The rows ``part`` of ``full``."""
@@ -133,13 +137,13 @@ class AFT(Mixer):
         rows = partial(some_rows, part.start, self.causal)
         return recompute(rows, k[:, seen], v[:, seen], self.rows[part], self.columns[seen])
 
-    def _weights(self, size: int) -> tuple[Tensor, Tensor]:
+    def _weights(self, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """exp(w) between ``size`` positions and those in reach of them, (size, columns), and beyond, a number.
 
         The columns begin ``window`` − 1 before the first row and end at the last one; in both directions they begin and
         end ``size`` positions further. Both are over a common factor, so that neither overflows.
         """
-        bias = self.bias if self.form == "local" else self.out.weight.new_zeros(1)
+        bias = self.bias if self.form == "local" else like.new_zeros(1)
         bias = bias.to(accumulator(bias))
         before, after, least = (self.window - 1, 0, 0) if self.causal else (size, size, 1 - self.window)
         place = torch.arange(before + size + after, device=bias.device)
@@ -154,7 +158,7 @@ class AFT(Mixer):
         """``full``: keys and values so far, (B, 1, 0, C) each. Else the state of ``causal_chunk``."""
         B, C = x.shape
         if self.form == "full":
-            return empty(x[:, None].to(self.qkv.weight.dtype))
+            return empty(x[:, None].to(dtype_of(self.qkv, x)))
         total = torch.zeros(B, 1, 1, 2 * C, dtype=accumulator(x), device=x.device)
         values = total.new_zeros(B, 1, self.window - 1, C)
         return total, total.new_full((B, 1, 1, C), -math.inf), values - math.inf, values
@@ -170,21 +174,35 @@ class AFT(Mixer):
                 mixed = (weights * values).sum(1, keepdim=True)
             else:
                 sequences = k[:, None], v[:, None]
-                mixed, tensors = scan_step(causal_chunk, position, sequences, tensors, self._weights(1))
+                mixed, tensors = scan_step(causal_chunk, position, sequences, tensors, self._weights(1, v))
                 mixed = mixed[:, 0]
             mixed = torch.sigmoid(q) * mixed.to(q.dtype)
         return self.out(mixed), tensors
 
+    def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        before = self.begin(x[:, 0])
+        with torch.autocast(x.device.type, enabled=False):
+            q, k, v = self._project(x)
+            if self.form == "full":
+                mixed, after = self._mix(k, v), fill(before, (k[:, None], v[:, None]), len(self.rows))
+            else:
+                size = self._chunk_size(k)
+                weights = self._weights(size, v)
+                mixed, after = scan_to_end(causal_chunk, (k[:, None], v[:, None]), before, weights, size=size)
+                mixed = mixed[:, 0]
+            mixed = torch.sigmoid(q) * mixed.to(v.dtype)
+        return self.out(mixed), after
+
     def state_size(self, length: int) -> int:
         """``full``: all keys and values. Else the two sums, and of ``local`` keys and values within the window."""
-        C = self.out.in_features
+        C = self.d_model
         if self.form == "full":
             return 2 * length * C
         reach = len(self.bias) if self.form == "local" else 0
         return 2 * C * (min(reach, length) + (length > reach))
 
     def cache_size(self, length: int) -> int:
-        C = self.out.in_features
+        C = self.d_model
         return 2 * room(length, len(self.rows)) * C if self.form == "full" else (2 * self.window + 1) * C
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:

@@ -39,7 +39,7 @@ from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
 from zoo.embeddings import RotaryPositions
 from zoo.functional import accumulator
 from zoo.registry import register
-from zoo.scan import CHUNK, fold, is_long, scan, scan_both, scan_step
+from zoo.scan import CHUNK, fold, is_long, scan, scan_both, scan_step, scan_to_end
 
 LOWEST = -1e30  # the logarithm of no weight
 
@@ -111,6 +111,10 @@ class Based(Mixer):
             q, k, v = self._project(x, position)
             mixed, tensors = scan_step(self._chunk, position, (q, k, v), tensors)
             return self._finish(mixed, x), tensors
+
+    def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        mixed, after = scan_to_end(self._chunk, self._project(x), self.begin(x), folds=True)
+        return self._finish(mixed, x), after
 
     def _project(self, x: Tensor, first: int = 0) -> Tensors:
         """Queries and keys (B, H, N, d), both divided by d^¼ and in float32 at least, and values (B, H, N, D)."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from zoo.blocks import KERNELS, attend_layout, attend_layout_next, kernel_name, random_layout, row_width
-from zoo.cache import empty, room
+from zoo.cache import empty, fill, room
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
 from zoo.registry import register
 
@@ -102,6 +102,9 @@ class BlockSparseAttention(Attention):
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         size, max_len = self.config.block_size, self.dims.max_len
         return attend_layout_next(q, k, v, self.layout, size, tensors, position, max_len)
+
+    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
+        return self.forward(q, k, v), fill(empty(v[:, :, 0]), (k, v), self.dims.max_len)
 
     def state_size(self, length: int) -> int:
         """Of rows that are not global; of a given layout the row that sees most."""

@@ -22,7 +22,14 @@ import torch
 from torch import Tensor
 
 from zoo.contract import Attention, Dims, Tensors, Traits
-from zoo.kernel_attention import FeatureMap, empty_state, kernel_attention, kernel_state_size, kernel_step
+from zoo.kernel_attention import (
+    FeatureMap,
+    empty_state,
+    kernel_absorb,
+    kernel_attention,
+    kernel_state_size,
+    kernel_step,
+)
 from zoo.registry import register
 
 
@@ -68,6 +75,9 @@ class CosformerAttention(Attention):
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         return kernel_step(q, k, v, self._features(), tensors, position)
+
+    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
+        return kernel_absorb(q, k, v, self._features())
 
     def state_size(self, length: int) -> int:
         return kernel_state_size(self.dims, 2 * self.dims.d_head)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from zoo.blocks import KERNELS, Part, Span, attend, attend_next, causal_bias, kept, kernel_name
-from zoo.cache import empty, room
+from zoo.cache import empty, fill, room
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
 from zoo.registry import register
 
@@ -77,6 +77,9 @@ class DilatedAttention(Attention):
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         parts = levels(position + 1, *self._pattern, q.device, first=position)
         return attend_next(q, k, v, parts, tensors, position, self.dims.max_len)
+
+    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
+        return self.forward(q, k, v), fill(empty(v[:, :, 0]), (k, v), self.dims.max_len)
 
     def state_size(self, length: int) -> int:
         """A position stands in level p in every r_p-th head; it sees w others, w / a of them in the level before."""

@@ -49,6 +49,7 @@ class FNet(Mixer):
 
     def __init__(self, dims: Dims, config: FNetConfig) -> None:
         super().__init__()
+        self.d_model = dims.d_model
         self.out = nn.Linear(dims.d_model, dims.d_model)
         nn.init.normal_(self.out.weight, std=dims.d_model**-0.5)
         nn.init.zeros_(self.out.bias)
@@ -59,7 +60,7 @@ class FNet(Mixer):
 
     def state_size(self, length: int) -> int:
         """The spectrum: as many numbers as the input has."""
-        return length * self.out.in_features
+        return length * self.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return Kernel("torch FFT")

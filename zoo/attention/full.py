@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
-from zoo.cache import cached_attention, empty, room
+from zoo.cache import cached_attention, empty, fill, room
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, one_of
 from zoo.functional import SDPA_NAMES, full_attention, sdpa_kernel_name
 from zoo.registry import register
@@ -79,6 +79,9 @@ class FullAttention(Attention):
                 f"full.kernel={self.config.kernel!r} cannot run on {q.device.type} with {q.dtype}{beside}; "
                 "use kernel='auto'"
             ) from error
+
+    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
+        return self.forward(q, k, v), fill(empty(v[:, :, 0]), (k, v), self.dims.max_len)
 
     def state_size(self, length: int) -> int:
         return 2 * length * self.dims.d_model

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
 from zoo.functional import accumulator, convolve_taps, recompute
 from zoo.registry import register
-from zoo.scan import delta, recur, runs_on_fla, scan, scan_both, scan_step
+from zoo.scan import delta, recur, runs_on_fla, scan, scan_both, scan_step, scan_to_end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +128,10 @@ class GatedDeltaNet(Mixer):
     def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         read, tensors = scan_step(chunk, position, self._sequences(x), tensors, (self.conv,))
         return self._leave(x, read), tensors
+
+    def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        read, after = scan_to_end(chunk, self._sequences(x), self.begin(x[:, 0]), (self.conv,), folds=True)
+        return self._leave(x, read), after
 
     def state_size(self, length: int) -> int:
         """S, and the inputs of the convolution before a query, in each direction."""

@@ -32,7 +32,7 @@ from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
 from zoo.embeddings import RotaryPositions
 from zoo.functional import accumulator, recompute
 from zoo.registry import register
-from zoo.scan import fold, scan, scan_step, together
+from zoo.scan import fold, scan, scan_step, scan_to_end, together
 
 EPSILON = 1e-6  # of the norm
 
@@ -108,6 +108,12 @@ class GatedAttentionUnit(Mixer):
             sequences = v, z, torch.ones_like(z[..., :1], dtype=torch.bool)
             mixed, tensors = scan_step(self._causal, position, sequences, tensors, (self.scale, self.offset))
             return self._finish(u, mixed), tensors
+
+    def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        u, v, z = self._project(x)
+        sequences, size = (v, z, torch.ones_like(z[..., :1], dtype=torch.bool)), self.chunk * together(v, self.chunk)
+        mixed, after = scan_to_end(self._causal, sequences, self.begin(x), (self.scale, self.offset), size=size)
+        return self._finish(u, mixed), after
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         """u, v (B, 1, N, e) and z (B, 1, N, s), before their SiLU, which is taken in float32 at least."""

@@ -27,7 +27,14 @@ from torch import Tensor, nn
 
 from zoo.contract import Attention, Dims, Tensors, Traits
 from zoo.functional import accumulator, recompute
-from zoo.kernel_attention import FeatureMap, empty_state, kernel_attention, kernel_state_size, kernel_step
+from zoo.kernel_attention import (
+    FeatureMap,
+    empty_state,
+    kernel_absorb,
+    kernel_attention,
+    kernel_state_size,
+    kernel_step,
+)
 from zoo.registry import register
 
 BUDGET = 2**22  # weights of one chunk of rows in the distillation loss
@@ -70,6 +77,10 @@ class HedgehogAttention(Attention):
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         q, k = q @ self.query_map.to(q.dtype), k @ self.key_map.to(k.dtype)
         return kernel_step(q, k, v, self.features, tensors, position)
+
+    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
+        q, k = q @ self.query_map.to(q.dtype), k @ self.key_map.to(k.dtype)
+        return kernel_absorb(q, k, v, self.features)
 
     def state_size(self, length: int) -> int:
         return kernel_state_size(self.dims, self.features.size)

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least
 from zoo.convolution import convolve
-from zoo.functional import accumulator, convolve_taps, recompute
+from zoo.functional import accumulator, convolve_taps, dtype_of, precisely, recompute
 from zoo.registry import register
 
 TAPS = 3  # of the short convolution
@@ -112,28 +112,27 @@ class Hyena(Mixer):
             return self._output(z * gates[0])
 
     def _project(self, x: Tensor) -> Tensor:
-        u: Tensor = self.project(x.to(self.project.weight.dtype))
+        u: Tensor = self.project(x.to(dtype_of(self.project, x)))
         return u.to(accumulator(u))
 
     def _output(self, y: Tensor) -> Tensor:
-        out: Tensor = self.out(y.to(self.out.weight.dtype))
+        out: Tensor = self.out(y.to(dtype_of(self.out, y)))
         return out
 
     def _filters(self, length: int, *, two_sided: bool) -> Tensor:
         """(P − 1, C, K): the lags from 0, or from −(N − 1), to N − 1."""
-        hidden = [parameter for linear in self.hidden for parameter in linear.parameters()]
         write = partial(self._write, 1 - length if two_sided else 0, length)
-        return recompute(write, self.frequency, self.write.weight, *hidden)
+        return recompute(write, self.frequency, calls=[*self.hidden, self.write])
 
-    def _write(self, first: int, last: int, frequency: Tensor, write: Tensor, *hidden: Tensor) -> Tensor:
+    def _write(self, first: int, last: int, frequency: Tensor) -> Tensor:
         """The filters at the lags ``first`` … ``last − 1``."""
-        dtype = accumulator(write)
-        t = torch.arange(first, last, dtype=dtype, device=write.device)[:, None] / self.max_len
-        angles = 2 * math.pi * t * torch.arange(1, BANDS + 1, dtype=dtype, device=write.device)
+        dtype, device = accumulator(frequency), frequency.device
+        t = torch.arange(first, last, dtype=dtype, device=device)[:, None] / self.max_len
+        angles = 2 * math.pi * t * torch.arange(1, BANDS + 1, dtype=dtype, device=device)
         h = torch.cat([t, angles.cos(), angles.sin()], dim=-1)
-        for weight, bias in zip(hidden[::2], hidden[1::2], strict=True):
-            h = torch.sin(frequency * F.linear(h, weight.to(dtype), bias.to(dtype)))
-        h = (h @ write.to(dtype).T).view(len(t), self.order - 1, -1) * self._window(t)[:, None]
+        for linear in self.hidden:
+            h = torch.sin(frequency * precisely(linear, h))
+        h = precisely(self.write, h).view(len(t), self.order - 1, -1) * self._window(t)[:, None]
         return h.permute(1, 2, 0)
 
     def _window(self, t: Tensor) -> Tensor:
@@ -166,6 +165,22 @@ class Hyena(Mixer):
                 since = (recent[i] * inputs[:, i, position - place : position + 1]).sum(1)
                 z = carried[:, i, place] + since + self.skip[i] * z
             return self._output((z * gates[0])[:, None]), (u[:, 1:], inputs, carried)
+
+    def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        N, begun = x.shape[1], (x.shape[1] - 1) // BLOCK * BLOCK
+        inputs, carried = [], []
+        past = self.begin(x[:, 0])[0]
+        with torch.autocast(x.device.type, enabled=False):
+            u = torch.cat([past, self._project(x)], dim=1)
+            *gates, z = convolve_taps(u, self.taps).chunk(self.order + 1, dim=-1)
+            filters = self._filters(begun + BLOCK, two_sided=False)
+            for gate, skip, h in zip(gates[:0:-1], self.skip, filters, strict=True):
+                z = F.pad(z * gate, (0, 0, 0, begun + BLOCK - N))  # so that it gives to the rest of its block too
+                y = convolve(z, h)
+                inputs.append(z)
+                carried.append(y[:, begun:] - convolve(z[:, begun:], h[:, :BLOCK]))
+                z = (y + skip * z)[:, :N]
+            return self._output(z * gates[0]), (u[:, N:].clone(), torch.stack(inputs, 1), torch.stack(carried, 1))
 
     def state_size(self, length: int) -> int:
         """The inputs of the long convolutions."""

@@ -15,7 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.contract import Attention, Dims, Tensors, Traits
-from zoo.kernel_attention import FeatureMap, empty_state, kernel_attention, kernel_state_size, kernel_step
+from zoo.kernel_attention import (
+    FeatureMap,
+    empty_state,
+    kernel_absorb,
+    kernel_attention,
+    kernel_state_size,
+    kernel_step,
+)
 from zoo.registry import register
 
 
@@ -52,6 +59,9 @@ class LinearAttention(Attention):
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         return kernel_step(q, k, v, self.features, tensors, position)
+
+    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
+        return kernel_absorb(q, k, v, self.features)
 
     def state_size(self, length: int) -> int:
         return kernel_state_size(self.dims, self.dims.d_head)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from zoo.blocks import KERNELS, Part, attend, kept, kernel_name, window_block, window_spans
-from zoo.cache import cached_attention, empty, room
+from zoo.cache import cached_attention, empty, fill, room
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
 from zoo.registry import register
 
@@ -66,6 +66,9 @@ class LocalAttention(Attention):
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         return cached_attention(q, k, v, tensors, position, self.kept)
+
+    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
+        return self.forward(q, k, v), fill(empty(v[:, :, 0]), (k, v), self.kept)
 
     def state_size(self, length: int) -> int:
         sides = 1 if self.causal else 2

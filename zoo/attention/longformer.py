@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.blocks import KERNELS, Part, Span, attend, kept, kernel_name, window_block, window_spans
-from zoo.cache import cached_attention, empty, room
+from zoo.cache import cached_attention, empty, fill, room
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
 from zoo.embeddings import RotaryPositions
 from zoo.functional import full_attention, split
@@ -62,7 +62,7 @@ class LongformerAttention(Mixer):
 
     def __init__(self, dims: Dims, config: LongformerConfig) -> None:
         super().__init__()
-        self.causal, self.config, self.n_heads = dims.causal, config, dims.n_heads
+        self.causal, self.config, self.n_heads, self.d_model = dims.causal, config, dims.n_heads, dims.d_model
         self.kept = min(config.n_global + config.window + 1, dims.max_len)  # positions, by the step form
         C = dims.d_model
         self.qkv = nn.Linear(C, 3 * C)
@@ -77,11 +77,8 @@ class LongformerAttention(Mixer):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        n_global, window, kernel = self.config.n_global, self.config.window, self.config.kernel
-        q, k, v = (self._heads(part) for part in split(self.qkv(x), 3))
-        parts = kept(window_and_globals, x.shape[1], window, n_global, self.causal, x.device, like=x)
-        mixed = attend(self._turn(q), self._turn(k), v, parts, key_padding_mask=key_padding_mask, kernel=kernel)
-        mixed = rearrange(mixed, "b h n d -> b n (h d)")
+        n_global = self.config.n_global
+        mixed = self._leading_and_near(*self._project(x), key_padding_mask)
         if self.global_q is not None and self.global_kv is not None:
             q = self._heads(self.global_q(x[:, :n_global]))
             k, v = (self._heads(part) for part in split(self.global_kv(x), 2))
@@ -89,6 +86,18 @@ class LongformerAttention(Mixer):
             mixed = torch.cat([rearrange(seen, "b h g d -> b g (h d)"), mixed[:, n_global:]], dim=1)
         y: Tensor = self.out(mixed)
         return y
+
+    def _project(self, x: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, N, C) of the positions from ``first`` on -> q, k, v (B, H, N, D)."""
+        q, k, v = (self._heads(part) for part in split(self.qkv(x), 3))
+        return self._turn(q, first), self._turn(k, first), v
+
+    def _leading_and_near(self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
+        """What queries see in their window and of the global keys. (B, N, C)."""
+        n_global, window, kernel = self.config.n_global, self.config.window, self.config.kernel
+        parts = kept(window_and_globals, q.shape[2], window, n_global, self.causal, q.device, like=q)
+        mixed = attend(q, k, v, parts, key_padding_mask=key_padding_mask, kernel=kernel)
+        return rearrange(mixed, "b h n d -> b n (h d)")
 
     def _heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "b n (h d) -> b h n d", h=self.n_heads)
@@ -100,22 +109,26 @@ class LongformerAttention(Mixer):
         return empty(rearrange(x, "b (h d) -> b h d", h=self.n_heads))
 
     def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
-        q, k, v = (self._heads(part) for part in split(self.qkv(x), 3))
-        q, k = self._turn(q, position), self._turn(k, position)
+        q, k, v = self._project(x, position)
         mixed, tensors = cached_attention(q, k, v, tensors, position, self.kept, self.config.n_global)
         return self.out(rearrange(mixed, "b h n d -> b n (h d)")), tensors
+
+    def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        q, k, v = self._project(x)
+        kept = fill(self.begin(x[:, 0]), (k, v), self.kept, self.config.n_global)
+        return self.out(self._leading_and_near(q, k, v)), kept
 
     def state_size(self, length: int) -> int:
         """The window and the global tokens; these themselves see all."""
         sides = 1 if self.causal else 2
         seen = sides * self.config.window + 1 + self.config.n_global
-        return 2 * min(seen, length) * self.out.in_features
+        return 2 * min(seen, length) * self.d_model
 
     def cache_size(self, length: int) -> int:
-        return 2 * room(length, self.kept) * self.out.in_features
+        return 2 * room(length, self.kept) * self.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
-        return kernel_name(x, self.config.kernel)
+        return kernel_name(self._heads(x), self.config.kernel)
 
 
 def window_and_globals(length: int, window: int, n_global: int, causal: bool, device: torch.device) -> list[Part]:

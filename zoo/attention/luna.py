@@ -64,7 +64,7 @@ class Luna(Mixer):
     def __init__(self, dims: Dims, config: LunaConfig) -> None:
         super().__init__()
         C = dims.d_model
-        self.n_heads = dims.n_heads
+        self.n_heads, self.d_model = dims.n_heads, dims.d_model
         contexts = 1 if config.tie_kv else 2  # (key = value) or (key, value)
         self.memory = nn.Parameter(torch.randn(config.projected_len, C))
         self.pack_query = nn.Linear(C, C)
@@ -94,7 +94,7 @@ class Luna(Mixer):
 
     def _context(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N, C or 2 C) -> keys and values, (B, H, N, D) each."""
-        k, *v = rearrange(x, "b n (i c) -> i b n c", c=self.out.in_features)
+        k, *v = rearrange(x, "b n (i c) -> i b n c", c=self.d_model)
         return self._heads(k), self._heads(v[0] if v else k)
 
     def state_size(self, length: int) -> int:

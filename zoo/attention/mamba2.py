@@ -33,7 +33,17 @@ from torch import Tensor, nn
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
 from zoo.functional import accumulator, convolve_taps
 from zoo.registry import register
-from zoo.scan import KERNELS, decayed, kernel_name, runs_on_triton, scan, scan_both, scan_on_triton, scan_step
+from zoo.scan import (
+    KERNELS,
+    decayed,
+    kernel_name,
+    runs_on_triton,
+    scan,
+    scan_both,
+    scan_on_triton,
+    scan_step,
+    scan_to_end,
+)
 
 EPSILON = 1e-5  # of RMSNorm
 DECAYS = (1.0, 16.0)  # -a at first, uniform
@@ -157,6 +167,14 @@ class Mamba2(Mixer):
         (sequences,) = self._sequences(window, step)
         y, after = scan_step(ssd, position, sequences, (state,), (self._a(),))
         return self._close(y, self.skip[:, None], sequences[2], z), (window[:, 1:], *after)
+
+    def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        past, state = self.begin(x)
+        z, mixed, step = self.project(x).split(self.sizes, dim=-1)
+        window = torch.cat([past, mixed], dim=1)
+        (sequences,) = self._sequences(window, step)
+        y, after = scan_to_end(ssd, sequences, (state,), (self._a(),), folds=True)
+        return self._close(y, self.skip[:, None], sequences[2], z), (window[:, x.shape[1] :].clone(), *after)
 
     def state_size(self, length: int) -> int:
         """S of each direction, and what the convolution reads of other positions."""

@@ -35,7 +35,7 @@ class MeanMixing(Mixer):
 
     def __init__(self, dims: Dims, config: MeanConfig) -> None:
         super().__init__()
-        self.causal = dims.causal
+        self.d_model, self.causal = dims.d_model, dims.causal
         self.value = nn.Linear(dims.d_model, dims.d_model)
         self.out = nn.Linear(dims.d_model, dims.d_model)
 
@@ -61,8 +61,11 @@ class MeanMixing(Mixer):
         mean = (total / (position + 1)).to(x.dtype)[:, None]
         return self.out(self.value(mean)), (total,)
 
+    def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        return self.forward(x), (x.sum(1, dtype=accumulator(x)),)
+
     def state_size(self, length: int) -> int:
-        return self.out.in_features
+        return self.d_model
 
     def cache_size(self, length: int) -> int:
-        return self.out.in_features
+        return self.d_model

@@ -41,7 +41,10 @@ class NoMixing(Mixer):
         return ()
 
     def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
-        return self(x), ()
+        return self.out(self.value(x)), ()
+
+    def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        return self.forward(x), ()
 
     def state_size(self, length: int) -> int:
         return 0

@@ -22,7 +22,14 @@ import torch
 from torch import Tensor
 
 from zoo.contract import Attention, Dims, Tensors, Traits, at_least
-from zoo.kernel_attention import FeatureMap, empty_state, kernel_attention, kernel_state_size, kernel_step
+from zoo.kernel_attention import (
+    FeatureMap,
+    empty_state,
+    kernel_absorb,
+    kernel_attention,
+    kernel_state_size,
+    kernel_step,
+)
 from zoo.registry import register
 
 
@@ -82,6 +89,9 @@ class PerformerAttention(Attention):
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         return kernel_step(q, k, v, self._features(), tensors, position)
+
+    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
+        return kernel_absorb(q, k, v, self._features())
 
     def _features(self) -> FeatureMap:
         return FeatureMap(self._queries, self._keys, size=len(self.projection), logarithmic=True)

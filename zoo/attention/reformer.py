@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.blocks import KERNELS, Part, Span, attend, attend_rows, kept, kernel_name, seen_rows
-from zoo.cache import append, empty, room
+from zoo.cache import append, empty, fill, room
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
 from zoo.functional import accumulator
 from zoo.registry import register
@@ -89,10 +89,15 @@ class ReformerAttention(Attention):
             parts = [self._round(q, rotation, key_padding_mask) for rotation in self.rotations]
         return attend(q, k, v, parts, scale=1.0, kernel=self.config.kernel)
 
-    def _round(self, q: Tensor, rotation: Tensor, key_padding_mask: Tensor | None) -> Part:
-        """Who sees whom in one round: a chunk sees itself and the chunk before it. Padding stands in no chunk."""
+    def _round(
+        self, q: Tensor, rotation: Tensor, key_padding_mask: Tensor | None, hashed: Tensor | None = None
+    ) -> Part:
+        """Who sees whom in one round: a chunk sees itself and the chunk before it. Padding stands in no chunk.
+
+        hashed: what ``_hash`` has found, where it is known.
+        """
         size = self.config.bucket_size
-        position, bucket = self._slots(q, rotation, key_padding_mask)
+        position, bucket = self._slots(q, rotation, key_padding_mask, hashed)
         chunks = position.shape[-1] // size
         (chunked,) = kept(neighbours, chunks, size, q.device, like=q)
         return replace(
@@ -102,7 +107,9 @@ class ReformerAttention(Attention):
             labels=bucket if self.causal else None,
         )
 
-    def _slots(self, q: Tensor, rotation: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _slots(
+        self, q: Tensor, rotation: Tensor, key_padding_mask: Tensor | None, hashed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Sort the positions of one round.
 
         Returns:
@@ -117,7 +124,8 @@ class ReformerAttention(Attention):
             half = half_buckets((~padding).sum(1), size)  # (B,)
             rotation = rotation[..., : int(half_buckets(torch.tensor(N), size))]
         nowhere = max(1, 2 * rotation.shape[-1])  # one past the last bucket: where padding goes
-        bucket = self._hash(q, rotation, half).masked_fill(padding[:, None], nowhere)
+        bucket = self._hash(q, rotation, half) if hashed is None else hashed
+        bucket = bucket.masked_fill(padding[:, None], nowhere)
         bucket, order = bucket.sort(stable=True)  # (B, H, N)
         order = order.masked_fill(bucket == nowhere, -1)
         if not self.causal:
@@ -167,6 +175,14 @@ class ReformerAttention(Attention):
         places, bias = seen_rows(times)
         bias = bias.masked_fill(places == position, SELF)
         return attend_rows(q, keys, values, places, bias, scale=1.0), tensors
+
+    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
+        k = F.normalize(q, dim=-1, eps=1e-6)
+        buckets = [self._hash(q, rotation) for rotation in self.rotations]
+        rounds = zip(self.rotations, buckets, strict=True)
+        parts = [self._round(q, rotation, None, hashed) for rotation, hashed in rounds]
+        kept = fill(self.begin(v[:, :, 0]), (k, v, torch.stack(buckets, dim=-1)), self.dims.max_len)
+        return attend(q, k, v, parts, scale=1.0), kept
 
     def state_size(self, length: int) -> int:
         """Two chunks a round, where no two rounds bring the same."""

@@ -30,7 +30,17 @@ from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
 from zoo.embeddings import angles, turned
 from zoo.functional import accumulator
 from zoo.registry import register
-from zoo.scan import KERNELS, decayed, kernel_name, runs_on_triton, scan, scan_both, scan_on_triton, scan_step
+from zoo.scan import (
+    KERNELS,
+    decayed,
+    kernel_name,
+    runs_on_triton,
+    scan,
+    scan_both,
+    scan_on_triton,
+    scan_step,
+    scan_to_end,
+)
 
 EPSILON = 1e-6  # of GroupNorm
 
@@ -133,6 +143,12 @@ class RetNet(Mixer):
         q, k, v, gate = self._project(x, torch.tensor([position], device=x.device))
         y, tensors = scan_step(decayed, position, (q, k, v, self._log_decay(q)), tensors)
         return self._close(y, gate), tensors
+
+    def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        q, k, v, gate = self._project(x, torch.arange(x.shape[1], device=x.device))
+        log_decay = self._log_decay(q).expand(-1, -1, x.shape[1])
+        y, after = scan_to_end(decayed, (q, k, v, log_decay), self.begin(x), folds=True)
+        return self._close(y, gate), after
 
     def state_size(self, length: int) -> int:
         """S, of each direction."""

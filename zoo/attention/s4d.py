@@ -29,6 +29,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least
@@ -109,6 +110,12 @@ class S4D(Mixer):
         y = 2 * (state * weights[0]).sum(-1).real
         return self._output(y[:, None], x), (torch.view_as_real(state),)
 
+    def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        powers, weights = discretise(*self._parameters_of_kernel())
+        fine, coarse = exponentials(x.shape[1], powers)
+        y = convolve(x, kernels_of(x.shape[1], weights, fine, coarse))
+        return self._output(y, x), (torch.view_as_real(final_state(x, fine, coarse)),)
+
     def state_size(self, length: int) -> int:
         """One state a channel, and where both directions are seen one of the future."""
         return self.readout.numel()
@@ -132,12 +139,33 @@ def discretise(log_step: Tensor, log_real: Tensor, imaginary: Tensor, readout: T
 def kernels(length: int, log_step: Tensor, log_real: Tensor, imaginary: Tensor, readout: Tensor) -> Tensor:
     """The kernel at the lags 0 … N − 1, (C, N), or with that of the future −(N − 1) … N − 1, (C, 2 N − 1)."""
     powers, weights = discretise(log_step, log_real, imaginary, readout)
+    return kernels_of(length, weights, *exponentials(length, powers))
+
+
+def exponentials(length: int, powers: Tensor) -> tuple[Tensor, Tensor]:
+    """Ā^j for j below b, about √N, (C, n, b), and Ā^(r·b) for the rows of b that N positions fill, (C, rows, n)."""
     width = math.isqrt(length - 1) + 1
     place = torch.arange(width, dtype=powers.real.dtype, device=powers.device)
-    fine = (powers[..., None] * place).exp()  # (C, n, width)
-    coarse = weights[:, :, None] * (powers[:, None] * width * place[: -(-length // width), None]).exp()
-    with torch.autocast(powers.device.type, enabled=False):
+    fine = (powers[..., None] * place).exp()
+    return fine, (powers[:, None] * width * place[: -(-length // width), None]).exp()
+
+
+def kernels_of(length: int, weights: Tensor, fine: Tensor, coarse: Tensor) -> Tensor:
+    """What ``kernels`` returns, given ``C B̄`` and the powers of Ā."""
+    coarse = weights[:, :, None] * coarse
+    with torch.autocast(fine.device.type, enabled=False):
         rows = torch.cat([coarse.real, -coarse.imag], dim=-1)  # (directions, C, rows, 2 n)
-        both = 2 * (rows @ torch.cat([fine.real, fine.imag], dim=-2))  # (directions, C, rows, width)
+        both = 2 * (rows @ torch.cat([fine.real, fine.imag], dim=-2))  # (directions, C, rows, b)
     past, *future = both.flatten(-2)[..., :length]
     return torch.cat([future[0][:, : length - 1].flip(-1), past], dim=-1) if future else past
+
+
+def final_state(x: Tensor, fine: Tensor, coarse: Tensor) -> Tensor:
+    """``Σ_l Ā^l x_(N − 1 − l)`` of x (B, N, C), given the powers of Ā. (B, C, n), complex."""
+    (C, n, width), B = fine.shape, len(x)
+    rows = F.pad(x.flip(1), (0, 0, 0, -x.shape[1] % width)).to(fine.real.dtype)
+    rows = rearrange(rows, "b (r w) c -> c (b r) w", w=width)
+    with torch.autocast(x.device.type, enabled=False):
+        real, imaginary = ((rows @ part.mT).view(C, B, coarse.shape[1], n) for part in (fine.real, fine.imag))
+    total: Tensor = (torch.complex(real, imaginary) * coarse[:, None]).sum(2)
+    return total.transpose(0, 1).contiguous()

@@ -31,7 +31,7 @@ from einops import rearrange
 from torch import Tensor
 
 from zoo.blocks import HIDDEN
-from zoo.cache import append, empty, room
+from zoo.cache import append, empty, fill, room
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
 from zoo.functional import accumulator, pad_to_multiple, recompute, sdpa_kernel_name
 from zoo.registry import register
@@ -82,6 +82,12 @@ class SinkhornAttention(Attention):
         self.buckets = -(-dims.max_len // self.size)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        return self._forward(q, k, v, key_padding_mask)[0]
+
+    def _forward(
+        self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The result (B, H, N, D), and the keys and values that each bucket sees, as in ``_attend``."""
         N = q.shape[2]
         size = min(self.config.bucket_size, N)
         real = None if key_padding_mask is None else ~key_padding_mask
@@ -92,8 +98,11 @@ class SinkhornAttention(Attention):
         with torch.autocast(q.device.type, enabled=False):
             return self._attend(q, k.to(q.dtype), v, real, size)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, size: int) -> Tensor:
-        """q, k, v and the result: (b, h, N, D); real: (b, n, S) bool, None = all."""
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v and the result: (b, h, N, D); real: (b, n, S) bool, None = all.
+
+        Beside the result: keys and values, (b h, n, 2 S, D), of each bucket those sorted to it and its own.
+        """
         b, h, N, D = q.shape
         q, k, v = (pad_to_multiple(x, size, -2).reshape(b, h, -1, size, D) for x in (q, k, v))
         if real is not None:
@@ -110,7 +119,7 @@ class SinkhornAttention(Attention):
             weight, best = weight.to(k.dtype).flatten(0, 1), best.flatten(0, 1)
             keys, values = (_BesidePick.apply(x, weight, best) for x in (k, v))  # type: ignore[no-untyped-call]
         out = F.scaled_dot_product_attention(q, keys, values, self._mask(seen, real, (b, h), q))
-        return out.reshape(b, h, -1, D)[:, :, :N]
+        return out.reshape(b, h, -1, D)[:, :, :N], keys, values
 
     def _allowed(self, real: Tensor | None, n: int, device: torch.device) -> Tensor | None:
         """Which buckets may be sorted to which: (b or 1, 1, n, n) bool, None = all to all."""
@@ -210,6 +219,19 @@ class SinkhornAttention(Attention):
             own_values = torch.cat([moved_values, own_values], dim=2)
         out = F.scaled_dot_product_attention(q, own_keys, own_values)
         return out, (keys, values, moved_keys, moved_values, queries, total)
+
+    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
+        out, *seen = self._forward(q, k, v)
+        sums = pad_to_multiple(q, self.size, -2).unfold(2, self.size, self.size).sum(-1, dtype=accumulator(q))
+        total = sums.cumsum(2)
+        first = q[:, :, :: self.size]
+        counts = torch.arange(1, q.shape[2] + 1, self.size, device=q.device)[:, None]
+        *own, moved_keys, moved_values, descriptors, _ = self.begin(v[:, :, 0])
+        if sums.shape[2] > 1:
+            moved_keys, moved_values = (x[:, -1, : self.size].reshape(moved_keys.shape) for x in seen)
+        (descriptors,) = fill((descriptors,), ((total - sums + first) / counts,), self.buckets)
+        keys, values = fill(tuple(own), (k, v), self.dims.max_len)
+        return out, (keys, values, moved_keys, moved_values, descriptors, total[:, :, -1:].clone())
 
     def _sorted(self, keys: Tensor, values: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
         """What is sorted to the last bucket, (B, H, S, D) twice.

@@ -36,7 +36,7 @@ from zoo.blocks import (
     window_block,
     window_spans,
 )
-from zoo.cache import append, empty, room
+from zoo.cache import append, empty, fill, room
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
 from zoo.registry import register
 
@@ -108,6 +108,15 @@ class SparseTransformerAttention(Attention):
         own, seen = place + 1, block * self.config.summary
         keys, values = (torch.cat([x[:, :, :own], y[:, :, :seen]], dim=2) for x, y in zip(near, far, strict=True))
         return F.scaled_dot_product_attention(q, keys, values), near + far
+
+    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
+        out, max_len, stride = self.forward(q, k, v), self.dims.max_len, self.config.stride
+        if self.config.pattern == "strided":
+            return out, fill(empty(v[:, :, 0]), (k, v), max_len)
+        near = fill(empty(v[:, :, 0]), (k, v), min(stride, max_len))
+        summary = torch.arange(v.shape[2], device=v.device) % stride >= stride - self.config.summary
+        far = fill(empty(v[:, :, 0]), (k[:, :, summary], v[:, :, summary]), self._summaries(max_len))
+        return out, near + far
 
     def _summaries(self, length: int) -> int:
         """Positions among the first ``length`` that are one of the last c of their block."""

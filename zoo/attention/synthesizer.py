@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from zoo.cache import append, empty, room
+from zoo.cache import append, empty, fill, room
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
 from zoo.functional import accumulator, full_attention, recompute, sdpa_kernel_name
 from zoo.registry import register
@@ -93,7 +93,10 @@ class Synthesizer(Mixer):
             nn.init.normal_(self.factors.weight, std=C**-0.5)
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        v = self._heads(self.value(x))
+        return self._mix(x, self._heads(self.value(x)), key_padding_mask)
+
+    def _mix(self, x: Tensor, v: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
+        """The result for ``x``, given its values (B, H, N, D)."""
         if self.config.kind in ("dense", "factorised_random"):
             mixed = self._fused(x, v, key_padding_mask)
         else:
@@ -125,8 +128,8 @@ class Synthesizer(Mixer):
         place = torch.arange(N, device=x.device)
         step = max(1, BUDGET // (B * H * N))
 
-        def attend(start: int, v: Tensor, source: Tensor, *weight: Tensor) -> Tensor:
-            logits = self._product(source, *weight, dtype=dtype, length=N) if weight else source.to(dtype)
+        def attend(start: int, v: Tensor, source: Tensor) -> Tensor:
+            logits = self._product(source, dtype=dtype, length=N) if self.config.kind != "random" else source.to(dtype)
             if hidden is not None:
                 logits = logits.masked_fill(hidden[:, None, None], floor)
             if self.causal:
@@ -134,15 +137,15 @@ class Synthesizer(Mixer):
             return logits.softmax(-1).to(v.dtype) @ v
 
         if self.config.kind == "random":
-            sources, weights = torch.split(self.logits[None, :, :N, :N], step, dim=-2), []
+            sources, calls = torch.split(self.logits[None, :, :N, :N], step, dim=-2), []
         else:
-            sources, weights = torch.split(x, step, dim=1), [self.factors.weight]
+            sources, calls = torch.split(x, step, dim=1), [self.factors]
         chunks = zip(range(0, N, step), sources, strict=True)
-        return torch.cat([recompute(partial(attend, start), v, source, *weights) for start, source in chunks], dim=-2)
+        return torch.cat([recompute(partial(attend, start), v, source, calls=calls) for start, source in chunks], -2)
 
-    def _product(self, x: Tensor, weight: Tensor, *, dtype: torch.dtype, length: int) -> Tensor:
+    def _product(self, x: Tensor, *, dtype: torch.dtype, length: int) -> Tensor:
         """Logits of ``factorised_dense`` for some rows x (B, rows, C): (B, H, rows, length)."""
-        factors = self._heads(F.linear(x, weight)).to(dtype)
+        factors = self._heads(self.factors(x)).to(dtype)
         needed = -(-length // self.inner)
         outer, inner = factors[..., :needed, None], factors[..., None, self.outer :]
         return (outer * inner).flatten(-2)[..., :length]
@@ -158,16 +161,20 @@ class Synthesizer(Mixer):
         if self.config.kind == "random":
             logits = self.logits[:, position:seen, :seen].to(dtype)
         elif self.config.kind == "factorised_dense":
-            logits = self._product(x, self.factors.weight, dtype=dtype, length=seen)
+            logits = self._product(x, dtype=dtype, length=seen)
         else:
             rows = F.relu(self._heads(self.hidden(x))) if self.config.kind == "dense" else self.rows[:, position:seen]
             logits = rows.to(dtype) @ self.columns[:, :seen].to(dtype).mT
         mixed = logits.softmax(-1).to(v.dtype) @ tensors[0][:, :, :seen].to(v.dtype)  # (B, H, 1, D)
         return self.out(rearrange(mixed, "b h n d -> b n (h d)")), tensors
 
+    def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        v = self._heads(self.value(x))
+        return self._mix(x, v), fill(self.begin(x[:, 0]), (v,), self.dims.max_len)
+
     def state_size(self, length: int) -> int:
         """The values: what takes the place of keys is learned, or made of the query's own token."""
-        return length * self.out.in_features
+        return length * self.dims.d_model
 
     def cache_size(self, length: int) -> int:
         """The values."""

@@ -35,7 +35,7 @@ from einops import rearrange
 from torch import Tensor
 
 from zoo.blocks import attend_rows
-from zoo.cache import append, empty, room
+from zoo.cache import append, empty, fill, room
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least
 from zoo.functional import accumulator, full_attention, sdpa_kernel_name
 from zoo.registry import register
@@ -88,6 +88,9 @@ class TopKAttention(Attention):
         logits = (q.to(wide) @ keys[:, :, :seen].to(wide).mT)[:, :, 0]  # (B, H, seen)
         _, chosen = largest(logits, min(self.config.k, seen))
         return attend_rows(q, keys, values, chosen), (keys, values)
+
+    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
+        return self.forward(q, k, v), fill(empty(v[:, :, 0]), (k, v), self.dims.max_len)
 
     def state_size(self, length: int) -> int:
         """The chosen keys and their values, not those that they were chosen from."""

@@ -19,7 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from zoo.cache import cached_attention, empty, room
+from zoo.cache import cached_attention, empty, fill, room
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits
 from zoo.functional import full_attention, sdpa_kernel_name
 from zoo.registry import register
@@ -75,6 +75,9 @@ class XformersAttention(Attention):
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         return cached_attention(q, k, v, tensors, position, self.dims.max_len)
+
+    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
+        return self.forward(q, k, v), fill(empty(v[:, :, 0]), (k, v), self.dims.max_len)
 
     def state_size(self, length: int) -> int:
         return 2 * length * self.dims.d_model

@@ -1,0 +1,98 @@
+"""What of a ``torch.nn.TransformerEncoder`` has a place in an ``Encoder``, and one line about what has none."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+THEIRS = nn.TransformerEncoderLayer
+RELU = (F.relu, F.relu_, torch.relu, torch.relu_)
+
+
+def check(encoder: nn.Module) -> list[nn.TransformerEncoderLayer]:
+    """The layers of ``encoder``; ValueError that names what cannot be taken over."""
+    if not isinstance(encoder, nn.TransformerEncoder):
+        raise ValueError(f"expected a torch.nn.TransformerEncoder, got {type(encoder).__name__}")
+    if own := _own_methods(encoder, nn.TransformerEncoder, "forward"):
+        raise ValueError(f"{type(encoder).__name__} cannot be taken over: it has a {own} of its own")
+    for name, part in encoder.named_modules():
+        if part._forward_hooks or part._forward_pre_hooks:
+            raise ValueError(
+                f"the hooks of {name or 'the encoder'} cannot be taken over: remove them (of pruned weights with "
+                "torch.nn.utils.prune.remove)"
+            )
+    layers = list(encoder.layers)
+    if not layers:
+        raise ValueError("expected an encoder with layers, got none")
+    for number, layer in enumerate(layers):
+        if reason := _obstacle(layer):
+            raise ValueError(f"layer {number} cannot be taken over: {reason}")
+    if encoder.norm is not None and (reason := _norm_obstacle(encoder.norm, layers[-1].self_attn.embed_dim)):
+        raise ValueError(f"the final norm cannot be taken over: {reason}")
+    return layers
+
+
+def activation_of(layer: nn.TransformerEncoderLayer) -> Literal["relu", "gelu"] | None:
+    """The name of its activation here; None where there is none."""
+    function = layer.activation
+    if type(function) is nn.ReLU or function in RELU:
+        return "relu"
+    if isinstance(function, partial) and function.func is F.gelu and not function.args:
+        exact = function.keywords.get("approximate", "none") == "none"
+    else:
+        exact = function is F.gelu or (type(function) is nn.GELU and function.approximate == "none")
+    return "gelu" if exact else None
+
+
+def _obstacle(layer: nn.Module) -> str:
+    """What of a layer has no place here; empty where all has."""
+    if not isinstance(layer, THEIRS):
+        return f"expected a TransformerEncoderLayer, got {type(layer).__name__}"
+    if own := _own_methods(layer, THEIRS, "forward", "_sa_block", "_ff_block"):
+        return f"{type(layer).__name__} has a {own} of its own"
+    attention = layer.self_attn
+    if not isinstance(attention, nn.MultiheadAttention) or _own_methods(attention, nn.MultiheadAttention, "forward"):
+        return f"expected self_attn to be a MultiheadAttention, got {type(attention).__name__}"
+    if not attention.batch_first:
+        return (
+            "it takes (N, B, d_model), and an Encoder (B, N, d_model): load its state_dict into one with "
+            "batch_first=True, and transpose inputs and outputs"
+        )
+    if attention.add_zero_attn:
+        return "no attention here has add_zero_attn"
+    if attention.bias_k is not None:
+        return "no attention here has add_bias_kv"
+    if attention.in_proj_weight is None:
+        return f"keys and values of other widths than d_model (kdim={attention.kdim}, vdim={attention.vdim})"
+    linears = {"linear1": layer.linear1, "linear2": layer.linear2, "self_attn.out_proj": attention.out_proj}
+    for name, linear in linears.items():
+        if not isinstance(linear, nn.Linear) or _own_methods(linear, nn.Linear, "forward"):
+            return f"expected {name} to be a Linear, got {type(linear).__name__}"
+    for name in ("norm1", "norm2"):
+        if reason := _norm_obstacle(getattr(layer, name), attention.embed_dim):
+            return f"{name}: {reason}"
+    for name in ("dropout", "dropout1", "dropout2"):
+        if type(getattr(layer, name)) is not nn.Dropout:
+            return f"expected {name} to be a Dropout, got {type(getattr(layer, name)).__name__}"
+    if layer.dropout1.p != layer.dropout2.p:
+        return f"expected one dropout after both sublayers, got {layer.dropout1.p} and {layer.dropout2.p}"
+    if activation_of(layer) is None:
+        return f"expected an encoder with relu or gelu, got {layer.activation}"
+    return ""
+
+
+def _norm_obstacle(norm: nn.Module, width: int) -> str:
+    if type(norm) not in (nn.LayerNorm, nn.RMSNorm, nn.Identity):
+        return f"expected a LayerNorm, an RMSNorm or an Identity, got {type(norm).__name__}"
+    shape = getattr(norm, "normalized_shape", (width,))
+    return "" if tuple(shape) == (width,) else f"expected one over {width} features, got one over {tuple(shape)}"
+
+
+def _own_methods(module: nn.Module, kind: type[nn.Module], *names: str) -> str:
+    """The first of these methods that is not that of ``kind``, empty where there is none."""
+    own = [name for name in names if name in vars(module) or getattr(type(module), name) is not getattr(kind, name)]
+    return own[0] if own else ""
