@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend
+from torch.nn.utils import parametrize
 
 from zoo.contract import Kernel, Traits
 
@@ -187,7 +188,16 @@ def as_function(module: nn.Module) -> tuple[Callable[..., Tensor], list[Tensor]]
     """``module`` as a function of its inputs and, after them, of the tensors that it learns; and these tensors.
 
     Its other tensors stay those of now: ``torch.func.functional_call`` takes what it lends away again before backward.
+
+    Raises:
+        ValueError: parametrized weights that are cached, so that backward could not compute them again.
     """
+    cached = parametrize._cache_enabled and torch.is_grad_enabled()
+    if cached and any(parametrize.is_parametrized(part) for part in module.modules()):
+        raise ValueError(
+            "expected parametrized weights that backward can compute again, got them cached: train without "
+            "torch.nn.utils.parametrize.cached()"
+        )
     tensors = tensors_of(module)
     learned = {id(x): x for x in tensors.values() if x.requires_grad}
 

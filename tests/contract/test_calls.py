@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from tests.conftest import Case, cases
 from zoo import Encoder
@@ -19,6 +19,7 @@ LENGTH = 24
 ONCE = {case.name: case for case in sorted(cases(), key=lambda case: case.causal)}  # one of each, causal if it can
 MEMORY = ["checkpointing", "reversible"]
 EACH = [(case, "plain") for case in cases()] + [(case, form) for case in ONCE.values() for form in MEMORY]
+IN_STEPS = [(case, form) for case, form in EACH if case.causal and form != "checkpointing"]
 IN_EACH_FORM = pytest.mark.parametrize(("one", "form"), EACH, ids=str)
 
 
@@ -68,7 +69,9 @@ def scaled(_part: nn.Module, _inputs: object, result: Any) -> Any:
     return tuple(1.01 * x for x in result) if isinstance(result, tuple) else 1.01 * result
 
 
-@pytest.mark.parametrize(("one", "form"), [(case, form) for case, form in EACH if case.causal], ids=str)
+@pytest.mark.parametrize(
+    ("one", "form"), [pair for pair in EACH if pair[0].causal and pair[1] != "checkpointing"], ids=str
+)
 def test_what_hooks_make_of_results_counts_in_steps_as_in_forward(one: Case, form: str) -> None:
     encoder = make(one, form).double().eval()
     before = encoder(tokens())
@@ -152,6 +155,26 @@ def test_changed_weights_count_and_learn(name: str, change: str, form: str) -> N
         y.square().mul(torch.arange(16)).sum().backward()
     assert ((y - before).abs().max() > 1e-3) == (change != "weight_norm")
     assert [key for key, parameter in encoder.named_parameters() if parameter.grad is None] == []
+
+
+REPEATED = [("full", form) for form in MEMORY] + [("hyena", "plain")]
+
+
+@pytest.mark.parametrize(("variant", "form"), [("full", "plain"), *REPEATED])
+def test_cached_weights_learn_or_are_refused(variant: str, form: str) -> None:
+    encoder = make(Case(variant), form)
+    for part in list(encoder.modules()):
+        if isinstance(part, nn.Linear):
+            parametrizations.weight_norm(part)
+    with parametrize.cached(), torch.no_grad():
+        assert encoder(tokens()).isfinite().all()
+    with parametrize.cached():
+        if (variant, form) not in REPEATED:
+            encoder(tokens()).sum().backward()
+            assert all(parameter.grad is not None for parameter in encoder.parameters())
+        else:
+            with pytest.raises(ValueError, match=r"train without torch\.nn\.utils\.parametrize\.cached\(\)"):
+                encoder(tokens())
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize")

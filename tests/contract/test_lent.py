@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tests.conftest import Case
-from tests.contract.test_calls import IN_EACH_FORM, MEMORY, ONCE, make, tokens
+from tests.contract.test_calls import MEMORY, ONCE, make, tokens
 from zoo import Encoder
 
+FORMS = [(case, form) for case in ONCE.values() for form in ("plain", *MEMORY)]
+IN_EACH_FORM = pytest.mark.parametrize(("one", "form"), FORMS, ids=str)
 WEIGHTS = torch.randn(16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
@@ -43,9 +45,7 @@ def copies(tensors: list[Tensor], devices: list[int], detach: bool = False) -> l
     return [[x.clone() if detach else x * 1 for x in tensors] for _ in devices]
 
 
-@pytest.mark.parametrize(
-    ("one", "form"), [(case, form) for case in ONCE.values() for form in ["plain", *MEMORY]], ids=str
-)
+@IN_EACH_FORM
 def test_replicas_train_every_layer(one: Case, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("torch.nn.parallel.replicate")
     monkeypatch.setattr(module, "_broadcast_coalesced_reshape", copies)
