@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from compare.measure import saved_bytes
-from zoo import Encoder, MultiHeadAttention, available
+from zoo import Encoder, MultiHeadAttention, available, describe
 from zoo.attention.linformer import LinformerConfig
 from zoo.attention.reformer import ReformerConfig
 from zoo.heads import ClassificationHead, TokenHead
@@ -66,6 +67,23 @@ def test_padding_and_batch_mates_change_nothing(name: str, conv_width: int | Non
     torch.testing.assert_close(y[:1, :23], encoder(x[:1, :23]), atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(y[1:], encoder(x[1:]), atol=1e-9, rtol=1e-9)
     assert (y[mask] == 0).all()
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary", "none"])
+def test_padding_on_either_side_and_between_changes_nothing(name: str, positions: Any) -> None:
+    for causal in (False, True)[: 1 + describe(name).traits.causal]:
+        encoder = Encoder(name, conv_width=3, positions=positions, causal=causal, vocab_size=9, **SMALL)
+        encoder.double().eval()
+        tokens = torch.randint(9, (3, 23))
+        bare = encoder(tokens)
+        hidden = torch.ones(3, 40, dtype=torch.bool)
+        places = [range(17, 40), range(23), sorted({*range(40)} - {*range(1, 35, 2)})]  # left, right, between
+        for sample, place in enumerate(places):
+            hidden[sample, list(place)] = False
+        padded = torch.full((3, 40), 8).masked_scatter(~hidden, tokens)
+        y = encoder(padded, key_padding_mask=hidden)
+        torch.testing.assert_close(y[~hidden].view(bare.shape), bare, atol=1e-9, rtol=1e-9)
+        assert (y[hidden] == 0).all()
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])

@@ -15,6 +15,19 @@ def angles(length: int, width: int) -> Tensor:
     return (torch.arange(length, dtype=torch.float64)[:, None] * frequency).float()
 
 
+def real_positions(key_padding_mask: Tensor) -> Tensor:
+    """How many real positions stand before each position: position numbers that skip padding. (B, N) bool -> long."""
+    real = ~key_padding_mask
+    return real.cumsum(1) - real.long()
+
+
+def reordered(x: Tensor, places: Tensor) -> Tensor:
+    """At position n of sample b what stood at ``places[b, n]``. x and the result: (B, N, C); places: (B, N) long."""
+    B, N, C = x.shape
+    rows = places + N * torch.arange(B, device=x.device)[:, None]
+    return x.reshape(B * N, C).index_select(0, rows.flatten()).view(B, N, C)
+
+
 class SinusoidalPositions(nn.Module):
     """Adds sin and cos of position × frequency (arXiv:1706.03762, section 3.5). (B, N, C), from position ``first`` on.
 

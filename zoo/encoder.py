@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.contract import Attention, Backend, Dims, Kernel, Mixer, State, at_least, one_of
-from zoo.embeddings import LearnedPositions, RotaryPositions, ShortConvolution, SinusoidalPositions
+from zoo.embeddings import (
+    LearnedPositions,
+    RotaryPositions,
+    ShortConvolution,
+    SinusoidalPositions,
+    real_positions,
+    reordered,
+)
 from zoo.functional import as_found, split
 from zoo.registry import build
 from zoo.reversible import Branch, two_streams
@@ -341,13 +348,18 @@ class Encoder(nn.Module):
 
         Args:
             x: (B, N) token ids, (B, N, n_features) or (B, N, d_model) floats, as the encoder was made for.
-            key_padding_mask: (B, N) bool, True = padding.
+            key_padding_mask: (B, N) bool, True = padding. Padding changes nothing and takes no place, wherever it
+                stands: real positions have the outputs that they have without it.
 
         Raises:
             ValueError: wrong shape or dtype, or N above ``max_len``.
         """
         x = self._embed(x, "B, N")
         check_input(x, key_padding_mask, self.d_model, self.max_len)
+        padding = key_padding_mask
+        if padding is not None:  # real positions first, so that padding takes no place, wherever it stands
+            key_padding_mask, order = padding.sort(dim=1, stable=True)
+            x = reordered(x, order)
         if self.conv is not None:
             x = self.conv(x, key_padding_mask=key_padding_mask)
         x = self.dropout(self.positions(x))
@@ -361,7 +373,9 @@ class Encoder(nn.Module):
         if self.reversible:
             x = two_streams(branches, x)
         y: Tensor = self.norm(x)
-        return y if key_padding_mask is None else y.masked_fill(key_padding_mask[..., None], 0)
+        if padding is None:
+            return y
+        return reordered(y, real_positions(padding)).masked_fill(padding[..., None], 0)
 
     def _run(self, layer: EncoderLayer, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
         if not (self.checkpointing and self.training and torch.is_grad_enabled()):

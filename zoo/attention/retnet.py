@@ -27,7 +27,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
-from zoo.embeddings import angles, turned
+from zoo.embeddings import angles, real_positions, turned
 from zoo.functional import accumulator
 from zoo.registry import register
 from zoo.scan import decayed, scan, scan_both, scan_step
@@ -79,7 +79,7 @@ class RetNet(Mixer):
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         place = torch.arange(x.shape[1], device=x.device)
         if key_padding_mask is not None:
-            place = ((~key_padding_mask).cumsum(1) - 1).clamp(min=0)
+            place = real_positions(key_padding_mask)
         q, k, v, gate = self._project(x, place)
         log_decay = self._log_decay(q).expand(-1, -1, x.shape[1])
         if key_padding_mask is not None:
