@@ -256,18 +256,18 @@ def layout_groups(layout: Tensor, n_heads: int, size: int, biases: Mapping[int, 
 
 
 def random_layout(blocks: int, window: int, n_global: int, n_random: int, causal: bool) -> Tensor:
-    """Window, leading global blocks, and random blocks from torch's global generator. (blocks, blocks) bool.
+    """Window, leading global blocks, and random blocks from the CPU's global generator. (blocks, blocks) bool.
 
     Random blocks of row i are drawn below 2 (i + 1), so that the layout keeps at least half of them at shorter lengths.
     """
-    row = torch.arange(blocks)
+    row = torch.arange(blocks, device="cpu")
     layout = (row[:, None] - row).abs() <= window // 2
     layout[:n_global] = True
     layout[:, :n_global] = True
     for i in range(blocks):
         reach = i + 1 if causal else min(blocks, 2 * (i + 1))
         free = (~layout[i, :reach]).nonzero()[:, 0]
-        layout[i, free[torch.randperm(len(free))[:n_random]]] = True
+        layout[i, free[torch.randperm(len(free), device="cpu")[:n_random]]] = True
     return layout.tril() if causal else layout
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 Tensors = tuple[Tensor, ...]
+Device = torch.device | str | int | None
 
 
 def at_least(low: int, **options: int) -> None:
@@ -173,6 +174,12 @@ class Backend(nn.Module):
     name: ClassVar[str]  # under which it is registered
     causal: bool = False  # as it was built
     max_len: int = sys.maxsize  # likewise
+
+    def bind_to(self, name: str, size: int) -> None:
+        """Refuse weights of another ``size``: of what the function depends on, as ``max_len``, though no parameter's
+        shape does. An empty buffer has it as its shape, which ``load_state_dict`` compares and its error names.
+        """
+        self.register_buffer(f"built_for_{name}", torch.empty(size, 0))
 
     def begin(self, x: Tensor) -> Tensors:
         """What the step form keeps before the first position: (B, …) tensors; x: as ``advance`` will get."""

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.contract import Attention, Backend, Dims, Kernel, Mixer, State, at_least, one_of
+from zoo.contract import Attention, Backend, Device, Dims, Kernel, Mixer, State, at_least, one_of
 from zoo.embeddings import (
     LearnedPositions,
     RotaryPositions,
@@ -82,6 +82,11 @@ class Heads(Mixer):
         self.attention.redraw()
 
 
+def made_on(device: Device) -> AbstractContextManager[object]:
+    """A context in which parameters and buffers are made on ``device``; None: on the default device."""
+    return nullcontext() if device is None else torch.device(device)
+
+
 class MultiHeadAttention(nn.Module):
     """One attention sublayer with its projections. (B, N, d_model) -> (B, N, d_model).
 
@@ -91,6 +96,7 @@ class MultiHeadAttention(nn.Module):
         max_len: the longest input that will come.
         causal: position t sees positions up to t only.
         rotary: turn queries and keys by their position.
+        device, dtype: of the parameters, as torch's modules have them.
 
     Raises:
         ValueError: unknown name, sizes that do not fit, or ``causal`` for a method without a causal form.
@@ -105,15 +111,20 @@ class MultiHeadAttention(nn.Module):
         max_len: int = 8192,
         causal: bool = False,
         rotary: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         dims = Dims(d_model=d_model, n_heads=n_heads, max_len=max_len, causal=causal, rotary=rotary)
-        backend = build(attn, dims)
-        if isinstance(backend, Attention):
-            backend = Heads(dims, backend)
-        assert isinstance(backend, Mixer)
         self.d_model, self.max_len = d_model, max_len
+        with made_on(device):
+            backend = build(attn, dims)
+            if isinstance(backend, Attention):
+                backend = Heads(dims, backend)
+        assert isinstance(backend, Mixer)
         self.mixer: Mixer = backend
+        if dtype is not None:
+            self.to(dtype)
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         """Mix ``x`` (B, N, d_model) between positions; padded positions of the result are 0.
@@ -259,6 +270,7 @@ class Encoder(nn.Module):
         reversible: attention and feed-forward add to two streams in turn, and backward computes each layer's input
             again from its output (``zoo/reversible.py``): another function of the same parameters, about a third more
             time, memory of one layer at any depth. Needs ``norm="pre"``.
+        device, dtype: of the parameters, as torch's modules have them.
 
     Raises:
         ValueError: unknown name or option, sizes or options that do not go together, or ``causal`` for a method without
@@ -285,6 +297,8 @@ class Encoder(nn.Module):
         causal: bool = False,
         checkpointing: bool = False,
         reversible: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         Dims(d_model=d_model, n_heads=n_heads, max_len=max_len)
@@ -305,35 +319,38 @@ class Encoder(nn.Module):
             raise ValueError("expected reversible or checkpointing, got both: either keeps activations out of memory")
         self.d_model, self.max_len, self.vocab_size, self.causal = d_model, max_len, vocab_size, causal
         self.checkpointing, self.reversible = checkpointing, reversible
-        self.embedding = None if vocab_size is None else nn.Embedding(vocab_size, d_model)
-        if self.embedding is not None:
-            nn.init.normal_(self.embedding.weight, std=embedding_std)
-        self.features = None if n_features is None else nn.Linear(n_features, d_model)
-        if self.features is not None:
-            nn.init.normal_(self.features.weight, std=embedding_std * self.features.in_features**-0.5)
-            nn.init.zeros_(self.features.bias)
-        self.conv = None if conv_width is None else ShortConvolution(d_model, conv_width, causal=causal)
-        self.positions: nn.Module = nn.Identity()
-        if positions == "sinusoidal":
-            scale = 1.0 if vocab_size is None and n_features is None else embedding_std
-            self.positions = SinusoidalPositions(max_len, d_model, scale=scale)
-        elif positions == "learned":
-            self.positions = LearnedPositions(max_len, d_model)
-        self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList()
-        for _ in range(n_layers):
-            attention = MultiHeadAttention(
-                attn,
-                d_model=d_model,
-                n_heads=n_heads,
-                max_len=max_len,
-                causal=causal,
-                rotary=positions == "rotary",
-            )
-            feed_forward = FeedForward(d_model, d_ff, activation=activation, dropout=dropout)
-            self.layers.append(EncoderLayer(attention, feed_forward, norm=norm, dropout=dropout))
-        self.norm: nn.Module = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
-        self._shrink_residual_branches()
+        with made_on(device):
+            self.embedding = None if vocab_size is None else nn.Embedding(vocab_size, d_model)
+            if self.embedding is not None:
+                nn.init.normal_(self.embedding.weight, std=embedding_std)
+            self.features = None if n_features is None else nn.Linear(n_features, d_model)
+            if self.features is not None:
+                nn.init.normal_(self.features.weight, std=embedding_std * self.features.in_features**-0.5)
+                nn.init.zeros_(self.features.bias)
+            self.conv = None if conv_width is None else ShortConvolution(d_model, conv_width, causal=causal)
+            self.positions: nn.Module = nn.Identity()
+            if positions == "sinusoidal":
+                scale = 1.0 if vocab_size is None and n_features is None else embedding_std
+                self.positions = SinusoidalPositions(max_len, d_model, scale=scale)
+            elif positions == "learned":
+                self.positions = LearnedPositions(max_len, d_model)
+            self.dropout = nn.Dropout(dropout)
+            self.layers = nn.ModuleList()
+            for _ in range(n_layers):
+                attention = MultiHeadAttention(
+                    attn,
+                    d_model=d_model,
+                    n_heads=n_heads,
+                    max_len=max_len,
+                    causal=causal,
+                    rotary=positions == "rotary",
+                )
+                feed_forward = FeedForward(d_model, d_ff, activation=activation, dropout=dropout)
+                self.layers.append(EncoderLayer(attention, feed_forward, norm=norm, dropout=dropout))
+            self.norm: nn.Module = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
+            self._shrink_residual_branches()
+        if dtype is not None:
+            self.to(dtype)
 
     @torch.no_grad()
     def _shrink_residual_branches(self) -> None:
@@ -352,7 +369,7 @@ class Encoder(nn.Module):
                 stands: real positions have the outputs that they have without it.
 
         Raises:
-            ValueError: wrong shape or dtype, or N above ``max_len``.
+            ValueError: wrong shape or dtype, N above ``max_len``, or, on a CPU, a token id out of range.
         """
         x = self._embed(x, "B, N")
         check_input(x, key_padding_mask, self.d_model, self.max_len)
@@ -390,9 +407,16 @@ class Encoder(nn.Module):
         """What comes in, ``axes`` long, as floats (…, d_model)."""
         dims = axes.count(",") + 1
         if self.embedding is not None:
-            if x.dim() != dims or x.is_floating_point() or x.dtype == torch.bool:
+            if x.dim() != dims or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
                 raise ValueError(f"expected token ids of shape ({axes}), got shape {tuple(x.shape)} of {x.dtype}")
-            x = self.embedding(x)
+            try:
+                x = self.embedding(x.long())
+            except IndexError as error:  # which a CPU raises; to look before would make other devices wait
+                low, high = int(x.min()), int(x.max())
+                raise ValueError(
+                    f"expected token ids from 0 to {self.embedding.num_embeddings - 1} (vocab_size - 1), "
+                    f"got ids from {low} to {high}"
+                ) from error
         if self.features is not None:
             if x.dim() != dims + 1 or x.shape[-1] != self.features.in_features or not x.is_floating_point():
                 wanted = f"({axes}, {self.features.in_features})"

@@ -81,6 +81,7 @@ class GatedAttentionUnit(Mixer):
         self.scale = nn.Parameter(sizes[:, None].repeat(1, s))  # of q, k, q' and k'
         self.offset = nn.Parameter(torch.zeros(4, s))
         self.rotary = RotaryPositions(dims.max_len, s) if dims.rotary else None
+        self.bind_to("chunk", c)
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         u, v, z = self._project(x)

@@ -22,6 +22,7 @@ Departures from the paper:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,7 @@ from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least
 from zoo.functional import accumulator
 from zoo.registry import register
 
+Length = TypeVar("Length", int, Tensor)
 SELF = -1e5
 HASH_ELEMENTS = 2**22  # of rotated vectors held at once
 
@@ -70,8 +72,7 @@ class ReformerAttention(Attention):
         super().__init__()
         self.dims = dims
         self.causal, self.config = dims.causal, config
-        columns = half_buckets(torch.tensor(dims.max_len), config.bucket_size)
-        shape = (config.n_hashes, dims.n_heads, dims.d_head, int(columns))
+        shape = (config.n_hashes, dims.n_heads, dims.d_head, half_buckets(dims.max_len, config.bucket_size))
         self.register_buffer("rotations", torch.randn(shape))
 
     def redraw(self) -> None:
@@ -89,7 +90,7 @@ class ReformerAttention(Attention):
         size = self.config.bucket_size
         position, bucket = self._slots(q, rotation, key_padding_mask)
         chunks = position.shape[-1] // size
-        itself = SELF * torch.eye(size, device=q.device)
+        itself = SELF * torch.eye(size, dtype=torch.float32, device=q.device)
         spans = [Span(first=0, last=1, bias=itself)]
         if chunks > 1:
             bias = F.pad(itself, (size, 0))
@@ -115,7 +116,7 @@ class ReformerAttention(Attention):
         half = None
         if not self.causal:
             half = half_buckets((~padding).sum(1), size)  # (B,)
-            rotation = rotation[..., : int(half_buckets(torch.tensor(N), size))]
+            rotation = rotation[..., : half_buckets(N, size)]
         nowhere = max(1, 2 * rotation.shape[-1])  # one past the last bucket: where padding goes
         bucket = self._hash(q, rotation, half).masked_fill(padding[:, None], nowhere)
         bucket, order = bucket.sort(stable=True)  # (B, H, N)
@@ -180,7 +181,6 @@ class ReformerAttention(Attention):
         return kernel_name(x)
 
 
-def half_buckets(length: Tensor, bucket_size: int) -> Tensor:
+def half_buckets(length: Length, bucket_size: int) -> Length:
     """Columns of R for a sample of ``length``: half its buckets; 0 (one bucket) where it fits into one."""
-    half = (length + 2 * bucket_size - 1) // (2 * bucket_size)
-    return torch.where(length <= bucket_size, torch.zeros_like(half), half)
+    return (length + 2 * bucket_size - 1) // (2 * bucket_size) * (length > bucket_size)
