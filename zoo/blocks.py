@@ -148,7 +148,8 @@ def seen_rows(times: Tensor) -> tuple[Tensor, Tensor]:
 
     times: (…, rows) floats.
     """
-    times, rows = times.topk(int((times > 0).sum(-1).max()))
+    seen = (times > 0).sum(-1)
+    times, rows = times.topk(int(seen.max()) if len(seen) else 0)
     return rows, times.log().clamp(min=HIDDEN)
 
 
@@ -170,7 +171,7 @@ def attend_rows(
         return torch.zeros_like(q)
     B, H, rows, D = keys.shape
     index = (places + rows * torch.arange(B * H, device=q.device).view(B, H, 1)).flatten()
-    keys, values = (x.flatten(0, 2).index_select(0, index).view(B, H, -1, D) for x in (keys, values))
+    keys, values = (x.flatten(0, 2).index_select(0, index).view(B, H, places.shape[-1], D) for x in (keys, values))
     mask = None if bias is None else bias[:, :, None]
     out, lse = _forward_kernel(q, keys, values, mask, D**-0.5 if scale is None else scale)
     return out.masked_fill((lse < HIDDEN / 2)[..., None], 0)
@@ -504,7 +505,7 @@ class _Cut:
     def _restore(self, x: Tensor) -> Tensor:
         """(G, blocks, S, ·) -> (B, H, N, ·)."""
         if self.positions is None:
-            return x.view(self.B, self.H, -1, x.shape[-1])[:, :, : self.N]
+            return x.view(self.B, self.H, self.blocks * self.size, x.shape[-1])[:, :, : self.N]
         return x.reshape(-1, x.shape[-1]).index_select(0, self.slot).view(self.B, self.H, self.N, x.shape[-1])
 
     def put(self, x: Tensor, target: Tensor, absent: float) -> None:
@@ -546,7 +547,7 @@ class _Blocks:
         budget = TILE_ELEMENTS.get(self.device.type, TILE_ELEMENTS_ELSEWHERE)
         for group in self.part.groups:
             width = group.width if isinstance(group, Span) else group.columns.shape[-1]
-            row = B * D * (self.queries.size + 2 * width * self.keys.size)
+            row = max(1, B) * D * (self.queries.size + 2 * width * self.keys.size)
             step = max(1, budget // (row * H if isinstance(group, Span) else row))
             if isinstance(group, Span):
                 for start in range(group.first, group.last, step):

@@ -128,7 +128,7 @@ class State:
     @property
     def size(self) -> int:
         """Numbers kept of one sample."""
-        own = sum(x.numel() for x in self.tensors) // self.batch
+        own = sum(x.shape[1:].numel() for x in self.tensors)
         return own + sum(layer.size for layer in self.layers)
 
     @property

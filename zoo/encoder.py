@@ -564,7 +564,8 @@ def check_input(x: Tensor, key_padding_mask: Tensor | None, d_model: int, max_le
     if x.dim() != 3 or x.shape[-1] != d_model or not x.is_floating_point():
         raise ValueError(f"expected floats of shape (B, N, {d_model}), got shape {tuple(x.shape)} of {x.dtype}")
     if not 1 <= x.shape[1] <= max_len:
-        raise ValueError(f"expected 1 to {max_len} positions (max_len), got {x.shape[1]}: build with a larger max_len")
+        advice = ": build with a larger max_len" if x.shape[1] else ""
+        raise ValueError(f"expected 1 to {max_len} positions (max_len), got {x.shape[1]}{advice}")
     if key_padding_mask is None:
         return
     if key_padding_mask.dtype != torch.bool or key_padding_mask.shape != x.shape[:2]:

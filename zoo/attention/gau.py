@@ -148,7 +148,7 @@ class GatedAttentionUnit(Mixer):
         far = query @ mean
         if n > self.chunk:
             q, k, v = (fold(each, self.chunk) for each in (q, k, v))  # (B, 1, chunks, chunk, …)
-        return far + (self._quadratic(q, k) @ v).view(*far.shape[:2], -1, far.shape[-1])[:, :, :n], state
+        return far + (self._quadratic(q, k) @ v).flatten(2, -2)[:, :, :n], state
 
     def _causal(
         self, first: int, state: Tensors, v: Tensor, z: Tensor, real: Tensor, scale: Tensor, offset: Tensor

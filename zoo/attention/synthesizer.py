@@ -123,7 +123,7 @@ class Synthesizer(Mixer):
         dtype = accumulator(v)
         floor = torch.finfo(dtype).min
         place = torch.arange(N, device=x.device)
-        step = max(1, BUDGET // (B * H * N))
+        step = max(1, BUDGET // (max(1, B) * H * N))
 
         def attend(start: int, v: Tensor, source: Tensor, *weight: Tensor) -> Tensor:
             logits = self._product(source, *weight, dtype=dtype, length=N) if weight else source.to(dtype)
