@@ -437,7 +437,7 @@ def _pull(
 def _interval(sequences: Tensors, state: Tensors, size: int) -> int:
     """Of how many chunks the state before one is kept."""
     inputs = sum(x.numel() / x.shape[2] for x in sequences) * size
-    return max(1, math.ceil(sum(x.numel() for x in state) / max(1, KEPT * inputs)))
+    return max(1, math.ceil(sum(x.numel() for x in state) / (KEPT * inputs))) if inputs else 1
 
 
 def _wide(x: Tensor) -> Tensor:
