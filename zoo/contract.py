@@ -78,6 +78,7 @@ class Traits:
         stochastic: holds random parts, drawn at construction and again by ``redraw()`` only.
         subquadratic: time, and bytes saved for backward, grow slower than N².
         shared_qk: keys are the queries, so the shell projects them once.
+        rotary: ``positions="rotary"`` has an effect, as on every ``Attention``; False for a ``Mixer`` without.
         exceptions: contract law -> why this method cannot hold it (tested as a strict expected failure).
     """
 
@@ -93,6 +94,7 @@ class Traits:
     stochastic: bool = False
     subquadratic: bool = False
     shared_qk: bool = False
+    rotary: bool = True
     exceptions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 

@@ -130,7 +130,9 @@ class MultiHeadAttention(nn.Module):
         """Mix ``x`` (B, N, d_model) between positions; padded positions of the result are 0.
 
         Args:
-            key_padding_mask: (B, N) bool, True = padding, as in ``nn.MultiheadAttention``.
+            key_padding_mask: (B, N) bool, True = padding, as in ``nn.MultiheadAttention``. Nothing reads padding; where
+                it stands before or between real positions it keeps its places, which blocks, buckets and learned
+                patterns count (``Encoder`` takes it out).
 
         Raises:
             ValueError: wrong shape or dtype, or N above ``max_len``; or a backend that breaks its contract.

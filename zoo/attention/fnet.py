@@ -44,6 +44,7 @@ class FNet(Mixer):
         time="O(N·log N)",
         memory="O(N)",
         causal=False,
+        rotary=False,
         subquadratic=True,
     )
 

@@ -77,6 +77,7 @@ class Hyena(Mixer):
         time="O(N·log N)",
         memory="O(N)",
         causal=True,
+        rotary=False,
         bidirectional="two-sided filters",
         capacity="filter_width",
         subquadratic=True,

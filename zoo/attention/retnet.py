@@ -57,6 +57,7 @@ class RetNet(Mixer):
         time="O(N)",
         memory="O(N)",
         causal=True,
+        rotary=False,
         bidirectional="two scans, summed",
         capacity="expand",
         subquadratic=True,

@@ -66,6 +66,7 @@ class Synthesizer(Mixer):
         time="O(N²)",
         memory="O(N)",
         causal=True,
+        rotary=False,
         capacity="rank",
     )
 
