@@ -128,15 +128,17 @@ def new_record(spec: RunSpec, status: str, reason: str) -> Record:
     import zoo
 
     try:
-        family = zoo.describe(spec.variant).traits.family
+        traits = zoo.describe(spec.variant).traits
+        family, unturned = traits.family, spec.positions == "rotary" and not traits.rotary
     except ValueError:  # a backend that cannot be found, which the run tells itself
-        family = None
+        family, unturned = None, None
     return {
         "schema": SCHEMA,
         "run_id": spec.run_id,
         "variant": spec.variant,
         "label": spec.label,
         "family": family,
+        "rotary_without_effect": unturned,
         "task": spec.task,
         "seq_len": spec.seq_len,
         "seed": spec.seed,

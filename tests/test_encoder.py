@@ -353,6 +353,7 @@ def test_heads_pool_over_real_positions() -> None:
     torch.testing.assert_close(head(x, key_padding_mask=mask)[0], head(x[:1, :4])[0])
     cls = ClassificationHead(32, 3, pool="cls")
     torch.testing.assert_close(cls(x), cls(x[:, :1]))
+    torch.testing.assert_close(cls(x, key_padding_mask=~mask)[0], cls(x[:1, 4:])[0])
     assert TokenHead(32, 7)(x).shape == (2, 10, 7)
     with pytest.raises(ValueError, match="pool must be one of mean, cls; got 'max'"):
         ClassificationHead(32, 3, pool="max")
@@ -401,6 +402,24 @@ def test_wrong_input_is_said_in_one_line(x: torch.Tensor, mask: torch.Tensor | N
     for module in (Encoder(**SMALL), MultiHeadAttention("none", d_model=32, n_heads=4, max_len=64)):
         with pytest.raises(ValueError, match=message):
             module(x, key_padding_mask=mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16])
+def test_ids_of_any_integer_dtype_are_taken(dtype: torch.dtype) -> None:
+    encoder = Encoder(vocab_size=10, causal=True, **SMALL).eval()
+    tokens = torch.arange(10).view(2, 5)
+    assert torch.equal(encoder(tokens.to(dtype)), encoder(tokens))
+    assert torch.equal(encoder.step(tokens[:, 0].to(dtype))[0], encoder.step(tokens[:, 0])[0])
+
+
+@pytest.mark.parametrize(("ids", "got"), [([0, 10], "0 to 10"), ([-1, 3], "-1 to 3")])
+def test_an_id_out_of_range_is_said_in_one_line(ids: list[int], got: str) -> None:
+    encoder = Encoder(vocab_size=10, causal=True, **SMALL)
+    for run, tokens in ((encoder, torch.tensor([ids])), (encoder.step, torch.tensor(ids))):
+        with pytest.raises(
+            ValueError, match=rf"^expected token ids from 0 to 9 \(vocab_size - 1\), got ids from {got}$"
+        ):
+            run(tokens)
 
 
 def test_floats_for_tokens_are_refused() -> None:

@@ -306,6 +306,14 @@ def test_runs_that_search_a_learning_rate_count_for_no_row() -> None:
     assert groups_of(searching) == []
 
 
+def test_variants_without_positions_are_noted() -> None:
+    records = runs(("full", "linear", "local"))
+    assert not any("Rotary" in line for line in notes(groups_of(records)[0]))
+    for record in records:
+        record["rotary_without_effect"] = record["variant"] != "full"
+    assert "Rotary positions have no effect on linear, local." in notes(groups_of(records)[0])
+
+
 def test_how_learning_rates_were_chosen_is_noted() -> None:
     records = runs(("full", "linear", "local"))
     search = {"grid": [0.001, 0.002, 0.004], "runs": 3}

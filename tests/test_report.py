@@ -1,6 +1,7 @@
 """The report: its arithmetic, its caution, its labels, and that nothing a record lacks brings it down."""
 
 import csv
+import dataclasses
 import json
 import math
 import subprocess
@@ -396,13 +397,21 @@ def test_a_record_without_its_family_takes_it_from_another_or_is_other() -> None
     assert {row.family for row in groups_of([old, new])[0].rows} == {"kernel"}
 
 
-@pytest.mark.parametrize(("variant", "family"), [("linformer", "low-rank"), ("none", "control"), ("no_such", None)])
-def test_every_record_names_the_family_of_its_variant(variant: str, family: str | None) -> None:
+@pytest.mark.parametrize(
+    ("variant", "family", "unturned"),
+    [("linformer", "low-rank", False), ("none", "control", True), ("no_such", None, None)],
+)
+def test_every_record_names_the_family_of_its_variant_and_says_where_rotary_positions_have_no_effect(
+    variant: str, family: str | None, unturned: bool | None
+) -> None:
     sizes = {"seq_len": 64, "seed": 0, "batch_size": 1, "d_model": 8, "n_heads": 1, "n_layers": 1, "threads": 1}
     training = {"budget": None, "steps": 1, "conv_width": None, "embedding_std": 0.1, "lr": 0.1}
     same = {"positions": "rotary", "length_warmup": False, "device": "cpu", "dtype": "float32"}
     spec = RunSpec(variant=variant, task="mqar", **sizes, **training, **same)
-    assert new_record(spec, "ok", "")["family"] == family
+    record = new_record(spec, "ok", "")
+    assert (record["family"], record["rotary_without_effect"]) == (family, unturned)
+    other = new_record(dataclasses.replace(spec, positions="sinusoidal"), "ok", "")
+    assert not other["rotary_without_effect"]
 
 
 def test_long_notes_stay_on_the_page() -> None:

@@ -119,7 +119,7 @@ def runs_on_triton(q: Tensor, kernel: str) -> bool:
     Raises:
         NotImplementedError: they are asked for and cannot run.
     """
-    if kernel == "torch" or (kernel == "auto" and q.device.type == "cpu" and not INTERPRETED):
+    if kernel == "torch" or q.numel() == 0 or (kernel == "auto" and q.device.type == "cpu" and not INTERPRETED):
         return False
     refusal = "Triton is not installed"
     if importlib.util.find_spec("triton") is not None:
@@ -203,7 +203,8 @@ def seen_rows(times: Tensor) -> tuple[Tensor, Tensor]:
 
     times: (…, rows) floats.
     """
-    times, rows = times.topk(int((times > 0).sum(-1).max()))
+    seen = (times > 0).sum(-1)
+    times, rows = times.topk(int(seen.max()) if len(seen) else 0)
     return rows, times.log().clamp(min=HIDDEN)
 
 
@@ -225,7 +226,7 @@ def attend_rows(
         return torch.zeros_like(q)
     B, H, rows, D = keys.shape
     index = (places + rows * torch.arange(B * H, device=q.device).view(B, H, 1)).flatten()
-    keys, values = (x.flatten(0, 2).index_select(0, index).view(B, H, -1, D) for x in (keys, values))
+    keys, values = (x.flatten(0, 2).index_select(0, index).view(B, H, places.shape[-1], D) for x in (keys, values))
     mask = None if bias is None else bias[:, :, None]
     out, lse = _forward_kernel(q, keys, values, mask, D**-0.5 if scale is None else scale)
     return out.masked_fill((lse < HIDDEN / 2)[..., None], 0)
@@ -313,18 +314,18 @@ def layout_groups(layout: Tensor, n_heads: int, size: int, biases: Mapping[int, 
 
 
 def random_layout(blocks: int, window: int, n_global: int, n_random: int, causal: bool) -> Tensor:
-    """Window, leading global blocks, and random blocks from torch's global generator. (blocks, blocks) bool.
+    """Window, leading global blocks, and random blocks from the CPU's global generator. (blocks, blocks) bool.
 
     Random blocks of row i are drawn below 2 (i + 1), so that the layout keeps at least half of them at shorter lengths.
     """
-    row = torch.arange(blocks)
+    row = torch.arange(blocks, device="cpu")
     layout = (row[:, None] - row).abs() <= window // 2
     layout[:n_global] = True
     layout[:, :n_global] = True
     for i in range(blocks):
         reach = i + 1 if causal else min(blocks, 2 * (i + 1))
         free = (~layout[i, :reach]).nonzero()[:, 0]
-        layout[i, free[torch.randperm(len(free))[:n_random]]] = True
+        layout[i, free[torch.randperm(len(free), device="cpu")[:n_random]]] = True
     return layout.tril() if causal else layout
 
 
@@ -591,7 +592,7 @@ class _Cut:
     def _restore(self, x: Tensor) -> Tensor:
         """(G, blocks, S, ·) -> (B, H, N, ·)."""
         if self.positions is None:
-            return x.view(self.B, self.H, -1, x.shape[-1])[:, :, : self.N]
+            return x.view(self.B, self.H, self.blocks * self.size, x.shape[-1])[:, :, : self.N]
         return x.reshape(-1, x.shape[-1]).index_select(0, self.slot).view(self.B, self.H, self.N, x.shape[-1])
 
     def put(self, x: Tensor, target: Tensor, absent: float) -> None:
@@ -633,7 +634,7 @@ class _Blocks:
         budget = TILE_ELEMENTS.get(self.device.type, TILE_ELEMENTS_ELSEWHERE)
         for group in self.part.groups:
             width = group.width if isinstance(group, Span) else group.columns.shape[-1]
-            row = B * D * (self.queries.size + 2 * width * self.keys.size)
+            row = max(1, B) * D * (self.queries.size + 2 * width * self.keys.size)
             step = max(1, budget // (row * H if isinstance(group, Span) else row))
             if isinstance(group, Span):
                 for start in range(group.first, group.last, step):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 Tensors = tuple[Tensor, ...]
 T = TypeVar("T")
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)  # not uint8, which torch takes for a mask
+Device = torch.device | str | int | None
 
 
 def at_least(low: int, **options: int) -> None:
@@ -81,6 +82,7 @@ class Traits:
         stochastic: holds random parts, drawn at construction and again by ``redraw()`` only.
         subquadratic: time, and bytes saved for backward, grow slower than N².
         shared_qk: keys are the queries, so the shell projects them once.
+        rotary: ``positions="rotary"`` has an effect, as on every ``Attention``; False for a ``Mixer`` without.
         exceptions: contract law -> why this method cannot hold it (tested as a strict expected failure).
     """
 
@@ -96,6 +98,7 @@ class Traits:
     stochastic: bool = False
     subquadratic: bool = False
     shared_qk: bool = False
+    rotary: bool = True
     exceptions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -398,6 +401,12 @@ class Backend(Formed):
     max_len: int = sys.maxsize  # likewise
     d_model: int  # likewise
     kind: str = ""  # likewise: name, sizes and options, for ``State``
+
+    def bind_to(self, name: str, size: int) -> None:
+        """Refuse weights of another ``size``: of what the function depends on, as ``max_len``, though no parameter's
+        shape does. An empty buffer has it as its shape, which ``load_state_dict`` compares and its error names.
+        """
+        self.register_buffer(f"built_for_{name}", torch.empty(size, 0))
 
     def begin(self, x: Tensor) -> Tensors:
         """What the step form keeps before the first position: (B, …) tensors; x: as ``advance`` will get."""

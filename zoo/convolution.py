@@ -68,7 +68,7 @@ class _Convolve(torch.autograd.Function):
         x, filters = ctx.saved_tensors
         N, K = x.shape[1], filters.shape[1]
         size = fft_size(2 * N - 1)
-        dx, d_filters = torch.empty_like(x), torch.empty_like(filters)
+        dx, d_filters = torch.empty_like(x), torch.zeros_like(filters)
         for part in _groups(x, size):
             spectrum = _transform(F.pad(grad[..., part].mT, (K - N, 0)), size)
             lags = (spectrum * _transform(x[..., part].mT, size).conj()).sum(0)
@@ -80,8 +80,8 @@ class _Convolve(torch.autograd.Function):
 def _groups(x: Tensor, size: int) -> list[slice]:
     """Channels of ``x`` (B, N, C) to transform together."""
     B, _, C = x.shape
-    step = max(1, (GROUP if x.device.type == "cpu" else GROUP_ELSEWHERE) // (B * size))
-    return [slice(first, min(first + step, C)) for first in range(0, C, step)]
+    step = max(1, (GROUP if x.device.type == "cpu" else GROUP_ELSEWHERE) // (max(1, B) * size))
+    return [slice(first, min(first + step, C)) for first in range(0, C if B else 0, step)]  # MKL refuses no samples
 
 
 def _transform(x: Tensor, size: int) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,10 +14,70 @@ from zoo.contract import Formed
 BASE = 10_000.0
 
 
+class Table(nn.Module):
+    """Numbers that follow from sizes alone: not saved, made again after every move or cast of the module, so that
+    ``to_empty`` cannot empty them and ``bfloat16()`` cannot round them.
+
+    Args:
+        make: what returns them, float32, on the CPU; picklable.
+    """
+
+    table: Tensor
+
+    def __init__(self, make: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.make = make
+        self.register_buffer("table", self._made(torch.get_default_device()), persistent=False)
+
+    def _made(self, device: torch.device) -> Tensor:
+        with torch.inference_mode(mode=False), torch.device("cpu"):  # whatever the default device: MPS has no float64
+            return self.make().to(device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Table:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.table = self._made(self.table.device)
+        return self
+
+    def forward(self, like: Tensor) -> Tensor:
+        """The numbers, where ``like`` lies."""
+        if self.table.device != like.device:  # still on meta, where weights were assigned
+            made = self._made(like.device)
+            if torch.compiler.is_compiling():
+                return made
+            self.table = made
+        return self.table
+
+
 def angles(length: int, width: int) -> Tensor:
     """Position × frequency, (length, width / 2), with frequencies from 1 down to 1 / BASE, float32."""
     frequency = BASE ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     return (torch.arange(length, dtype=torch.float64)[:, None] * frequency).float()
+
+
+def waves(length: int, width: int) -> Tensor:
+    """Cosines and sines of ``angles``: (2, length, width / 2)."""
+    angle = angles(length, width)
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def sinusoids(length: int, width: int, scale: float) -> Tensor:
+    """Sines and cosines of ``angles`` in turn, times ``scale``: (length, width)."""
+    cos, sin = waves(length, width + width % 2)
+    both = torch.stack([sin, cos], dim=-1).flatten(1)
+    return both[:, :width].mul(scale)
+
+
+def real_positions(key_padding_mask: Tensor) -> Tensor:
+    """How many real positions stand before each position: position numbers that skip padding. (B, N) bool -> long."""
+    real = ~key_padding_mask
+    return real.cumsum(1) - real.long()
+
+
+def reordered(x: Tensor, places: Tensor) -> Tensor:
+    """At position n of sample b what stood at ``places[b, n]``. x and the result: (B, N, C); places: (B, N) long."""
+    B, N, C = x.shape
+    rows = places + N * torch.arange(B, device=x.device)[:, None]
+    return x.reshape(B * N, C).index_select(0, rows.flatten()).view(B, N, C)
 
 
 class SinusoidalPositions(nn.Module):
@@ -24,16 +87,13 @@ class SinusoidalPositions(nn.Module):
         scale: amplitude; that of the token embedding, so that positions do not drown small tokens.
     """
 
-    table: Tensor
-
     def __init__(self, max_len: int, d_model: int, *, scale: float) -> None:
         super().__init__()
-        angle = angles(max_len, d_model + d_model % 2)
-        table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :d_model]
-        self.register_buffer("table", scale * table, persistent=False)
+        self.table = Table(partial(sinusoids, max_len, d_model, scale))
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
-        return x + self.table[first : first + x.shape[1]].to(x.dtype)
+        rows: Tensor = self.table(x)[first : first + x.shape[1]]
+        return x + rows.to(x.dtype)
 
 
 class LearnedPositions(nn.Module):
@@ -54,20 +114,14 @@ class RotaryPositions(nn.Module):
         ValueError: odd head width.
     """
 
-    cos: Tensor
-    sin: Tensor
-
     def __init__(self, max_len: int, d_head: int) -> None:
         super().__init__()
         if d_head % 2:
             raise ValueError(f"rotary positions turn pairs of features: d_head must be even, got {d_head}")
-        angle = angles(max_len, d_head)
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+        self.table = Table(partial(waves, max_len, d_head))
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
-        places = slice(first, first + x.shape[-2])
-        cos, sin = self.cos[places].to(x.dtype), self.sin[places].to(x.dtype)
+        cos, sin = self.table(x)[:, first : first + x.shape[-2]].to(x.dtype)
         return turned(x, cos, sin)
 
 

@@ -15,8 +15,27 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo import takeover
-from zoo.contract import Attention, Backend, Dims, Formed, Kernel, Mixer, State, at_least, one_of, prefill_groups
-from zoo.embeddings import LearnedPositions, RotaryPositions, ShortConvolution, SinusoidalPositions
+from zoo.contract import (
+    Attention,
+    Backend,
+    Device,
+    Dims,
+    Formed,
+    Kernel,
+    Mixer,
+    State,
+    at_least,
+    one_of,
+    prefill_groups,
+)
+from zoo.embeddings import (
+    LearnedPositions,
+    RotaryPositions,
+    ShortConvolution,
+    SinusoidalPositions,
+    real_positions,
+    reordered,
+)
 from zoo.functional import Calls, as_found, as_function, split
 from zoo.registry import build
 from zoo.reversible import Streams
@@ -104,6 +123,11 @@ class Heads(Mixer):
         self.attention.redraw()
 
 
+def made_on(device: Device) -> AbstractContextManager[object]:
+    """A context in which parameters and buffers are made on ``device``; None: on the default device."""
+    return nullcontext() if device is None else torch.device(device)
+
+
 class MultiHeadAttention(Formed):
     """One attention sublayer with its projections. (B, N, d_model) -> (B, N, d_model).
 
@@ -113,6 +137,7 @@ class MultiHeadAttention(Formed):
         max_len: the longest input that will come.
         causal: position t sees positions up to t only.
         rotary: turn queries and keys by their position.
+        device, dtype: of the parameters, as torch's modules have them.
 
     Raises:
         ValueError: unknown name, sizes that do not fit, or ``causal`` for a method without a causal form.
@@ -127,21 +152,28 @@ class MultiHeadAttention(Formed):
         max_len: int = 8192,
         causal: bool = False,
         rotary: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         dims = Dims(d_model=d_model, n_heads=n_heads, max_len=max_len, causal=causal, rotary=rotary)
-        backend = build(attn, dims)
-        if isinstance(backend, Attention):
-            backend = Heads(dims, backend)
-        assert isinstance(backend, Mixer)
         self.d_model, self.max_len = d_model, max_len
+        with made_on(device):
+            backend = build(attn, dims)
+            if isinstance(backend, Attention):
+                backend = Heads(dims, backend)
+        assert isinstance(backend, Mixer)
         self.mixer: Mixer = backend
+        if dtype is not None:
+            self.to(dtype)
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         """Mix ``x`` (B, N, d_model) between positions; padded positions of the result are 0.
 
         Args:
-            key_padding_mask: (B, N) bool, True = padding, as in ``nn.MultiheadAttention``.
+            key_padding_mask: (B, N) bool, True = padding, as in ``nn.MultiheadAttention``. Nothing reads padding; where
+                it stands before or between real positions it keeps its places, which blocks, buckets and learned
+                patterns count (``Encoder`` takes it out).
 
         Raises:
             ValueError: wrong shape or dtype, or N above ``max_len``; or a backend that breaks its contract.
@@ -339,6 +371,7 @@ class Encoder(Formed):
         reversible: attention and feed-forward add to two streams in turn, and backward computes each layer's input
             again from its output (``zoo/reversible.py``): another function of the same parameters, about a third more
             time, memory of one layer at any depth. Needs ``norm="pre"``.
+        device, dtype: of the parameters, as torch's modules have them.
 
     Raises:
         ValueError: unknown name or option, sizes or options that do not go together, or ``causal`` for a method without
@@ -365,6 +398,8 @@ class Encoder(Formed):
         causal: bool = False,
         checkpointing: bool = False,
         reversible: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         Dims(d_model=d_model, n_heads=n_heads, max_len=max_len)
@@ -386,36 +421,39 @@ class Encoder(Formed):
         self.d_model, self.max_len, self.vocab_size, self.causal = d_model, max_len, vocab_size, causal
         self.n_features = n_features
         self.checkpointing, self.reversible = checkpointing, reversible
-        self.embedding = None if vocab_size is None else nn.Embedding(vocab_size, d_model)
-        if self.embedding is not None:
-            nn.init.normal_(self.embedding.weight, std=embedding_std)
-        self.features = None if n_features is None else nn.Linear(n_features, d_model)
-        if self.features is not None:
-            nn.init.normal_(self.features.weight, std=embedding_std * self.features.in_features**-0.5)
-            nn.init.zeros_(self.features.bias)
-        self.conv = None if conv_width is None else ShortConvolution(d_model, conv_width, causal=causal)
-        self.positions: nn.Module = nn.Identity()
-        if positions == "sinusoidal":
-            scale = 1.0 if vocab_size is None and n_features is None else embedding_std
-            self.positions = SinusoidalPositions(max_len, d_model, scale=scale)
-        elif positions == "learned":
-            self.positions = LearnedPositions(max_len, d_model)
-        self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList()
-        for _ in range(n_layers):
-            attention = MultiHeadAttention(
-                attn,
-                d_model=d_model,
-                n_heads=n_heads,
-                max_len=max_len,
-                causal=causal,
-                rotary=positions == "rotary",
-            )
-            feed_forward = FeedForward(d_model, d_ff, activation=activation, dropout=dropout)
-            kind = ReversibleLayer if reversible else EncoderLayer
-            self.layers.append(kind(attention, feed_forward, norm=norm, dropout=dropout))
-        self.norm: nn.Module = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
-        self._shrink_residual_branches()
+        with made_on(device):
+            self.embedding = None if vocab_size is None else nn.Embedding(vocab_size, d_model)
+            if self.embedding is not None:
+                nn.init.normal_(self.embedding.weight, std=embedding_std)
+            self.features = None if n_features is None else nn.Linear(n_features, d_model)
+            if self.features is not None:
+                nn.init.normal_(self.features.weight, std=embedding_std * self.features.in_features**-0.5)
+                nn.init.zeros_(self.features.bias)
+            self.conv = None if conv_width is None else ShortConvolution(d_model, conv_width, causal=causal)
+            self.positions: nn.Module = nn.Identity()
+            if positions == "sinusoidal":
+                scale = 1.0 if vocab_size is None and n_features is None else embedding_std
+                self.positions = SinusoidalPositions(max_len, d_model, scale=scale)
+            elif positions == "learned":
+                self.positions = LearnedPositions(max_len, d_model)
+            self.dropout = nn.Dropout(dropout)
+            self.layers = nn.ModuleList()
+            for _ in range(n_layers):
+                attention = MultiHeadAttention(
+                    attn,
+                    d_model=d_model,
+                    n_heads=n_heads,
+                    max_len=max_len,
+                    causal=causal,
+                    rotary=positions == "rotary",
+                )
+                feed_forward = FeedForward(d_model, d_ff, activation=activation, dropout=dropout)
+                kind = ReversibleLayer if reversible else EncoderLayer
+                self.layers.append(kind(attention, feed_forward, norm=norm, dropout=dropout))
+            self.norm: nn.Module = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
+            self._shrink_residual_branches()
+        if dtype is not None:
+            self.to(dtype)
 
     @torch.no_grad()
     def _shrink_residual_branches(self) -> None:
@@ -430,14 +468,19 @@ class Encoder(Formed):
 
         Args:
             x: (B, N) token ids, (B, N, n_features) or (B, N, d_model) floats, as the encoder was made for.
-            key_padding_mask: (B, N) bool, True = padding.
+            key_padding_mask: (B, N) bool, True = padding. Padding changes nothing and takes no place, wherever it
+                stands: real positions have the outputs that they have without it.
 
         Raises:
-            ValueError: wrong shape or dtype, or N above ``max_len``.
+            ValueError: wrong shape or dtype, N above ``max_len``, or, on a CPU, a token id out of range.
         """
         self._check(x, "B, N")
         x = self._embed(x)
         check_input(x, key_padding_mask, self.d_model, self.max_len)
+        padding = key_padding_mask
+        if padding is not None:  # real positions first, so that padding takes no place, wherever it stands
+            key_padding_mask, order = padding.sort(dim=1, stable=True)
+            x = reordered(x, order)
         if self.conv is not None:
             x = self.conv(x, key_padding_mask=key_padding_mask)
         x = self.dropout(self.positions(x))
@@ -447,7 +490,9 @@ class Encoder(Formed):
             for layer in self.layers:
                 x = self._run(layer, x, key_padding_mask)
         y: Tensor = self.norm(x)
-        return y if key_padding_mask is None else y.masked_fill(key_padding_mask[..., None], 0)
+        if padding is None:
+            return y
+        return reordered(y, real_positions(padding)).masked_fill(padding[..., None], 0)
 
     def _run(self, layer: nn.Module, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
         if not (self.checkpointing and self.training and torch.is_grad_enabled()):
@@ -474,7 +519,7 @@ class Encoder(Formed):
         """Raise ValueError where ``x`` is not what the encoder was made for, ``axes`` long."""
         dims = axes.count(",") + 1
         if self.embedding is not None:
-            if x.dim() != dims or x.is_floating_point() or x.dtype == torch.bool:
+            if x.dim() != dims or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
                 raise ValueError(f"expected token ids of shape ({axes}), got shape {tuple(x.shape)} of {x.dtype}")
             return
         width = self.d_model if self.n_features is None else self.n_features
@@ -483,8 +528,18 @@ class Encoder(Formed):
 
     def _embed(self, x: Tensor) -> Tensor:
         """What comes in, as floats (…, d_model)."""
-        for embed in (self.embedding, self.features):
-            x = x if embed is None else embed(x)
+        if self.embedding is not None:
+            try:
+                embedded: Tensor = self.embedding(x.long())
+                return embedded
+            except IndexError as error:  # which a CPU raises; to look before would make other devices wait
+                low, high = int(x.min()), int(x.max())
+                raise ValueError(
+                    f"expected token ids from 0 to {self.embedding.num_embeddings - 1} (vocab_size - 1), "
+                    f"got ids from {low} to {high}"
+                ) from error
+        if self.features is not None:
+            x = self.features(x)
         return x
 
     @torch.no_grad()
@@ -679,7 +734,8 @@ def check_input(x: Tensor, key_padding_mask: Tensor | None, d_model: int, max_le
     if x.dim() != 3 or x.shape[-1] != d_model or not x.is_floating_point():
         raise ValueError(f"expected floats of shape (B, N, {d_model}), got shape {tuple(x.shape)} of {x.dtype}")
     if not 1 <= x.shape[1] <= max_len:
-        raise ValueError(f"expected 1 to {max_len} positions (max_len), got {x.shape[1]}: build with a larger max_len")
+        advice = ": build with a larger max_len" if x.shape[1] else ""
+        raise ValueError(f"expected 1 to {max_len} positions (max_len), got {x.shape[1]}{advice}")
     if key_padding_mask is None:
         return
     if key_padding_mask.dtype != torch.bool or key_padding_mask.shape != x.shape[:2]:

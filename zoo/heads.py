@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from zoo.contract import one_of
+from zoo.contract import Device, one_of
 
 
 def masked_mean(x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -18,21 +18,36 @@ def masked_mean(x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
     return (x * real).sum(1) / real.sum(1).clamp(min=1)
 
 
+def first_real(x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
+    """The first real position. (B, N, C) -> (B, C)."""
+    if key_padding_mask is None:
+        return x[:, 0]
+    return x.take_along_dim(key_padding_mask.long().argmin(1)[:, None, None], 1)[:, 0]
+
+
 class ClassificationHead(nn.Module):
     """One prediction a sequence. (B, N, C) -> (B, n_classes).
 
     Args:
-        pool: ``mean`` over the real positions, or ``cls``: the first position, where the input has its CLS token.
+        pool: ``mean`` over the real positions, or ``cls``: the first real position, where the input has its CLS token.
     """
 
-    def __init__(self, d_model: int, n_classes: int, *, pool: Literal["mean", "cls"] = "mean") -> None:
+    def __init__(
+        self,
+        d_model: int,
+        n_classes: int,
+        *,
+        pool: Literal["mean", "cls"] = "mean",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         one_of("pool", pool, ("mean", "cls"))
         self.pool = pool
-        self.out = nn.Linear(d_model, n_classes)
+        self.out = nn.Linear(d_model, n_classes, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        pooled = x[:, 0] if self.pool == "cls" else masked_mean(x, key_padding_mask)
+        pooled = first_real(x, key_padding_mask) if self.pool == "cls" else masked_mean(x, key_padding_mask)
         logits: Tensor = self.out(pooled)
         return logits
 
@@ -44,10 +59,18 @@ class PairHead(nn.Module):
     (arXiv:2102.03902).
     """
 
-    def __init__(self, d_model: int, n_classes: int, *, d_hidden: int = 128) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        n_classes: int,
+        *,
+        d_hidden: int = 128,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.hidden = nn.Linear(4 * d_model, d_hidden)
-        self.out = nn.Linear(d_hidden, n_classes)
+        self.hidden = nn.Linear(4 * d_model, d_hidden, device=device, dtype=dtype)
+        self.out = nn.Linear(d_hidden, n_classes, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         pooled = masked_mean(x, key_padding_mask)
@@ -60,9 +83,11 @@ class PairHead(nn.Module):
 class TokenHead(nn.Module):
     """One prediction a position. (..., C) -> (..., n_classes)."""
 
-    def __init__(self, d_model: int, n_classes: int) -> None:
+    def __init__(
+        self, d_model: int, n_classes: int, *, device: Device = None, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
-        self.out = nn.Linear(d_model, n_classes)
+        self.out = nn.Linear(d_model, n_classes, device=device, dtype=dtype)
         with torch.no_grad():
             self.out.weight.mul_(0.1)
 

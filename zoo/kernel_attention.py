@@ -295,7 +295,7 @@ def _parts(x: Tensor, features: FeatureMap) -> list[slice]:
     """Chunks of the positions of ``x`` (B, H, N, D)."""
     B, H, N, _ = x.shape
     numbers = CACHED if x.device.type == "cpu" else RESIDENT
-    size = max(CHUNK, numbers // (B * H * features.size))
+    size = max(CHUNK, numbers // (max(1, B) * H * features.size))
     return [slice(first, min(first + size, N)) for first in range(0, N, size)]
 
 

@@ -134,6 +134,7 @@ class Entry:
         words = ["causal form" if traits.causal else "no causal form"]
         words += [word for word in ("exact", "stochastic", "subquadratic") if getattr(traits, word)]
         words += ["keys are the queries"] if traits.shared_qk else []
+        words += [] if traits.rotary else ["rotary positions have no effect"]
         added = "unknown" if self.parameters_added is None else format_added(self.parameters_added)
         size = f"d_model {REFERENCE.d_model}, {REFERENCE.n_heads} heads, max_len {REFERENCE.max_len}"
         state = "unknown" if self.state_bytes is None else format_bytes(self.state_bytes)

@@ -131,7 +131,7 @@ def runs_on_triton(x: Tensor, kernel: str, M: int, D: int) -> bool:
     Raises:
         NotImplementedError: it is asked for and cannot run.
     """
-    if kernel == "torch" or (kernel == "auto" and x.device.type == "cpu" and not INTERPRETED):
+    if kernel == "torch" or x.numel() == 0 or (kernel == "auto" and x.device.type == "cpu" and not INTERPRETED):
         return False
     refusal = "Triton is not installed"
     if importlib.util.find_spec("triton") is not None:
@@ -158,7 +158,7 @@ def runs_on_fla(x: Tensor, kernel: str) -> bool:
     Raises:
         NotImplementedError: they are asked for and cannot run.
     """
-    if kernel == "torch" or (kernel == "auto" and x.device.type == "cpu"):
+    if kernel == "torch" or x.numel() == 0 or (kernel == "auto" and x.device.type == "cpu"):
         return False
     from zoo.kernels import recurrence
 
@@ -187,14 +187,14 @@ def chunk_size(sequences: Sequence[Tensors], folds: bool) -> int:
     if folds and x.device.type != "cpu":
         return CHUNK * together(x, CHUNK, len(sequences))
     size, numbers = CHUNK, CACHED if x.device.type == "cpu" else AT_ONCE
-    while len(sequences) * x.shape[0] * x.shape[1] * (2 * size) ** 2 <= numbers:
+    while len(sequences) * max(1, x.shape[0]) * x.shape[1] * (2 * size) ** 2 <= numbers:
         size *= 2
     return size
 
 
 def together(x: Tensor, size: int, directions: int = 1) -> int:
     """Blocks of ``size`` positions of x (B, H, N, …) that are worked on at once: one on a CPU."""
-    return 1 if x.device.type == "cpu" else max(1, AT_ONCE // (directions * x.shape[0] * x.shape[1] * size**2))
+    return 1 if x.device.type == "cpu" else max(1, AT_ONCE // (directions * max(1, x.shape[0]) * x.shape[1] * size**2))
 
 
 def is_long(x: Tensor, size: int) -> bool:
@@ -271,7 +271,7 @@ def _many(
 def fold(x: Tensor, size: int = CHUNK) -> Tensor:
     """(B, H, n, …) -> (B, H, blocks, size, …), with zeros at the end of the last block."""
     padded = F.pad(x, (*(0, 0) * (x.dim() - 3), 0, -x.shape[2] % size))
-    return padded.view(*x.shape[:2], -1, size, *x.shape[3:])
+    return padded.view(*x.shape[:2], padded.shape[2] // size, size, *x.shape[3:])
 
 
 class _Passed(torch.autograd.Function):
@@ -521,7 +521,7 @@ def _pull(
 def _interval(sequences: Tensors, state: Tensors, size: int) -> int:
     """Of how many chunks the state before one is kept."""
     inputs = sum(x.numel() / x.shape[2] for x in sequences) * size
-    return max(1, math.ceil(sum(x.numel() for x in state) / (KEPT * inputs)))
+    return max(1, math.ceil(sum(x.numel() for x in state) / (KEPT * inputs))) if inputs else 1
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -153,6 +153,9 @@ def notes(group: Group) -> list[str]:
         )
     if group.terms.note and not scored(group):
         lines.append(group.terms.note)
+    unturned = [row.name for row in group.rows if any(r.get("rotary_without_effect") is True for r in row.records)]
+    if unturned:
+        lines.append(f"Rotary positions have no effect on {', '.join(unturned)}.")
     return [*lines, *flag_notes(group.rows, group), *search_notes(group), *group.data_notes]
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compare.measure import saved_bytes
 from tests.conftest import Case, find_oracle, heads
-from zoo import MultiHeadAttention, available, describe
+from zoo import Encoder, MultiHeadAttention, available, describe
 from zoo.contract import Attention, Dims, Mixer
 from zoo.registry import build
 
@@ -72,6 +72,33 @@ def test_padding_to_the_right_by_any_amount_changes_nothing(case: Case, length: 
     torch.testing.assert_close(short, long[:, :33], atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary", "none"])
+def test_padding_on_either_side_and_between_changes_nothing(name: str, positions: str) -> None:
+    for causal in (False, True)[: 1 + describe(name).traits.causal]:
+        encoder = Encoder(
+            name,
+            conv_width=3,
+            positions=positions,
+            causal=causal,
+            vocab_size=9,
+            d_model=16,
+            n_heads=2,
+            n_layers=2,
+            max_len=64,
+        )
+        encoder.double().eval()
+        tokens = torch.randint(9, (3, 23))
+        bare = encoder(tokens)
+        hidden = torch.ones(3, 40, dtype=torch.bool)
+        places = [range(17, 40), range(23), sorted({*range(40)} - {*range(1, 35, 2)})]  # left, right, between
+        for sample, place in enumerate(places):
+            hidden[sample, list(place)] = False
+        padded = torch.full((3, 40), 8).masked_scatter(~hidden, tokens)
+        y = encoder(padded, key_padding_mask=hidden)
+        torch.testing.assert_close(y[~hidden].view(bare.shape), bare, atol=1e-9, rtol=1e-9)
+        assert (y[hidden] == 0).all()
+
+
 @pytest.mark.law("padding")
 def test_a_mask_without_padding_changes_nothing(case: Case) -> None:
     sublayer = case.sublayer().double()
@@ -91,6 +118,18 @@ def test_samples_of_padding_alone_give_zero(case: Case, dtype: torch.dtype) -> N
     assert y.isfinite().all()
     assert x.grad is not None
     assert x.grad.isfinite().all()
+
+
+def test_rotary_positions_have_an_effect_where_the_traits_say_so(name: str) -> None:
+    entry = describe(name)
+    turned, plain = (
+        MultiHeadAttention(name, d_model=16, n_heads=2, max_len=64, rotary=rotary).double() for rotary in (True, False)
+    )
+    turned.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 50, 16, dtype=torch.float64)
+    change = (turned(x) - plain(x)).abs().max()
+    assert change > 1e-3 if entry.traits.rotary else change == 0
+    assert ("rotary positions have no effect" in " ".join(str(entry).split())) != entry.traits.rotary
 
 
 @pytest.mark.law("batch")

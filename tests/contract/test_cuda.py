@@ -59,6 +59,24 @@ def test_long_inputs_give_what_the_cpu_gives(name: str, causal: bool) -> None:
     assert_alike(trained(theirs, x.cuda(), mask.cuda()), trained(ours, x, mask), 1e-8)
 
 
+@pytest.mark.parametrize(("variant", "causal"), FORMS, ids=[name + "-causal" * causal for name, causal in FORMS])
+def test_weights_come_to_it_by_any_way_and_an_empty_batch_is_none_there(variant: str, causal: bool) -> None:
+    options = {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_len": 96, "vocab_size": 9, "causal": causal}
+    torch.manual_seed(0)
+    source = Encoder(variant, **options).eval()
+    tokens, mask = torch.randint(9, (2, 90)), torch.arange(90) < torch.tensor([[0], [30]])
+    loaded, assigned = (Encoder(variant, device="meta", **options).eval() for _ in range(2))
+    loaded.to_empty(device="cuda").load_state_dict(source.state_dict())
+    assigned.load_state_dict({key: value.cuda() for key, value in source.state_dict().items()}, assign=True)
+    for target in (loaded, assigned, copy.deepcopy(source).cuda()):
+        y = target(tokens.cuda(), key_padding_mask=mask.cuda()).cpu()
+        torch.testing.assert_close(y, source(tokens, key_padding_mask=mask), atol=2e-3, rtol=2e-3)
+    y = loaded.train()(tokens[:0].cuda(), key_padding_mask=mask[:0].cuda())
+    assert y.shape == (0, 90, 16)
+    y.sum().backward()
+    assert all((p.grad == 0).all() for p in loaded.parameters())
+
+
 @pytest.mark.parametrize("walker", STEPPED, ids=str)
 def test_step_by_step_equals_the_parallel_form(walker: Case) -> None:
     layer = walker.sublayer().cuda()

@@ -17,12 +17,18 @@ MASK = torch.rand(3, 40, generator=torch.Generator().manual_seed(2)) < torch.ten
 
 def plain(encoder: Encoder, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """The paper read literally, every activation kept for backward."""
+    order = None
+    if mask is not None:  # real positions first
+        hidden, order = mask, mask.sort(dim=1, stable=True).indices[..., None]
+        x, mask = x.take_along_dim(order, 1), mask.sort(1).values
     x1 = x2 = encoder.dropout(encoder.positions(x))
     for layer in encoder.layers:
         x1 = x1 + layer.dropout(layer.attention(layer.norm1(x2), key_padding_mask=mask))
         x2 = x2 + layer.dropout(layer.feed_forward(layer.norm2(x1)))
     y = encoder.norm((x1 + x2) / 2)
-    return y if mask is None else y.masked_fill(mask[..., None], 0)
+    if order is None:
+        return y
+    return y.take_along_dim(order.argsort(1), 1).masked_fill(hidden[..., None], 0)
 
 
 def twins(name: str, **options: object) -> tuple[Encoder, Encoder]:

@@ -63,7 +63,7 @@ def oracle(module, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         read = []
         for h in range(module.n_heads):
             q, k, v = (piece.chunk(module.n_heads, dim=-1)[h] for piece in pieces)
-            cos, sin = module.cos[: len(real)], module.sin[: len(real)]
+            cos, sin = module.table.table[:, : len(real)].to(x.dtype)
             q, k = turned(q, cos, sin), turned(k, cos, sin) / (C // module.n_heads) ** 0.5
             o = recurrent(q, k, v, rate(h))
             if not module.causal:

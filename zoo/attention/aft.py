@@ -80,6 +80,7 @@ class AFT(Mixer):
         time="O(N·w)",
         memory="O(N)",
         causal=True,
+        rotary=False,
         capacity="window",
         subquadratic=True,
     )

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
-from zoo.embeddings import RotaryPositions
+from zoo.embeddings import RotaryPositions, Table
 from zoo.functional import accumulator
 from zoo.registry import register
 from zoo.scan import CHUNK, fold, is_long, scan, scan_both, scan_step, scan_to_end
@@ -73,7 +74,6 @@ class Based(Mixer):
         capacity="features",
         subquadratic=True,
     )
-    products: Tensor
 
     def __init__(self, dims: Dims, config: BasedConfig) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Based(Mixer):
             nn.init.normal_(linear.weight, std=C**-0.5)
             nn.init.zeros_(linear.bias)
         self.rotary = RotaryPositions(dims.max_len, d) if dims.rotary else None
-        self.register_buffer("products", pairs(d), persistent=False)
+        self.products = Table(partial(pairs, d))
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         sequences = self._project(x)
@@ -161,7 +161,7 @@ class Based(Mixer):
         scale = (-top).clamp(max=0).exp()
         taylor = torch.addcmul(far, far, torch.addcmul(logits, logits, logits, value=0.5))
         weights = torch.addcmul((exact - top).exp(), taylor, scale)
-        of_query, _, other = self.products.to(q.dtype)
+        of_query, _, other = self.products(q).to(q.dtype)
         sums = weights @ v + features(q, of_query, other) * scale @ total
         met = sums[..., -1:] > 0
         below = sums[..., -1:].masked_fill(~met, 1)
@@ -187,7 +187,7 @@ class Based(Mixer):
         return total + self._key_features(k[:, :, :n]).mT @ v[:, :, :n], k[:, :, n:], v[:, :, n:]
 
     def _key_features(self, k: Tensor) -> Tensor:
-        _, of_key, other = self.products.to(k.dtype)
+        _, of_key, other = self.products(k).to(k.dtype)
         return features(k, of_key, other)
 
     def _finish(self, mixed: Tensor, x: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class Based(Mixer):
 
     @property
     def _size(self) -> int:
-        return 1 + self.d + self.products.shape[-1]
+        return 1 + self.d + self.d * (self.d + 1) // 2
 
     def state_size(self, length: int) -> int:
         """The sums of the Taylor weights, and the keys and values in the window."""
@@ -215,8 +215,8 @@ def pairs(d: int) -> Tensor:
     over both is (q·k)² / 2, and no factor is rounded in any dtype."""
     a, b = torch.triu_indices(d, d)
     each = torch.arange(len(a))
-    picked = torch.zeros(3, d, len(a))
-    picked[0, a, each] = torch.where(a == b, 0.5, 1.0)
+    picked = torch.zeros(3, d, len(a), dtype=torch.float32)
+    picked[0, a, each] = 1 - 0.5 * (a == b).float()
     picked[1, a, each] = picked[2, b, each] = 1
     return picked
 

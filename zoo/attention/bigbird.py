@@ -70,7 +70,7 @@ class BigBirdAttention(Attention):
         self.dims = dims
         self.causal, self.config, self.n_heads = dims.causal, config, dims.n_heads
         self.blocks = -(-dims.max_len // config.block_size)
-        self.register_buffer("layout", self._draw())  # (H, blocks, blocks) bool
+        self.register_buffer("layout", self._draw().to(torch.get_default_device()))  # (H, blocks, blocks) bool
 
     def _draw(self) -> Tensor:
         c = self.config

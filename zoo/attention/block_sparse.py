@@ -80,7 +80,8 @@ class BlockSparseAttention(Attention):
                 f"block_sparse.layout must be at least {self.blocks} × {self.blocks} blocks for "
                 f"max_len={dims.max_len}, got {' × '.join(map(str, layout.shape))}"
             )
-        self.register_buffer("layout", layout.tril() if self.causal else layout.clone())
+        layout = layout.tril() if self.causal else layout.clone()
+        self.register_buffer("layout", layout.to(torch.get_default_device()))
 
     def _draw(self) -> Tensor:
         c = self.config

@@ -56,6 +56,7 @@ class CosformerAttention(Attention):
         super().__init__()
         self.dims = dims
         self.causal = dims.causal
+        self.bind_to("max_len", dims.max_len)
 
     def _wave(self, x: Tensor, first: int) -> Tensor:
         """(B, H, n, D) -> (B, H, n, 2D)."""

@@ -62,6 +62,7 @@ class DilatedAttention(Attention):
         self.dilations = [1]  # r_p
         while config.segment * self.dilations[-1] < dims.max_len:
             self.dilations.append(self.dilations[-1] * config.growth)
+        self.bind_to("levels", len(self.dilations))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         parts = kept(levels, q.shape[2], *self._pattern, q.device, like=q)

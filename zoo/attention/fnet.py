@@ -44,6 +44,7 @@ class FNet(Mixer):
         time="O(N·log N)",
         memory="O(N)",
         causal=False,
+        rotary=False,
         subquadratic=True,
     )
 
@@ -79,6 +80,8 @@ class _Transform(torch.autograd.Function):
 
 def transform(x: Tensor) -> Tensor:
     """The real part of the orthonormal transform over positions and features. (B, N, C)."""
+    if len(x) == 0:  # which MKL refuses
+        return x
     half = torch.fft.rfft2(x.to(accumulator(x)), dim=(1, 2), norm="ortho").real  # (B, N, C // 2 + 1)
     rest = half[..., 1 : (x.shape[2] + 1) // 2]  # at (n, C − c) stands what stands at (−n, c)
     return torch.cat([half, rest.flip(1, 2).roll(1, 1)], dim=2).to(x.dtype)

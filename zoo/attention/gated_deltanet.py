@@ -62,6 +62,7 @@ class GatedDeltaNet(Mixer):
         time="O(N)",
         memory="O(N)",
         causal=True,
+        rotary=False,
         bidirectional="two scans, summed",
         subquadratic=True,
     )

@@ -81,6 +81,7 @@ class GatedAttentionUnit(Mixer):
         self.scale = nn.Parameter(sizes[:, None].repeat(1, s))  # of q, k, q' and k'
         self.offset = nn.Parameter(torch.zeros(4, s))
         self.rotary = RotaryPositions(dims.max_len, s) if dims.rotary else None
+        self.bind_to("chunk", c)
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         u, v, z = self._project(x)
@@ -153,7 +154,7 @@ class GatedAttentionUnit(Mixer):
         far = query @ mean
         if n > self.chunk:
             q, k, v = (fold(each, self.chunk) for each in (q, k, v))  # (B, 1, chunks, chunk, …)
-        return far + (self._quadratic(q, k) @ v).view(*far.shape[:2], -1, far.shape[-1])[:, :, :n], state
+        return far + (self._quadratic(q, k) @ v).flatten(2, -2)[:, :, :n], state
 
     def _causal(
         self, first: int, state: Tensors, v: Tensor, z: Tensor, real: Tensor, scale: Tensor, offset: Tensor

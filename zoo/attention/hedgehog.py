@@ -114,7 +114,7 @@ class HedgehogAttention(Attention):
         with torch.autocast(q.device.type, enabled=False):
             fq = log_features(q @ self.query_map.to(q.dtype), 0).exp()
             fk = log_features(k @ self.key_map.to(q.dtype), 0).exp()
-            step = max(1, BUDGET // (B * H * N))
+            step = max(1, BUDGET // (max(1, B) * H * N))
             chunks = [slice(first, first + step) for first in range(0, N, step)]
             total = torch.stack([recompute(partial(of_rows, rows), fq[:, :, rows], fk) for rows in chunks]).sum()
         mean: Tensor = total / (H * (~hidden).sum().clamp(min=1))

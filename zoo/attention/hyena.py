@@ -77,6 +77,7 @@ class Hyena(Mixer):
         time="O(N·log N)",
         memory="O(N)",
         causal=True,
+        rotary=False,
         bidirectional="two-sided filters",
         capacity="filter_width",
         subquadratic=True,
@@ -98,6 +99,7 @@ class Hyena(Mixer):
         self.write = nn.Linear(W, (config.order - 1) * C, bias=False)
         nn.init.normal_(self.write.weight, std=(2 / W) ** 0.5)  # sines have a variance of 1/2
         self.skip = nn.Parameter(torch.randn(config.order - 1, C))  # D
+        self.bind_to("max_len", dims.max_len)
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         N = x.shape[1]

@@ -80,6 +80,7 @@ class Mamba2(Mixer):
         time="O(N·M)",
         memory="O(N)",
         causal=True,
+        rotary=False,
         bidirectional="two scans, summed",
         capacity="state",
         subquadratic=True,

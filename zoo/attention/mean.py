@@ -30,7 +30,14 @@ class MeanMixing(Mixer):
     """Control: each position receives the mean of the values."""
 
     traits = Traits(
-        family="control", source="control", year=None, time="O(N)", memory="O(N)", causal=True, subquadratic=True
+        family="control",
+        source="control",
+        year=None,
+        time="O(N)",
+        memory="O(N)",
+        causal=True,
+        rotary=False,
+        subquadratic=True,
     )
 
     def __init__(self, dims: Dims, config: MeanConfig) -> None:

@@ -25,7 +25,14 @@ class NoMixing(Mixer):
     """Control: each position sees only itself."""
 
     traits = Traits(
-        family="control", source="control", year=None, time="O(N)", memory="O(N)", causal=True, subquadratic=True
+        family="control",
+        source="control",
+        year=None,
+        time="O(N)",
+        memory="O(N)",
+        causal=True,
+        rotary=False,
+        subquadratic=True,
     )
 
     def __init__(self, dims: Dims, config: NoneConfig) -> None:

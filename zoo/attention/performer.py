@@ -106,9 +106,10 @@ class PerformerAttention(Attention):
 
 def orthogonal_gaussian(rows: int, columns: int) -> Tensor:
     """(rows, columns): directions orthogonal within blocks of ``columns`` rows, lengths as of Gaussian rows."""
-    blocks = -(-rows // columns)
-    q, r = torch.linalg.qr(torch.randn(blocks, columns, columns))
+    blocks, dtype = -(-rows // columns), torch.get_default_dtype()
+    wide = torch.promote_types(dtype, torch.float32)  # which a decomposition needs
+    q, r = torch.linalg.qr(torch.randn(blocks, columns, columns, dtype=wide))
     directions = q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]  # uniform over rotations and reflections
-    lengths = torch.randn(rows, columns).norm(dim=-1, keepdim=True)
+    lengths = torch.randn(rows, columns, dtype=wide).norm(dim=-1, keepdim=True)
     drawn: Tensor = directions.mT.flatten(0, 1)[:rows] * lengths
-    return drawn
+    return drawn.to(dtype)

@@ -22,6 +22,7 @@ Departures from the paper:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,7 @@ from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one
 from zoo.functional import accumulator
 from zoo.registry import register
 
+Length = TypeVar("Length", int, Tensor)
 SELF = -1e5
 HASH_ELEMENTS = 2**22  # of rotated vectors held at once, what a core's cache and a little more hold
 HASH_ELEMENTS_ELSEWHERE = 2**27
@@ -75,8 +77,7 @@ class ReformerAttention(Attention):
         super().__init__()
         self.dims = dims
         self.causal, self.config = dims.causal, config
-        columns = half_buckets(torch.tensor(dims.max_len), config.bucket_size)
-        shape = (config.n_hashes, dims.n_heads, dims.d_head, int(columns))
+        shape = (config.n_hashes, dims.n_heads, dims.d_head, half_buckets(dims.max_len, config.bucket_size))
         self.register_buffer("rotations", torch.randn(shape))
 
     def redraw(self) -> None:
@@ -122,7 +123,7 @@ class ReformerAttention(Attention):
         half = None
         if not self.causal:
             half = half_buckets((~padding).sum(1), size)  # (B,)
-            rotation = rotation[..., : int(half_buckets(torch.tensor(N), size))]
+            rotation = rotation[..., : half_buckets(N, size)]
         nowhere = max(1, 2 * rotation.shape[-1])  # one past the last bucket: where padding goes
         bucket = self._hash(q, rotation, half) if hashed is None else hashed
         bucket = bucket.masked_fill(padding[:, None], nowhere)
@@ -199,14 +200,13 @@ class ReformerAttention(Attention):
 
 def neighbours(chunks: int, size: int, device: torch.device) -> list[Part]:
     """A chunk sees itself and the chunk before it; a query sees itself where it sees nothing else."""
-    itself = SELF * torch.eye(size, device=device)
+    itself = SELF * torch.eye(size, dtype=torch.float32, device=device)
     spans = [Span(first=0, last=1, bias=itself)]
     if chunks > 1:
         spans.append(Span(first=1, last=chunks, offset=-1, width=2, bias=F.pad(itself, (size, 0))))
     return [Part(groups=spans, size=size)]
 
 
-def half_buckets(length: Tensor, bucket_size: int) -> Tensor:
+def half_buckets(length: Length, bucket_size: int) -> Length:
     """Columns of R for a sample of ``length``: half its buckets; 0 (one bucket) where it fits into one."""
-    half = (length + 2 * bucket_size - 1) // (2 * bucket_size)
-    return torch.where(length <= bucket_size, torch.zeros_like(half), half)
+    return (length + 2 * bucket_size - 1) // (2 * bucket_size) * (length > bucket_size)

@@ -20,6 +20,7 @@ Departures from the paper:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
-from zoo.embeddings import angles, turned
+from zoo.embeddings import Table, real_positions, turned, waves
 from zoo.functional import accumulator
 from zoo.registry import register
 from zoo.scan import (
@@ -70,12 +71,11 @@ class RetNet(Mixer):
         time="O(N)",
         memory="O(N)",
         causal=True,
+        rotary=False,
         bidirectional="two scans, summed",
         capacity="expand",
         subquadratic=True,
     )
-    cos: Tensor
-    sin: Tensor
 
     def __init__(self, dims: Dims, config: RetNetConfig) -> None:
         super().__init__()
@@ -87,14 +87,12 @@ class RetNet(Mixer):
         for linear in (self.qkvg, self.out):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
         nn.init.zeros_(self.out.bias)
-        angle = angles(dims.max_len, dims.d_head - dims.d_head % 2)
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+        self.table = Table(partial(waves, dims.max_len, dims.d_head - dims.d_head % 2))
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         place = torch.arange(x.shape[1], device=x.device)
         if key_padding_mask is not None:
-            place = ((~key_padding_mask).cumsum(1) - 1).clamp(min=0)
+            place = real_positions(key_padding_mask)
         q, k, v, gate = self._project(x, place)
         log_decay = self._log_decay(q).expand(-1, -1, x.shape[1])
         if key_padding_mask is not None:
@@ -117,13 +115,13 @@ class RetNet(Mixer):
         *pieces, gate = self.qkvg(x).split(self.sizes, dim=-1)
         q, k, v = (rearrange(piece, "b n (h d) -> b h n d", h=self.n_heads) for piece in pieces)
         dtype = accumulator(x)
-        turn = [table[place].to(dtype)[..., None, :, :] for table in (self.cos, self.sin)]
-        return turned(q.to(dtype), *turn), turned(k.to(dtype), *turn) * self.d_head**-0.5, v, gate
+        cos, sin = self.table(x)[:, place].to(dtype)[..., None, :, :]
+        return turned(q.to(dtype), cos, sin), turned(k.to(dtype), cos, sin) * self.d_head**-0.5, v, gate
 
     def _log_decay(self, like: Tensor) -> Tensor:
         """log γ, (1, H, 1)."""
-        head = torch.arange(self.n_heads, device=like.device, dtype=torch.float64)
-        return torch.log1p(-(2 ** (-5 - head))).to(like.dtype)[None, :, None]
+        head = torch.arange(self.n_heads, dtype=like.dtype, device=like.device)
+        return torch.log1p(-(2 ** (-5 - head)))[None, :, None]
 
     def _close(self, y: Tensor, gate: Tensor) -> Tensor:
         """What the heads read, (B, H, N, …), normalised, gated and projected: (B, N, C)."""

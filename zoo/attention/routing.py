@@ -205,7 +205,7 @@ class _Slots:
     def take(self, x: Tensor) -> Tensor:
         """(B, H, N, D) -> (B H, clusters, w, D)."""
         out: Tensor = _Take.apply(x, self.row, self.bags.order, self.bags.offsets)  # type: ignore[no-untyped-call]
-        return out.view(*self.shape, -1)
+        return out.view(*self.shape, x.shape[-1])
 
     def mean(self, x: Tensor, like: Tensor) -> Tensor:
         """(B H, clusters, w, D) -> (B, H, N, D); 0 where nothing belongs."""

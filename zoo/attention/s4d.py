@@ -64,6 +64,7 @@ class S4D(Mixer):
         time="O(N·log N)",
         memory="O(N)",
         causal=True,
+        rotary=False,
         bidirectional="two-sided kernel",
         capacity="state",
         subquadratic=True,

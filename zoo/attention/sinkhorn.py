@@ -104,7 +104,7 @@ class SinkhornAttention(Attention):
         Beside the result: keys and values, (b h, n, 2 S, D), of each bucket those sorted to it and its own.
         """
         b, h, N, D = q.shape
-        q, k, v = (pad_to_multiple(x, size, -2).reshape(b, h, -1, size, D) for x in (q, k, v))
+        q, k, v = (pad_to_multiple(x, size, -2).reshape(b, h, -(-N // size), size, D) for x in (q, k, v))
         if real is not None:
             q, k, v = (x.masked_fill(~real[:, None, ..., None], 0) for x in (q, k, v))
         allowed = self._allowed(real, q.shape[2], q.device)
@@ -119,7 +119,7 @@ class SinkhornAttention(Attention):
             weight, best = weight.to(k.dtype).flatten(0, 1), best.flatten(0, 1)
             keys, values = (_BesidePick.apply(x, weight, best) for x in (k, v))  # type: ignore[no-untyped-call]
         out = F.scaled_dot_product_attention(q, keys, values, self._mask(seen, real, (b, h), q))
-        return out.reshape(b, h, -1, D)[:, :, :N], keys, values
+        return out.reshape(b, h, -(-N // size) * size, D)[:, :, :N], keys, values
 
     def _allowed(self, real: Tensor | None, n: int, device: torch.device) -> Tensor | None:
         """Which buckets may be sorted to which: (b or 1, 1, n, n) bool, None = all to all."""
@@ -272,7 +272,7 @@ class _BesidePick(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, best: Tensor) -> Tensor:
         G, n, size, D = x.shape
         rows = (best + n * torch.arange(G, device=x.device)[:, None]).flatten()
-        flat = x.reshape(G * n, -1)
+        flat = x.reshape(G * n, size * D)
         out = x.new_empty(G * n, 2, size * D)
         torch.mul(flat.index_select(0, rows), weight.reshape(-1, 1), out=out[:, 0])
         out[:, 1] = flat
@@ -297,7 +297,7 @@ class _BesideMixture(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weights: Tensor) -> Tensor:
         G, n, size, D = x.shape
         out = x.new_empty(G, n, 2, size * D)
-        out[:, :, 1] = x.reshape(G, n, -1)
+        out[:, :, 1] = x.reshape(G, n, size * D)
         out[:, :, 0] = weights @ out[:, :, 1]
         ctx.save_for_backward(out, weights)
         return out.view(G, n, 2 * size, D)

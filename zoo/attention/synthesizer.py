@@ -66,6 +66,7 @@ class Synthesizer(Mixer):
         time="O(N²)",
         memory="O(N)",
         causal=True,
+        rotary=False,
         capacity="rank",
     )
 
@@ -126,7 +127,7 @@ class Synthesizer(Mixer):
         dtype = accumulator(v)
         floor = torch.finfo(dtype).min
         place = torch.arange(N, device=x.device)
-        step = max(1, BUDGET // (B * H * N))
+        step = max(1, BUDGET // (max(1, B) * H * N))
 
         def attend(start: int, v: Tensor, source: Tensor) -> Tensor:
             logits = self._product(source, dtype=dtype, length=N) if self.config.kind != "random" else source.to(dtype)
