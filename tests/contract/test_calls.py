@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from tests.conftest import Case, cases
 from zoo import Encoder
+from zoo.embeddings import Table
 
 LENGTH = 24
 ONCE = {case.name: case for case in sorted(cases(), key=lambda case: case.causal)}  # one of each, causal if it can
@@ -59,7 +60,12 @@ def test_every_hook_of_every_module_fires(one: Case, form: str) -> None:
         part.register_forward_hook(lambda *_, name=name: fired.update([("after", name)]))
         part.register_full_backward_hook(lambda *_, name=name: fired.update([("backward", name)]))
     encoder(tokens()).square().sum().backward()
-    wanted = {(kind, name) for kind in ("before", "after", "backward") for name in callable_parts(encoder)}
+    wanted = {
+        (kind, name)
+        for name, part in callable_parts(encoder).items()
+        for kind in ("before", "after", "backward")
+        if not (kind == "backward" and isinstance(part, Table))  # whose numbers no gradient reaches
+    }
     assert wanted - set(fired) == set()
     if form == "reversible":
         assert fired["after", "layers.0"] == fired["backward", "layers.0"] == 1
@@ -77,7 +83,8 @@ def test_what_hooks_make_of_results_counts_in_steps_as_in_forward(one: Case, for
     before = encoder(tokens())
     parts, fired = callable_parts(encoder), set()
     for name, part in parts.items():
-        part.register_forward_hook(scaled)
+        if not isinstance(part, Table):  # forms may compute one thing in two ways, equal with these numbers alone
+            part.register_forward_hook(scaled)
         part.register_forward_hook(lambda *_, name=name: fired.add(name))
     after = encoder(tokens())
     assert (after - before).abs().max() > 0.01
