@@ -257,13 +257,18 @@ def command_report(words: list[str]) -> int:
     if options.out is not None:
         command = shlex.join(["python", "-m", "compare", "report", *words])
         with claim_folder(options.out, command, resume=False) as out:
-            write_report_many(options.folders, out, options.match)
-        print(out / "report.html")
+            tell_report(out, write_report_many(options.folders, out, options.match))
         return 0
     for folder in options.folders:
-        write_report(folder, options.match)
-        print(folder / "report.html")
+        tell_report(folder, write_report(folder, options.match))
     return 0
+
+
+def tell_report(folder: Path, warnings: list[str]) -> None:
+    """The page on stdout, then what it warns of on stderr."""
+    print(folder / "report.html", flush=True)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def command_diff(words: list[str]) -> int:

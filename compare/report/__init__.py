@@ -3,11 +3,11 @@
 Nothing here imports torch: a report can be drawn anywhere the records can be read.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from compare.fields import parse_json
 from compare.record import read_records, write_atomically
 
 from .aggregate import Source, group_records, mixed_data
@@ -20,8 +20,8 @@ from .views import match_scores
 __all__ = ["write_report", "write_report_many"]
 
 
-def write_report(folder: Path, match: str = "end") -> None:
-    """Draw the report of one folder into that folder.
+def write_report(folder: Path, match: str = "end") -> list[str]:
+    """Draw the report of one folder into that folder; the warnings that it begins with are returned.
 
     Args:
         folder: holds records.jsonl and environment.json; receives report.md, report.html, table.csv, table.tex and
@@ -29,16 +29,19 @@ def write_report(folder: Path, match: str = "end") -> None:
         match: which score counts in charts and reports: the test score at the "end" of each run's own training, or the
             validation score at equal "steps", "time" or "flops". The tables for papers hold the test score.
     """
-    write_report_many([folder], folder, match)
+    return write_report_many([folder], folder, match)
 
 
-def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") -> None:
+def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") -> list[str]:
     """Draw one report of several folders. What ran on different machines is kept apart.
 
     Args:
         folders: each holds records.jsonl and environment.json.
         out: receives report.md, report.html, table.csv, table.tex and charts/.
         match: as in `write_report`.
+
+    Returns:
+        The warnings that the report begins with: what could not be read, what is not comparable.
     """
     sources, warnings = [], []
     for folder in folders:
@@ -54,12 +57,13 @@ def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") ->
     write_atomically(out / "table.csv", csv_table(ended))
     write_atomically(out / "table.tex", latex_tables(ended))
     write_atomically(out / "report.html", html_page(groups, charts, out / "charts", warnings))
+    return warnings
 
 
 def read_environment(path: Path) -> tuple[dict[str, Any], list[str]]:
     """The environment stamp, or an empty one and why."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         return {}, [f"{path}: the environment could not be read ({error}); the machine is unknown."]
     return (found, []) if isinstance(found, dict) else ({}, [f"{path}: not a JSON object; the machine is unknown."])
