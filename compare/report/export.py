@@ -63,6 +63,7 @@ TEXT = (
 COUNTS = ("runs", "finished runs")
 DIFFERENCE = ("difference to full [fraction]", "difference to full half [fraction]", "seeds of the difference")
 
+NEEDS = r"Needs \usepackage{booktabs}."
 TEX = str.maketrans(
     {
         **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -109,7 +110,7 @@ def flags(row: Row, group: Group) -> list[str]:
 
 def latex_tables(groups: Sequence[Group]) -> str:
     """A booktabs table for each group; the best is bold where no other comes near it beyond noise."""
-    head = "% Means over seeds, with half of the 95 % t interval. Needs \\usepackage{booktabs}.\n"
+    head = f"% Means over seeds, with half of the 95 % t interval. {NEEDS}\n"
     return head + "".join(f"\n{latex_table(group)}" for group in groups)
 
 
