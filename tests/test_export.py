@@ -1,6 +1,7 @@
 """Tables for papers: the CSV says what the records say, and the LaTeX is well formed and claims no more than it may."""
 
 import csv
+import io
 import re
 import shutil
 import subprocess
@@ -156,3 +157,22 @@ def test_the_tables_compile(tmp_path: Path) -> None:
     command = [str(PDFLATEX), "-interaction=nonstopmode", "-halt-on-error", "a.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t", "\r", "\n"])
+def test_a_spreadsheet_runs_nothing_of_the_csv(begin: str) -> None:
+    """Texts that begin as formulas do are quoted; numbers stay numbers."""
+    evil = f"{begin}cmd|'/C calc'!A0"
+    record = make_record("full", label=evil, task=evil) | {"variant": evil, "family": evil, "kernel": evil}
+    worse = make_record("linear", task=evil, seed=0) | {"test_score": 0.1}
+    table = csv_table(groups_of([record, make_record("full", task=evil), worse]))
+    rows = list(csv.DictReader(io.StringIO(table, newline="")))
+    assert rows
+    for row in rows:
+        for name, cell in row.items():
+            if "[" in name or "runs" in name or "seeds" in name:
+                assert not cell or np.isfinite(float(cell))
+            else:
+                assert not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+    assert rows[0]["task"] == f"'{evil}"
+    assert any(row["difference to full [fraction]"].startswith("-") for row in rows)

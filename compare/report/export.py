@@ -63,6 +63,7 @@ TEXT = (
 COUNTS = ("runs", "finished runs")
 DIFFERENCE = ("difference to full [fraction]", "difference to full half [fraction]", "seeds of the difference")
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how a cell begins that spreadsheets run, or strip until it does
 NEEDS = r"Needs \usepackage{booktabs}."
 TEX = str.maketrans(
     {
@@ -84,14 +85,27 @@ def csv_table(groups: Sequence[Group]) -> str:
     for group in groups:
         for row in group.rows:
             place = (group.task, group.seq_len, group.conditions, group.machine)
-            words = (*place, row.variant, options_in_words(row), row.name, row.family)
+            words: list[str | int] = [
+                *place,
+                row.variant,
+                options_in_words(row),
+                row.name,
+                row.family,
+                row.status,
+                row.kernels,
+            ]
             found = [number for q in QUANTITIES for number in pair(row.over_seeds(q.field))]
             difference = group.against_full.get(row.name)
-            flagged = "; ".join(flags(row, group))
+            words.append("; ".join(flags(row, group)))
             counts = (len(row.records), len(row.finished))
             seeds = difference.n if difference else ""
-            writer.writerow((*words, row.status, row.kernels, flagged, *counts, *found, *pair(difference), seeds))
+            writer.writerow((*map(as_text, words), *counts, *found, *pair(difference), seeds))
     return out.getvalue()
+
+
+def as_text(value: str | int) -> str | int:
+    """A text that no spreadsheet runs as a formula; numbers stay."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def pair(found: Estimate | Difference | None) -> tuple[float | str, float | str]:
