@@ -174,5 +174,5 @@ def test_a_spreadsheet_runs_nothing_of_the_csv(begin: str) -> None:
                 assert not cell or np.isfinite(float(cell))
             else:
                 assert not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
-    assert rows[0]["task"] == f"'{evil}"
+    assert rows[0]["task"] == (f"'{evil}" if begin not in "\r\n" else evil.replace(begin, " "))
     assert any(row["difference to full [fraction]"].startswith("-") for row in rows)

@@ -63,7 +63,7 @@ TEXT = (
 COUNTS = ("runs", "finished runs")
 DIFFERENCE = ("difference to full [fraction]", "difference to full half [fraction]", "seeds of the difference")
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how a cell begins that spreadsheets run, or strip until it does
+FORMULA = ("=", "+", "-", "@", "\t")  # how a cell begins that spreadsheets run
 NEEDS = r"Needs \usepackage{booktabs}."
 TEX = str.maketrans(
     {
@@ -104,8 +104,11 @@ def csv_table(groups: Sequence[Group]) -> str:
 
 
 def as_text(value: str | int) -> str | int:
-    """A text that no spreadsheet runs as a formula; numbers stay."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    """A text in one line that no spreadsheet runs as a formula; numbers stay."""
+    if not isinstance(value, str):
+        return value
+    line = " ".join(value.splitlines())
+    return f"'{line}" if line.startswith(FORMULA) else line
 
 
 def pair(found: Estimate | Difference | None) -> tuple[float | str, float | str]:
