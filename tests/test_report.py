@@ -621,3 +621,12 @@ def test_what_ran_alone_is_said_so() -> None:
     assert "Only the control has a score" in short(control, failed)
     cost = control | {"test_score": None, "curve": []}
     assert "Cost alone, without scores." in short(cost)
+
+
+def test_letters_that_no_font_has_flood_no_terminal(tmp_path: Path) -> None:
+    record = make_record("full", label="full 数据 ትግርኛ עברית \U0001f600", task="classify") | {"curve": []}
+    folder = write_folder(tmp_path, [record, record | {"seq_len": 512, "run_id": "longer"}])
+    done = report(str(folder))
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "数据" in (folder / "report.md").read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from compare.record import naming, write_atomically
 from .accuracy import SPEED, STEP, WEIGHT, accuracy_chart, state_of
 from .aggregate import Chart, Group, distinct_slugs
 from .alt import describe_accuracy, describe_cost, describe_crossovers, describe_curves, describe_decoding
-from .canvas import DPI, STYLE, Style, choose_styles
+from .canvas import DPI, STYLE, Style, choose_styles, fonts
 from .curves import learning_curves
 from .decoding import DECODING, longest_decoded, time_against_state
 from .heatmap import HEAT, draw_heat_map, heat_maps
@@ -35,7 +36,9 @@ def write_charts(groups: Sequence[Group], out: Path) -> list[Chart]:
     folder.mkdir(parents=True, exist_ok=True)
     styles = choose_styles(groups)
     drawn: list[Chart] = []
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE | {"font.family": fonts()}), warnings.catch_warnings():
+        # A letter that no font here has is a box on the chart, and not a line for each time that it is drawn.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from|Matplotlib currently does not support .* natively")
         for chart, draw in plan(groups, styles):
             figure = draw()
             if figure is not None:
