@@ -79,7 +79,7 @@ WIDTHS = {
     " ": 3.0,
 }
 UNSET = re.compile("[^\\x00-\\u017f]")  # what plain LaTeX has no letter for
-LONGEST_WORD = 12  # letters
+LONGEST_WORD = 20  # letters
 BREAK = r"\allowbreak{}"
 BREAKS = frozenset("_=/-")
 NEEDS = r"Needs \usepackage{booktabs}."
@@ -260,9 +260,13 @@ def width_of(tex: str) -> float:
 
 
 def breakable(text: str) -> str:
-    """A text that may go on in the next line behind a sign of `BREAKS`, and within long words."""
-    pieces = re.findall(rf"[^\W_]{{1,{LONGEST_WORD}}}|[\W_]", text)
-    ends = [BREAK if piece in BREAKS or len(piece) == LONGEST_WORD else "" for piece in pieces]
+    """A text whose long words may go on in the next line, behind a sign of `BREAKS` or after some letters."""
+    return " ".join(broken(word) if len(word) > LONGEST_WORD else escape_tex(word) for word in text.split(" "))
+
+
+def broken(word: str) -> str:
+    pieces = re.findall(rf"[^\W_]{{1,{LONGEST_WORD // 2}}}|[\W_]", word)
+    ends = [BREAK if piece in BREAKS or len(piece) == LONGEST_WORD // 2 else "" for piece in pieces]
     return "".join(escape_tex(piece) + end for piece, end in zip(pieces, ends, strict=True)).removesuffix(BREAK)
 
 

@@ -18,7 +18,7 @@ from .sweeps import sweep_table
 from .units import MISSING, count, percent, plain, plural, seconds, size
 from .views import MATCHES, match_scores, scored
 
-SIGNS = str.maketrans({"\\": r"\\", "`": r"\`", "&": "&amp;", "<": "&lt;", ">": "&gt;"})
+SIGNS = str.maketrans({"\\": r"\\", "`": r"\`", "&": "&amp;", "<": "&lt;"})
 BRACKETS = str.maketrans({"[": r"\[", "]": r"\]"})
 
 
