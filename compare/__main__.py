@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -33,6 +34,9 @@ NOT_DECODED = {
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; exit code 0 done, 1 no run succeeded or a regression, 2 usage, 130 interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     try:
         if words[:1] == ["cost"]:
             code = command_cost(words)

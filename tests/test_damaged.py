@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -35,6 +38,7 @@ from compare.worker import Conduct
 from tests.learning import small_spec
 from tests.make_records import ENVIRONMENT, make_record, write_folder
 
+ROOT = Path(__file__).parents[1]
 DEEP = "[" * 100_000 + "]" * 100_000
 HUGE = "1" + "0" * 400
 DIGITS = "7" * 5000
@@ -219,6 +223,19 @@ def test_a_name_that_is_not_utf8_is_reported(tmp_path: Path) -> None:
     assert r"data=caf\\xe8.csv" in report
     assert "Warning" not in report
     assert r"caf\xe9.csv" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_folder_whose_name_is_not_utf8_is_reported(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "r\udce9", [make_record("full", status="oom")])
+    with (folder / "records.jsonl").open("a") as file:
+        file.write("{\n")
+    command = [sys.executable, "-m", "compare", "report", str(folder)]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, env=environment, capture_output=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(rb"r\udce9/report.html" + os.linesep.encode())
+    assert done.stderr.count(b"\n") == 1
+    assert "is damaged" in (folder / "report.md").read_text(encoding="utf-8")
 
 
 def test_control_characters_reach_no_page_and_no_terminal(tmp_path: Path) -> None:
