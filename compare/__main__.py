@@ -251,12 +251,16 @@ def go_on(out: Path) -> str:
 
 
 @contextmanager
-def claim_folder(out: Path | None, command: str, *, resume: bool) -> Iterator[Path]:
-    """Create the folder of the results, and hold it against other processes. Left empty, it is removed."""
+def claim_folder(out: Path | None, command: str, *, resume: bool | None = None) -> Iterator[Path]:
+    """Create a folder, and hold it against other processes. Left empty, it is removed again.
+
+    resume: whether runs go on in it; None: a report alone is drawn into it.
+    """
     from compare.lock import hold
 
     folder = out or Path("results") / datetime.now().strftime("%Y%m%d-%H%M%S")
-    if resume and not folder.exists():
+    is_new = not folder.exists()
+    if resume and is_new:
         raise UsageError(f"--resume: there is no folder {folder} to continue in")
     with ExitStack() as stack:
         try:
@@ -265,12 +269,25 @@ def claim_folder(out: Path | None, command: str, *, resume: bool) -> Iterator[Pa
         except OSError as error:
             raise UsageError(f"--out {folder} cannot be written: {error.strerror}") from error
         if not resume and any((folder / name).exists() for name in ("records.jsonl", "checkpoints")):
-            raise UsageError(
-                f"--out {folder} holds results already: add --resume to continue them, or name another folder"
-            )
+            advice = "leave --out away to draw its report" if resume is None else "add --resume to continue them"
+            raise UsageError(f"--out {folder} holds results already: {advice}, or name another folder")
+        if not is_new:
+            check_foreign(folder)
         yield folder
-    with suppress(OSError):  # it holds something
-        folder.rmdir()
+    if is_new:
+        with suppress(OSError):  # it holds something
+            folder.rmdir()
+
+
+def check_foreign(folder: Path) -> None:
+    """Raise UsageError where a report would replace what no report wrote."""
+    from compare.report import foreign_files
+
+    if found := foreign_files(folder):
+        raise UsageError(
+            f"{folder / found[0]} was not written by a comparison, and the report would replace it: "
+            "move it, or name another folder"
+        )
 
 
 def command_list(words: list[str]) -> int:
@@ -312,16 +329,29 @@ def command_report(words: list[str]) -> int:
     if empty and (options.out is None or len(empty) == len(options.folders)):
         print(f"error: {empty[0] / 'records.jsonl'} holds no record that can be read", file=sys.stderr)
         return 1
-    if options.out is not None:
-        command = shlex.join(["python", "-m", "compare", "report", *words])
-        with claim_folder(options.out, command, resume=False) as out:
-            write_report_many(options.folders, out, options.match)
-        print(out / "report.html")
-        return 0
-    for folder in options.folders:
-        write_report(folder, options.match)
-        print(folder / "report.html")
+    command = shlex.join(["python", "-m", "compare", "report", *words])
+    try:
+        if options.out is not None:
+            with claim_folder(options.out, command) as out:
+                tell_report(out, write_report_many(options.folders, out, options.match))
+            return 0
+        for folder in options.folders:
+            check_foreign(folder)
+            tell_report(folder, write_report(folder, options.match))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else error
+        print(f"error: the report cannot be written: {what}", file=sys.stderr)
+        return 1
     return 0
+
+
+def tell_report(folder: Path, warnings: list[str]) -> None:
+    """The page on stdout, then what it warns of on stderr."""
+    print(folder / "report.html", flush=True)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def command_diff(words: list[str]) -> int:

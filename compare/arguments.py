@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,6 +13,9 @@ from compare.plan import CONTROL, DEFAULT_BUDGET, UsageError
 MATCHES = ("end", "time", "steps", "flops")
 COST_LENGTHS = "512:8192"
 LONGEST = 65_536
+PROGRAM = "python -m compare"
+COMMANDS = ("cost", "list", "report", "diff")
+UNKNOWN = "unrecognized arguments: "
 EPILOG = """other commands:
   python -m compare cost ...         cost against length, without training (--help tells its options)
   python -m compare list             backends and tasks, with traits and cost
@@ -43,13 +47,22 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} ({self.prog} --help lists the options)")
+        hint = self.hint(message.removeprefix(UNKNOWN)) if message.startswith(UNKNOWN) else ""
+        raise UsageError(f"{message}{hint} ({self.prog} --help lists the options)")
+
+    def hint(self, words: str) -> str:
+        """What was meant by the first word that is much like an option or a command."""
+        known = {option.lstrip("-"): option for action in self._actions for option in action.option_strings}
+        known |= {command: command for command in COMMANDS if self.prog == PROGRAM}
+        names = (word.partition("=")[0].lstrip("-–—") for word in words.split())
+        close = next((found[0] for name in names if (found := get_close_matches(name, known, n=1, cutoff=0.7))), None)
+        return f"; did you mean {known[close]}?" if close else ""
 
 
 def run_parser() -> Parser:
     """Of ``python -m compare`` itself."""
     run = Parser(
-        prog="python -m compare",
+        prog=PROGRAM,
         description="Train and measure attention variants under the same conditions, and chart what came out.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -60,9 +73,9 @@ def run_parser() -> Parser:
         "--seq-len",
         type=lengths,
         metavar="N,M",
-        help="lengths, for every task; LOW:HIGH doubles from LOW on (each task's own; bytes: 8192)",
+        help="lengths, for every task, 8k being 8192; LOW:HIGH doubles from LOW on (each task's own; bytes: 8192)",
     )
-    what.add_argument("--seeds", type=positive, default=1, metavar="K", help="seeds 0 to K-1; 3 or more to rank (1)")
+    what.add_argument("--seeds", type=seeds, default=1, metavar="K", help="seeds 0 to K-1; 3 or more to rank (1)")
 
     data = run.add_argument_group("data of your own (--task classify), or a public data set that lies on this machine")
     data.add_argument("--data", metavar="PATH", help="a file (csv, tsv, json, parquet, arrow), a folder, or a hub id")
@@ -86,7 +99,7 @@ def run_parser() -> Parser:
     )
     train.add_argument("--accumulate", type=positive, default=1, metavar="K", help="micro-batches in a step (1)")
     rate = train.add_mutually_exclusive_group()
-    rate.add_argument("--lr", type=positive_float, metavar="RATE", help="peak learning rate")
+    rate.add_argument("--lr", type=one_rate, metavar="RATE", help="peak learning rate")
     rate.add_argument(
         "--lr-grid",
         type=rates,
@@ -124,11 +137,14 @@ def cost_parser() -> Parser:
     cost.set_defaults(seq_len=lengths(COST_LENGTHS), steps=0, batch_size=1, length_warmup=False)
     what = add_what(cost)
     what.add_argument(
-        "--seq-len", type=lengths, metavar="N,M", help=f"lengths; LOW:HIGH doubles from LOW on ({COST_LENGTHS})"
+        "--seq-len",
+        type=lengths,
+        metavar="N,M",
+        help=f"lengths, 8k being 8192; LOW:HIGH doubles from LOW on ({COST_LENGTHS})",
     )
     what.add_argument(
         "--seeds",
-        type=positive,
+        type=seeds,
         metavar="K",
         help="measure each point in K fresh processes; 3 or more tell the spread between them (1)",
     )
@@ -142,7 +158,7 @@ def cost_parser() -> Parser:
     switches = add_switches(cost)
     switches.add_argument(
         "--longest",
-        type=positive,
+        type=length,
         metavar="N",
         help=f"with --memory-limit the longest length that fits is searched, up to this one ({LONGEST}; not to decode)",
     )
@@ -284,22 +300,36 @@ def positive(text: str) -> int:
     raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
 
 
+def seeds(text: str) -> int:
+    if re.fullmatch(r"\d+([,:]\d+)+", text):
+        raise argparse.ArgumentTypeError(
+            f"expected a positive integer, how many there are: 3 runs 0 to 2, got {text!r}"
+        )
+    return positive(text)
+
+
 def natural(text: str) -> int:
     return 0 if text == "0" else positive(text)
 
 
+def length(text: str) -> int:
+    """``8192``, or ``8k``."""
+    number = text.removesuffix("k").removesuffix("K")
+    return positive(number) * 1024 if number != text and number.isdecimal() else positive(text)
+
+
 def lengths(text: str) -> list[int]:
-    """``512:2048,3000`` -> [512, 1024, 2048, 3000]."""
+    """``512:2k,3000`` -> [512, 1024, 2048, 3000]."""
     found = []
     for part in text.split(","):
         low, colon, high = part.partition(":")
-        length = positive(low.strip())
-        last = positive(high.strip()) if colon else length
-        if length > last:
+        start = length(low.strip())
+        last = length(high.strip()) if colon else start
+        if start > last:
             raise argparse.ArgumentTypeError(f"expected LOW:HIGH with LOW <= HIGH, got {part.strip()!r}")
-        while length <= last:
-            found.append(length)
-            length *= 2
+        while start <= last:
+            found.append(start)
+            start *= 2
     return list(dict.fromkeys(found))
 
 
@@ -309,6 +339,12 @@ def rates(text: str) -> tuple[float, ...]:
     if len(found) < 2:
         raise argparse.ArgumentTypeError(f"expected two rates or more, as 1e-3,3e-3, got {text!r}")
     return found
+
+
+def one_rate(text: str) -> float:
+    if "," in text:
+        raise argparse.ArgumentTypeError(f"expected one rate, got {text!r}; to choose among several: --lr-grid {text}")
+    return positive_float(text)
 
 
 def positive_float(text: str) -> float:

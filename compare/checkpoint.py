@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
@@ -43,8 +44,10 @@ class Checkpoint:
             restored = restore(state)
             self.due = state["seconds"] + self.every
         except Exception as error:  # whatever torch raises on a damaged file
-            reason = first_line(error)
-            self.warn(f"{self.path} cannot be used ({type(error).__name__}: {reason}); the run starts anew")
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            if isinstance(error, UnpicklingError):  # torch would advise to trust the file
+                reason = "it is damaged, or holds more than tensors and plain values"
+            self.warn(f"{self.path} cannot be used ({reason}); the run starts anew")
             return None
         return restored
 

@@ -40,7 +40,7 @@ from compare.report.aggregate import (
     tell_apart,
 )
 from compare.report.stats import SIGNIFICANT
-from compare.report.tables import markdown_table
+from compare.report.tables import markdown, markdown_table
 from compare.report.units import percent, seconds, size
 from compare.spec import DEFAULTS
 
@@ -212,11 +212,11 @@ class Diff:
 
     def markdown(self) -> str:
         """For a pull request."""
-        parts = [f"> **{remark}**" for remark in self.remarks]
+        parts = [f"> **{markdown(remark)}**" for remark in self.remarks]
         if self.changes:
             marked = [(*change[:-1], f"**{change.verdict}**") for change in self.changes]
             parts.append(markdown_table(HEADER, marked))
-        return "\n\n".join([*parts, *self.summary])
+        return "\n\n".join([*parts, *map(markdown, self.summary)])
 
 
 def diff_folders(before: Path, after: Path) -> Diff:

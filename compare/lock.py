@@ -42,7 +42,7 @@ def hold(folder: Path, command: str) -> Iterator[None]:
     """Hold a folder for this process; the system frees it when the process ends, however it does.
 
     Raises:
-        UsageError: another process holds it.
+        UsageError: another process holds it, or its .lock is not that of a comparison.
         OSError: it cannot be written.
     """
     path = folder / ".lock"
@@ -59,9 +59,14 @@ def hold(folder: Path, command: str) -> Iterator[None]:
 
 
 def take(path: Path) -> int | None:
-    """Open the lock file and lock it; None where another process holds it."""
+    """Open the lock file and lock it; None where another process holds it.
+
+    A link, or a file that holds anything but what a comparison left, is not written to.
+    """
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        if path.is_symlink() or not is_lock(path):
+            raise UsageError(f"{path} is not a comparison's, which needs that name: remove it, or name another folder")
+        file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         if not lock(file):
             os.close(file)
             return None
@@ -70,6 +75,17 @@ def take(path: Path) -> int | None:
             os.truncate(file, 0)
             return file
         os.close(file)
+
+
+def is_lock(path: Path) -> bool:
+    """Whether the file is one that a comparison holds or held: empty, telling its process, or just removed."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return True
+    except IsADirectoryError:
+        return False
+    return not text or text.startswith(b'{"pid": ')
 
 
 def holder(path: Path) -> str:

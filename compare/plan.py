@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CONTROL = "none"
 DEFAULT_BUDGET = 100.0  # seconds
+LEAST_MEMORY = 64 * 2**20  # bytes
 
 
 class UsageError(Exception):
@@ -33,6 +34,11 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
 
     if options.lr_grid and options.steps == 0:
         raise UsageError("--lr-grid: with --steps 0 nothing is trained that could choose a rate")
+    if options.memory_limit is not None and options.memory_limit < LEAST_MEMORY:
+        raise UsageError(
+            f"--memory-limit: expected a size with its unit, as 500MB or 16GB, and at least {LEAST_MEMORY >> 20}MB, "
+            f"less than loading torch takes; got {options.memory_limit} bytes"
+        )
     variants = asked_variants(options)
     for name in left_out(options):
         del variants[name]

@@ -78,7 +78,8 @@ class Runs:
 
     def timed(self) -> Iterator[tuple[str, Record]]:
         """Records that say how long the run took; one whose data could not be had does not."""
-        return ((r, record) for r, record in self.records.items() if "wall_seconds" in record and r in self.specs)
+        known = ((r, record) for r, record in self.records.items() if r in self.specs)
+        return ((r, record) for r, record in known if record.get("wall_seconds") is not None)
 
 
 class Estimate:
@@ -225,10 +226,11 @@ class TableProgress(Progress):
         record = self.runs.records.get(run_id)
         if record is None:
             return STYLES["waiting"], "waiting", ""
-        took = clock(record["wall_seconds"]) if "wall_seconds" in record else ""
+        wall, score = record.get("wall_seconds"), record.get("test_score")
+        took = "" if wall is None else clock(wall)
         if record["status"] != "ok":
-            return STYLES["failed"], f"{record['status']}: {record['reason']}", took
-        score = f"{record['metric']} {record['test_score']:.1%}" if "test_score" in record else "done"
+            return STYLES["failed"], f"{record['status']}: {record.get('reason') or 'no reason recorded'}", took
+        score = "done" if score is None else f"{record.get('metric') or 'score'} {score:.1%}"
         return STYLES["ok"], score, took
 
     def summary(self, first: int, shown: int, left: float | None) -> str:

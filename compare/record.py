@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from compare.fields import parse_record
 from compare.limits import memory_limit, usable_cores
 
 SCHEMA = 2
@@ -38,13 +39,8 @@ def read_records(path: Path) -> tuple[list[Record], list[str]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-            missing = {"run_id", "variant", "task", "seq_len", "seed", "status"} - set(record)
-            if missing:
-                raise ValueError(f"no field {sorted(missing)[0]!r}")
-            if record.get("schema", SCHEMA) > SCHEMA:
-                raise ValueError(f"schema {record['schema']}, this version reads up to {SCHEMA}")
-        except (ValueError, TypeError, AttributeError) as error:
+            record = parse_record(line, SCHEMA)
+        except ValueError as error:
             warnings.append(f"{path} line {number} is damaged and was skipped: {error}")
             continue
         records[record["run_id"]] = record
@@ -116,7 +112,7 @@ def write_atomically(path: Path, text: str) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with naming(path):
         try:
-            part.write_text(text, encoding="utf-8")
+            part.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be UTF-8
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)

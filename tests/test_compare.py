@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from compare.arguments import run_parser
+from compare.arguments import cost_parser, run_parser
 from compare.plan import UsageError
 from compare.progress import Progress
 from compare.record import append_record, read_records
@@ -257,6 +257,15 @@ def test_sizes_of_memory(text: str, size: int) -> None:
     assert run_parser().parse_args(["--memory-limit", text]).memory_limit == size
 
 
+@pytest.mark.parametrize(
+    ("text", "found"), [("8k", [8192]), ("512:16K", [2**n for n in range(9, 15)]), ("1k, 3000", [1024, 3000])]
+)
+def test_a_length_may_be_told_in_k(text: str, found: list[int]) -> None:
+    for parser in (run_parser(), cost_parser()):
+        assert parser.parse_args(["--seq-len", text]).seq_len == found
+    assert cost_parser().parse_args(["--longest", "64k"]).longest == 65_536
+
+
 @pytest.mark.parametrize("text", ["0", "-1GB", "16XB", "much", ""])
 def test_what_is_no_size_of_memory(text: str) -> None:
     with pytest.raises(UsageError, match="expected a size as 500MB or 16GB"):
@@ -363,7 +372,18 @@ def test_records_survive_damage(tmp_path: Path) -> None:
         (["--resume", "--out", "/nonexistent/x"], "there is no folder /nonexistent/x"),
         (["--out", "/proc/x"], "--out /proc/x cannot be written"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
-        (["--frobnicate"], "unrecognized arguments: --frobnicate"),
+        (["--frobnicate"], r"unrecognized arguments: --frobnicate \(python"),
+        (["--variant", "full"], r"unrecognized arguments: --variant full; did you mean --variants\? \(python"),
+        (["--seqlen=64"], r"unrecognized arguments: --seqlen=64; did you mean --seq-len\?"),
+        (["-variants", "full"], r"did you mean --variants\?"),
+        (["—variants", "full"], r"did you mean --variants\?"),
+        (["cost", "--longst", "64"], r"did you mean --longest\?"),
+        (["reprot", "results"], r"unrecognized arguments: reprot results; did you mean report\?"),
+        (["--lr", "1e-3,3e-3"], "--lr: expected one rate, got '1e-3,3e-3'; to choose among several: --lr-grid 1e-3,3e"),
+        (["--seeds", "0,1,2"], "--seeds: expected a positive integer, how many there are: 3 runs 0 to 2, got '0,1,2'"),
+        (["--seq-len", "8kk"], "--seq-len: expected a positive integer, got '8kk'"),
+        (["--seq-len", "k"], "--seq-len: expected a positive integer, got 'k'"),
+        (["--memory-limit", "16"], "--memory-limit: expected a size with its unit, as 500MB or 16GB, .* got 16 bytes"),
         (["report", "/nonexistent"], "/nonexistent holds no records.jsonl"),
         (["report"], "required: DIR"),
         (["list", "linfromer"], r"list: unknown attention 'linfromer'. Did you mean 'linformer'\?"),
@@ -398,7 +418,7 @@ def test_help_is_quick_and_does_not_import_torch() -> None:
     assert time.perf_counter() - start < 1
     assert done.returncode == 0
     assert "--variants" in done.stdout
-    code = "import sys; from compare.arguments import run_parser; run_parser().format_help()"
+    code = "import sys; from compare.arguments import cost_parser, run_parser; run_parser().format_help()"
     code += "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 

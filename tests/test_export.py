@@ -1,6 +1,7 @@
 """Tables for papers: the CSV says what the records say, and the LaTeX is well formed and claims no more than it may."""
 
 import csv
+import io
 import re
 import shutil
 import subprocess
@@ -11,7 +12,17 @@ import pytest
 
 from compare.report import write_report
 from compare.report.aggregate import Group, Source, group_records
-from compare.report.export import QUANTITIES, csv_table, escape_tex, latex_tables, letter
+from compare.report.export import (
+    LINE,
+    QUANTITIES,
+    WIDEST_NAME,
+    csv_table,
+    escape_tex,
+    latex_table,
+    latex_tables,
+    letter,
+    width_of,
+)
 from compare.report.stats import t95
 from tests.make_records import ENVIRONMENT, PROFILES, Record, make_record, many_records, write_folder
 
@@ -31,6 +42,16 @@ def lines_of(text: str) -> list[list[str]]:
     """The cells of every row of the LaTeX tables, heads included."""
     rows = [line.removesuffix(r" \\") for line in text.splitlines() if line.endswith(r" \\")]
     return [re.split(r"(?<!\\) & ", row) for row in rows]
+
+
+def whole_lines(text: str) -> list[list[str]]:
+    """The head and the rows of one table, each with the cells that stand below one another in the file for width."""
+    lines = [[cell for cell in line if cell] for line in lines_of(text)]
+    heads = [index for index, line in enumerate(lines) if line[0] == "variant"]
+    rows = heads[1] if len(heads) > 1 else len(lines)
+    return [
+        [line[0], *(cell for at in heads for cell in lines[at + index][1:])] for index, line in enumerate(lines[:rows])
+    ]
 
 
 def test_a_report_holds_both_tables(tmp_path: Path) -> None:
@@ -85,12 +106,12 @@ def test_the_best_is_bold_where_a_ranking_is_allowed() -> None:
     noisy = with_scores("full", [0.5, 0.6, 0.7]) + with_scores("linear", [0.6, 0.5, 0.4])
     few = with_scores("full", [0.6, 0.6]) + with_scores("linear", [0.4, 0.4])
     for records in (noisy, few, clear[:3]):
-        assert not any(r"\mathbf" in row[1] for row in lines_of(latex_tables(groups_of(records))))
+        assert not any(r"\mathbf" in row[1] for row in whole_lines(latex_tables(groups_of(records))))
 
 
 def test_low_is_best_where_it_is_cost() -> None:
     records = with_scores("full", [0.5] * 3, step_seconds=0.2) + with_scores("linear", [0.5] * 3, step_seconds=0.1)
-    head, _, linear = lines_of(latex_tables(groups_of(records)))
+    head, _, linear = whole_lines(latex_tables(groups_of(records)))
     assert linear[head.index("step (ms)")].startswith(r"$\mathbf{100.0}")
 
 
@@ -147,12 +168,61 @@ def test_nothing_measured_is_exported_all_the_same(export: object) -> None:
     assert "oom" in failed
 
 
+LONG = "linformer data=/a_folder_of_a_cluster/" + "averyverylongwordwithoutanend" * 3 + "/数据.csv"
+
+
+def wide(name: str = "") -> list[Record]:
+    """All that is measured, of every variant at two lengths."""
+    cases = [(v, seq_len, seed) for v in PROFILES for seq_len in (1024, 4096) for seed in range(3)]
+    records = [make_record(v, label=f"{v} {name}".strip(), seq_len=n, seed=seed) for v, n, seed in cases]
+    return [record | {"token_seconds": 123.4567, "cache_bytes": 10**10 + 7} for record in records]
+
+
+@pytest.mark.parametrize("label", ["", NASTY, LONG], ids=["plain", "nasty", "long"])
+def test_columns_that_do_not_fit_the_line_stand_below_the_others(label: str) -> None:
+    """By the widths that are reckoned with; where LaTeX is, it measures them below."""
+    for group in groups_of(wide(label)):
+        text, found = latex_table(group), []
+        for table in re.findall(r"\\begin\{table\}.*?\\end\{table\}", text, re.DOTALL):
+            (columns,) = re.findall(r"\\begin\{tabular\}\{(l[r]+)\}", table)
+            lines = lines_of(table)
+            assert {len(line) for line in lines} == {len(columns)}
+            names, *others = (max(map(width_of, cells)) for cells in zip(*lines, strict=True))
+            assert min(names, WIDEST_NAME) + sum(others) + 8 * len(columns) <= LINE
+            head, *rows = whole_lines(table)
+            assert len(rows) == len(PROFILES)
+            found += head[1:]
+        assert len(found) == len(set(found)) == 9
+        assert text.count(r"\label") == text.count(r"\begin{table}") - text.count(r"\addtocounter{table}{-1}") == 1
+
+
 @pytest.mark.skipif(PDFLATEX is None, reason="needs pdflatex")
-def test_the_tables_compile(tmp_path: Path) -> None:
-    records = [make_record(v, label=f"{v} {NASTY}", seed=s) for v in PROFILES for s in range(3)]
-    tables = latex_tables(groups_of(records))
+@pytest.mark.parametrize("label", ["", NASTY, LONG], ids=["plain", "nasty", "long"])
+def test_the_tables_compile_and_fit_the_line(label: str, tmp_path: Path) -> None:
+    tables = latex_tables(groups_of(wide(label)))
     document = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}" + tables + "\\end{document}"
     (tmp_path / "a.tex").write_text(document, encoding="utf-8")
     command = [str(PDFLATEX), "-interaction=nonstopmode", "-halt-on-error", "a.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+    assert "Overfull" not in done.stdout
+    assert "Float too large" not in done.stdout
+
+
+@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t", "\r", "\n"])
+def test_a_spreadsheet_runs_nothing_of_the_csv(begin: str) -> None:
+    """Texts that begin as formulas do are quoted; numbers stay numbers."""
+    evil = f"{begin}cmd|'/C calc'!A0"
+    record = make_record("full", label=evil, task=evil) | {"variant": evil, "family": evil, "kernel": evil}
+    worse = make_record("linear", task=evil, seed=0) | {"test_score": 0.1}
+    table = csv_table(groups_of([record, make_record("full", task=evil), worse]))
+    rows = list(csv.DictReader(io.StringIO(table, newline="")))
+    assert rows
+    for row in rows:
+        for name, cell in row.items():
+            if "[" in name or "runs" in name or "seeds" in name:
+                assert not cell or np.isfinite(float(cell))
+            else:
+                assert not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+    assert rows[0]["task"] == (f"'{evil}" if begin not in "\r\n" else evil.replace(begin, " "))
+    assert any(row["difference to full [fraction]"].startswith("-") for row in rows)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from compare.report import write_report, write_report_many
 from compare.report.accuracy import SPEED, WEIGHT, Against, accuracy_chart, near_baselines
 from compare.report.aggregate import Group, Source, group_records, learning_curve, pareto_front
+from compare.report.answer import answer
 from compare.report.canvas import SOFT, STYLE, choose_styles, folded, memory_ticks, nice_ticks
 from compare.report.charts import plan, write_charts
 from compare.report.curves import PANEL_FOLD, course_name, course_of, learning_curves
@@ -607,3 +609,59 @@ def test_options_are_in_a_name_only_where_they_tell_variants_apart() -> None:
     read = list(csv.DictReader(csv_table([group]).splitlines()))[1]
     assert (read["variant"], read["options"], read["name"]) == ("linformer", "rank=128", "linformer")
     assert "Options set: linformer rank=128." in latex_tables([group])
+
+
+EVIL = "<script>alert(1)</script> <img src=x onerror=y> `code` ![](http://a.b/c.png) &lt; | end]"
+
+
+def test_names_are_words_in_the_markdown_and_no_markup(tmp_path: Path) -> None:
+    """Of variants, options, data, metrics, reasons, notes, machines and commands."""
+    records = [
+        make_record("full", task=EVIL, seq_len=n) | {"label": f"full {EVIL}", "metric": EVIL, "kernel": EVIL}
+        for n in (256, 512)
+    ]
+    records += [make_record("linear", task=EVIL, seq_len=n, status="oom") | {"reason": EVIL} for n in (256, 512)]
+    for record in records:
+        record |= {"data_notes": [EVIL], "baselines": {EVIL: 0.3}, "family": EVIL, "test_slices": {EVIL: 0.2}}
+        record["curve"] = record["curve"][:3]
+        record["spec"]["task_options"] = [["data", f"{EVIL}\n\n# of {record['seq_len']}"]]
+    environment = ENVIRONMENT | {"cpu": EVIL, "command": f"compare\n```\n{EVIL}\n````\n{EVIL}"}
+    write_report(write_folder(tmp_path, records, environment))
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    fenced = re.search(r"^`````sh\n.*?^`````$\n", text, re.DOTALL | re.MULTILINE)
+    assert fenced
+    outside = text.replace(fenced[0], "")
+    assert not re.search(r"<|(?<!\\)`|&(?!(amp|lt|gt);)", outside)
+    assert set(re.findall(r"\]\((.*?)\)", outside)) == {f"charts/{p.name}" for p in tmp_path.glob("charts/*.png")}
+    heads = re.findall(r"^#+ .*", outside, re.MULTILINE)
+    assert not any(head.startswith("# of") for head in heads)
+    for table in re.findall(r"(?:^\|.*\n)+", outside, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<script") == 2
+    assert "<img src=x" not in page
+
+
+def test_what_ran_alone_is_said_so() -> None:
+    def short(*records: Record) -> str:
+        return "\n".join(answer(groups_of(list(records))))
+
+    full, failed = (make_record("full", seed=0), make_record("full", seed=1)), make_record("linear", status="oom")
+    control = make_record("none")
+    assert "Full is the only variant here that attends, so nothing can be compared with it." in short(*full)
+    assert "Full is the only variant here that attends" in short(*full, control)
+    assert "No variant but full has a score" in short(*full, failed)
+    assert "Nothing shares a seed with full" in short(full[0], make_record("linear", seed=1))
+    assert "Only the control has a score: there is nothing to compare." in short(control)
+    assert "Only the control has a score" in short(control, failed)
+    cost = control | {"test_score": None, "curve": []}
+    assert "Cost alone, without scores." in short(cost)
+
+
+def test_letters_that_no_font_has_flood_no_terminal(tmp_path: Path) -> None:
+    record = make_record("full", label="full 数据 ትግርኛ עברית \U0001f600", task="classify") | {"curve": []}
+    folder = write_folder(tmp_path, [record, record | {"seq_len": 512, "run_id": "longer"}])
+    done = report(str(folder))
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "数据" in (folder / "report.md").read_text(encoding="utf-8")

@@ -156,6 +156,8 @@ def test_a_damaged_checkpoint_is_told_and_ignored(damage: str, tmp_path: Path) -
     assert str(path) in warning
     assert warning.endswith("the run starts anew")
     assert "\n" not in warning
+    assert "weights_only" not in warning
+    assert ("it is damaged, or holds more than" in warning) == (damage in ("noise", "a pickle"))
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told_once_and_training_goes_on(tmp_path: Path) -> None:

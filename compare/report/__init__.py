@@ -3,42 +3,66 @@
 Nothing here imports torch: a report can be drawn anywhere the records can be read.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from compare.fields import parse_json
 from compare.record import read_records, write_atomically
 
 from .aggregate import Source, group_records, mixed_data
 from .charts import write_charts
-from .export import csv_table, latex_tables
-from .page import html_page
+from .export import NEEDS, TEXT, csv_table, latex_tables
+from .page import TITLE, html_page
 from .tables import markdown_report
 from .views import match_scores
 
-__all__ = ["write_report", "write_report_many"]
+__all__ = ["foreign_files", "write_report", "write_report_many"]
+
+# What the beginning of each file that a report writes says.
+MARKS = {
+    "report.md": f"# {TITLE}",
+    "report.html": f"<title>{TITLE}</title>",
+    "table.csv": ",".join(TEXT[:4]),
+    "table.tex": NEEDS,
+}
+BEGINNING = 1000  # bytes
 
 
-def write_report(folder: Path, match: str = "end") -> None:
-    """Draw the report of one folder into that folder.
+def foreign_files(folder: Path) -> list[str]:
+    """The files in a folder that a report would replace, though no report wrote them."""
+    return [name for name, mark in MARKS.items() if (folder / name).exists() and mark not in beginning(folder / name)]
+
+
+def beginning(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return file.read(BEGINNING).decode("utf-8", errors="replace")
+
+
+def write_report(folder: Path, match: str = "end") -> list[str]:
+    """Draw the report of one folder into that folder; the warnings that it begins with are returned.
 
     Args:
-        folder: holds records.jsonl and environment.json; receives report.md, report.html, table.csv, table.tex and
-            charts/.
+        folder: holds records.jsonl and environment.json; receives report.md, report.html, table.csv, table.tex,
+            charts/ and charts.txt, which lists them.
         match: which score counts in charts and reports: the test score at the "end" of each run's own training, or the
             validation score at equal "steps", "time" or "flops". The tables for papers hold the test score.
     """
-    write_report_many([folder], folder, match)
+    return write_report_many([folder], folder, match)
 
 
-def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") -> None:
+def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") -> list[str]:
     """Draw one report of several folders. What ran on different machines is kept apart.
 
     Args:
         folders: each holds records.jsonl and environment.json.
-        out: receives report.md, report.html, table.csv, table.tex and charts/.
+        out: receives report.md, report.html, table.csv, table.tex, charts/ and charts.txt, which lists them.
         match: as in `write_report`.
+
+    Returns:
+        The warnings that the report begins with: what could not be read, what is not comparable.
     """
     sources, warnings = [], []
     for folder in folders:
@@ -49,17 +73,18 @@ def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") ->
     ended = group_records(sources)
     groups = [match_scores(group, match) for group in ended]
     warnings += mixed_data(groups)
-    charts = write_charts(groups, out / "charts")
+    charts = write_charts(groups, out)
     write_atomically(out / "report.md", markdown_report(groups, charts, warnings))
     write_atomically(out / "table.csv", csv_table(ended))
     write_atomically(out / "table.tex", latex_tables(ended))
     write_atomically(out / "report.html", html_page(groups, charts, out / "charts", warnings))
+    return warnings
 
 
 def read_environment(path: Path) -> tuple[dict[str, Any], list[str]]:
     """The environment stamp, or an empty one and why."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         return {}, [f"{path}: the environment could not be read ({error}); the machine is unknown."]
     return (found, []) if isinstance(found, dict) else ({}, [f"{path}: not a JSON object; the machine is unknown."])

@@ -5,10 +5,12 @@ A group is everything measured on one machine, on one task, at one length, under
 Scores are fractions between 0 and 1, and higher is better. Runs that searched for a learning rate count for no row.
 """
 
+import hashlib
 import itertools
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +27,7 @@ from .units import plain
 Record = dict[str, Any]
 CONTROL = "none"
 REFERENCE = "full"
+LONGEST_SLUG = 120  # letters; a file name holds 255 bytes
 
 # Spec fields that may differ between the rows of one group. All others are conditions and split it.
 PER_ROW = frozenset({"variant", "options", "lr", "seed", "task", "seq_len", "probe"})
@@ -202,15 +205,13 @@ class Group:
     terms: Terms = Terms()
     probes: tuple[Record, ...] = ()
     """Runs that asked which length fits, under these conditions at any length: in no row and in no table of runs."""
+    slug: str = ""
+    """What its files are called; no two groups of a report share it."""
 
     @property
     def title(self) -> str:
         extra = "; ".join(part for part in (self.conditions, self.where) if part)
         return f"{self.task}, length {self.seq_len:,}" + (f" ({extra})" if extra else "")
-
-    @property
-    def slug(self) -> str:
-        return slug(self.task, str(self.seq_len), self.where, self.conditions)
 
     @property
     def records(self) -> list[Record]:
@@ -304,6 +305,19 @@ def slug(*parts: str) -> str:
     return "_".join(word for word in words if word)
 
 
+def distinct_slugs(names: Sequence[tuple[str, ...]]) -> list[str]:
+    """A slug for each name. What is too long for a file name, or would be the same file as another, ends in a hash."""
+    whole = [slug(*parts) for parts in names]
+    met = Counter(word.casefold() for word in whole)  # some file systems know no capitals
+    found: list[str] = []
+    for word, parts in zip(whole, names, strict=True):
+        if met[word.casefold()] > 1 or len(word) > LONGEST_SLUG:
+            told = json.dumps([*parts, names[: len(found)].count(parts)])
+            word = f"{word[:LONGEST_SLUG]}_{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+        found.append(word)
+    return found
+
+
 def machine_name(environment: Mapping[str, Any]) -> str:
     """Short: the processor that did the work and how much of it."""
     gpu = environment.get("gpu")
@@ -393,7 +407,8 @@ def group_records(sources: Sequence[Source], *, short: bool = True) -> list[Grou
         rows, tried = make_rows(cell, families), tuple(probes.get((machine, task, cost), ()))
         of = machine, where[machine], machines[machine]
         groups.append(Group(task, seq_len, told_apart, cost, *of, rows, probes=tried))
-    return groups
+    slugs = distinct_slugs([(g.task, str(g.seq_len), g.where, g.conditions) for g in groups])
+    return [replace(group, slug=slug) for group, slug in zip(groups, slugs, strict=True)]
 
 
 def short_labels(records: Iterable[Record]) -> dict[str, str]:

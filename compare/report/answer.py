@@ -10,6 +10,7 @@ from .scaling import STATE, TIME, TOKEN, find_crossovers, length_series, length_
 from .stats import ENOUGH_SEEDS, Difference, in_points
 from .summary import baseline_differences, measured, scores_of, short
 from .units import percent, plain, plural, sentence, significant
+from .views import scored
 
 WITHIN = 0.01  # of full's score: what counts as being as good
 GOOD = f"within {100 * WITHIN:g} {plural(round(100 * WITHIN), 'point')} of full"
@@ -57,6 +58,8 @@ def is_within(found: Difference | None) -> bool:
 def sentences(group: Group) -> list[str]:
     if not any(row.finished for row in group.rows):
         return ["No run finished."]
+    if not scores_of(group) and scored(group):
+        return ["Only the control has a score: there is nothing to compare."]
     if not scores_of(group):
         if group.decodes:
             return ["Decoding, without scores.", *cheapest(group, rivals(group), ""), kept(group)]
@@ -65,6 +68,9 @@ def sentences(group: Group) -> list[str]:
     if full is None:
         why = f"has no score ({group.reference.status})" if group.reference else "was not run"
         return [f"Full {why}, so nothing can be compared with it.", *sobering(group)]
+    if not any(row.score for row in rivals(group)):
+        alone = "No variant but full has a score" if rivals(group) else "Full is the only variant here that attends"
+        return [f"{alone}, so nothing can be compared with it.", *sobering(group)]
     if not any(row.name in group.against_full for row in rivals(group)):
         return ["Nothing shares a seed with full, so nothing can be compared with it.", *sobering(group)]
     if not can_be_judged(group):

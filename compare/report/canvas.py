@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
@@ -51,6 +52,15 @@ STYLE = {
     "svg.hashsalt": "attention zoo",
     "svg.fonttype": "path",
 }
+
+
+# Of each group one is on most machines; they are asked in turn for letters that DejaVu Sans lacks.
+FURTHER_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei"),
+    *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic"),
+    *("Noto Sans Devanagari", "Nirmala UI", "Noto Sans Thai", "Leelawadee UI", "Arial Unicode MS"),
+    *("Noto Emoji", "Segoe UI Emoji", "Segoe UI Symbol"),
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,12 @@ def choose_styles(groups: Sequence[Group]) -> dict[str, Style]:
             styles[name] = Style(colour, DASHES[count % len(DASHES)], MARKERS[count % len(MARKERS)])
             used[colour] += 1
     return styles
+
+
+def fonts() -> list[str]:
+    """The font that comes with matplotlib, and those of this machine that have more letters."""
+    installed = set(get_font_names())
+    return ["DejaVu Sans", *(name for name in FURTHER_FONTS if name in installed)]
 
 
 class Legend:

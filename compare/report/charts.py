@@ -1,6 +1,8 @@
 """Which charts a report has, and their files."""
 
 import os
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,12 +10,12 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from compare.record import naming
+from compare.record import naming, write_atomically
 
 from .accuracy import SPEED, STEP, WEIGHT, accuracy_chart, state_of
-from .aggregate import Chart, Group, slug
+from .aggregate import Chart, Group, distinct_slugs
 from .alt import describe_accuracy, describe_cost, describe_crossovers, describe_curves, describe_decoding
-from .canvas import DPI, STYLE, Style, choose_styles
+from .canvas import DPI, STYLE, Style, choose_styles, fonts
 from .curves import learning_curves
 from .decoding import DECODING, longest_decoded, time_against_state
 from .heatmap import HEAT, draw_heat_map, heat_maps
@@ -22,25 +24,41 @@ from .scaling import length_series, series_note
 from .sweeps import capacity_group
 from .units import sentence
 
+SUFFIXES = (".png", ".svg")
 
-def write_charts(groups: Sequence[Group], folder: Path) -> list[Chart]:
-    """Draw everything the groups allow, as PNG and SVG, and remove charts of earlier reports from the folder."""
+
+def write_charts(groups: Sequence[Group], out: Path) -> list[Chart]:
+    """Draw everything the groups allow, as PNG and SVG, into the folder ``charts``.
+
+    Of the files there those go that an earlier report drew, as charts.txt lists them; all others stay.
+    """
+    folder, written = out / "charts", out / "charts.txt"
     folder.mkdir(parents=True, exist_ok=True)
     styles = choose_styles(groups)
     drawn: list[Chart] = []
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()  # not those of a user's matplotlibrc
-        matplotlib.rcParams.update(STYLE)
+        matplotlib.rcParams.update(STYLE | {"font.family": fonts()})
+        # A letter that no font here has is a box on the chart, and not a line for each time that it is drawn.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from|Matplotlib currently does not support .* natively")
         for chart, draw in plan(groups, styles):
             figure = draw()
             if figure is not None:
                 save(figure, folder / chart.stem)
                 drawn.append(chart)
-    kept = {chart.stem for chart in drawn}
-    for old in [*folder.glob("*.png"), *folder.glob("*.svg")]:
-        if old.stem not in kept:
-            old.unlink()
+    kept = [f"{chart.stem}{suffix}" for chart in drawn for suffix in SUFFIXES]
+    for old in listed(written) - set(kept):
+        (folder / old).unlink(missing_ok=True)
+    write_atomically(written, "".join(f"{name}\n" for name in kept))
     return drawn
+
+
+def listed(path: Path) -> set[str]:
+    """The charts that a list names, whatever else was written into it."""
+    if not path.is_file():
+        return set()
+    names = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return {name for name in names if re.fullmatch(r"[\w.=-]+", name, re.ASCII) and name.endswith(SUFFIXES)}
 
 
 def plan(groups: Sequence[Group], styles: Mapping[str, Style]) -> list[tuple[Chart, Callable[[], Figure | None]]]:
@@ -62,8 +80,9 @@ def plan(groups: Sequence[Group], styles: Mapping[str, Style]) -> list[tuple[Cha
             alt = f"Learning curves by {words}: {group.title}. {describe_curves(group, axis)}"
             chart = Chart(f"curves_{words}_{group.slug}", alt.strip(), group.slug)
             charts.append((chart, partial(learning_curves, group, axis, styles)))
-    for series in length_series(groups):
-        name = slug(series[0].task, series[0].where, series_note(series, groups))
+    found = length_series(groups)
+    names = distinct_slugs([(series[0].task, series[0].where, series_note(series, groups)) for series in found])
+    for series, name in zip(found, names, strict=True):
         decoded = series[0].decodes
         place, time, other = (DECODING, TOKEN, STATE) if decoded else ("", TIME, MEMORY)
         for cost in (time, other):
@@ -83,7 +102,7 @@ def plan(groups: Sequence[Group], styles: Mapping[str, Style]) -> list[tuple[Cha
 
 
 def save(figure: Figure, path: Path) -> None:
-    for suffix, dpi, metadata in ((".png", 2 * DPI, {"Software": None}), (".svg", DPI, {"Date": None})):
+    for suffix, dpi, metadata in zip(SUFFIXES, (2 * DPI, DPI), ({"Software": None}, {"Date": None}), strict=True):
         temporary = path.with_name(f".{path.name}{suffix}.tmp")
         with naming(path.with_name(path.name + suffix)):
             try:

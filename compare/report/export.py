@@ -2,8 +2,11 @@
 
 import csv
 import io
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from .aggregate import Group, Row
 from .flags import flags_of
@@ -63,6 +66,23 @@ TEXT = (
 COUNTS = ("runs", "finished runs")
 DIFFERENCE = ("difference to full [fraction]", "difference to full half [fraction]", "seeds of the difference")
 
+FORMULA = ("=", "+", "-", "@", "\t")  # how a cell begins that spreadsheets run
+Part = list[list[str]]
+"""A head and rows of cells, as LaTeX."""
+LEAST_LINES, MOST_LINES = 12, 46  # of a table on one page, with its caption and notes
+LINE = 345  # points, of an article's line
+WIDEST_NAME = 110  # points; a longer one goes on in the next line
+WIDTHS = {
+    **dict.fromkeys(".,:;'il|![]()", 3.4),
+    **dict.fromkeys("mwMW%@", 7.5),
+    **dict.fromkeys("{}$\\", 0.0),
+    " ": 3.0,
+}
+UNSET = re.compile("[^\\x00-\\u017f]")  # what plain LaTeX has no letter for
+LONGEST_WORD = 20  # letters
+BREAK = r"\allowbreak{}"
+BREAKS = frozenset("_=/-")
+NEEDS = r"Needs \usepackage{booktabs}."
 TEX = str.maketrans(
     {
         **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -83,14 +103,30 @@ def csv_table(groups: Sequence[Group]) -> str:
     for group in groups:
         for row in group.rows:
             place = (group.task, group.seq_len, group.conditions, group.machine)
-            words = (*place, row.variant, options_in_words(row), row.name, row.family)
+            words: list[str | int] = [
+                *place,
+                row.variant,
+                options_in_words(row),
+                row.name,
+                row.family,
+                row.status,
+                row.kernels,
+            ]
             found = [number for q in QUANTITIES for number in pair(row.over_seeds(q.field))]
             difference = group.against_full.get(row.name)
-            flagged = "; ".join(flags(row, group))
+            words.append("; ".join(flags(row, group)))
             counts = (len(row.records), len(row.finished))
             seeds = difference.n if difference else ""
-            writer.writerow((*words, row.status, row.kernels, flagged, *counts, *found, *pair(difference), seeds))
+            writer.writerow((*map(as_text, words), *counts, *found, *pair(difference), seeds))
     return out.getvalue()
+
+
+def as_text(value: str | int) -> str | int:
+    """A text in one line that no spreadsheet runs as a formula; numbers stay."""
+    if not isinstance(value, str):
+        return value
+    line = " ".join(value.splitlines())
+    return f"'{line}" if line.startswith(FORMULA) else line
 
 
 def pair(found: Estimate | Difference | None) -> tuple[float | str, float | str]:
@@ -109,11 +145,12 @@ def flags(row: Row, group: Group) -> list[str]:
 
 def latex_tables(groups: Sequence[Group]) -> str:
     """A booktabs table for each group; the best is bold where no other comes near it beyond noise."""
-    head = "% Means over seeds, with half of the 95 % t interval. Needs \\usepackage{booktabs}.\n"
+    head = f"% Means over seeds, with half of the 95 % t interval. {NEEDS}\n"
     return head + "".join(f"\n{latex_table(group)}" for group in groups)
 
 
 def latex_table(group: Group) -> str:
+    """Where the columns do not fit into the line, what is left follows below, under the same variants."""
     shown = [q for q in QUANTITIES if q.heading and any(row.over_seeds(q.field) for row in group.rows)]
     scored = [group.against_full.get(row.name) for row in group.rows]
     best = {q.field: best_of(group, q) for q in shown if q.better}
@@ -128,33 +165,109 @@ def latex_table(group: Group) -> str:
             if flag not in footnotes:
                 footnotes.append(flag)
             marks.append(letter(footnotes.index(flag)))
-        cells = [escape_tex(row.name) + (rf"\textsuperscript{{{','.join(marks)}}}" if marks else "")]
+        name = breakable(row.name)
+        if width_of(name) > WIDEST_NAME:
+            name = rf"\parbox[t]{{{WIDEST_NAME}pt}}{{\raggedright {name}\strut}}"
+        cells = [name + (rf"\textsuperscript{{{','.join(marks)}}}" if marks else "")]
         cells += [number(row.over_seeds(q.field), q.factor, q.decimals, bold=best.get(q.field) is row) for q in shown]
         if any(scored):
             cells.insert(2, number(difference, 100, 1, sign=True))
-        lines.append(" & ".join(cells) + r" \\")
-    caption = " ".join([f"{group.title}. {group.machine}.", *options_set(group)])
-    notes = "; ".join(
-        rf"\textsuperscript{{{letter(index)}}}\,{escape_tex(text)}" for index, text in enumerate(footnotes)
+        lines.append(cells)
+    head = [escape_tex(heading) for heading in headings]
+    caption = breakable(" ".join([f"{group.title}. {group.machine}.", *options_set(group)]))
+    label = rf"\label{{tab:{group.slug}}}"
+    notes = "; ".join(rf"\textsuperscript{{{letter(i)}}}\,{breakable(text)}" for i, text in enumerate(footnotes))
+    room = max(LEAST_LINES, MOST_LINES - math.ceil((1.2 * width_of(caption) + width_of(notes)) / LINE))
+    pages = [lines[i : i + room] for i in range(0, len(lines), room)]
+    floats: list[list[Part]] = []
+    for part in (part for page in pages for part in fold([head, *page])):
+        if not floats or sum(map(height_of, [*floats[-1], part])) > room:
+            floats.append([])
+        floats[-1].append(part)
+    again = breakable(f"{group.title} (continued)")
+    return "\n".join(
+        latex_float(parts, again if index else caption, "" if index else label, notes)
+        for index, parts in enumerate(floats)
     )
+
+
+def latex_float(parts: Sequence[Part], caption: str, label: str, notes: str) -> str:
+    """A table of parts one below the other, in one set of columns. label: "" continues the table before it."""
+    columns = max(len(part[0]) for part in parts)
+    body = []
+    for index, (head, *rows) in enumerate(parts):
+        rule = rf"\cmidrule{{1-{columns}}}" if index else r"\midrule"
+        body += [r"\addlinespace"] * (index > 0)
+        body += [in_a_line(head, columns), rule, *(in_a_line(row, columns) for row in rows)]
     return "\n".join(
         [
             r"\begin{table}",
-            r"\centering\small",
-            rf"\caption{{{escape_tex(caption)}}}",
-            rf"\label{{tab:{group.slug}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}",
+            r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
+            *([] if label else [r"\addtocounter{table}{-1}"]),
+            rf"\caption{{{caption}}}",
+            *([label] if label else []),
+            rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}",
             r"\toprule",
-            " & ".join(escape_tex(heading) for heading in headings) + r" \\",
-            r"\midrule",
-            *lines,
+            *body,
             r"\bottomrule",
             r"\end{tabular}",
-            *([rf"\par\smallskip\parbox{{\linewidth}}{{\footnotesize {notes}.}}"] if notes else []),
+            *([rf"\par\smallskip\parbox{{\linewidth}}{{\raggedright {notes}.}}"] if notes else []),
             r"\end{table}",
             "",
         ]
     )
+
+
+def fold(table: Sequence[Sequence[str]]) -> list[Part]:
+    """The table in parts, each with the first column and as many others as fit into the line.
+
+    Args:
+        table: the head and the rows, as LaTeX.
+    """
+    widths = [max(map(width_of, column)) + 8 for column in zip(*table, strict=True)]
+    widths[0] = min(widths[0], WIDEST_NAME + 20)
+    found: list[list[int]] = [[]]
+    for index in range(1, len(widths)):
+        # The parts stand below one another in one set of columns, each as wide as its widest cell.
+        if found[-1] and widths[0] + columns_width([*found[:-1], [*found[-1], index]], widths) > LINE:
+            found.append([])
+        found[-1].append(index)
+    while widths[0] + columns_width(found, widths) > LINE and (most := max(map(len, found))) > 1:
+        order = [index for part in found for index in part]
+        found = [order[i : i + most - 1] for i in range(0, len(order), most - 1)]
+    return [[[line[0], *(line[index] for index in part)] for line in table] for part in found]
+
+
+def height_of(part: Part) -> int:
+    """About how many lines it takes."""
+    return 1 + sum(math.ceil(width_of(row[0]) / (WIDEST_NAME + 60)) for row in part)
+
+
+def columns_width(parts: Sequence[Sequence[int]], widths: Sequence[float]) -> float:
+    return sum(max(widths[i] for i in column if i) for column in zip_longest(*parts, fillvalue=0))
+
+
+def in_a_line(cells: Sequence[str], columns: int) -> str:
+    return " & ".join([*cells, *[""] * (columns - len(cells))]) + r" \\"
+
+
+def width_of(tex: str) -> float:
+    """About how many points a text takes in 8 point type, rather too many."""
+    plain = re.sub(r"\\(mathbf|textsuperscript|allowbreak)\b|\{,\}", lambda found: "," * (found[0] == "{,}"), tex)
+    plain = re.sub(r"\\pm", "wi", plain)  # with the space on either side
+    plain = re.sub(r"\\[A-Za-z]+(\{\})?", "w", plain)
+    return sum(WIDTHS.get(sign, 4.6 if sign.islower() or sign.isdigit() else 6.5) for sign in plain)
+
+
+def breakable(text: str) -> str:
+    """A text whose long words may go on in the next line, behind a sign of `BREAKS` or after some letters."""
+    return " ".join(broken(word) if len(word) > LONGEST_WORD else escape_tex(word) for word in text.split(" "))
+
+
+def broken(word: str) -> str:
+    pieces = re.findall(rf"[^\W_]{{1,{LONGEST_WORD // 2}}}|[\W_]", word)
+    ends = [BREAK if piece in BREAKS or len(piece) == LONGEST_WORD // 2 else "" for piece in pieces]
+    return "".join(escape_tex(piece) + end for piece, end in zip(pieces, ends, strict=True)).removesuffix(BREAK)
 
 
 def best_of(group: Group, quantity: Quantity) -> Row | None:
@@ -187,4 +300,4 @@ def letter(index: int) -> str:
 
 
 def escape_tex(text: str) -> str:
-    return text.translate(TEX)
+    return UNSET.sub(lambda found: f"[U+{ord(found[0]):04X}]", text.translate(TEX))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib import colormaps
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from .aggregate import Group, Row, slug
+from .aggregate import Group, Row, distinct_slugs
 from .canvas import INK, SMALL, WIDTH, Sheet, folded, text_size
 from .families import colour_of, in_order
 from .stats import ENOUGH_SEEDS, Difference, Estimate
@@ -94,16 +94,14 @@ class HeatMap:
     groups: tuple[Group, ...]
     lines: tuple[Line, ...]
     part: str
+    stem: str = ""
+    """Of its files; no two maps of a report share it."""
 
     @property
     def title(self) -> str:
         where = f" ({self.groups[0].where})" if self.groups[0].where else ""
         score = sentence(self.groups[0].terms.words("score"))
         return f"{score} of every variant on every task, as the difference to full{where}{self.part}"
-
-    @property
-    def stem(self) -> str:
-        return slug("tasks", self.groups[0].where, self.part)
 
     @property
     def alt(self) -> str:
@@ -136,7 +134,8 @@ def heat_maps(groups: Sequence[Group]) -> list[HeatMap]:
             for name, places in zip(names, np.array_split(np.arange(len(found)), parts), strict=True):
                 shown = [Line(line.name, line.rows, tuple(line.cells[i] for i in places)) for line in lines]
                 maps.append(HeatMap(tuple(found[i] for i in places), tuple(shown), name))
-    return maps
+    stems = distinct_slugs([("tasks", heat.groups[0].where, heat.part) for heat in maps])
+    return [replace(heat, stem=stem) for heat, stem in zip(maps, stems, strict=True)]
 
 
 def make_lines(groups: Sequence[Group]) -> list[Line]:

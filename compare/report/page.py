@@ -375,4 +375,4 @@ def measured(record: Record) -> dict[str, Any]:
 
 
 def as_json(value: Mapping[str, object]) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))

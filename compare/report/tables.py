@@ -1,5 +1,6 @@
 """The results table, defined once and written as markdown here and as HTML by the page."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +17,9 @@ from .summary import summarise
 from .sweeps import sweep_table
 from .units import MISSING, count, percent, plain, plural, seconds, size
 from .views import MATCHES, match_scores, scored
+
+SIGNS = str.maketrans({"\\": r"\\", "`": r"\`", "&": "&amp;", "<": "&lt;"})
+BRACKETS = str.maketrans({"[": r"\[", "]": r"\]"})
 
 
 @dataclass(frozen=True)
@@ -262,25 +266,35 @@ def commands(groups: Sequence[Group]) -> list[str]:
     return list(dict.fromkeys(asked or found))
 
 
+def markdown(text: str) -> str:
+    """Words in one line of Markdown as they are: no HTML, no code, no link or picture, no second line."""
+    return " ".join(text.translate(SIGNS).replace("](", "]\\(").splitlines())
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def line(cells: Sequence[str]) -> str:
-        escaped = (cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;") for cell in cells)
-        return "| " + " | ".join(" ".join(cell.split("\n")) for cell in escaped) + " |"
+        return "| " + " | ".join(markdown(cell).replace("|", "\\|") for cell in cells) + " |"
 
     return "\n".join([line(header), "|" + " --- |" * len(header), *(line(row) for row in rows)])
 
 
+def code(command: str) -> str:
+    """A command as a block, fenced by more backticks than it holds."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
+    return f"{fence}sh\n{command}\n{fence}"
+
+
 def markdown_report(groups: Sequence[Group], charts: Sequence[Chart], warnings: Sequence[str]) -> str:
     """The whole of report.md."""
-    parts = ["# Comparison of attention variants", *(f"> **Warning:** {warning}" for warning in warnings)]
-    parts += [f"Machine: {machine}" for machine in dict.fromkeys(group.machine for group in groups)]
-    parts += [f"```sh\n{command}\n```" for command in commands(groups)]
+    parts = ["# Comparison of attention variants", *(f"> **Warning:** {markdown(w)}" for w in warnings)]
+    parts += [f"Machine: {markdown(machine)}" for machine in dict.fromkeys(group.machine for group in groups)]
+    parts += map(code, commands(groups))
     if not groups:
         parts.append("There are no records to report on.")
     if groups:
         parts += ["## In short", bullets(answer(groups))]
     for group in groups:
-        parts += [f"## {group.title}", bullets(summarise(group))]
+        parts += [f"## {markdown(group.title)}", bullets(summarise(group))]
         shown = columns_of(group)
         table = [[column.cell(row, group).text for column in shown] for row in group.rows]
         parts += [markdown_table([column.title for column in shown], table), bullets(notes(group))]
@@ -307,12 +321,12 @@ def markdown_report(groups: Sequence[Group], charts: Sequence[Chart], warnings: 
 
 
 def with_notes(table: CostTable) -> str:
-    return "\n\n".join([f"### {table.title}", markdown_table(table.header, table.body), bullets(table.notes)])
+    return "\n\n".join([f"### {markdown(table.title)}", markdown_table(table.header, table.body), bullets(table.notes)])
 
 
 def bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {markdown(line)}" for line in lines)
 
 
 def image(chart: Chart) -> str:
-    return f"![{chart.alt}](charts/{chart.stem}.png)"
+    return f"![{markdown(chart.alt).translate(BRACKETS)}](charts/{chart.stem}.png)"

@@ -1,0 +1,186 @@
+"""What a line of records.jsonl may hold: numbers that can have been measured, texts that can be shown."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+NEEDED = ("run_id", "variant", "task", "seq_len", "seed", "status")
+LARGEST = 1e100  # a number beyond it, or a time or rate nearer to 0 than its inverse, was never measured
+MOST_DIGITS = 100
+DEEPEST = 20  # lists and objects within one another
+# What no chart, page or terminal shows as it is: control characters, and halves of surrogate pairs.
+UNSHOWN = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\ufffe\\uffff\\ud800-\\udfff]")
+
+
+class Kind(NamedTuple):
+    """What a field may hold, beside null."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_measured(value: Any) -> bool:
+    return is_number(value) and value >= 1 / LARGEST
+
+
+def is_spread(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_measured, value)) and value[0] <= value[1]
+
+
+def is_options(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and is_text(pair[0]) and isinstance(pair[1], str | int | float)
+        for pair in value
+    )
+
+
+def is_list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, kind) for each in value)
+
+
+def are_scores(value: Any) -> bool:
+    return isinstance(value, dict) and all(each is None or is_number(each) for each in value.values())
+
+
+TEXT = Kind("a text", is_text)
+NAME = Kind("a text that is not empty", lambda value: is_text(value) and bool(value.strip()))
+SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
+COUNT = Kind("a whole number of at least 0", lambda value: is_whole(value) and value >= 0)
+LENGTH = Kind("a whole number above 0", lambda value: is_whole(value) and value > 0)
+NUMBER = Kind("a number", is_number)
+AMOUNT = Kind("a number of at least 0", lambda value: is_number(value) and value >= 0)
+MEASURED = Kind("a number above 0", is_measured)
+SPREAD = Kind("two numbers above 0, the second not below the first", is_spread)
+SCORES = Kind("an object of numbers", are_scores)
+OBJECT = Kind("an object", lambda value: isinstance(value, dict))
+OPTIONS = Kind("a list of [name, value]", is_options)
+
+TIMES = ("step_seconds", "forward_seconds", "forward_backward_seconds", "token_seconds")
+FIELDS: dict[str, Kind] = {
+    **dict.fromkeys(("run_id", "variant", "task", "status", "label"), NAME),
+    **dict.fromkeys(("family", "reason", "kernel", "metric", "command", "started"), TEXT),
+    **{"seq_len": LENGTH, "seed": COUNT, "kernel_fallback": SWITCH, "rotary_without_effect": SWITCH},
+    **dict.fromkeys(("test_score", "val_score", "test_loss", "val_loss"), NUMBER),
+    **dict.fromkeys((*TIMES, "tokens_per_second"), MEASURED),
+    **{f"{name}_spread": SPREAD for name in TIMES},
+    **dict.fromkeys(("test_size", "val_size", "params", "flops", "train_flops", "matrix_rate_flops"), AMOUNT),
+    **dict.fromkeys(("peak_memory_bytes", "saved_bytes", "state_bytes", "cache_bytes"), AMOUNT),
+    **dict.fromkeys(("train_steps", "train_seconds", "train_tokens", "loader_seconds", "wall_seconds"), AMOUNT),
+    **dict.fromkeys(("baselines", "test_slices"), SCORES),
+    **dict.fromkeys(("spec", "data", "lr_search", "machine"), OBJECT),
+    "data_notes": Kind("a list of texts", lambda value: is_list_of(str, value)),
+    "curve": Kind("a list of objects", lambda value: is_list_of(dict, value)),
+}
+SPEC_FIELDS: dict[str, Kind] = {
+    **dict.fromkeys(("options", "task_options"), OPTIONS),
+    **dict.fromkeys(("lr", "budget"), MEASURED),
+    **dict.fromkeys(("search", "decode", "checkpointing", "reversible", "compile", "length_warmup"), SWITCH),
+    **dict.fromkeys(("batch_size", "probe", "memory_limit"), LENGTH),
+    **dict.fromkeys(("seed", "steps"), COUNT),
+}
+POINT_FIELDS: dict[str, Kind] = {
+    **dict.fromkeys(("step", "seconds", "tokens", "flops"), AMOUNT),
+    **dict.fromkeys(("train_loss", "train_score", "val_loss", "val_score"), NUMBER),
+    "seq_len": LENGTH,
+}
+
+
+def parse_record(line: bytes, newest: int) -> dict[str, Any]:
+    """The record of a line, each known field of its kind. Fields that this version does not know stay as they are.
+
+    Args:
+        line: JSON in UTF-8.
+        newest: schema that this version reads.
+
+    Raises:
+        ValueError: it is damaged, or newer.
+    """
+    record = parse_json(line)
+    if not isinstance(record, dict):
+        raise ValueError(f"expected a JSON object, got {in_short(record)}")
+    schema = record.get("schema", newest)
+    if not is_whole(schema) or schema > newest:
+        raise ValueError(f"schema {in_short(schema)}, this version reads up to {newest}")
+    for name in NEEDED:
+        if record.get(name) is None:
+            raise ValueError(f"no field {name!r}")
+    check(record, FIELDS)
+    check(record.get("spec") or {}, SPEC_FIELDS)
+    for point in record.get("curve") or []:
+        check(point, POINT_FIELDS)
+    return record
+
+
+def check(values: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
+    for name, kind in kinds.items():
+        value = values.get(name)
+        if value is not None and not kind.holds(value):
+            raise ValueError(f"{name}: expected {kind.words}, got {in_short(value)}")
+
+
+def parse_json(text: bytes) -> Any:
+    r"""What JSON in UTF-8 says, if a report can show it.
+
+    A byte of a file name that is not UTF-8 becomes ``\xe9`` in words, so that two such names stay two.
+
+    Raises:
+        ValueError: it is damaged, holds numbers that are not finite, or is nested too deep.
+    """
+    try:
+        return shown(json.loads(text.decode("utf-8-sig"), parse_int=as_integer))
+    except RecursionError:
+        raise ValueError(f"lists and objects within one another, more than {DEEPEST} deep") from None
+
+
+def as_integer(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:  # Python neither reads nor writes thousands of them
+        raise ValueError(f"an integer of {len(digits):,} digits is no number that can have been measured")
+    return int(digits)
+
+
+def shown(value: Any, depth: int = 0) -> Any:
+    """The value, with texts that can be shown.
+
+    Raises:
+        ValueError: it holds half a character, or a number that cannot have been measured.
+        RecursionError: it is nested too deep.
+    """
+    if isinstance(value, str):
+        return UNSHOWN.sub(in_words, value)
+    if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:
+        raise ValueError(f"{in_short(value)} is no number that can have been measured")
+    if depth > DEEPEST:
+        raise RecursionError
+    if isinstance(value, dict):
+        return {shown(key): shown(each, depth + 1) for key, each in value.items()}
+    return [shown(each, depth + 1) for each in value] if isinstance(value, list) else value
+
+
+def in_words(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:  # how Python reads a byte that is not UTF-8
+        code -= 0xDC00
+    if 0xD800 <= code <= 0xDFFF:
+        raise ValueError(f"\\u{code:04x} is half a character")
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def in_short(value: object) -> str:
+    """A value as JSON, in few words."""
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
