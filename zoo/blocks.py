@@ -27,7 +27,7 @@ from torch import Tensor
 
 from zoo.cache import append
 from zoo.contract import Kernel, Tensors
-from zoo.functional import accumulator, pad_to_multiple
+from zoo.functional import accumulator, once, pad_to_multiple
 
 HIDDEN = -1e30  # added to a logit that nothing may see; finite, so that a row that sees nothing has no NaN
 TILE_ELEMENTS = {"cpu": 2**19}  # gathered queries, keys and values at a time: what a core's cache holds
@@ -351,6 +351,7 @@ class _BlockAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, padding, out, lse, *content = ctx.saved_tensors
         grad = grad.masked_fill((lse < HIDDEN / 2)[..., None], 0)

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from zoo.functional import accumulator
+from zoo.functional import accumulator, once
 
 GROUP = 2**20  # numbers that are transformed at a time: more pass through memory, fewer make many small steps
 GROUP_ELSEWHERE = 2**26  # the same on other devices than a CPU, where small steps cost more
@@ -63,7 +62,7 @@ class _Convolve(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, filters = ctx.saved_tensors
         N, K = x.shape[1], filters.shape[1]

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.contract import Attention, Backend, Dims, Kernel, Mixer, State, at_least, one_of
 from zoo.embeddings import LearnedPositions, RotaryPositions, ShortConvolution, SinusoidalPositions
-from zoo.functional import as_found, split
+from zoo.functional import AsFound, split
 from zoo.registry import build
 from zoo.reversible import Branch, two_streams
 
@@ -501,7 +501,7 @@ class _Keep(torch.autograd.Function):
 
 def as_before(layer: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Contexts for a layer's forward and for its repetition, which finds a backend's state as the forward found it."""
-    return nullcontext(), as_found(layer)()
+    return nullcontext(), AsFound(layer)
 
 
 ACTIVATIONS: dict[object, Activation] = {

@@ -19,10 +19,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from zoo.contract import Dims, Tensors
-from zoo.functional import accumulator, side_by_side
+from zoo.functional import accumulator, once, side_by_side
 from zoo.scan import CHUNK, Chunk, scan
 
 CACHED = 2**20  # numbers in the features of one chunk: more pass through memory, fewer make many small steps
@@ -90,7 +89,7 @@ class _Bidirectional(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, hidden, out, inverse, state, reference = ctx.saved_tensors
         features = ctx.features
@@ -127,7 +126,7 @@ class _Elementwise(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, values, state, out, inverse = ctx.saved_tensors
         dq, dk, dv = side_by_side(out, out, out)

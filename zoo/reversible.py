@@ -19,9 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from zoo.functional import as_found
+from zoo.functional import AsFound, once
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class _Reversible(torch.autograd.Function):
         return a, b
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, d_a: Tensor, d_b: Tensor) -> tuple[Tensor | None, ...]:
         a, b, *_ = ctx.saved_tensors
         d_parameters: list[Tensor | None] = []
@@ -84,12 +83,12 @@ class _Reversible(torch.autograd.Function):
 def _replay(branch: Branch, device: torch.device) -> Callable[[], AbstractContextManager[None]]:
     """A context in which ``branch`` finds random generators and backends' state as they are now."""
     devices = [device] if device.type == "cuda" else []
-    state = as_found(*branch.modules)
+    state = AsFound(*branch.modules)
     cpu, others = torch.get_rng_state(), [torch.cuda.get_rng_state(other) for other in devices]
 
     @contextmanager
     def replay() -> Iterator[None]:
-        with torch.random.fork_rng(devices), state():
+        with torch.random.fork_rng(devices), state:
             torch.set_rng_state(cpu)
             for other, before in zip(devices, others, strict=True):
                 torch.cuda.set_rng_state(before, other)

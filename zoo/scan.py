@@ -25,10 +25,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from zoo.contract import Tensors
-from zoo.functional import accumulator, side_by_side
+from zoo.functional import accumulator, once, side_by_side
 
 Chunk = Callable[..., tuple[Tensor, Tensors]]
 Onward = Callable[..., Tensors]
@@ -208,7 +207,7 @@ class _Passed(torch.autograd.Function):
         return after
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> Tensors:
         before, keeps, after = ctx.saved_tensors
         turned = keeps.mT
@@ -252,7 +251,7 @@ class _Decayed(torch.autograd.Function):
         return out, after
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, d_out: Tensor, d_after: Tensor) -> tuple[Tensor | None, ...]:
         before, q, k, v, log_decay, strong, since, between, written, system, weights = ctx.saved_tensors
         left, kept = between[..., -1, :, None], since[..., -1:, :]  # of each position, and of ``before``, at the end
@@ -374,7 +373,7 @@ class _Scan(torch.autograd.Function):
         return tuple(outs)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         walk, n_state = ctx.walk, ctx.n_state
         sequences, constants, states = walk.split(ctx.saved_tensors)

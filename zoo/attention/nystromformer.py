@@ -27,10 +27,17 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from zoo.contract import Attention, Dims, Kernel, Traits, at_least
-from zoo.functional import accumulator, full_attention, pad_to_multiple, recompute, sdpa_kernel_name, visible_keys
+from zoo.functional import (
+    accumulator,
+    full_attention,
+    pad_to_multiple,
+    recompute,
+    sdpa_kernel_name,
+    softmax_attention,
+    visible_keys,
+)
 from zoo.landmarks import iterate_inverse, segments
 from zoo.registry import register
 
@@ -110,12 +117,12 @@ class NystromformerAttention(Attention):
             used = (sizes > 0)[:, None, None, :]
             logits = (q_mean @ k_mean.mT * D**-0.5).masked_fill(~used, torch.finfo(q.dtype).min)
             between = logits.softmax(-1) * (used & used.mT)
-        values = F.scaled_dot_product_attention(q_mean, k, v, attn_mask=visible_keys(key_padding_mask))
+        values = softmax_attention(q_mean, k, v, visible_keys(key_padding_mask))
         inverse = recompute(lambda a: pseudo_inverse(a, self.config.iterations), between)
         values = inverse @ values
         if key_padding_mask is not None:
             values = torch.where((real <= M)[:, None, None, None], v_mean, values)
-        return F.scaled_dot_product_attention(q, k_mean, values, attn_mask=used)
+        return softmax_attention(q, k_mean, values, used)
 
     def state_size(self, length: int) -> int:
         """k̃ and the values of the landmarks, and the values under the filters; no more than all keys and values."""
@@ -185,11 +192,10 @@ class _Convolve(torch.autograd.Function):
         return depthwise(x, filters)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, filters = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            return depthwise(grad, filters.flip(1)), filters_grad(x, grad, filters.shape[1])
+            return convolve(grad, filters.flip(1)), filters_grad(x, grad, filters.shape[1])
 
 
 def depthwise(x: Tensor, filters: Tensor) -> Tensor:

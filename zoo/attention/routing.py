@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.contract import Attention, Dims, Kernel, Traits, at_least
-from zoo.functional import accumulator, sdpa_kernel_name
+from zoo.functional import accumulator, sdpa_kernel_name, softmax_attention
 from zoo.registry import register
 
 CHUNK_ELEMENTS = 2**18  # of queries worked on at once, or one head of one sample
@@ -78,7 +78,7 @@ class RoutingAttention(Attention):
         self.register_buffer("centroids", F.normalize(torch.randn(dims.n_heads, clusters, dims.d_head), dim=-1))
 
     def redraw(self) -> None:
-        self.centroids.copy_(F.normalize(torch.randn(self.centroids.shape), dim=-1))
+        self.centroids = F.normalize(torch.randn(self.centroids.shape), dim=-1).to(self.centroids)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         k = k.to(q.dtype)
@@ -89,7 +89,7 @@ class RoutingAttention(Attention):
                 if moves is not None:
                     self.centroids.lerp_(moves.means(self.centroids), 1 - self.config.decay)
                 at, to = (_Slots(x, q.shape[2], masked=key_padding_mask is not None) for x in (queries, keys))
-            mixed = F.scaled_dot_product_attention(at.take(q), to.take(k), to.take(v), to.mask)
+            mixed = softmax_attention(at.take(q), to.take(k), to.take(v), to.mask)
             return at.mean(mixed, like=q)
 
     def _select(self, x: Tensor, padding: Tensor | None, moves: _Moves | None) -> Tensor:

@@ -33,7 +33,7 @@ from torch import Tensor
 from zoo.blocks import HIDDEN
 from zoo.cache import append, empty, room
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
-from zoo.functional import accumulator, pad_to_multiple, recompute, sdpa_kernel_name
+from zoo.functional import accumulator, once, pad_to_multiple, recompute, sdpa_kernel_name, softmax_attention, traced
 from zoo.registry import register
 
 FLOOR = 1e-6  # of a score, before its logarithm
@@ -109,7 +109,7 @@ class SinkhornAttention(Attention):
             weight, best, seen = self._pick(scores, allowed, real)
             weight, best = weight.to(k.dtype).flatten(0, 1), best.flatten(0, 1)
             keys, values = (_BesidePick.apply(x, weight, best) for x in (k, v))  # type: ignore[no-untyped-call]
-        out = F.scaled_dot_product_attention(q, keys, values, self._mask(seen, real, (b, h), q))
+        out = softmax_attention(q, keys, values, self._mask(seen, real, (b, h), q))
         return out.reshape(b, h, -1, D)[:, :, :N]
 
     def _allowed(self, real: Tensor | None, n: int, device: torch.device) -> Tensor | None:
@@ -148,7 +148,7 @@ class SinkhornAttention(Attention):
         log = hide((scores.relu() + FLOOR).log() / self.config.temperature)
         for _ in range(self.config.iterations):
             log = hide(log - log.logsumexp(-1, keepdim=True))
-            log = hide(log - (log.logcumsumexp(-2) if self.causal else log.logsumexp(-2, keepdim=True)))
+            log = hide(log - (log_sums(log) if self.causal else log.logsumexp(-2, keepdim=True)))
         return log.exp()
 
     def _mixture_seen(self, allowed: Tensor | None, real: Tensor | None) -> Tensor | None:
@@ -240,6 +240,30 @@ class SinkhornAttention(Attention):
         return Kernel(f"sorted buckets on {sdpa_kernel_name(x).name}")
 
 
+def log_sums(x: Tensor) -> Tensor:
+    """``x.logcumsumexp(-2)``, whose second derivatives are an error where torch's are NaN."""
+    if traced() or not x.requires_grad:
+        return x.logcumsumexp(-2)
+    sums: Tensor = _LogSums.apply(x)  # type: ignore[no-untyped-call]
+    return sums
+
+
+class _LogSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.logcumsumexp(-2)
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            found: tuple[Tensor, ...] = torch.autograd.grad(leaf.logcumsumexp(-2), leaf, grad)
+        return found
+
+
 class _BesidePick(torch.autograd.Function):
     """[weight · x_best; x] for each bucket, written once.
 
@@ -254,16 +278,17 @@ class _BesidePick(torch.autograd.Function):
         out = x.new_empty(G * n, 2, size * D)
         torch.mul(flat.index_select(0, rows), weight.reshape(-1, 1), out=out[:, 0])
         out[:, 1] = flat
+        out = out.view(G, n, 2 * size, D)
         ctx.save_for_backward(out, weight, rows)
-        return out.view(G, n, 2 * size, D)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         out, weight, rows = ctx.saved_tensors
         G, n, both, D = grad.shape
-        moved, own = grad.reshape(out.shape).unbind(1)
+        moved, own = grad.reshape(G * n, 2, -1).unbind(1)
         factor = weight.reshape(-1, 1)
-        slope = (moved[:, None] @ out[:, 0, :, None])[:, 0] / factor
+        slope = (moved[:, None] @ out.view(G * n, 2, -1)[:, 0, :, None])[:, 0] / factor
         dx = own.clone(memory_format=torch.contiguous_format).index_add_(0, rows, moved * factor)
         return dx.view(G, n, both // 2, D), slope.view_as(weight), None
 
@@ -277,13 +302,14 @@ class _BesideMixture(torch.autograd.Function):
         out = x.new_empty(G, n, 2, size * D)
         out[:, :, 1] = x.reshape(G, n, -1)
         out[:, :, 0] = weights @ out[:, :, 1]
+        out = out.view(G, n, 2 * size, D)
         ctx.save_for_backward(out, weights)
-        return out.view(G, n, 2 * size, D)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         out, weights = ctx.saved_tensors
         G, n, both, D = grad.shape
-        moved, own = grad.reshape(out.shape).unbind(2)
+        moved, own = grad.reshape(G, n, 2, -1).unbind(2)
         dx = torch.baddbmm(own, weights.mT, moved)
-        return dx.view(G, n, both // 2, D), moved @ out[:, :, 1].mT
+        return dx.view(G, n, both // 2, D), moved @ out.view(G, n, 2, -1)[:, :, 1].mT

@@ -28,10 +28,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from zoo.contract import Attention, Dims, Kernel, Traits, at_least
-from zoo.functional import accumulator, recompute, side_by_side
+from zoo.functional import accumulator, once, recompute, side_by_side
 from zoo.landmarks import iterate_inverse, segments
 from zoo.registry import register
 
@@ -81,7 +80,7 @@ class SkyformerAttention(Attention):
         self.register_buffer("draws", torch.randint(2**31, (config.landmarks,)))
 
     def redraw(self) -> None:
-        self.draws.random_(2**31)
+        self.draws = torch.empty_like(self.draws).random_(2**31)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         if key_padding_mask is not None:
@@ -163,7 +162,7 @@ class _Collect(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         k, v, z = ctx.saved_tensors
         (k_grad, v_grad), z_grad = side_by_side(k, v), torch.zeros_like(z)
@@ -190,7 +189,7 @@ class _Spread(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         q, values, z = ctx.saved_tensors
         (q_grad,), values_grad, z_grad = side_by_side(q), torch.zeros_like(values), torch.zeros_like(z)

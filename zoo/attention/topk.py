@@ -37,7 +37,7 @@ from torch import Tensor
 from zoo.blocks import attend_rows
 from zoo.cache import append, empty, room
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least
-from zoo.functional import accumulator, full_attention, sdpa_kernel_name
+from zoo.functional import accumulator, full_attention, once, sdpa_kernel_name
 from zoo.registry import register
 
 BUDGET = 2**22  # numbers in the largest temporary
@@ -135,6 +135,7 @@ class _TopK(torch.autograd.Function):
         return out.view(B, H, N, D).to(q.dtype)
 
     @staticmethod
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, chosen = ctx.saved_tensors
         B, H, N, D = q.shape
