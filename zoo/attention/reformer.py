@@ -75,7 +75,7 @@ class ReformerAttention(Attention):
         self.register_buffer("rotations", torch.randn(shape))
 
     def redraw(self) -> None:
-        self.rotations.copy_(torch.randn(self.rotations.shape))
+        self.rotations = torch.randn(self.rotations.shape).to(self.rotations)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         """See ``Attention.forward``. ``k`` is not read: the keys are the normalised queries."""
