@@ -25,8 +25,14 @@ SDPA_NAMES = {
 
 def pad_to_multiple(x: Tensor, multiple: int, dim: int, value: float = 0) -> Tensor:
     """Pad ``x`` at the end of ``dim`` (negative) to the next multiple of ``multiple``."""
-    missing = -x.shape[dim] % multiple
-    return F.pad(x, (0, 0) * (-dim - 1) + (0, missing), value=value) if missing else x
+    missing = -(-x.shape[dim] // multiple) * multiple - x.shape[dim]
+    return F.pad(x, (0, 0) * (-dim - 1) + (0, missing), value=value) if traced() or missing else x
+
+
+def leading(x: Tensor, count: int, dim: int) -> Tensor:
+    """A copy of the first ``count`` along ``dim``: unlike a slice it lies alike in memory whether they are all or not,
+    so that a compiler can leave their number open."""
+    return x.index_select(dim, torch.arange(count, device=x.device))
 
 
 def accumulator(x: Tensor) -> torch.dtype:
@@ -164,11 +170,7 @@ class _ConvolveTaps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, taps: Tensor) -> Tensor:
         ctx.save_for_backward(x, taps)
-        n = x.shape[-2] - len(taps) + 1
-        total = x[..., :n, :] * taps[0]
-        for place, tap in enumerate(taps[1:], start=1):
-            total.addcmul_(x[..., place : place + n, :], tap)
-        return total
+        return _sum_taps(x, taps)
 
     @staticmethod
     @once
@@ -187,8 +189,18 @@ class _ConvolveTaps(torch.autograd.Function):
 
 def convolve_taps(x: Tensor, taps: Tensor) -> Tensor:
     """A short depthwise convolution, not padded: x (…, n + width - 1, C), taps (width, …, C) -> (…, n, C)."""
+    if traced():
+        return _sum_taps(x, taps)
     out: Tensor = _ConvolveTaps.apply(x, taps)  # type: ignore[no-untyped-call]
     return out
+
+
+def _sum_taps(x: Tensor, taps: Tensor) -> Tensor:
+    n = x.shape[-2] - len(taps) + 1
+    total = x[..., :n, :] * taps[0]
+    for place, tap in enumerate(taps[1:], start=1):
+        total.addcmul_(x[..., place : place + n, :], tap)
+    return total
 
 
 class _Split(torch.autograd.Function):
@@ -214,6 +226,8 @@ class _Split(torch.autograd.Function):
 
 def split(x: Tensor, parts: int) -> tuple[Tensor, ...]:
     """``x.chunk(parts, dim=-1)``, whose backward copies nothing where the gradients come from ``side_by_side``."""
+    if traced():
+        return x.chunk(parts, dim=-1)
     pieces: tuple[Tensor, ...] = _Split.apply(x, parts)  # type: ignore[no-untyped-call]
     return pieces
 
@@ -245,8 +259,10 @@ def recompute(fn: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """``fn(*inputs)``, keeping only the inputs for backward, which runs ``fn`` again.
 
     Unlike torch.utils.checkpoint this keeps them as saved tensors, so that a count of saved bytes sees them.
-    ``fn`` must be deterministic.
+    ``fn`` must be deterministic. A compiler chooses for itself what it keeps.
     """
+    if traced():
+        return fn(*inputs)
     out: Tensor = _Recompute.apply(fn, *inputs)  # type: ignore[no-untyped-call]
     return out
 

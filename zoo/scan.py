@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.contract import Tensors
-from zoo.functional import accumulator, once, side_by_side
+from zoo.functional import accumulator, once, side_by_side, traced
 
 Chunk = Callable[..., tuple[Tensor, Tensors]]
 Onward = Callable[..., Tensors]
@@ -99,13 +99,16 @@ def _scan(
     size = size or chunk_size(sequences, folds)
     onward = onward or (lambda *given: chunk(*given)[1])
     walk = _Walk(chunk, onward, reverse, size, len(sequences[0]), len(constants))
+    if traced():
+        return _stroll(walk, sequences, constants, state)
     out: Tensors = _Scan.apply(walk, *(x for each in sequences for x in each), *constants, *state)  # type: ignore[no-untyped-call]
     return out
 
 
 def chunk_size(sequences: Sequence[Tensors], folds: bool) -> int:
     """Positions of a chunk: on a CPU as many as keep its weights cached, elsewhere many, and more where it folds."""
-    x = max(sequences[0], key=lambda x: x.shape[0] * x.shape[1])
+    rows = [x.shape[0] * x.shape[1] for x in sequences[0]]
+    x = sequences[0][rows.index(max(rows))]
     if folds and x.device.type != "cpu":
         return CHUNK * together(x, CHUNK, len(sequences))
     size, numbers = CHUNK, CACHED if x.device.type == "cpu" else AT_ONCE
@@ -170,7 +173,7 @@ def _many(
     """Positions of ``decayed``, or with ``strong``, its β_t k_t, of ``delta``, whose v is then β_t v_t."""
     n = v.shape[2]
     if not is_long(v, CHUNK):
-        out, after = _Decayed.apply(before, q, k, v, log_decay, strong)  # type: ignore[no-untyped-call]
+        out, after = _block(before, q, k, v, log_decay, strong)
         return out, (after,)
     q, k, v, log_decay = (fold(x) for x in (q, k, v, log_decay))  # (B, H, blocks, CHUNK, …)
     strong = None if strong is None else fold(strong)
@@ -184,9 +187,10 @@ def _many(
         ).split([v.shape[-1], k.shape[-1]], dim=-1)
         keeps = keeps * torch.eye(k.shape[-1], dtype=k.dtype, device=k.device) - ends @ read
     before, writes = before[:, :, None], ends @ written
-    after = _Passed.apply(before, keeps, writes.expand(*before.shape[:2], *writes.shape[2:]))  # type: ignore[no-untyped-call]
+    writes = writes.expand(*before.shape[:2], *writes.shape[2:])
+    after = _passed(before, keeps, writes) if traced() else _Passed.apply(before, keeps, writes)  # type: ignore[no-untyped-call]
     befores = torch.cat([before, after[:, :, :-1]], dim=2)
-    out, _ = _Decayed.apply(befores, q, k, v, log_decay, strong)  # type: ignore[no-untyped-call]
+    out, _ = _block(befores, q, k, v, log_decay, strong)
     return out.flatten(2, 3)[:, :, :n], (after[:, :, -1].clone(),)  # a copy, which does not hold those of all blocks
 
 
@@ -202,7 +206,7 @@ class _Passed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, before: Tensor, keeps: Tensor, writes: Tensor) -> Tensor:
-        after = _prefixes(keeps, torch.cat([writes[:, :, :1] + _times(keeps[:, :, :1], before), writes[:, :, 1:]], 2))
+        after = _passed(before, keeps, writes)
         ctx.save_for_backward(before, keeps, after)
         return after
 
@@ -215,6 +219,10 @@ class _Passed(torch.autograd.Function):
         befores = torch.cat([before, after[:, :, :-1]], dim=2)
         d_keeps = flow @ befores.mT if keeps.shape[-1] > 1 else (flow * befores).sum((-2, -1), keepdim=True)
         return _times(turned[:, :, :1], flow[:, :, :1]), d_keeps.sum_to_size(keeps.shape), flow
+
+
+def _passed(before: Tensor, keeps: Tensor, writes: Tensor) -> Tensor:
+    return _prefixes(keeps, torch.cat([writes[:, :, :1] + _times(keeps[:, :, :1], before), writes[:, :, 1:]], 2))
 
 
 def _prefixes(keeps: Tensor, x: Tensor) -> Tensor:
@@ -238,16 +246,8 @@ class _Decayed(torch.autograd.Function):
     def forward(
         ctx: Any, before: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strong: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        since, between = decays(log_decay)
-        written, system = v, None
-        if strong is not None:
-            system = (strong @ k.mT).mul_(between)
-            wanted = torch.addcmul(v, strong @ before, since, value=-1)
-            written = torch.linalg.solve_triangular(system, wanted, upper=False, unitriangular=True)
-        weights = (q @ k.mT) * between
-        out = torch.addcmul(weights @ written, q @ before, since)
-        after = torch.addcmul((k * between[..., -1, :, None]).mT @ written, before, since[..., -1:, :])
-        ctx.save_for_backward(before, q, k, v, log_decay, strong, since, between, written, system, weights)
+        out, after, *made = _decayed(before, q, k, v, log_decay, strong)
+        ctx.save_for_backward(before, q, k, v, log_decay, strong, *made)
         return out, after
 
     @staticmethod
@@ -279,6 +279,31 @@ class _Decayed(torch.autograd.Function):
             d_before -= (strong * since).mT @ d_v
         found = (d_before, before), (d_q, q), (d_k, k), (d_v, v), (d_log, log_decay), (d_strong, strong)
         return tuple(None if d is None else d.sum_to_size(x.shape) for d, x in found)
+
+
+def _block(
+    before: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strong: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if traced():
+        return _decayed(before, q, k, v, log_decay, strong)[:2]
+    out, after = _Decayed.apply(before, q, k, v, log_decay, strong)  # type: ignore[no-untyped-call]
+    return out, after
+
+
+def _decayed(
+    before: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strong: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    """The result, the state after it, and what backward reads besides the inputs."""
+    since, between = decays(log_decay)
+    written, system = v, None
+    if strong is not None:
+        system = (strong @ k.mT).mul_(between)
+        wanted = torch.addcmul(v, strong @ before, since, value=-1)
+        written = torch.linalg.solve_triangular(system, wanted, upper=False, unitriangular=True)
+    weights = (q @ k.mT) * between
+    out = torch.addcmul(weights @ written, q @ before, since)
+    after = torch.addcmul((k * between[..., -1, :, None]).mT @ written, before, since[..., -1:, :])
+    return out, after, since, between, written, system, weights
 
 
 def _passing(flows: Tensor, read: Tensor, left: Tensor) -> Tensor:
@@ -347,6 +372,19 @@ class _Walk:
     def first(self, part: slice, length: int) -> int:
         start: int = self.places(part, length)[0].start
         return start
+
+
+def _stroll(walk: _Walk, sequences: Sequence[Tensors], constants: Tensors, state: Tensors) -> Tensors:
+    """The walk in operations whose gradients torch knows: it keeps what each chunk makes."""
+    flat, wide = tuple(x for each in sequences for x in each), [_wide(x) for x in constants]
+    like, length = flat[0], flat[0].shape[2]
+    found = []
+    with torch.autocast(like.device.type, enabled=False):
+        for part in walk.parts(length):
+            piece, state = walk.chunk(walk.first(part, length), state, *walk.pieces(flat, part), *wide)
+            found.append(piece)
+    outs = torch.cat(found, dim=2).to(like.dtype).chunk(len(walk.reverse))
+    return tuple(out.flip(2) if back else out for out, back in zip(outs, walk.reverse, strict=True))
 
 
 class _Scan(torch.autograd.Function):

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from zoo.blocks import Part, attend, kernel_name, window_block, window_spans
+from zoo.blocks import Part, attend, attend_window, kernel_name, window_block, window_spans
 from zoo.cache import cached_attention, empty, room
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least
+from zoo.functional import traced
 from zoo.registry import register
 
 
@@ -56,6 +57,8 @@ class LocalAttention(Attention):
         window = self.config.window
         size = window_block(window)
         reach = (-window, 0 if self.causal else window)
+        if traced():
+            return attend_window(q, k, v, size, reach, key_padding_mask=key_padding_mask)
         spans = window_spans(-(-q.shape[2] // size), size, reach, device=q.device)
         return attend(q, k, v, [Part(groups=spans, size=size)], key_padding_mask=key_padding_mask)
 

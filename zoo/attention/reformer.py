@@ -115,7 +115,7 @@ class ReformerAttention(Attention):
         half = None
         if not self.causal:
             half = half_buckets((~padding).sum(1), size)  # (B,)
-            rotation = rotation[..., : int(half_buckets(torch.tensor(N), size))]
+            rotation = rotation[..., : half_of(N, size)]
         nowhere = max(1, 2 * rotation.shape[-1])  # one past the last bucket: where padding goes
         bucket = self._hash(q, rotation, half).masked_fill(padding[:, None], nowhere)
         bucket, order = bucket.sort(stable=True)  # (B, H, N)
@@ -124,12 +124,12 @@ class ReformerAttention(Attention):
             position = F.pad(order, (0, -N % size), value=-1)
             return position, position.new_zeros(B, H, position.shape[-1] // size)
         # Each bucket starts a chunk of its own: shift a position by the empty slots of the buckets before its.
-        counts = torch.zeros(B, H, nowhere + 1, dtype=torch.long, device=q.device)
+        counts = bucket.new_zeros(B, H, nowhere + 1)
         counts.scatter_add_(-1, bucket, torch.ones_like(bucket))
         empty = F.pad((-counts % size).cumsum(-1), (1, -1))
         slot = torch.arange(N, device=q.device) + empty.gather(-1, bucket)
         most = (-(-N // size) + nowhere + 1) * size
-        position = torch.full((B, H, most), -1, device=q.device).scatter_(-1, slot, order)
+        position = order.new_full((B, H, most), -1).scatter_(-1, slot, order)
         starts = torch.full_like(position, nowhere).scatter_(-1, slot, bucket)
         return position, starts[..., ::size].contiguous()
 
@@ -137,7 +137,7 @@ class ReformerAttention(Attention):
         """Bucket of each position, (B, H, N), with 2 * half (B,) buckets in use, or all; 0 where there are none."""
         B, H, N, _ = q.shape
         columns, wide = rotation.shape[-1], accumulator(q)
-        out = torch.zeros(B, H, N, dtype=torch.long, device=q.device)
+        out = q.new_zeros(B, H, N, dtype=torch.long)
         step = max(1, HASH_ELEMENTS // max(1, B * H * columns))
         for start in range(0, N if columns else 0, step):
             part = slice(start, start + step)
@@ -178,6 +178,11 @@ class ReformerAttention(Attention):
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x)
+
+
+def half_of(length: int, bucket_size: int) -> int:
+    """``half_buckets`` of a number."""
+    return 0 if length <= bucket_size else (length + 2 * bucket_size - 1) // (2 * bucket_size)
 
 
 def half_buckets(length: Tensor, bucket_size: int) -> Tensor:

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.contract import Attention, Dims, Kernel, Traits, at_least
-from zoo.functional import accumulator, sdpa_kernel_name, softmax_attention
+from zoo.functional import accumulator, sdpa_kernel_name, softmax_attention, traced
 from zoo.registry import register
 
 CHUNK_ELEMENTS = 2**18  # of queries worked on at once, or one head of one sample
@@ -105,7 +105,7 @@ class RoutingAttention(Attention):
         if padding is not None:
             used = ((~padding).sum(1) + self.config.window - 1) // self.config.window  # (B,)
             unused = (torch.arange(clusters, device=x.device) >= used[:, None])[:, None, :, None]
-        chosen = torch.empty(B, H, clusters, width, dtype=torch.long, device=x.device)
+        chosen = x.new_empty(B, H, clusters, width, dtype=torch.long)
         for samples, heads in parts(x):
             units = F.normalize(x[samples, heads].to(wide), dim=-1)
             nearest, nearness = units.new_zeros(units.shape[:3], dtype=torch.long), None
@@ -204,11 +204,15 @@ class _Slots:
 
     def take(self, x: Tensor) -> Tensor:
         """(B, H, N, D) -> (B H, clusters, w, D)."""
+        if traced():
+            return x.flatten(0, 2).index_select(0, self.row).view(*self.shape, -1)
         out: Tensor = _Take.apply(x, self.row, self.bags.order, self.bags.offsets)  # type: ignore[no-untyped-call]
         return out.view(*self.shape, -1)
 
     def mean(self, x: Tensor, like: Tensor) -> Tensor:
         """(B H, clusters, w, D) -> (B, H, N, D); 0 where nothing belongs."""
+        if traced():
+            return (self.bags.sum(x.flatten(0, 2)) / self.bags.counts.clamp(min=1)).view_as(like).to(x.dtype)
         out: Tensor = _Mean.apply(x, self, like)  # type: ignore[no-untyped-call]
         return out
 

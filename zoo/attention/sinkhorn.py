@@ -103,12 +103,12 @@ class SinkhornAttention(Attention):
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (b h, n, S, D)
         if self.config.sort == "soft":
             weights = recompute(lambda scores: self._balance(scores, allowed), scores).to(k.dtype).flatten(0, 1)
-            keys, values = (_BesideMixture.apply(x, weights) for x in (k, v))  # type: ignore[no-untyped-call]
+            keys, values = (beside_mixture(x, weights) for x in (k, v))
             seen = self._mixture_seen(allowed, real)
         else:
             weight, best, seen = self._pick(scores, allowed, real)
             weight, best = weight.to(k.dtype).flatten(0, 1), best.flatten(0, 1)
-            keys, values = (_BesidePick.apply(x, weight, best) for x in (k, v))  # type: ignore[no-untyped-call]
+            keys, values = (beside_pick(x, weight, best) for x in (k, v))
         out = softmax_attention(q, keys, values, self._mask(seen, real, (b, h), q))
         return out.reshape(b, h, -1, D)[:, :, :N]
 
@@ -262,6 +262,23 @@ class _LogSums(torch.autograd.Function):
             leaf = x.detach().requires_grad_()
             found: tuple[Tensor, ...] = torch.autograd.grad(leaf.logcumsumexp(-2), leaf, grad)
         return found
+
+
+def beside_pick(x: Tensor, weight: Tensor, best: Tensor) -> Tensor:
+    """See ``_BesidePick``."""
+    if traced():
+        picked = x.gather(1, best[..., None, None].expand(-1, -1, *x.shape[2:]))
+        return torch.cat([weight[..., None, None] * picked, x], dim=2)
+    out: Tensor = _BesidePick.apply(x, weight, best)  # type: ignore[no-untyped-call]
+    return out
+
+
+def beside_mixture(x: Tensor, weights: Tensor) -> Tensor:
+    """See ``_BesideMixture``."""
+    if traced():
+        return torch.cat([(weights @ x.flatten(2)).view_as(x), x], dim=2)
+    out: Tensor = _BesideMixture.apply(x, weights)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _BesidePick(torch.autograd.Function):

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from zoo.contract import Attention, Dims, Kernel, Traits, at_least
-from zoo.functional import accumulator, once, recompute, side_by_side
+from zoo.functional import accumulator, once, recompute, side_by_side, traced
 from zoo.landmarks import iterate_inverse, segments
 from zoo.registry import register
 
@@ -88,6 +88,9 @@ class SkyformerAttention(Attention):
         with torch.autocast(q.device.type, enabled=False):
             z, used = self._landmarks(q, k, key_padding_mask)
             inverse = recompute(lambda z: self._inverse(z, used), z)
+            if traced():
+                values = inverse @ (gaussian(k.to(z.dtype), z).mT @ v.to(z.dtype))
+                return (gaussian(q.to(z.dtype), z) @ values).to(q.dtype)
             values = inverse @ _Collect.apply(k, v, z)  # type: ignore[no-untyped-call]
             out: Tensor = _Spread.apply(q, values, z)  # type: ignore[no-untyped-call]
         return out
@@ -103,7 +106,7 @@ class SkyformerAttention(Attention):
         landmarks, used = [], []
         half = self.config.landmarks // 2
         for x, draws in ((q, self.draws[:half]), (k, self.draws[half:])):
-            count = min(len(draws), N)
+            count = len(draws) if traced() else min(len(draws), N)  # those that are not used change nothing
             starts, sizes = segments(real, count)
             place = (starts + draws[:count] % sizes.clamp(min=1)).clamp(max=N - 1)
             index = place if order is None else order.gather(1, place)
