@@ -30,9 +30,11 @@ def pad_to_multiple(x: Tensor, multiple: int, dim: int, value: float = 0) -> Ten
 
 
 def leading(x: Tensor, count: int, dim: int) -> Tensor:
-    """A copy of the first ``count`` along ``dim``: unlike a slice it lies alike in memory whether they are all or not,
-    so that a compiler can leave their number open."""
-    return x.index_select(dim, torch.arange(count, device=x.device))
+    """The first ``count`` along ``dim``: for a compiler a copy, which lies alike in memory whether they are all or not,
+    so that their number can stay open."""
+    if traced():
+        return x.index_select(dim, torch.arange(count, device=x.device))
+    return x.narrow(dim, 0, count)
 
 
 def accumulator(x: Tensor) -> torch.dtype:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.contract import Attention, Dims, Kernel, Traits, at_least, one_of
-from zoo.functional import leading, sdpa_kernel_name, softmax_attention, traced
+from zoo.functional import leading, sdpa_kernel_name, softmax_attention
 from zoo.registry import register
 
 
@@ -64,8 +64,7 @@ class LinformerAttention(Attention):
         if key_padding_mask is not None:
             hidden = key_padding_mask[:, None, :, None]
             k, v = k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)
-        N = k.shape[-2]
-        projection = leading(self.projection, N, -1) if traced() else self.projection[..., :N]
+        projection = leading(self.projection, k.shape[-2], -1)
         return softmax_attention(q, projection[0] @ k, projection[-1] @ v)
 
     def state_size(self, length: int) -> int:
