@@ -24,11 +24,12 @@ from operator import or_
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.cache import append
 from zoo.contract import Kernel, Tensors
-from zoo.functional import accumulator, pad_to_multiple
+from zoo.functional import accumulator, leading, once, pad_to_multiple, softmax_attention, traced
 from zoo.kernels import INTERPRETED
 
 KERNELS = ("auto", "torch", "triton")  # Triton's on a GPU that has it, torch's elsewhere
@@ -106,9 +107,12 @@ def attend(
         NotImplementedError: ``triton`` where it cannot run.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    k, v = k.to(q.dtype), v.to(q.dtype)
     with torch.autocast(q.device.type, enabled=False):
+        if traced():
+            return _attend_whole(q, k, v, key_padding_mask, scale, parts)
         out: Tensor = _BlockAttention.apply(  # type: ignore[no-untyped-call]
-            q, k.to(q.dtype), v.to(q.dtype), key_padding_mask, scale, parts, runs_on_triton(q, kernel)
+            q, k, v, key_padding_mask, scale, parts, runs_on_triton(q, kernel)
         )
     return out
 
@@ -119,7 +123,9 @@ def runs_on_triton(q: Tensor, kernel: str) -> bool:
     Raises:
         NotImplementedError: they are asked for and cannot run.
     """
-    if kernel == "torch" or q.numel() == 0 or (kernel == "auto" and q.device.type == "cpu" and not INTERPRETED):
+    if kernel == "torch" or (kernel == "auto" and q.device.type == "cpu" and not INTERPRETED):
+        return False
+    if traced() or q.numel() == 0:  # where plain operations are asked for, or none
         return False
     refusal = "Triton is not installed"
     if importlib.util.find_spec("triton") is not None:
@@ -129,6 +135,33 @@ def runs_on_triton(q: Tensor, kernel: str) -> bool:
     if refusal and kernel == "triton":
         raise NotImplementedError(f"kernel='triton' cannot run here: {refusal}; use kernel='auto'")
     return not refusal
+
+
+def attend_window(
+    q: Tensor, k: Tensor, v: Tensor, size: int, reach: tuple[int, int], *, key_padding_mask: Tensor | None
+) -> Tensor:
+    """``attend`` over ``window_spans`` of ``reach``, in operations that do not depend on how many blocks there are.
+
+    For a compiler, which can then leave the length open; each key is copied for each block that sees it.
+    """
+    B, H, N, D = q.shape
+    before, after = (-(-abs(end) // size) * size for end in reach)
+    n = -(-N // size) + 1  # one to spare: a compiler takes a dimension of 1 for a fixed one
+    missing = n * size - N
+    seen = before + size + after
+    queries = F.pad(q, (0, 0, 0, missing)).unfold(2, size, size).permute(0, 2, 1, 4, 3)  # (B, n, H, S, D)
+    n = queries.shape[1]
+    queries = queries.flatten(0, 1)
+    keys, values = (
+        F.pad(x, (0, 0, before, after + missing)).unfold(2, seen, size).permute(0, 2, 1, 4, 3).flatten(0, 1)
+        for x in (k, v)
+    )  # (B n, H, seen, D)
+    real = torch.ones(B, N, dtype=torch.bool, device=q.device) if key_padding_mask is None else ~key_padding_mask
+    real = F.pad(real, (before, after + missing)).unfold(1, seen, size).flatten(0, 1)  # (B n, seen)
+    lag = torch.arange(-before, size + after, device=q.device) - torch.arange(size, device=q.device)[:, None]
+    mask = real[:, None, None] & ((lag >= reach[0]) & (lag <= reach[1]))
+    out = softmax_attention(queries, keys, values, mask)
+    return leading(out.reshape(B, n, H, size, D).transpose(1, 2).flatten(2, 3), N, 2)
 
 
 def attend_layout(
@@ -363,7 +396,9 @@ def window_spans(
         visible = (key - at >= reach[0]) & (key - at <= reach[1])
         if alone >= 0:
             visible &= key + alone * size >= skip
-        bias = None if bool(visible.all()) else hide(visible)
+        lags = offset * size - (size - 1), (offset + width) * size - 1  # of all pairs
+        free = reach[0] <= lags[0] and lags[1] <= reach[1] and alone < 0
+        bias = None if free else hide(visible)
         spans.append(Span(first=rows[0], last=rows[-1] + 1, offset=offset, width=width, bias=bias))
     return spans
 
@@ -381,6 +416,28 @@ def hide(visible: Tensor) -> Tensor:
 def causal_bias(size: int, device: torch.device | None = None) -> dict[int, Tensor]:
     """The bias of a causal layout: in the block on the diagonal a query sees keys up to itself."""
     return {0: hide(torch.ones(size, size, dtype=torch.bool, device=device).tril())}
+
+
+def _attend_whole(
+    q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, scale: float, parts: Sequence[Part]
+) -> Tensor:
+    """``attend`` in operations whose gradients torch knows: they keep the weights of the pairs that the parts show."""
+    out, lse = _empty(q)
+    for number, part in enumerate(parts):
+        blocks = _Blocks(part, q.shape, padding, q.device)
+        (qs,), (ks, vs) = blocks.take_queries(q), blocks.take_keys(k, v)
+        more, more_lse = out.new_zeros(qs.shape), out.new_full((*qs.shape[:-1], 1), HIDDEN)
+        for group in part.groups:
+            tile = _Neighbours(blocks, group) if isinstance(group, Span) else _Gathered(blocks, group)
+            found, its_lse = _plain_forward(tile.rows(qs), tile.columns(ks), tile.columns(vs), tile.bias(), scale)
+            more, more_lse = tile.written(more, found), tile.written(more_lse, its_lse[..., None])
+        more, more_lse = blocks.queries.back(more, 0), blocks.queries.back(more_lse, HIDDEN)[..., 0]
+        if number == 0:
+            out, lse = more, more_lse
+            continue
+        out = out.lerp(more, (more_lse - lse).sigmoid()[..., None])
+        lse = torch.logaddexp(lse, more_lse)
+    return out.masked_fill((lse < HIDDEN / 2)[..., None], 0).to(q.dtype)
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -406,6 +463,7 @@ class _BlockAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, padding, out, lse, *content = ctx.saved_tensors
         given = zip(ctx.parts, content[::2], content[1::2], strict=True)
@@ -529,11 +587,11 @@ class _Cut:
         # (B, H, blocks · S): broadcast over what does not depend on sample or head
         self.index = positions.to(device).flatten(-2).expand(self.B, self.H, slots)
         empty = self.index < 0
-        self.empty = empty.reshape(-1, 1) if bool(empty.any()) else None
+        self.empty = empty.reshape(-1, 1) if traced() or bool(empty.any()) else None
         base = torch.arange(self.B * self.H, device=device).view(self.B, self.H, 1)
         self.source = (self.index.clamp(min=0) + base * self.N).flatten()
         # the slot of each position; empty slots write to a column that is cut off
-        slot = torch.full((self.B, self.H, self.N + 1), -1, device=device)
+        slot = self.index.new_full((self.B, self.H, self.N + 1), -1)
         number = torch.arange(slots, device=device).expand_as(self.index)
         slot.scatter_(-1, self.index.where(self.index >= 0, self.N), number)
         slot = slot[..., : self.N]
@@ -592,8 +650,13 @@ class _Cut:
     def _restore(self, x: Tensor) -> Tensor:
         """(G, blocks, S, ·) -> (B, H, N, ·)."""
         if self.positions is None:
-            return x.view(self.B, self.H, self.blocks * self.size, x.shape[-1])[:, :, : self.N]
+            return x.reshape(self.B, self.H, self.blocks * self.size, x.shape[-1])[:, :, : self.N]
         return x.reshape(-1, x.shape[-1]).index_select(0, self.slot).view(self.B, self.H, self.N, x.shape[-1])
+
+    def back(self, x: Tensor, absent: float) -> Tensor:
+        """Blocks (G, blocks, S, ·) as positions (B, H, N, ·); those without a slot get ``absent``."""
+        x = self._restore(x)
+        return x if self.positions is None else x.masked_fill(self.absent[..., None], absent)
 
     def put(self, x: Tensor, target: Tensor, absent: float) -> None:
         """Write blocks (G, blocks, S, ·) to ``target`` (B, H, N, ·); positions without a slot get ``absent``."""
@@ -664,6 +727,10 @@ class _Tile(ABC):
         """Write (T, R, S, …) into ``x`` (G, blocks, S, …)."""
 
     @abstractmethod
+    def written(self, x: Tensor, value: Tensor) -> Tensor:
+        """What ``write`` makes of ``x``, as a new tensor."""
+
+    @abstractmethod
     def add(self, x: Tensor, value: Tensor) -> None:
         """Add (T, R, L, …) to ``x`` (G, key blocks, S, …)."""
 
@@ -671,8 +738,10 @@ class _Tile(ABC):
         """What to add to the logits; broadcasts to (T, R, S, L)."""
         bias, blocks = self.given_bias, self.blocks
         masks: list[Tensor] = []  # that broadcast likewise; True = hidden
-        if blocks.hidden is not None and bool((keys := self.columns(blocks.hidden)).any()):
-            masks.append(keys[:, :, None])
+        if blocks.hidden is not None:
+            keys = self.columns(blocks.hidden)
+            if traced() or bool(keys.any()):
+                masks.append(keys[:, :, None])
         if blocks.causal is not None:
             at, seen = self.rows(blocks.causal[0]), self.columns(blocks.causal[1])
             masks.append(seen[:, :, None] > at[..., None])
@@ -703,6 +772,9 @@ class _Neighbours(_Tile):
     def write(self, x: Tensor, value: Tensor) -> None:
         self.rows(x).copy_(value)
 
+    def written(self, x: Tensor, value: Tensor) -> Tensor:
+        return x.slice_scatter(value.to(x.dtype), 1, self.span.first, self.span.last)
+
     def add(self, x: Tensor, value: Tensor) -> None:
         size = x.shape[2]
         for number in range(self.span.width):
@@ -730,6 +802,9 @@ class _Gathered(_Tile):
 
     def write(self, x: Tensor, value: Tensor) -> None:
         x.view(-1, *x.shape[2:]).index_copy_(0, self.row, value[:, 0].to(x.dtype))
+
+    def written(self, x: Tensor, value: Tensor) -> Tensor:
+        return x.flatten(0, 1).index_copy(0, self.row, value[:, 0].to(x.dtype)).view_as(x)
 
     def add(self, x: Tensor, value: Tensor) -> None:
         value = value.reshape(-1, *x.shape[2:])

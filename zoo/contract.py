@@ -454,7 +454,10 @@ class Backend(Formed):
         return None
 
     def redraw(self) -> None:
-        """Draw the random parts again, from torch's global generator. Without random parts it does nothing."""
+        """Draw the random parts again, from torch's global generator. Without random parts it does nothing.
+
+        They are new tensors: what a backward that is still to come has seen stays as it is.
+        """
 
 
 class Attention(Backend, ABC):

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from zoo.functional import accumulator
+from zoo.functional import accumulator, once, traced
 
 GROUP = 2**20  # numbers that are transformed at a time: more pass through memory, fewer make many small steps
 GROUP_ELSEWHERE = 2**26  # the same on other devices than a CPU, where small steps cost more
@@ -31,7 +30,17 @@ def convolve(x: Tensor, filters: Tensor) -> Tensor:
         x: (B, N, C), as the result.
         filters: (C, N) for the lags 0 … N − 1, or (C, 2 N − 1) for the lags −(N − 1) … N − 1.
     """
+    if traced():
+        return _in_group(x, filters, fft_size(2 * x.shape[1] - 1))
     out: Tensor = _Convolve.apply(x, filters)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _in_group(x: Tensor, filters: Tensor, size: int) -> Tensor:
+    """``convolve`` of some channels, by transforms of ``size`` places."""
+    N, K = x.shape[1], filters.shape[1]
+    spectrum = _transform(x.mT, size) * _transform(filters, size)
+    out: Tensor = torch.fft.irfft(spectrum, size)[..., K - N : K].mT
     return out
 
 
@@ -54,16 +63,14 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, filters: Tensor) -> Tensor:
         ctx.save_for_backward(x, filters)
-        N, K = x.shape[1], filters.shape[1]
-        size = fft_size(2 * N - 1)
+        size = fft_size(2 * x.shape[1] - 1)
         out = torch.empty(x.shape, dtype=accumulator(x), device=x.device)
         for part in _groups(x, size):
-            spectrum = _transform(x[..., part].mT, size) * _transform(filters[part], size)
-            out[..., part] = torch.fft.irfft(spectrum, size)[..., K - N : K].mT
+            out[..., part] = _in_group(x[..., part], filters[part], size)
         return out
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, filters = ctx.saved_tensors
         N, K = x.shape[1], filters.shape[1]

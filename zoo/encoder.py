@@ -36,7 +36,7 @@ from zoo.embeddings import (
     real_positions,
     reordered,
 )
-from zoo.functional import Calls, as_found, as_function, split
+from zoo.functional import AsFound, Calls, as_function, split
 from zoo.registry import build
 from zoo.reversible import Streams
 
@@ -718,7 +718,7 @@ class _Keep(torch.autograd.Function):
 
 def as_before(layer: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Contexts for a layer's forward and for its repetition, which finds a backend's state as the forward found it."""
-    return nullcontext(), as_found(layer)()
+    return nullcontext(), AsFound(layer)
 
 
 @torch.no_grad()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import wraps
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
 from zoo.contract import Kernel, Traits
@@ -26,8 +27,16 @@ SDPA_NAMES = {
 
 def pad_to_multiple(x: Tensor, multiple: int, dim: int, value: float = 0) -> Tensor:
     """Pad ``x`` at the end of ``dim`` (negative) to the next multiple of ``multiple``."""
-    missing = -x.shape[dim] % multiple
-    return F.pad(x, (0, 0) * (-dim - 1) + (0, missing), value=value) if missing else x
+    missing = -(-x.shape[dim] // multiple) * multiple - x.shape[dim]
+    return F.pad(x, (0, 0) * (-dim - 1) + (0, missing), value=value) if traced() or missing else x
+
+
+def leading(x: Tensor, count: int, dim: int) -> Tensor:
+    """The first ``count`` along ``dim``: for a compiler a copy, which lies alike in memory whether they are all or not,
+    so that their number can stay open."""
+    if traced():
+        return x.index_select(dim, torch.arange(count, device=x.device))
+    return x.narrow(dim, 0, count)
 
 
 def accumulator(x: Tensor) -> torch.dtype:
@@ -39,6 +48,49 @@ def working_dtype(x: Tensor) -> torch.dtype:
     """What a linear map of ``x`` gives: under autocast that is another dtype."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def traced() -> bool:
+    """Whether a compiler or a transform of torch.func looks on, to both of which a function of autograd is closed."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def once(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """The ``backward`` of a function of autograd, whose gradients raise RuntimeError where they are differentiated.
+
+    torch's ``once_differentiable`` does so in ``backward()`` alone: ``torch.autograd.grad`` finds no way from its error
+    to what is asked for, and takes the derivative for 0. Here the way goes through the gradients that come in and
+    through all that forward saved: its inputs, or its result.
+    """
+
+    @wraps(backward)
+    def guarded(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():
+            return backward(ctx, *grads)
+        saved = ctx.saved_tensors  # a checkpoint gives them out once
+        opened = SimpleNamespace(**vars(ctx), saved_tensors=saved, needs_input_grad=ctx.needs_input_grad)
+        with torch.no_grad():
+            found = backward(opened, *grads)
+        origins = [x for x in (*grads, *saved) if x is not None and x.requires_grad]
+        there = [x for x in found if x is not None]
+        passed = iter(_Once.apply(backward.__module__, len(there), *there, *origins))  # type: ignore[no-untyped-call]
+        return tuple(None if x is None else next(passed) for x in found)
+
+    return guarded
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, where: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.where = where
+        return tensors[:count]
+
+    @staticmethod
+    def backward(ctx: Any, *_grads: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            f"the gradients of {ctx.where} cannot be differentiated again (second derivatives, gradient penalties): "
+            "attn='full' and attn='naive' can, without reversible=True"
+        )
 
 
 def visible_keys(key_padding_mask: Tensor | None) -> Tensor | None:
@@ -65,7 +117,7 @@ def full_attention(
     """
     if key_padding_mask is None or not causal:
         mask = visible_keys(key_padding_mask)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        return softmax_attention(q, k, v, mask, causal=causal)
     d_head = q.shape[-1]
     hidden = key_padding_mask[:, None, :, None]
     floor = torch.finfo(q.dtype).min / 4
@@ -75,22 +127,63 @@ def full_attention(
     q = torch.cat([q[..., :d_head], torch.ones_like(q[..., :1]), q[..., d_head + 1 :]], dim=-1)
     bias = torch.zeros_like(k[..., :1]).masked_fill(hidden, floor)
     k = torch.cat([k[..., :d_head], bias, k[..., d_head + 1 :]], dim=-1)
-    out = F.scaled_dot_product_attention(q, k, F.pad(v, extra), is_causal=True, scale=d_head**-0.5)
+    out = softmax_attention(q, k, F.pad(v, extra), causal=True, scale=d_head**-0.5)
     return out[..., :d_head].masked_fill(hidden, 0)
+
+
+def softmax_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """torch's scaled_dot_product_attention, that can be differentiated twice whatever kernel torch chooses.
+
+    q and the result: (…, N, D); k, v: (…, L, D); mask: (…, N, L) bool, True = may be attended to.
+    """
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+    if not (torch.is_grad_enabled() and out.requires_grad) or traced():
+        return out
+    twice: Tensor = _Twice.apply(out, q, k, v, mask, causal, scale)  # type: ignore[no-untyped-call]
+    return twice
+
+
+class _Twice(torch.autograd.Function):
+    """The result of the fused kernel, whose gradients are those of that kernel, which cannot be differentiated; where
+    they are to be, they are those of matrix products."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, out: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+    ) -> Tensor:
+        ctx.save_for_backward(q, k, v, mask)
+        ctx.causal, ctx.scale = causal, scale
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():
+            return grad, *[None] * 6
+        *inputs, mask = ctx.saved_tensors
+        q, k, v = inputs = [x.view_as(x) if x.requires_grad else x for x in inputs]
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast(grad.device.type, enabled=False):
+            out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=ctx.causal, scale=ctx.scale)
+        needed = [x for x in inputs if x.requires_grad]
+        found = iter(torch.autograd.grad(out, needed, grad, create_graph=True))
+        return None, *(next(found) if x.requires_grad else None for x in inputs), None, None, None
 
 
 class _ConvolveTaps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, taps: Tensor) -> Tensor:
         ctx.save_for_backward(x, taps)
-        n = x.shape[-2] - len(taps) + 1
-        total = x[..., :n, :] * taps[0]
-        for place, tap in enumerate(taps[1:], start=1):
-            total.addcmul_(x[..., place : place + n, :], tap)
-        return total
+        return _sum_taps(x, taps)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, taps = ctx.saved_tensors
         places = [slice(place, place + grad.shape[-2]) for place in range(len(taps))]
@@ -106,8 +199,18 @@ class _ConvolveTaps(torch.autograd.Function):
 
 def convolve_taps(x: Tensor, taps: Tensor) -> Tensor:
     """A short depthwise convolution, not padded: x (…, n + width - 1, C), taps (width, …, C) -> (…, n, C)."""
+    if traced():
+        return _sum_taps(x, taps)
     out: Tensor = _ConvolveTaps.apply(x, taps)  # type: ignore[no-untyped-call]
     return out
+
+
+def _sum_taps(x: Tensor, taps: Tensor) -> Tensor:
+    n = x.shape[-2] - len(taps) + 1
+    total = x[..., :n, :] * taps[0]
+    for place, tap in enumerate(taps[1:], start=1):
+        total.addcmul_(x[..., place : place + n, :], tap)
+    return total
 
 
 class _Split(torch.autograd.Function):
@@ -116,8 +219,9 @@ class _Split(torch.autograd.Function):
         return x.chunk(parts, dim=-1)
 
     @staticmethod
-    @once_differentiable
     def backward(_ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():  # to be differentiated again
+            return torch.cat(grads, dim=-1), None
         first, width = grads[0], grads[0].shape[-1]
         shape = (*first.shape[:-1], len(grads) * width)
         stride = torch.empty(shape, device="meta").stride()
@@ -132,6 +236,8 @@ class _Split(torch.autograd.Function):
 
 def split(x: Tensor, parts: int) -> tuple[Tensor, ...]:
     """``x.chunk(parts, dim=-1)``, whose backward copies nothing where the gradients come from ``side_by_side``."""
+    if traced():
+        return x.chunk(parts, dim=-1)
     pieces: tuple[Tensor, ...] = _Split.apply(x, parts)  # type: ignore[no-untyped-call]
     return pieces
 
@@ -152,19 +258,20 @@ class _Recompute(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        again = torch.is_grad_enabled()  # to be differentiated again
+        inputs = [x.view_as(x) if again and x.requires_grad else x.detach().requires_grad_() for x in ctx.saved_tensors]
         with torch.enable_grad():
-            inputs = [x.detach().requires_grad_() for x in ctx.saved_tensors]
             out = ctx.fn(*inputs)
-        return (None, *torch.autograd.grad(out, inputs, grad))
+        return (None, *torch.autograd.grad(out, inputs, grad, create_graph=again))
 
 
 def recompute(fn: Callable[..., Tensor], *inputs: Tensor, calls: Sequence[nn.Module] = ()) -> Tensor:
     """``fn(*inputs)``, keeping only the inputs for backward, which runs ``fn`` again.
 
     Unlike torch.utils.checkpoint this keeps them as saved tensors, so that a count of saved bytes sees them.
-    ``fn`` must be deterministic. ``calls``: the modules that it calls.
+    ``fn`` must be deterministic. ``calls``: the modules that it calls. A compiler chooses for itself what it keeps.
     """
-    if calls and torch.compiler.is_compiling():
+    if traced():
         return fn(*inputs)
     if calls:
         fn, learned = as_function(Calls(fn, *calls))
@@ -243,26 +350,34 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def as_found(*modules: nn.Module) -> Callable[[], AbstractContextManager[None]]:
-    """Contexts in which the modules run again: where forward moves a backend's state, it is what it is now."""
-    state = [
-        buffer
-        for module in modules
-        for part in module.modules()
-        if isinstance(traits := getattr(part, "traits", None), Traits) and "state" in traits.exceptions
-        for buffer in part.buffers(recurse=False)
-    ]
-    found = [buffer.clone() for buffer in state]
+class AsFound(AbstractContextManager[None]):
+    """A context in which the modules run again with their backends' random parts and state as they are now.
 
-    @contextmanager
-    def again() -> Iterator[None]:
-        left = [buffer.clone() for buffer in state]
-        for buffer, before in zip(state, found, strict=True):
-            buffer.copy_(before)
-        try:
-            yield
-        finally:
-            for buffer, after in zip(state, left, strict=True):
-                buffer.copy_(after)
+    It can be entered any number of times. Each buffer is in its place again, since ``redraw`` puts a new one there, and
+    where forward writes into it, what it held then is in it again.
+    """
 
-    return again
+    def __init__(self, *modules: nn.Module) -> None:
+        self.found = [
+            (part, name, buffer, buffer.clone() if moves else None)
+            for module in modules
+            for part in module.modules()
+            if isinstance(traits := getattr(part, "traits", None), Traits)
+            and ((moves := "state" in traits.exceptions) or traits.stochastic)
+            for name, buffer in part.named_buffers(recurse=False)
+        ]
+
+    def __enter__(self) -> None:
+        self.left = [
+            (getattr(part, name), None if held is None else buffer.clone()) for part, name, buffer, held in self.found
+        ]
+        for part, name, buffer, held in self.found:
+            setattr(part, name, buffer)
+            if held is not None:
+                buffer.copy_(held)
+
+    def __exit__(self, *_error: object) -> None:
+        for (part, name, buffer, _), (now, left) in zip(self.found, self.left, strict=True):
+            setattr(part, name, now)
+            if left is not None:
+                buffer.copy_(left)

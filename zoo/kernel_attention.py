@@ -19,10 +19,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from zoo.contract import Dims, Tensors
-from zoo.functional import accumulator, side_by_side
+from zoo.functional import accumulator, leading, once, side_by_side, traced
 from zoo.scan import CHUNK, Chunk, scan, scan_to_end
 
 CACHED = 2**20  # numbers in the features of one chunk: more pass through memory, fewer make many small steps
@@ -63,9 +62,13 @@ def kernel_attention(
     none of its features meets one of a key, gives 0 and receives no gradient.
     """
     hidden = None if key_padding_mask is None else key_padding_mask[:, None, :, None]
+    if causal and traced() and not features.logarithmic:
+        return _whole_causal(q, k, v, hidden, features)
     if causal:
         sequences = (q, k, v) if hidden is None else (q, k, v, hidden)
         return scan(kernel_chunk(features), sequences, empty_state(v, features))
+    if traced():
+        return _whole(q, k, v, hidden, features)
     attend = _Bidirectional if features.slope is None else _Elementwise
     out: Tensor = attend.apply(q, k, v, hidden, features)  # type: ignore[no-untyped-call]
     return out
@@ -79,6 +82,36 @@ def kernel_absorb(q: Tensor, k: Tensor, v: Tensor, features: FeatureMap) -> tupl
 def kernel_state_size(dims: Dims, features: int) -> int:
     """Numbers in the state of one sample: Σ_j φ(k_j)ᵀ [v_j, 1], (H, M, D + 1)."""
     return dims.n_heads * features * (dims.d_head + 1)
+
+
+def _whole(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, features: FeatureMap) -> Tensor:
+    """The bidirectional form at once, in operations whose gradients torch knows."""
+    whole, reference = slice(0, q.shape[2]), None
+    with torch.autocast(q.device.type, enabled=False):
+        keys = _raw_keys(_wide(k, whole), 0, features, *_hidden(hidden, whole))
+        if features.logarithmic:
+            reference = finite(keys.detach().amax(-2, keepdim=True))
+            keys = (keys - reference).exp()
+        queries = _query_features(_wide(q, whole), 0, features, reference)
+        out, _ = _divide(queries @ (keys.mT @ _values(v, whole)))
+    return out.to(v.dtype)
+
+
+def _whole_causal(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, features: FeatureMap) -> Tensor:
+    """The causal form likewise: blocks as one batch, and the state before each."""
+    N = q.shape[2]
+    n = -(-N // CHUNK) + 1  # one to spare: a compiler takes a dimension of 1 for a fixed one
+    with torch.autocast(q.device.type, enabled=False):
+        whole = slice(0, N)
+        keys = _raw_keys(_wide(k, whole), 0, features, *_hidden(hidden, whole))
+        queries, keys, values = (
+            F.pad(x, (0, 0, 0, n * CHUNK - N)).unfold(2, CHUNK, CHUNK).mT  # (B, H, n, CHUNK, ·)
+            for x in (features.queries(_wide(q, whole), 0), keys, _values(v, whole))
+        )
+        writes = keys.mT @ values
+        before = writes.cumsum(2) - writes
+        out, _ = _divide((queries @ keys.mT).tril() @ values + queries @ before)
+    return leading(out.flatten(2, 3), N, 2).to(v.dtype)
 
 
 class _Bidirectional(torch.autograd.Function):
@@ -95,7 +128,7 @@ class _Bidirectional(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, hidden, out, inverse, state, reference = ctx.saved_tensors
         features = ctx.features
@@ -132,7 +165,7 @@ class _Elementwise(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, values, state, out, inverse = ctx.saved_tensors
         dq, dk, dv = side_by_side(out, out, out)

@@ -22,9 +22,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from zoo.functional import Calls, as_found, as_function
+from zoo.functional import AsFound, Calls, as_function, once
 
 Pair = tuple[Tensor, Tensor]
 Replay = Callable[[], AbstractContextManager[None]]
@@ -106,7 +105,7 @@ class _Add(torch.autograd.Function):
             return a + function(b, *learned)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         b, out = ctx.streams.left_by(ctx.number)
         learned = [x.detach().requires_grad_() for x in ctx.saved_tensors]
@@ -131,7 +130,7 @@ class _Mean(torch.autograd.Function):
         return (a + b) / 2
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         ctx.streams.found = ctx.streams.count - 1, ctx.saved_tensors
         return None, grad / 2, grad / 2
@@ -140,12 +139,12 @@ class _Mean(torch.autograd.Function):
 def _replay(branch: Calls, device: torch.device) -> Replay:
     """A context in which ``branch`` finds random generators and backends' state as they are now."""
     devices = [device] if device.type == "cuda" else []
-    state = as_found(branch)
+    state = AsFound(branch)
     cpu, others = torch.get_rng_state(), [torch.cuda.get_rng_state(other) for other in devices]
 
     @contextmanager
     def replay() -> Iterator[None]:
-        with torch.random.fork_rng(devices), state():
+        with torch.random.fork_rng(devices), state:
             torch.set_rng_state(cpu)
             for other, before in zip(devices, others, strict=True):
                 torch.cuda.set_rng_state(before, other)

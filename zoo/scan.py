@@ -27,10 +27,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from zoo.contract import Kernel, Tensors
-from zoo.functional import accumulator, side_by_side, working_dtype
+from zoo.functional import accumulator, once, side_by_side, traced, working_dtype
 from zoo.kernels import INTERPRETED
 
 KERNELS = ("auto", "torch", "triton")  # of ``decayed``: Triton's on a GPU, torch's elsewhere
@@ -120,6 +119,8 @@ def _scan(
     size = size or chunk_size(sequences, folds)
     onward = onward or (lambda *given: chunk(*given)[1])
     walk = _Walk(chunk, onward, reverse, size, len(sequences[0]), len(constants))
+    if traced():
+        return _stroll(walk, sequences, constants, state)
     out: Tensors = _Scan.apply(walk, *(x for each in sequences for x in each), *constants, *state)  # type: ignore[no-untyped-call]
     return out
 
@@ -131,7 +132,9 @@ def runs_on_triton(x: Tensor, kernel: str, M: int, D: int) -> bool:
     Raises:
         NotImplementedError: it is asked for and cannot run.
     """
-    if kernel == "torch" or x.numel() == 0 or (kernel == "auto" and x.device.type == "cpu" and not INTERPRETED):
+    if kernel == "torch" or (kernel == "auto" and x.device.type == "cpu" and not INTERPRETED):
+        return False
+    if traced() or x.numel() == 0:  # where plain operations are asked for, or none
         return False
     refusal = "Triton is not installed"
     if importlib.util.find_spec("triton") is not None:
@@ -158,7 +161,9 @@ def runs_on_fla(x: Tensor, kernel: str) -> bool:
     Raises:
         NotImplementedError: they are asked for and cannot run.
     """
-    if kernel == "torch" or x.numel() == 0 or (kernel == "auto" and x.device.type == "cpu"):
+    if kernel == "torch" or (kernel == "auto" and x.device.type == "cpu"):
+        return False
+    if traced() or x.numel() == 0:
         return False
     from zoo.kernels import recurrence
 
@@ -183,7 +188,8 @@ def kernel_name(x: Tensor, kernel: str, M: int, D: int) -> Kernel:
 
 def chunk_size(sequences: Sequence[Tensors], folds: bool) -> int:
     """Positions of a chunk: on a CPU as many as keep its weights cached, elsewhere many, and more where it folds."""
-    x = max(sequences[0], key=lambda x: x.shape[0] * x.shape[1])
+    rows = [x.shape[0] * x.shape[1] for x in sequences[0]]
+    x = sequences[0][rows.index(max(rows))]
     if folds and x.device.type != "cpu":
         return CHUNK * together(x, CHUNK, len(sequences))
     size, numbers = CHUNK, CACHED if x.device.type == "cpu" else AT_ONCE
@@ -248,7 +254,7 @@ def _many(
     """Positions of ``decayed``, or with ``strong``, its β_t k_t, of ``delta``, whose v is then β_t v_t."""
     n = v.shape[2]
     if not is_long(v, CHUNK):
-        out, after = _Decayed.apply(before, q, k, v, log_decay, strong)  # type: ignore[no-untyped-call]
+        out, after = _block(before, q, k, v, log_decay, strong)
         return out, (after,)
     q, k, v, log_decay = (fold(x) for x in (q, k, v, log_decay))  # (B, H, blocks, CHUNK, …)
     strong = None if strong is None else fold(strong)
@@ -262,9 +268,10 @@ def _many(
         ).split([v.shape[-1], k.shape[-1]], dim=-1)
         keeps = keeps * torch.eye(k.shape[-1], dtype=k.dtype, device=k.device) - ends @ read
     before, writes = before[:, :, None], ends @ written
-    after = _Passed.apply(before, keeps, writes.expand(*before.shape[:2], *writes.shape[2:]))  # type: ignore[no-untyped-call]
+    writes = writes.expand(*before.shape[:2], *writes.shape[2:])
+    after = _passed(before, keeps, writes) if traced() else _Passed.apply(before, keeps, writes)  # type: ignore[no-untyped-call]
     befores = torch.cat([before, after[:, :, :-1]], dim=2)
-    out, _ = _Decayed.apply(befores, q, k, v, log_decay, strong)  # type: ignore[no-untyped-call]
+    out, _ = _block(befores, q, k, v, log_decay, strong)
     return out.flatten(2, 3)[:, :, :n], (after[:, :, -1].clone(),)  # a copy, which does not hold those of all blocks
 
 
@@ -280,12 +287,12 @@ class _Passed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, before: Tensor, keeps: Tensor, writes: Tensor) -> Tensor:
-        after = _prefixes(keeps, torch.cat([writes[:, :, :1] + _times(keeps[:, :, :1], before), writes[:, :, 1:]], 2))
+        after = _passed(before, keeps, writes)
         ctx.save_for_backward(before, keeps, after)
         return after
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> Tensors:
         before, keeps, after = ctx.saved_tensors
         turned = keeps.mT
@@ -293,6 +300,10 @@ class _Passed(torch.autograd.Function):
         befores = torch.cat([before, after[:, :, :-1]], dim=2)
         d_keeps = flow @ befores.mT if keeps.shape[-1] > 1 else (flow * befores).sum((-2, -1), keepdim=True)
         return _times(turned[:, :, :1], flow[:, :, :1]), d_keeps.sum_to_size(keeps.shape), flow
+
+
+def _passed(before: Tensor, keeps: Tensor, writes: Tensor) -> Tensor:
+    return _prefixes(keeps, torch.cat([writes[:, :, :1] + _times(keeps[:, :, :1], before), writes[:, :, 1:]], 2))
 
 
 def _prefixes(keeps: Tensor, x: Tensor) -> Tensor:
@@ -316,20 +327,12 @@ class _Decayed(torch.autograd.Function):
     def forward(
         ctx: Any, before: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strong: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        since, between = decays(log_decay)
-        written, system = v, None
-        if strong is not None:
-            system = (strong @ k.mT).mul_(between)
-            wanted = torch.addcmul(v, strong @ before, since, value=-1)
-            written = torch.linalg.solve_triangular(system, wanted, upper=False, unitriangular=True)
-        weights = (q @ k.mT) * between
-        out = torch.addcmul(weights @ written, q @ before, since)
-        after = torch.addcmul((k * between[..., -1, :, None]).mT @ written, before, since[..., -1:, :])
-        ctx.save_for_backward(before, q, k, v, log_decay, strong, since, between, written, system, weights)
+        out, after, *made = _decayed(before, q, k, v, log_decay, strong)
+        ctx.save_for_backward(before, q, k, v, log_decay, strong, *made)
         return out, after
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, d_out: Tensor, d_after: Tensor) -> tuple[Tensor | None, ...]:
         before, q, k, v, log_decay, strong, since, between, written, system, weights = ctx.saved_tensors
         left, kept = between[..., -1, :, None], since[..., -1:, :]  # of each position, and of ``before``, at the end
@@ -357,6 +360,31 @@ class _Decayed(torch.autograd.Function):
             d_before -= (strong * since).mT @ d_v
         found = (d_before, before), (d_q, q), (d_k, k), (d_v, v), (d_log, log_decay), (d_strong, strong)
         return tuple(None if d is None else d.sum_to_size(x.shape) for d, x in found)
+
+
+def _block(
+    before: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strong: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if traced():
+        return _decayed(before, q, k, v, log_decay, strong)[:2]
+    out, after = _Decayed.apply(before, q, k, v, log_decay, strong)  # type: ignore[no-untyped-call]
+    return out, after
+
+
+def _decayed(
+    before: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strong: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    """The result, the state after it, and what backward reads besides the inputs."""
+    since, between = decays(log_decay)
+    written, system = v, None
+    if strong is not None:
+        system = (strong @ k.mT).mul_(between)
+        wanted = torch.addcmul(v, strong @ before, since, value=-1)
+        written = torch.linalg.solve_triangular(system, wanted, upper=False, unitriangular=True)
+    weights = (q @ k.mT) * between
+    out = torch.addcmul(weights @ written, q @ before, since)
+    after = torch.addcmul((k * between[..., -1, :, None]).mT @ written, before, since[..., -1:, :])
+    return out, after, since, between, written, system, weights
 
 
 def _passing(flows: Tensor, read: Tensor, left: Tensor) -> Tensor:
@@ -447,6 +475,19 @@ class _Walk:
         return outs, states, state
 
 
+def _stroll(walk: _Walk, sequences: Sequence[Tensors], constants: Tensors, state: Tensors) -> Tensors:
+    """The walk in operations whose gradients torch knows: it keeps what each chunk makes."""
+    flat, wide = tuple(x for each in sequences for x in each), [_wide(x) for x in constants]
+    like, length = flat[0], flat[0].shape[2]
+    found = []
+    with torch.autocast(like.device.type, enabled=False):
+        for part in walk.parts(length):
+            piece, state = walk.chunk(walk.first(part, length), state, *walk.pieces(flat, part), *wide)
+            found.append(piece)
+    outs = torch.cat(found, dim=2).to(like.dtype).chunk(len(walk.reverse))
+    return tuple(out.flip(2) if back else out for out, back in zip(outs, walk.reverse, strict=True))
+
+
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, walk: _Walk, *tensors: Tensor) -> Tensors:
@@ -458,7 +499,7 @@ class _Scan(torch.autograd.Function):
         return tuple(outs)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         walk, n_state = ctx.walk, ctx.n_state
         sequences, constants, states = walk.split(ctx.saved_tensors)

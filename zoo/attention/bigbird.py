@@ -78,7 +78,7 @@ class BigBirdAttention(Attention):
         return torch.stack([random_layout(self.blocks, c.window, c.n_global, c.n_random, self.causal) for _ in heads])
 
     def redraw(self) -> None:
-        self.layout.copy_(self._draw())
+        self.layout = self._draw().to(self.layout)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         size = self.config.block_size

@@ -89,7 +89,7 @@ class BlockSparseAttention(Attention):
 
     def redraw(self) -> None:
         if self.config.layout is None:
-            self.layout.copy_(self._draw())
+            self.layout = self._draw().to(self.layout)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         size = self.config.block_size

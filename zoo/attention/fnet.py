@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.contract import Dims, Kernel, Mixer, Traits
-from zoo.functional import accumulator
+from zoo.functional import accumulator, traced
 from zoo.registry import register
 
 
@@ -56,7 +56,8 @@ class FNet(Mixer):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        y: Tensor = self.out(_Transform.apply(x, key_padding_mask))  # type: ignore[no-untyped-call]
+        mixed = _mixed(x, key_padding_mask) if traced() else _Transform.apply(x, key_padding_mask)  # type: ignore[no-untyped-call]
+        y: Tensor = self.out(mixed)
         return y
 
     def state_size(self, length: int) -> int:
@@ -71,11 +72,15 @@ class _Transform(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, hidden: Tensor | None) -> Tensor:
         ctx.save_for_backward(hidden)
-        return transform(x) if hidden is None else transform_real(x, ~hidden)
+        return _mixed(x, hidden)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _Transform.apply(grad, *ctx.saved_tensors), None  # type: ignore[no-untyped-call]
+
+
+def _mixed(x: Tensor, hidden: Tensor | None) -> Tensor:
+    return transform(x) if hidden is None else transform_real(x, ~hidden)
 
 
 def transform(x: Tensor) -> Tensor:
@@ -92,7 +97,7 @@ def transform_real(x: Tensor, real: Tensor) -> Tensor:
     B, _, C = x.shape
     out = torch.zeros_like(x)
     lengths = real.sum(1)
-    for length in sorted(set(lengths.tolist())):
+    for length in torch.unique(lengths).tolist():
         if length:
             place = real & (lengths == length)[:, None]
             out[place] = transform(x[place].view(-1, length, C)).flatten(0, 1)

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.contract import Attention, Dims, Tensors, Traits
+from zoo.functional import traced
 from zoo.kernel_attention import (
     FeatureMap,
     empty_state,
@@ -72,6 +74,8 @@ class LinearAttention(Attention):
 
 def elu_plus_one(x: Tensor, _first: int) -> Tensor:
     """φ, at any position."""
+    if traced():  # a compiler takes the gradient of elu for laid out as it is not (torch 2.13)
+        return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
     return F.elu(x).add_(1)
 
 

@@ -16,11 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.contract import Attention, Dims, Kernel, Traits, at_least, one_of
-from zoo.functional import sdpa_kernel_name
+from zoo.functional import leading, sdpa_kernel_name, softmax_attention
 from zoo.registry import register
 
 
@@ -65,8 +64,8 @@ class LinformerAttention(Attention):
         if key_padding_mask is not None:
             hidden = key_padding_mask[:, None, :, None]
             k, v = k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)
-        projection = self.projection[..., : k.shape[-2]]
-        return F.scaled_dot_product_attention(q, projection[0] @ k, projection[-1] @ v)
+        projection = leading(self.projection, k.shape[-2], -1)
+        return softmax_attention(q, projection[0] @ k, projection[-1] @ v)
 
     def state_size(self, length: int) -> int:
         return 2 * self.projection.shape[2] * self.dims.d_model

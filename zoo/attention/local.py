@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.blocks import KERNELS, Part, attend, kept, kernel_name, window_block, window_spans
+from zoo.blocks import KERNELS, Part, attend, attend_window, kept, kernel_name, window_block, window_spans
 from zoo.cache import cached_attention, empty, fill, room
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
+from zoo.functional import traced
 from zoo.registry import register
 
 
@@ -58,8 +59,12 @@ class LocalAttention(Attention):
         self.kept = min(config.window + 1, dims.max_len)  # positions, by the step form
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        parts = kept(window_parts, q.shape[2], self.config.window, self.causal, q.device, like=q)
-        return attend(q, k, v, parts, key_padding_mask=key_padding_mask, kernel=self.config.kernel)
+        config, N = self.config, q.shape[2]
+        if traced():
+            reach = (-config.window, 0 if self.causal else config.window)
+            return attend_window(q, k, v, window_block(config.window), reach, key_padding_mask=key_padding_mask)
+        parts = kept(window_parts, N, config.window, self.causal, q.device, like=q)
+        return attend(q, k, v, parts, key_padding_mask=key_padding_mask, kernel=config.kernel)
 
     def begin(self, x: Tensor) -> Tensors:
         return empty(x)

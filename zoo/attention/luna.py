@@ -23,13 +23,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.contract import Dims, Kernel, Mixer, Traits, at_least
 from zoo.embeddings import RotaryPositions
-from zoo.functional import sdpa_kernel_name, visible_keys
+from zoo.functional import sdpa_kernel_name, softmax_attention, visible_keys
 from zoo.registry import register
 
 
@@ -83,9 +82,9 @@ class Luna(Mixer):
         if self.rotary is not None:
             k, q = self.rotary(k), self.rotary(q)
         p = self._heads(self.pack_query(self.memory)[None]).expand(len(x), -1, -1, -1)  # (B, H, M, D)
-        packed = F.scaled_dot_product_attention(p, k, v, attn_mask=visible_keys(key_padding_mask))
+        packed = softmax_attention(p, k, v, visible_keys(key_padding_mask))
         k, v = self._context(self.unpack_context(rearrange(packed, "b h m d -> b m (h d)")))
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = softmax_attention(q, k, v)
         y: Tensor = self.out(rearrange(mixed, "b h n d -> b n (h d)"))
         return y
 

@@ -144,7 +144,8 @@ class Mamba2(Mixer):
         total = convolve_taps(mixed.to(dtype), self.taps.to(dtype)) + self.taps_bias.to(dtype)
         x, *pairs = torch.split(F.silu(total), self.parts, dim=-1)
         x = rearrange(x, "b n (h d) -> b h n d", h=self.n_heads)
-        steps = rearrange(step.to(dtype), "b n (i h) -> i b h n", h=self.n_heads)
+        # Contiguous, since a compiler takes the gradient of softplus for laid out as it is not (torch 2.13).
+        steps = rearrange(step.to(dtype), "b n (i h) -> i b h n", h=self.n_heads).contiguous()
         steps = F.softplus(steps + self.step_bias.to(dtype)[:, None])
         return [(c[:, None], b[:, None], x, step) for b, c, step in zip(pairs[::2], pairs[1::2], steps, strict=True)]
 

@@ -27,10 +27,19 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from zoo.contract import Attention, Dims, Kernel, Traits, at_least
-from zoo.functional import accumulator, full_attention, pad_to_multiple, recompute, sdpa_kernel_name, visible_keys
+from zoo.functional import (
+    accumulator,
+    convolve_taps,
+    full_attention,
+    pad_to_multiple,
+    recompute,
+    sdpa_kernel_name,
+    softmax_attention,
+    traced,
+    visible_keys,
+)
 from zoo.landmarks import iterate_inverse, segments
 from zoo.registry import register
 
@@ -84,7 +93,12 @@ class NystromformerAttention(Attention):
             q, k, v = (x.to(accumulator(x)) for x in (q, k, v))
             if key_padding_mask is not None:
                 v = v.masked_fill(key_padding_mask[:, None, :, None], 0)
-            if q.shape[-2] <= self.config.landmarks:
+            if traced():  # one form for any length: with a mask it is full attention where there are few positions
+                mask = (
+                    torch.zeros_like(v[:, 0, :, 0], dtype=torch.bool) if key_padding_mask is None else key_padding_mask
+                )
+                out = self._attend(q, k, v, mask)
+            elif q.shape[-2] <= self.config.landmarks:
                 out = full_attention(q, k, v, key_padding_mask=key_padding_mask)
             else:
                 out = self._attend(q, k, v, key_padding_mask)
@@ -104,18 +118,17 @@ class NystromformerAttention(Attention):
             real = place[:, -1] + 1
             starts, sizes = segments(real, M)
             q_mean, k_mean, v_mean = (
-                _SegmentMeans.apply(x, place.masked_fill(key_padding_mask, -1), starts, sizes)  # type: ignore[no-untyped-call]
-                for x in (q, k, v)
+                means_of(x, place.masked_fill(key_padding_mask, -1), starts, sizes) for x in (q, k, v)
             )
             used = (sizes > 0)[:, None, None, :]
             logits = (q_mean @ k_mean.mT * D**-0.5).masked_fill(~used, torch.finfo(q.dtype).min)
             between = logits.softmax(-1) * (used & used.mT)
-        values = F.scaled_dot_product_attention(q_mean, k, v, attn_mask=visible_keys(key_padding_mask))
+        values = softmax_attention(q_mean, k, v, visible_keys(key_padding_mask))
         inverse = recompute(lambda a: pseudo_inverse(a, self.config.iterations), between)
         values = inverse @ values
         if key_padding_mask is not None:
             values = torch.where((real <= M)[:, None, None, None], v_mean, values)
-        return F.scaled_dot_product_attention(q, k_mean, values, attn_mask=used)
+        return softmax_attention(q, k_mean, values, used)
 
     def state_size(self, length: int) -> int:
         """k̃ and the values of the landmarks, and the values under the filters; no more than all keys and values."""
@@ -136,6 +149,21 @@ def segment_means(x: Tensor, count: int) -> Tensor:
     return torch.cat([means, reduce(x[..., cut:, :], "b h (m n) d -> b h m d", "mean", n=size + 1)], dim=-2)
 
 
+def means_of(x: Tensor, place: Tensor, starts: Tensor, sizes: Tensor) -> Tensor:
+    """Means over the segments of each sample: see ``_SegmentMeans``."""
+    if traced():
+        return mean_product(x, place, starts, sizes)
+    out: Tensor = _SegmentMeans.apply(x, place, starts, sizes)  # type: ignore[no-untyped-call]
+    return out
+
+
+def mean_product(x: Tensor, place: Tensor, starts: Tensor, sizes: Tensor) -> Tensor:
+    after = place[:, None] - starts[..., None]  # (B, M, N)
+    weights = ((after >= 0) & (after < sizes[..., None])) / sizes.clamp(min=1)[..., None].to(x.dtype)
+    means = weights @ rearrange(x, "b h n d -> b n (h d)")
+    return rearrange(means, "b m (h d) -> b h m d", h=x.shape[1])
+
+
 class _SegmentMeans(torch.autograd.Function):
     """Means over the segments of each sample, as one product; backward reads each position's segment.
 
@@ -146,10 +174,7 @@ class _SegmentMeans(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, place: Tensor, starts: Tensor, sizes: Tensor) -> Tensor:
         ctx.save_for_backward(place, starts, sizes)
-        after = place[:, None] - starts[..., None]  # (B, M, N)
-        weights = ((after >= 0) & (after < sizes[..., None])) / sizes.clamp(min=1)[..., None].to(x.dtype)
-        means = weights @ rearrange(x, "b h n d -> b n (h d)")
-        return rearrange(means, "b m (h d) -> b h m d", h=x.shape[1])
+        return mean_product(x, place, starts, sizes)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -169,6 +194,9 @@ def pseudo_inverse(a: Tensor, iterations: int) -> Tensor:
 
 def convolve(x: Tensor, filters: Tensor) -> Tensor:
     """Each head's filter along the positions. x and the result: (B, H, N, D); filters: (H, taps)."""
+    if traced():
+        reach = filters.shape[1] // 2
+        return convolve_taps(F.pad(x, (0, 0, reach, reach)), filters.T[..., None, None])
     out: Tensor = _Convolve.apply(x, filters)  # type: ignore[no-untyped-call]
     return out
 
@@ -185,11 +213,10 @@ class _Convolve(torch.autograd.Function):
         return depthwise(x, filters)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, filters = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            return depthwise(grad, filters.flip(1)), filters_grad(x, grad, filters.shape[1])
+            return convolve(grad, filters.flip(1)), filters_grad(x, grad, filters.shape[1])
 
 
 def depthwise(x: Tensor, filters: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ Departures from the paper:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -67,19 +68,7 @@ class PerformerAttention(Attention):
         self.register_buffer("projection", orthogonal_gaussian(config.features, dims.d_head))  # W: (M, D)
 
     def redraw(self) -> None:
-        self.projection.copy_(orthogonal_gaussian(*self.projection.shape))
-
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, H, n, D) -> x' (B, H, n, D), W x' (B, H, n, M)."""
-        x = x * x.shape[-1] ** -0.25
-        return x, x @ self.projection.to(x.dtype).mT
-
-    def _queries(self, q: Tensor, first: int) -> Tensor:
-        return self._project(q)[1]  # |q'|² / 2 is the same for all features of a query and cancels
-
-    def _keys(self, k: Tensor, first: int) -> Tensor:
-        k, projected = self._project(k)
-        return projected.sub_(k.square().sum(-1, keepdim=True) / 2)
+        self.projection = orthogonal_gaussian(*self.projection.shape).to(self.projection)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         return kernel_attention(q, k, v, self._features(), key_padding_mask=key_padding_mask, causal=self.causal)
@@ -94,7 +83,9 @@ class PerformerAttention(Attention):
         return kernel_absorb(q, k, v, self._features())
 
     def _features(self) -> FeatureMap:
-        return FeatureMap(self._queries, self._keys, size=len(self.projection), logarithmic=True)
+        """They hold W as it is now, for a backward after the next ``redraw``."""
+        queries, keys = (partial(features, self.projection) for features in (query_features, key_features))
+        return FeatureMap(queries, keys, size=len(self.projection), logarithmic=True)
 
     def state_size(self, length: int) -> int:
         return kernel_state_size(self.dims, len(self.projection))
@@ -102,6 +93,21 @@ class PerformerAttention(Attention):
     def cache_size(self, length: int) -> int:
         """The state, and the largest of each feature so far, which it is divided by."""
         return self.state_size(length) + self.dims.n_heads * len(self.projection)
+
+
+def project(projection: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, H, n, D) -> x' (B, H, n, D), W x' (B, H, n, M)."""
+    x = x * x.shape[-1] ** -0.25
+    return x, x @ projection.to(x.dtype).mT
+
+
+def query_features(projection: Tensor, q: Tensor, _first: int) -> Tensor:
+    return project(projection, q)[1]  # |q'|² / 2 is the same for all features of a query and cancels
+
+
+def key_features(projection: Tensor, k: Tensor, _first: int) -> Tensor:
+    k, projected = project(projection, k)
+    return projected.sub_(k.square().sum(-1, keepdim=True) / 2)
 
 
 def orthogonal_gaussian(rows: int, columns: int) -> Tensor:

@@ -22,7 +22,6 @@ Departures from the paper:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +33,6 @@ from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one
 from zoo.functional import accumulator
 from zoo.registry import register
 
-Length = TypeVar("Length", int, Tensor)
 SELF = -1e5
 HASH_ELEMENTS = 2**22  # of rotated vectors held at once, what a core's cache and a little more hold
 HASH_ELEMENTS_ELSEWHERE = 2**27
@@ -77,11 +75,11 @@ class ReformerAttention(Attention):
         super().__init__()
         self.dims = dims
         self.causal, self.config = dims.causal, config
-        shape = (config.n_hashes, dims.n_heads, dims.d_head, half_buckets(dims.max_len, config.bucket_size))
+        shape = (config.n_hashes, dims.n_heads, dims.d_head, half_of(dims.max_len, config.bucket_size))
         self.register_buffer("rotations", torch.randn(shape))
 
     def redraw(self) -> None:
-        self.rotations.copy_(torch.randn(self.rotations.shape))
+        self.rotations = torch.randn(self.rotations.shape).to(self.rotations)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         """See ``Attention.forward``. ``k`` is not read: the keys are the normalised queries."""
@@ -123,7 +121,7 @@ class ReformerAttention(Attention):
         half = None
         if not self.causal:
             half = half_buckets((~padding).sum(1), size)  # (B,)
-            rotation = rotation[..., : half_buckets(N, size)]
+            rotation = rotation[..., : half_of(N, size)]
         nowhere = max(1, 2 * rotation.shape[-1])  # one past the last bucket: where padding goes
         bucket = self._hash(q, rotation, half) if hashed is None else hashed
         bucket = bucket.masked_fill(padding[:, None], nowhere)
@@ -133,12 +131,12 @@ class ReformerAttention(Attention):
             position = F.pad(order, (0, -N % size), value=-1)
             return position, position.new_zeros(B, H, position.shape[-1] // size)
         # Each bucket starts a chunk of its own: shift a position by the empty slots of the buckets before its.
-        counts = torch.zeros(B, H, nowhere + 1, dtype=torch.long, device=q.device)
+        counts = bucket.new_zeros(B, H, nowhere + 1)
         counts.scatter_add_(-1, bucket, torch.ones_like(bucket))
         empty = F.pad((-counts % size).cumsum(-1), (1, -1))
         slot = torch.arange(N, device=q.device) + empty.gather(-1, bucket)
         most = (-(-N // size) + nowhere + 1) * size
-        position = torch.full((B, H, most), -1, device=q.device).scatter_(-1, slot, order)
+        position = order.new_full((B, H, most), -1).scatter_(-1, slot, order)
         starts = torch.full_like(position, nowhere).scatter_(-1, slot, bucket)
         return position, starts[..., ::size].contiguous()
 
@@ -146,7 +144,7 @@ class ReformerAttention(Attention):
         """Bucket of each position, (B, H, N), with 2 * half (B,) buckets in use, or all; 0 where there are none."""
         B, H, N, _ = q.shape
         columns, wide = rotation.shape[-1], accumulator(q)
-        out = torch.zeros(B, H, N, dtype=torch.long, device=q.device)
+        out = q.new_zeros(B, H, N, dtype=torch.long)
         at_once = HASH_ELEMENTS if q.device.type == "cpu" else HASH_ELEMENTS_ELSEWHERE
         step = max(1, at_once // max(1, B * H * columns))
         for start in range(0, N if columns else 0, step):
@@ -207,6 +205,11 @@ def neighbours(chunks: int, size: int, device: torch.device) -> list[Part]:
     return [Part(groups=spans, size=size)]
 
 
-def half_buckets(length: Length, bucket_size: int) -> Length:
+def half_of(length: int, bucket_size: int) -> int:
+    """``half_buckets`` of a number."""
+    return 0 if length <= bucket_size else (length + 2 * bucket_size - 1) // (2 * bucket_size)
+
+
+def half_buckets(length: Tensor, bucket_size: int) -> Tensor:
     """Columns of R for a sample of ``length``: half its buckets; 0 (one bucket) where it fits into one."""
     return (length + 2 * bucket_size - 1) // (2 * bucket_size) * (length > bucket_size)

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.contract import Attention, Dims, Kernel, Traits, at_least
-from zoo.functional import accumulator, sdpa_kernel_name
+from zoo.functional import accumulator, sdpa_kernel_name, softmax_attention, traced
 from zoo.registry import register
 
 CHUNK_ELEMENTS = 2**18  # of queries worked on at once, or one head of one sample
@@ -78,7 +78,7 @@ class RoutingAttention(Attention):
         self.register_buffer("centroids", F.normalize(torch.randn(dims.n_heads, clusters, dims.d_head), dim=-1))
 
     def redraw(self) -> None:
-        self.centroids.copy_(F.normalize(torch.randn(self.centroids.shape), dim=-1))
+        self.centroids = F.normalize(torch.randn(self.centroids.shape), dim=-1).to(self.centroids)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         k = k.to(q.dtype)
@@ -89,7 +89,7 @@ class RoutingAttention(Attention):
                 if moves is not None:
                     self.centroids.lerp_(moves.means(self.centroids), 1 - self.config.decay)
                 at, to = (_Slots(x, q.shape[2], masked=key_padding_mask is not None) for x in (queries, keys))
-            mixed = F.scaled_dot_product_attention(at.take(q), to.take(k), to.take(v), to.mask)
+            mixed = softmax_attention(at.take(q), to.take(k), to.take(v), to.mask)
             return at.mean(mixed, like=q)
 
     def _select(self, x: Tensor, padding: Tensor | None, moves: _Moves | None) -> Tensor:
@@ -105,7 +105,7 @@ class RoutingAttention(Attention):
         if padding is not None:
             used = ((~padding).sum(1) + self.config.window - 1) // self.config.window  # (B,)
             unused = (torch.arange(clusters, device=x.device) >= used[:, None])[:, None, :, None]
-        chosen = torch.empty(B, H, clusters, width, dtype=torch.long, device=x.device)
+        chosen = x.new_empty(B, H, clusters, width, dtype=torch.long)
         for samples, heads in parts(x):
             units = F.normalize(x[samples, heads].to(wide), dim=-1)
             nearest, nearness = units.new_zeros(units.shape[:3], dtype=torch.long), None
@@ -204,11 +204,15 @@ class _Slots:
 
     def take(self, x: Tensor) -> Tensor:
         """(B, H, N, D) -> (B H, clusters, w, D)."""
+        if traced():
+            return x.flatten(0, 2).index_select(0, self.row).view(*self.shape, -1)
         out: Tensor = _Take.apply(x, self.row, self.bags.order, self.bags.offsets)  # type: ignore[no-untyped-call]
         return out.view(*self.shape, x.shape[-1])
 
     def mean(self, x: Tensor, like: Tensor) -> Tensor:
         """(B H, clusters, w, D) -> (B, H, N, D); 0 where nothing belongs."""
+        if traced():
+            return (self.bags.sum(x.flatten(0, 2)) / self.bags.counts.clamp(min=1)).view_as(like).to(x.dtype)
         out: Tensor = _Mean.apply(x, self, like)  # type: ignore[no-untyped-call]
         return out
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from zoo.blocks import HIDDEN
 from zoo.cache import append, empty, fill, room
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
-from zoo.functional import accumulator, pad_to_multiple, recompute, sdpa_kernel_name
+from zoo.functional import accumulator, once, pad_to_multiple, recompute, sdpa_kernel_name, softmax_attention, traced
 from zoo.registry import register
 
 FLOOR = 1e-6  # of a score, before its logarithm
@@ -112,13 +112,13 @@ class SinkhornAttention(Attention):
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (b h, n, S, D)
         if self.config.sort == "soft":
             weights = recompute(lambda scores: self._balance(scores, allowed), scores).to(k.dtype).flatten(0, 1)
-            keys, values = (_BesideMixture.apply(x, weights) for x in (k, v))  # type: ignore[no-untyped-call]
+            keys, values = (beside_mixture(x, weights) for x in (k, v))
             seen = self._mixture_seen(allowed, real)
         else:
             weight, best, seen = self._pick(scores, allowed, real)
             weight, best = weight.to(k.dtype).flatten(0, 1), best.flatten(0, 1)
-            keys, values = (_BesidePick.apply(x, weight, best) for x in (k, v))  # type: ignore[no-untyped-call]
-        out = F.scaled_dot_product_attention(q, keys, values, self._mask(seen, real, (b, h), q))
+            keys, values = (beside_pick(x, weight, best) for x in (k, v))
+        out = softmax_attention(q, keys, values, self._mask(seen, real, (b, h), q))
         return out.reshape(b, h, -(-N // size) * size, D)[:, :, :N], keys, values
 
     def _allowed(self, real: Tensor | None, n: int, device: torch.device) -> Tensor | None:
@@ -157,7 +157,7 @@ class SinkhornAttention(Attention):
         log = hide((scores.relu() + FLOOR).log() / self.config.temperature)
         for _ in range(self.config.iterations):
             log = hide(log - log.logsumexp(-1, keepdim=True))
-            log = hide(log - (log.logcumsumexp(-2) if self.causal else log.logsumexp(-2, keepdim=True)))
+            log = hide(log - (log_sums(log) if self.causal else log.logsumexp(-2, keepdim=True)))
         return log.exp()
 
     def _mixture_seen(self, allowed: Tensor | None, real: Tensor | None) -> Tensor | None:
@@ -262,6 +262,47 @@ class SinkhornAttention(Attention):
         return Kernel(f"sorted buckets on {sdpa_kernel_name(x).name}")
 
 
+def log_sums(x: Tensor) -> Tensor:
+    """``x.logcumsumexp(-2)``, whose second derivatives are an error where torch's are NaN."""
+    if traced() or not x.requires_grad:
+        return x.logcumsumexp(-2)
+    sums: Tensor = _LogSums.apply(x)  # type: ignore[no-untyped-call]
+    return sums
+
+
+class _LogSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.logcumsumexp(-2)
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            found: tuple[Tensor, ...] = torch.autograd.grad(leaf.logcumsumexp(-2), leaf, grad)
+        return found
+
+
+def beside_pick(x: Tensor, weight: Tensor, best: Tensor) -> Tensor:
+    """See ``_BesidePick``."""
+    if traced():
+        picked = x.gather(1, best[..., None, None].expand(-1, -1, *x.shape[2:]))
+        return torch.cat([weight[..., None, None] * picked, x], dim=2)
+    out: Tensor = _BesidePick.apply(x, weight, best)  # type: ignore[no-untyped-call]
+    return out
+
+
+def beside_mixture(x: Tensor, weights: Tensor) -> Tensor:
+    """See ``_BesideMixture``."""
+    if traced():
+        return torch.cat([(weights @ x.flatten(2)).view_as(x), x], dim=2)
+    out: Tensor = _BesideMixture.apply(x, weights)  # type: ignore[no-untyped-call]
+    return out
+
+
 class _BesidePick(torch.autograd.Function):
     """[weight · x_best; x] for each bucket, written once.
 
@@ -276,16 +317,17 @@ class _BesidePick(torch.autograd.Function):
         out = x.new_empty(G * n, 2, size * D)
         torch.mul(flat.index_select(0, rows), weight.reshape(-1, 1), out=out[:, 0])
         out[:, 1] = flat
+        out = out.view(G, n, 2 * size, D)
         ctx.save_for_backward(out, weight, rows)
-        return out.view(G, n, 2 * size, D)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         out, weight, rows = ctx.saved_tensors
         G, n, both, D = grad.shape
-        moved, own = grad.reshape(out.shape).unbind(1)
+        moved, own = grad.reshape(G * n, 2, both // 2 * D).unbind(1)
         factor = weight.reshape(-1, 1)
-        slope = (moved[:, None] @ out[:, 0, :, None])[:, 0] / factor
+        slope = (moved[:, None] @ out.view(G * n, 2, moved.shape[-1])[:, 0, :, None])[:, 0] / factor
         dx = own.clone(memory_format=torch.contiguous_format).index_add_(0, rows, moved * factor)
         return dx.view(G, n, both // 2, D), slope.view_as(weight), None
 
@@ -299,13 +341,14 @@ class _BesideMixture(torch.autograd.Function):
         out = x.new_empty(G, n, 2, size * D)
         out[:, :, 1] = x.reshape(G, n, size * D)
         out[:, :, 0] = weights @ out[:, :, 1]
+        out = out.view(G, n, 2 * size, D)
         ctx.save_for_backward(out, weights)
-        return out.view(G, n, 2 * size, D)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         out, weights = ctx.saved_tensors
         G, n, both, D = grad.shape
-        moved, own = grad.reshape(out.shape).unbind(2)
+        moved, own = grad.reshape(G, n, 2, both // 2 * D).unbind(2)
         dx = torch.baddbmm(own, weights.mT, moved)
-        return dx.view(G, n, both // 2, D), moved @ out[:, :, 1].mT
+        return dx.view(G, n, both // 2, D), moved @ out.view(G, n, 2, both // 2 * D)[:, :, 1].mT

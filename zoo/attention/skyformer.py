@@ -28,10 +28,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from zoo.contract import Attention, Dims, Kernel, Traits, at_least
-from zoo.functional import accumulator, recompute, side_by_side
+from zoo.functional import accumulator, once, recompute, side_by_side, traced
 from zoo.landmarks import iterate_inverse, segments
 from zoo.registry import register
 
@@ -81,7 +80,7 @@ class SkyformerAttention(Attention):
         self.register_buffer("draws", torch.randint(2**31, (config.landmarks,)))
 
     def redraw(self) -> None:
-        self.draws.random_(2**31)
+        self.draws = torch.empty_like(self.draws).random_(2**31)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         if key_padding_mask is not None:
@@ -89,6 +88,9 @@ class SkyformerAttention(Attention):
         with torch.autocast(q.device.type, enabled=False):
             z, used = self._landmarks(q, k, key_padding_mask)
             inverse = recompute(lambda z: self._inverse(z, used), z)
+            if traced():
+                values = inverse @ (gaussian(k.to(z.dtype), z).mT @ v.to(z.dtype))
+                return (gaussian(q.to(z.dtype), z) @ values).to(q.dtype)
             values = inverse @ _Collect.apply(k, v, z)  # type: ignore[no-untyped-call]
             out: Tensor = _Spread.apply(q, values, z)  # type: ignore[no-untyped-call]
         return out
@@ -104,7 +106,7 @@ class SkyformerAttention(Attention):
         landmarks, used = [], []
         half = self.config.landmarks // 2
         for x, draws in ((q, self.draws[:half]), (k, self.draws[half:])):
-            count = min(len(draws), N)
+            count = len(draws) if traced() else min(len(draws), N)  # those that are not used change nothing
             starts, sizes = segments(real, count)
             place = (starts + draws[:count] % sizes.clamp(min=1)).clamp(max=N - 1)
             index = place if order is None else order.gather(1, place)
@@ -163,7 +165,7 @@ class _Collect(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         k, v, z = ctx.saved_tensors
         (k_grad, v_grad), z_grad = side_by_side(k, v), torch.zeros_like(z)
@@ -190,7 +192,7 @@ class _Spread(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         q, values, z = ctx.saved_tensors
         (q_grad,), values_grad, z_grad = side_by_side(q), torch.zeros_like(values), torch.zeros_like(z)

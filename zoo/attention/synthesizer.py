@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from zoo.cache import append, empty, fill, room
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
-from zoo.functional import accumulator, full_attention, recompute, sdpa_kernel_name
+from zoo.functional import accumulator, full_attention, leading, recompute, sdpa_kernel_name
 from zoo.registry import register
 
 BUDGET = 2**22  # logits of one chunk
@@ -111,12 +111,12 @@ class Synthesizer(Mixer):
     def _fused(self, x: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
         """Attention with learned keys, and queries that are learned or made of single tokens. (B, H, N, D)."""
         B, _, N, D = v.shape
-        rows = F.relu(self._heads(self.hidden(x))) if self.config.kind == "dense" else self.rows[None, :, :N]
+        rows = F.relu(self._heads(self.hidden(x))) if self.config.kind == "dense" else leading(self.rows, N, 1)[None]
         # The kernels want one width for all three, and divide the logits by its root.
         width = max(D, rows.shape[-1])
         rows, columns = (
             F.pad(part, (0, width - part.shape[-1])).to(v.dtype).expand(B, -1, -1, -1)
-            for part in (rows * width**0.5, self.columns[None, :, :N])
+            for part in (rows * width**0.5, leading(self.columns, N, 1)[None])
         )
         v = F.pad(v, (0, width - D))
         return full_attention(rows, columns, v, key_padding_mask=hidden, causal=self.causal)[..., :D]

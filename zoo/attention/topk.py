@@ -37,7 +37,7 @@ from torch import Tensor
 from zoo.blocks import attend_rows
 from zoo.cache import append, empty, fill, room
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least
-from zoo.functional import accumulator, full_attention, sdpa_kernel_name
+from zoo.functional import accumulator, full_attention, once, sdpa_kernel_name, traced
 from zoo.registry import register
 
 BUDGET = 2**22  # numbers in the largest temporary
@@ -76,8 +76,26 @@ class TopKAttention(Attention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         if q.shape[-2] <= self.config.k:
             return full_attention(q, k, v, key_padding_mask=key_padding_mask, causal=self.causal)
+        if traced():
+            return self._whole(q, k, v, key_padding_mask)
         out: Tensor = _TopK.apply(q, k, v, key_padding_mask, self.config.k, self.causal)  # type: ignore[no-untyped-call]
         return out
+
+    def _whole(self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
+        """All N² logits and weights at once, in operations whose gradients torch knows."""
+        wide = accumulator(q)
+        with torch.autocast(q.device.type, enabled=False):
+            logits = q.shape[-1] ** -0.5 * q.to(wide) @ k.to(wide).mT
+            floor = torch.finfo(wide).min
+            if hidden is not None:
+                logits = logits.masked_fill(hidden[:, None, None], floor)
+            if self.causal:
+                place = torch.arange(q.shape[2], device=q.device)
+                logits = logits.masked_fill(place > place[:, None], floor)
+            values, chosen = largest(logits, self.config.k)
+            weights = values.softmax(-1).masked_fill(values == floor, 0)
+            dense = torch.zeros_like(logits).scatter(-1, chosen, weights)
+            return (dense @ v.to(wide)).to(q.dtype)
 
     def begin(self, x: Tensor) -> Tensors:
         return empty(x)
@@ -138,6 +156,7 @@ class _TopK(torch.autograd.Function):
         return out.view(B, H, N, D).to(q.dtype)
 
     @staticmethod
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, chosen = ctx.saved_tensors
         B, H, N, D = q.shape
