@@ -21,6 +21,7 @@ There is no causal form: a landmark is a mean over positions before and after a 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,17 +98,17 @@ class NystromformerAttention(Attention):
                 mask = (
                     torch.zeros_like(v[:, 0, :, 0], dtype=torch.bool) if key_padding_mask is None else key_padding_mask
                 )
-                out = self._attend(q, k, v, mask)
+                out = self._attend(q, k, v, mask, dtype)
             elif q.shape[-2] <= self.config.landmarks:
                 out = full_attention(q, k, v, key_padding_mask=key_padding_mask)
             else:
-                out = self._attend(q, k, v, key_padding_mask)
+                out = self._attend(q, k, v, key_padding_mask, dtype)
             if self.conv is not None:
                 out = out + convolve(v, self.conv.to(v.dtype))
         return out.to(dtype)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-        """The Nyström product, for more positions than landmarks."""
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """The Nyström product, for more positions than landmarks; ``dtype``: of what came in."""
         M, D = self.config.landmarks, q.shape[-1]
         if key_padding_mask is None:
             q_mean, k_mean = segment_means(q, M), segment_means(k, M)  # (B, H, M, D)
@@ -123,11 +124,17 @@ class NystromformerAttention(Attention):
             used = (sizes > 0)[:, None, None, :]
             logits = (q_mean @ k_mean.mT * D**-0.5).masked_fill(~used, torch.finfo(q.dtype).min)
             between = logits.softmax(-1) * (used & used.mT)
-        values = softmax_attention(q_mean, k, v, visible_keys(key_padding_mask))
+        visible = visible_keys(key_padding_mask)
+        if k.device.type == "cpu":
+            values = softmax_attention(q_mean, k, v, visible)
+        else:
+            values = recompute(partial(read, visible), q_mean, k, v)
         inverse = recompute(lambda a: pseudo_inverse(a, self.config.iterations), between)
         values = inverse @ values
         if key_padding_mask is not None:
             values = torch.where((real <= M)[:, None, None, None], v_mean, values)
+        if dtype == torch.bfloat16 and q.device.type != "cpu":  # fused kernels for GPUs are slow in 32 bits
+            q, k_mean, values = (x.to(dtype) for x in (q, k_mean, values))
         return softmax_attention(q, k_mean, values, used)
 
     def state_size(self, length: int) -> int:
@@ -136,7 +143,17 @@ class NystromformerAttention(Attention):
         return min(2 * length, 2 * self.config.landmarks + taps) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
-        return sdpa_kernel_name(x.to(accumulator(x)))
+        wide = x.device.type == "cpu" or x.dtype != torch.bfloat16
+        return sdpa_kernel_name(x.to(accumulator(x)) if wide else x)
+
+
+def read(visible: Tensor | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention as matrix products. Fused kernels for GPUs share the queries among programs, not the keys, so
+    few queries over many keys leave most of a GPU idle."""
+    logits = q @ k.mT * q.shape[-1] ** -0.5
+    if visible is not None:
+        logits = logits.masked_fill(~visible, torch.finfo(q.dtype).min)
+    return logits.softmax(-1) @ v
 
 
 def segment_means(x: Tensor, count: int) -> Tensor:
