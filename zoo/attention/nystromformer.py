@@ -128,7 +128,7 @@ class NystromformerAttention(Attention):
         if k.device.type == "cpu":
             values = softmax_attention(q_mean, k, v, visible)
         else:
-            values = recompute(partial(read, visible), q_mean, k, v)
+            values = recompute(partial(look_up, visible), q_mean, k, v)
         inverse = recompute(lambda a: pseudo_inverse(a, self.config.iterations), between)
         values = inverse @ values
         if key_padding_mask is not None:
@@ -147,13 +147,14 @@ class NystromformerAttention(Attention):
         return sdpa_kernel_name(x.to(accumulator(x)) if wide else x)
 
 
-def read(visible: Tensor | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def look_up(visible: Tensor | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention as matrix products. Fused kernels for GPUs share the queries among programs, not the keys, so
     few queries over many keys leave most of a GPU idle."""
     logits = q @ k.mT * q.shape[-1] ** -0.5
     if visible is not None:
         logits = logits.masked_fill(~visible, torch.finfo(q.dtype).min)
-    return logits.softmax(-1) @ v
+    read: Tensor = logits.softmax(-1) @ v
+    return read
 
 
 def segment_means(x: Tensor, count: int) -> Tensor:
