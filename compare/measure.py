@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from zoo.kernels import INTERPRETED, load
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -113,6 +115,8 @@ def count_flops(step: Callable[[], object]) -> int:
 
     What a custom backward computes again is counted, because it is done.
     """
+    if INTERPRETED or torch.cuda.is_available():
+        load()
     with FlopCounterMode(display=False, custom_mapping=FORMULAS | _of_xformers()) as counter:
         step()
     return int(counter.get_total_flops())

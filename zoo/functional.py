@@ -261,7 +261,7 @@ class _Recompute(torch.autograd.Function):
         again = torch.is_grad_enabled()  # to be differentiated again
         inputs = [x.view_as(x) if again and x.requires_grad else x.detach().requires_grad_() for x in ctx.saved_tensors]
         with torch.enable_grad():
-            out = ctx.fn(*inputs)
+            out = ctx.fn(*(x.view_as(x) for x in inputs))  # modules' hooks, as those that count FLOPs, refuse a leaf
         return (None, *torch.autograd.grad(out, inputs, grad, create_graph=again))
 
 

@@ -544,7 +544,9 @@ def _pull(
     needed += [d is not None for d in d_constants] + [True] * len(state)
     leaves = [x.requires_grad_() for x, need in zip([*pieces, *fixed, *state], needed, strict=True) if need]
     with torch.enable_grad():
-        out, after = walk.chunk(walk.first(part, sequences[0].shape[2]), tuple(state), *pieces, *fixed)
+        # Views, since modules' hooks, as those that count FLOPs, refuse a leaf.
+        start, inputs = tuple(x.view_as(x) for x in state), [x.view_as(x) for x in (*pieces, *fixed)]
+        out, after = walk.chunk(walk.first(part, sequences[0].shape[2]), start, *inputs)
     ends = [(out, walk.gather(grads, part))]
     ends += [(x, d) for x, d in zip(after, d_after, strict=True) if d is not None and x.requires_grad]
     found = torch.autograd.grad([x for x, _ in ends], leaves, [d for _, d in ends], allow_unused=True)

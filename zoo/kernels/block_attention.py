@@ -662,7 +662,7 @@ def block_attention_backward(
 @register_flop_formula(torch.ops.zoo.block_attention, get_raw=True)
 def _flops(q: Tensor, *given: Any, **_: Any) -> int:
     """Two matrix products over the pairs."""
-    return 4 * _pairs(q, given[8])
+    return 4 * _pairs(q, given[9])
 
 
 @register_flop_formula(torch.ops.zoo.block_attention_backward, get_raw=True)

@@ -251,5 +251,5 @@ def _(q: Tensor, _k: Tensor, v: Tensor, log_decay: Tensor, _reverse: bool, _roun
 @register_flop_formula(torch.ops.zoo.decayed_scan, get_raw=True)
 def _flops(q: Tensor, _k: Tensor, v: Tensor, log_decay: Tensor, *_: Any, **__: Any) -> int:
     """Queries by keys and weights by values within a chunk; what is written, and what is read."""
-    M, D = q.shape[-1], v.shape[-1]
-    return log_decay.numel() * (2 * CHUNK * (M + D) + 4 * M * D)
+    M, D, seen = q.shape[-1], v.shape[-1], min(CHUNK, log_decay.shape[-1])
+    return log_decay.numel() * (2 * seen * (M + D) + 4 * M * D)
