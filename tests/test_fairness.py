@@ -371,7 +371,7 @@ def test_the_answer_says_what_embarrasses_everybody() -> None:
             "Full has no score (3 oom), so nothing can be compared with it.",
         ),
         (runs(status="oom"), "No run finished."),
-        (runs(("full", "none")), "Nothing shares a seed with full, so nothing can be compared with it."),
+        (runs(("full", "none")), "Full is the only variant here that attends, so nothing can be compared with it."),
     ],
     ids=["two seeds", "one seed", "no full", "full failed", "all failed", "full alone"],
 )
