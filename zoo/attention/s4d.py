@@ -167,6 +167,6 @@ def final_state(x: Tensor, fine: Tensor, coarse: Tensor) -> Tensor:
     rows = F.pad(x.flip(1), (0, 0, 0, -x.shape[1] % width)).to(fine.real.dtype)
     rows = rearrange(rows, "b (r w) c -> c (b r) w", w=width)
     with torch.autocast(x.device.type, enabled=False):
-        real, imaginary = ((rows @ part.mT).view(C, B, coarse.shape[1], n) for part in (fine.real, fine.imag))
-    total: Tensor = (torch.complex(real, imaginary) * coarse[:, None]).sum(2)
+        both = (rows @ torch.cat([fine.real, fine.imag], dim=-2).mT).view(C, B, coarse.shape[1], 2, n)
+    total: Tensor = (torch.complex(*both.unbind(3)) * coarse[:, None]).sum(2)
     return total.transpose(0, 1).contiguous()
