@@ -165,7 +165,7 @@ def final_state(x: Tensor, fine: Tensor, coarse: Tensor) -> Tensor:
     """``Σ_l Ā^l x_(N − 1 − l)`` of x (B, N, C), given the powers of Ā. (B, C, n), complex."""
     (C, n, width), B = fine.shape, len(x)
     rows = F.pad(x.flip(1), (0, 0, 0, -x.shape[1] % width)).to(fine.real.dtype)
-    rows = rearrange(rows, "b (r w) c -> c (b r) w", w=width)
+    rows = rearrange(rows, "b (r w) c -> c (b r) w", w=width).contiguous()
     with torch.autocast(x.device.type, enabled=False):
         both = (rows @ torch.cat([fine.real, fine.imag], dim=-2).mT).view(C, B, coarse.shape[1], 2, n)
     total: Tensor = (torch.complex(*both.unbind(3)) * coarse[:, None]).sum(2)
