@@ -14,7 +14,6 @@ needs no second forward. No N × N tensor is ever made, masked or not.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -29,8 +28,8 @@ from torch import Tensor, nn
 
 from zoo.cache import append
 from zoo.contract import Kernel, Tensors
-from zoo.functional import accumulator, leading, once, pad_to_multiple, softmax_attention, traced
-from zoo.kernels import INTERPRETED
+from zoo.functional import accumulator, once, pad_to_multiple, softmax_attention, traced
+from zoo.kernels import INTERPRETED, runs
 
 KERNELS = ("auto", "torch", "triton")  # Triton's on a GPU that has it, torch's elsewhere
 HIDDEN = -1e30  # added to a logit that nothing may see; finite, so that a row that sees nothing has no NaN
@@ -118,23 +117,14 @@ def attend(
 
 
 def runs_on_triton(q: Tensor, kernel: str) -> bool:
-    """Whether Triton's kernels compute attention for inputs like ``q``: where they can, unless ``torch`` is asked for.
+    """Whether Triton's kernels compute attention for inputs like ``q`` (see ``zoo.kernels.runs``)."""
 
-    Raises:
-        NotImplementedError: they are asked for and cannot run.
-    """
-    if kernel == "torch" or (kernel == "auto" and q.device.type == "cpu" and not INTERPRETED):
-        return False
-    if traced() or q.numel() == 0:  # where plain operations are asked for, or none
-        return False
-    refusal = "Triton is not installed"
-    if importlib.util.find_spec("triton") is not None:
+    def refusal() -> str:
         from zoo.kernels import block_attention
 
-        refusal = block_attention.refusal(q)
-    if refusal and kernel == "triton":
-        raise NotImplementedError(f"kernel='triton' cannot run here: {refusal}; use kernel='auto'")
-    return not refusal
+        return block_attention.refusal(q)
+
+    return runs("triton", kernel, q, refusal)
 
 
 def attend_window(
@@ -142,26 +132,28 @@ def attend_window(
 ) -> Tensor:
     """``attend`` over ``window_spans`` of ``reach``, in operations that do not depend on how many blocks there are.
 
-    For a compiler, which can then leave the length open; each key is copied for each block that sees it.
+    For a compiler, which can then leave the length open: the number of blocks is a dimension of its own throughout,
+    since torch cannot prove of every length how it splits or joins another. Each key is copied for each block that
+    sees it.
     """
     B, H, N, D = q.shape
     before, after = (-(-abs(end) // size) * size for end in reach)
-    n = -(-N // size) + 1  # one to spare: a compiler takes a dimension of 1 for a fixed one
-    missing = n * size - N
+    missing = (-(-N // size) + 1) * size - N  # a block to spare: a compiler takes a dimension of 1 for a fixed one
     seen = before + size + after
-    queries = F.pad(q, (0, 0, 0, missing)).unfold(2, size, size).permute(0, 2, 1, 4, 3)  # (B, n, H, S, D)
-    n = queries.shape[1]
-    queries = queries.flatten(0, 1)
-    keys, values = (
-        F.pad(x, (0, 0, before, after + missing)).unfold(2, seen, size).permute(0, 2, 1, 4, 3).flatten(0, 1)
-        for x in (k, v)
-    )  # (B n, H, seen, D)
+    ends = (0, missing), (before, after + missing), (before, after + missing)
+    queries, keys, values = (
+        F.pad(x, (0, 0, *end)).unfold(2, width, size).permute(2, 0, 1, 4, 3).flatten(1, 2).contiguous()
+        for x, end, width in zip((q, k, v), ends, (size, seen, seen), strict=True)
+    )  # (n, B H, S, D), (n, B H, seen, D)
     real = torch.ones(B, N, dtype=torch.bool, device=q.device) if key_padding_mask is None else ~key_padding_mask
-    real = F.pad(real, (before, after + missing)).unfold(1, seen, size).flatten(0, 1)  # (B n, seen)
+    real = F.pad(real, (before, after + missing)).unfold(1, seen, size).transpose(0, 1)  # (n, B, seen)
     lag = torch.arange(-before, size + after, device=q.device) - torch.arange(size, device=q.device)[:, None]
-    mask = real[:, None, None] & ((lag >= reach[0]) & (lag <= reach[1]))
+    mask = real.repeat_interleave(H, 1)[:, :, None] & ((lag >= reach[0]) & (lag <= reach[1]))
     out = softmax_attention(queries, keys, values, mask)
-    return leading(out.reshape(B, n, H, size, D).transpose(1, 2).flatten(2, 3), N, 2)
+    out = out.unflatten(1, (B, H)).permute(1, 2, 0, 3, 4)  # type: ignore[no-untyped-call]
+    place = torch.arange(N, device=q.device)
+    leading: Tensor = out[:, :, place // size, place % size]
+    return leading
 
 
 def attend_layout(
@@ -180,7 +172,7 @@ def attend_layout(
     layout: (blocks, blocks) bool for all heads, or (H, blocks, blocks), for this length at least; True = the row sees
         the column. When causal it must have no column after its row.
     """
-    version = 0 if layout.is_inference() else layout._version  # an inference tensor has none, and stays as it is
+    version = 0 if traced() or layout.is_inference() else layout._version  # an inference tensor has none
     parts = kept(_layout_parts, layout, version, -(-q.shape[2] // size), q.shape[1], size, causal, like=q)
     return attend(q, k, v, parts, key_padding_mask=key_padding_mask, kernel=kernel)
 

@@ -17,7 +17,6 @@ Algorithms, 1986).
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -30,7 +29,7 @@ from torch import Tensor
 
 from zoo.contract import Kernel, Tensors
 from zoo.functional import accumulator, once, side_by_side, traced, working_dtype
-from zoo.kernels import INTERPRETED
+from zoo.kernels import runs
 
 KERNELS = ("auto", "torch", "triton")  # of ``decayed``: Triton's on a GPU, torch's elsewhere
 Chunk = Callable[..., tuple[Tensor, Tensors]]
@@ -126,24 +125,15 @@ def _scan(
 
 
 def runs_on_triton(x: Tensor, kernel: str, M: int, D: int) -> bool:
-    """Whether ``scan_on_triton`` computes for a layer's input x (B, N, C), with states of M × D: where it can, unless
-    ``torch`` is asked for.
+    """Whether ``scan_on_triton`` computes for a layer's input x (B, N, C), with states of M × D (see
+    ``zoo.kernels.runs``)."""
 
-    Raises:
-        NotImplementedError: it is asked for and cannot run.
-    """
-    if kernel == "torch" or (kernel == "auto" and x.device.type == "cpu" and not INTERPRETED):
-        return False
-    if traced() or x.numel() == 0:  # where plain operations are asked for, or none
-        return False
-    refusal = "Triton is not installed"
-    if importlib.util.find_spec("triton") is not None:
+    def refusal() -> str:
         from zoo.kernels import decayed
 
-        refusal = decayed.refusal(x, M, D)
-    if refusal and kernel == "triton":
-        raise NotImplementedError(f"kernel='triton' cannot run here: {refusal}; use kernel='auto'")
-    return not refusal
+        return decayed.refusal(x, M, D)
+
+    return runs("triton", kernel, x, refusal)
 
 
 def scan_on_triton(
@@ -156,21 +146,14 @@ def scan_on_triton(
 
 
 def runs_on_fla(x: Tensor, kernel: str) -> bool:
-    """Whether flash-linear-attention's kernels run a recurrence over x (B, N, C), unless ``torch`` is asked for.
+    """Whether ``recur`` computes for a layer's input x (B, N, C) (see ``zoo.kernels.runs``)."""
 
-    Raises:
-        NotImplementedError: they are asked for and cannot run.
-    """
-    if kernel == "torch" or (kernel == "auto" and x.device.type == "cpu"):
-        return False
-    if traced() or x.numel() == 0:
-        return False
-    from zoo.kernels import recurrence
+    def refusal() -> str:
+        from zoo.kernels import recurrence
 
-    refusal = recurrence.refusal(x)
-    if refusal and kernel == "fla":
-        raise NotImplementedError(f"kernel='fla' cannot run here: {refusal}; use kernel='auto'")
-    return not refusal
+        return recurrence.refusal(x)
+
+    return runs("fla", kernel, x, refusal)
 
 
 def recur(forth: Tensors, back: Tensors | None = None) -> Tensors:
