@@ -107,11 +107,12 @@ def attend(
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     k, v = k.to(q.dtype), v.to(q.dtype)
+    on_triton = runs_on_triton(q, kernel)
     with torch.autocast(q.device.type, enabled=False):
         if traced():
             return _attend_whole(q, k, v, key_padding_mask, scale, parts)
         out: Tensor = _BlockAttention.apply(  # type: ignore[no-untyped-call]
-            q, k, v, key_padding_mask, scale, parts, runs_on_triton(q, kernel)
+            q, k, v, key_padding_mask, scale, parts, on_triton
         )
     return out
 

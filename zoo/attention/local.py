@@ -60,7 +60,7 @@ class LocalAttention(Attention):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         config, N = self.config, q.shape[2]
-        if traced():
+        if traced() and config.kernel != "triton":  # which attend refuses there
             reach = (-config.window, 0 if self.causal else config.window)
             return attend_window(q, k, v, window_block(config.window), reach, key_padding_mask=key_padding_mask)
         parts = kept(window_parts, N, config.window, self.causal, q.device, like=q)

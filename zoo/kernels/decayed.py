@@ -21,10 +21,10 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from zoo.contract import Tensors
+from zoo.functional import once
 from zoo.kernels import INTERPRETED
 
 CHUNK = 64  # positions
@@ -69,7 +69,7 @@ class _Scan(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, log_decay = ctx.saved_tensors
         reverse, rounds = ctx.reverse, ctx.rounds

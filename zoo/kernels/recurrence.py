@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from zoo.contract import Tensors
-from zoo.functional import working_dtype
+from zoo.functional import once, working_dtype
 
 CHUNK = 64  # of the kernels
 
@@ -85,15 +85,21 @@ def _count(_like: Tensor, count: int, **_: Any) -> int:
 
 
 class _Counted(torch.autograd.Function):
-    """``x``, with the operations of what made it: about 2.5 times as many in backward, which makes the states again."""
+    """``x``, with the operations of what made it: about 2.5 times as many in backward, which makes the states again.
+
+    It keeps ``x``, so that who differentiates the gradients again meets the error of ``once``: those of the kernels
+    would be taken for constants.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, count: int) -> Tensor:
         ctx.count = count
+        ctx.save_for_backward(x)
         operations(x, count)
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    @once
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         operations(grad, ctx.count * 5 // 2)
         return grad, None
