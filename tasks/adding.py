@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.base import Batch, TaskDefaults, register
-from tasks.cache import Split, matrix
 from tasks.generated import Generated
 
 Floats = NDArray[np.float32]
@@ -62,6 +61,7 @@ class Adding(Generated):
         embedding_std=1.0,
         tokens_per_step=4096,
     )
+    stored = np.float32
     generator = 1
     seed = 150400941
 
@@ -69,13 +69,11 @@ class Adding(Generated):
     n_features = 2
     n_classes = 1
 
-    def draw(self, rng: np.random.Generator, rows: int) -> tuple[Floats, Floats]:
-        return generate(rng, rows, seq_len=self.seq_len)
+    def draw(self, rng: np.random.Generator, rows: int, seq_len: int) -> tuple[Floats, Floats]:
+        return generate(rng, rows, seq_len=seq_len)
 
-    def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
-        found = self.tables[split][rows]
-        inputs, targets = (matrix(found[column], np.float32).copy() for column in ("inputs", "targets"))
-        return Batch(inputs.reshape(len(rows), self.seq_len, self.n_features), targets[:, 0])
+    def to_batch(self, inputs: Floats, targets: Floats) -> Batch:
+        return Batch(inputs.reshape(len(inputs), -1, self.n_features).copy(), targets[:, 0].copy())
 
     def baselines(self) -> dict[str, float]:
         """The mean of train; the first marked number and, for the second, 1/2: half of the variance."""

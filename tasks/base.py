@@ -114,6 +114,8 @@ class Task(ABC):
     """A frozen dataclass of plain values (int, float, str, bool) that checks itself with ValueError."""
     own_data: ClassVar[bool] = False
     """It reads files that the user brings, and has nothing without."""
+    causal: ClassVar[bool] = False
+    """A causal encoder can solve it: what an answer rests on stands before the place that asks."""
 
     vocab_size: int | None
     """Number of input ids; None where the inputs are features."""
@@ -197,6 +199,11 @@ class Task(ABC):
         self.prepare()
         return load_or_compute(f"{self.name}-{self.cache_key}", f"facts-{self.seq_len}", compute)
 
+    @property
+    def shortest_train(self) -> int:
+        """The least length of training batches; seq_len where there are no shorter ones."""
+        return self.seq_len
+
     def size(self, split: Split) -> int:
         """Samples in a split."""
         return len(self.tables[split])
@@ -214,15 +221,16 @@ class Task(ABC):
 
         Args:
             batch_size: B.
-            seq_len: the task's own length, or less where its defaults say `length_warmup`.
+            seq_len: the task's own length, or less, down to `shortest_train`.
             seed: of the order; the data itself does not depend on it.
 
         Raises:
             ValueError: where the task cannot be trained at seq_len.
         """
-        shortest = self.min_len if self.defaults.length_warmup else self.seq_len
-        if not shortest <= seq_len <= self.seq_len:
-            raise ValueError(f"{self.name}: expected {shortest} <= training seq_len <= {self.seq_len}, got {seq_len}")
+        if not self.shortest_train <= seq_len <= self.seq_len:
+            raise ValueError(
+                f"{self.name}: expected {self.shortest_train} <= training seq_len <= {self.seq_len}, got {seq_len}"
+            )
         return self._train(np.random.default_rng(seed), batch_size, seq_len)
 
     def _train(self, rng: np.random.Generator, batch_size: int, seq_len: int) -> Iterator[Batch]:

@@ -169,6 +169,10 @@ class Bytes(Task):
             split: np.frombuffer(SEPARATOR.join(table["data"][:]), np.uint8) for split, table in self.tables.items()
         }
 
+    @property
+    def shortest_train(self) -> int:
+        return self.min_len
+
     def size(self, split: Split) -> int:
         """Consecutive windows."""
         return -(-len(self.streams[split]) // self.seq_len)

@@ -71,8 +71,8 @@ class Duplicate(Generated):
         if seq_len % 2:
             raise ValueError(f"duplicate: expected an even seq_len, for two equal halves, got {seq_len}")
 
-    def draw(self, rng: np.random.Generator, rows: int) -> tuple[Ids, Ids]:
-        return generate(rng, rows, seq_len=self.seq_len)
+    def draw(self, rng: np.random.Generator, rows: int, seq_len: int) -> tuple[Ids, Ids]:
+        return generate(rng, rows, seq_len=seq_len)
 
     def baselines(self) -> dict[str, float]:
         """The most frequent symbol, of train and of w."""

@@ -21,11 +21,16 @@ class Generated(Task):
     generator: ClassVar[int]
     """Raise it when the same arguments generate something else."""
     seed: ClassVar[int]
+    stored: ClassVar[type[np.int16] | type[np.float32]] = np.int16
+    """The type of the numbers in rows."""
     max_rows: ClassVar[dict[Split, int]] = {"train": 50_000, "validation": 3_000, "test": 3_000}
 
     @abstractmethod
-    def draw(self, rng: np.random.Generator, rows: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Inputs and targets of so many samples, (rows, …) both, as `take` reads them."""
+    def draw(self, rng: np.random.Generator, rows: int, seq_len: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Inputs and targets of so many samples of a length up to the task's own, (rows, …) both, as rows keep them.
+
+        Ids and classes are those of the task's own length.
+        """
 
     @property
     def cache_key(self) -> str:
@@ -43,13 +48,28 @@ class Generated(Task):
         rng = np.random.default_rng([self.seed, stream])
         chunk = max(1, CHUNK // self.seq_len)
         for start in range(0, count, chunk):
-            for inputs, targets in zip(*self.draw(rng, min(chunk, count - start)), strict=True):
+            for inputs, targets in zip(*self.draw(rng, min(chunk, count - start), self.seq_len), strict=True):
                 yield {"inputs": inputs.tobytes(), "targets": targets.tobytes()}
 
     def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
         found = self.tables[split][rows]
-        inputs, targets = (matrix(found[column], np.int16).astype(np.int64) for column in ("inputs", "targets"))
-        return Batch(inputs, targets)
+        inputs, targets = (matrix(found[column], self.stored) for column in ("inputs", "targets"))
+        return self.to_batch(inputs, targets)
+
+    def to_batch(self, inputs: NDArray[Any], targets: NDArray[Any]) -> Batch:
+        """What `draw` made, as a batch."""
+        return Batch(inputs.astype(np.int64), targets.astype(np.int64))
+
+    @property
+    def shortest_train(self) -> int:
+        return self.min_len
+
+    def _train(self, rng: np.random.Generator, batch_size: int, seq_len: int) -> Iterator[Batch]:
+        """Below the task's own length samples are drawn as they are needed, each once."""
+        if seq_len == self.seq_len:
+            yield from super()._train(rng, batch_size, seq_len)
+        while True:
+            yield self.to_batch(*self.draw(rng, batch_size, seq_len))
 
     def provenance(self) -> dict[str, str | int]:
         test = hashlib.sha256()

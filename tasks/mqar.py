@@ -91,8 +91,8 @@ class Mqar(Generated):
         self.n_pairs = seq_len // 16
         self.vocab_size = self.n_classes = max(128, 1 << (4 * self.n_pairs - 1).bit_length())
 
-    def draw(self, rng: np.random.Generator, rows: int) -> tuple[Ids, Ids]:
-        return generate(rng, rows, seq_len=self.seq_len, n_pairs=self.n_pairs, vocab_size=self.vocab_size)
+    def draw(self, rng: np.random.Generator, rows: int, seq_len: int) -> tuple[Ids, Ids]:
+        return generate(rng, rows, seq_len=seq_len, n_pairs=seq_len // 16, vocab_size=self.vocab_size)
 
     def baselines(self) -> dict[str, float]:
         """The most frequent value of train; the context's last value; the context's values, in order.

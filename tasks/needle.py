@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 
 from tasks.base import IGNORE, Batch, NoConfig, TaskDefaults, register
 from tasks.baselines import majority
-from tasks.cache import Split
 from tasks.generated import Generated
 
 VALUES, HAY, KEYS = 32, 64, 32  # how many ids; they come in this order
@@ -94,16 +93,16 @@ class Needle(Generated):
         back = [GAP + 1 + 2 * start for start in starts]
         self.slice_names = tuple(f"{near}–{far - 1} back" for near, far in pairwise(back))
 
-    def draw(self, rng: np.random.Generator, rows: int) -> tuple[Ids, Ids]:
-        return generate(rng, rows, seq_len=self.seq_len)
+    def draw(self, rng: np.random.Generator, rows: int, seq_len: int) -> tuple[Ids, Ids]:
+        return generate(rng, rows, seq_len=seq_len)
 
-    def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
-        batch = super().take(split, rows)
+    def to_batch(self, inputs: Ids, targets: Ids) -> Batch:
+        batch = super().to_batch(inputs, targets)
         text, asked = batch.inputs[:, :-NEEDLES], batch.inputs[:, -NEEDLES:]
         places = (text[:, None] == asked[..., None]).argmax(axis=-1)
         slots = (text.shape[1] - GAP - 2 - places) // 2  # counted backwards, as in `generate`
         slices = np.zeros(batch.inputs.shape, np.int64)
-        slices[:, -NEEDLES:] = slots * BINS // count_slots(self.seq_len)
+        slices[:, -NEEDLES:] = slots * BINS // count_slots(batch.inputs.shape[1])
         return Batch(batch.inputs, batch.targets, slices=slices)
 
     def baselines(self) -> dict[str, float]:

@@ -78,8 +78,8 @@ class SelectiveCopy(Generated):
         super().__init__(seq_len, config)
         self.n_copy = seq_len // 16
 
-    def draw(self, rng: np.random.Generator, rows: int) -> tuple[Ids, Ids]:
-        return generate(rng, rows, seq_len=self.seq_len, n_copy=self.n_copy)
+    def draw(self, rng: np.random.Generator, rows: int, seq_len: int) -> tuple[Ids, Ids]:
+        return generate(rng, rows, seq_len=seq_len, n_copy=seq_len // 16)
 
     def baselines(self) -> dict[str, float]:
         """The most frequent symbol, of train and of the text; the symbol nearest to where the i-th is expected.

@@ -108,7 +108,7 @@ def test_samples_are_drawn_as_they_are_read(monkeypatch):
     monkeypatch.setattr(
         SelectiveCopy,
         "draw",
-        lambda task, rng, rows: drawn.append(rows) or generate(rng, rows, seq_len=task.seq_len, n_copy=task.n_copy),
+        lambda task, rng, rows, seq_len: drawn.append(rows) or generate(rng, rows, seq_len=seq_len, n_copy=task.n_copy),
     )
     rows = SelectiveCopy(65_536).build()["train"].rows
     assert drawn == []
@@ -119,7 +119,7 @@ def test_samples_are_drawn_as_they_are_read(monkeypatch):
 def test_samples_met_before_are_dropped(monkeypatch):
     monkeypatch.setattr(SelectiveCopy, "max_rows", {"train": 500, "validation": 40, "test": 30})
 
-    def repeating(task, _, rows):
+    def repeating(task, _, rows, seq_len):
         inputs, targets = generate(np.random.default_rng(0), 500, seq_len=64, n_copy=4)
         return inputs[:rows], targets[:rows]
 

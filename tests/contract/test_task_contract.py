@@ -134,9 +134,13 @@ def test_training_batches_are_well_formed_down_to_one_sample(task):
 
 def test_training_at_a_shorter_length_where_the_task_allows_it(task_name, cases):
     task = make(task_name, cases[-1])
-    if task.defaults.length_warmup:
-        batch = next(task.train_batches(4, task.min_len, 0))
-        assert batch.inputs.shape == (4, task.min_len)
+    if task.shortest_train < task.seq_len:
+        shorter = task.train_batches(4, task.shortest_train, 0)
+        batch, other = next(shorter), next(shorter)
+        assert batch.inputs.shape[:2] == (4, task.shortest_train)
+        assert (batch.targets != IGNORE).any(axis=-1).all()
+        assert batch.targets[batch.targets != IGNORE].max() < (task.n_classes if task.kind != "value" else np.inf)
+        assert not same(batch, other)
     elif task.seq_len > task.min_len:
         with pytest.raises(ValueError, match=f"got {task.min_len}"):
             task.train_batches(4, task.min_len, 0)
