@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from compare.plan import CONTROL, DEFAULT_BUDGET, UsageError
+from compare.schedule import LENGTH_SCHEDULES, LR_SCHEDULES, SHORTEST_DEFAULT, in_words
 
 MATCHES = ("end", "time", "steps", "flops")
 COST_LENGTHS = "512:8192"
@@ -108,10 +109,27 @@ def run_parser() -> Parser:
         help="choose it for each variant by the validation score, at each of these rates, of a run with seed 0",
     )
     add_shape(train)
+    curves = "; ".join(f"{name}: {curve.words}" for name, curve in LR_SCHEDULES.items())
     train.add_argument(
-        "--length-warmup",
-        action=argparse.BooleanOptionalAction,
-        help="train half the time at N/16, a quarter at N/4, the rest at N (where the task allows it, from N 2048)",
+        "--lr-schedule",
+        choices=LR_SCHEDULES,
+        metavar="NAME",
+        help=f"of the learning rate; {escaped(curves)} (the task's own)",
+    )
+    train.add_argument(
+        "--warmup",
+        type=share,
+        default=0.02,
+        metavar="SHARE",
+        help="share of the training in which the learning rate rises, below 1 (%(default)g)",
+    )
+    phases = "; ".join(f"{name}: {in_words(name)}" for name in LENGTH_SCHEDULES)
+    train.add_argument(
+        "--length-schedule",
+        choices=LENGTH_SCHEDULES,
+        metavar="NAME",
+        help=f"how long training samples are; {escaped(phases)} (the task's own or, where that starts below "
+        f"{SHORTEST_DEFAULT} tokens or the shortest that the task has, the next)",
     )
 
     add_switches(run)
@@ -134,7 +152,7 @@ def cost_parser() -> Parser:
         allow_abbrev=False,
     )
     cost.set_defaults(**vars(run_parser().parse_args([])))
-    cost.set_defaults(seq_len=lengths(COST_LENGTHS), steps=0, batch_size=1, length_warmup=False)
+    cost.set_defaults(seq_len=lengths(COST_LENGTHS), steps=0, batch_size=1, length_schedule="constant")
     what = add_what(cost)
     what.add_argument(
         "--seq-len",
@@ -165,6 +183,11 @@ def cost_parser() -> Parser:
     add_where(cost)
     add_conduct(cost)
     return cost
+
+
+def escaped(text: str) -> str:
+    """As help takes it."""
+    return text.replace("%", "%%")
 
 
 def add_what(parser: Parser) -> argparse._ArgumentGroup:
@@ -345,6 +368,16 @@ def one_rate(text: str) -> float:
     if "," in text:
         raise argparse.ArgumentTypeError(f"expected one rate, got {text!r}; to choose among several: --lr-grid {text}")
     return positive_float(text)
+
+
+def share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if 0 <= value < 1:
+        return value
+    raise argparse.ArgumentTypeError(f"expected a share of the training, from 0 to below 1, got {text!r}")
 
 
 def positive_float(text: str) -> float:

@@ -92,6 +92,8 @@ SPEC_FIELDS: dict[str, Kind] = {
     **dict.fromkeys(("search", "decode", "checkpointing", "reversible", "compile", "length_warmup"), SWITCH),
     **dict.fromkeys(("batch_size", "probe", "memory_limit"), LENGTH),
     **dict.fromkeys(("seed", "steps"), COUNT),
+    **dict.fromkeys(("lr_schedule", "length_schedule"), TEXT),
+    "warmup": AMOUNT,
 }
 POINT_FIELDS: dict[str, Kind] = {
     **dict.fromkeys(("step", "seconds", "tokens", "flops"), AMOUNT),

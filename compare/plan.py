@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from compare.spec import Option, RunSpec
+    from tasks import LengthSchedule, Task
     from zoo.registry import Entry
 
     Options = tuple[tuple[str, Option], ...]
@@ -57,14 +58,14 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
         kind = tasks.get(task_name)
         defaults, task_options = kind.defaults, settings.get(task_name, ())
         try:
-            kind(seq_len, kind.config_type(**dict(task_options)))
+            task = kind(seq_len, kind.config_type(**dict(task_options)))
             d_model, n_heads = options.d_model or defaults.d_model, options.n_heads or defaults.n_heads
             Dims(d_model=d_model, n_heads=n_heads, max_len=seq_len)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        warmup = options.length_warmup
-        if warmup and not defaults.length_warmup:
-            raise UsageError(f"--length-warmup: the task {task_name} has one length only")
+        lr_schedule = options.lr_schedule or defaults.lr_schedule
+        if lr_schedule == "inverse-square-root" and options.warmup == 0:
+            raise UsageError("--warmup 0: expected a share above 0 with --lr-schedule inverse-square-root, its peak")
         specs += [
             RunSpec(
                 variant=typed,
@@ -84,7 +85,9 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
                 embedding_std=defaults.embedding_std,
                 positions=options.positions or defaults.positions,
                 lr=options.lr or defaults.lr,
-                length_warmup=(defaults.length_warmup and seq_len >= 2048) if warmup is None else warmup,
+                lr_schedule=lr_schedule,
+                warmup=options.warmup,
+                length_schedule=choose_lengths(options.length_schedule, task),
                 checkpointing=options.checkpointing,
                 reversible=options.reversible,
                 compile=options.compile,
@@ -98,6 +101,25 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
             for typed, variant_options in forms
         ]
     return sorted(specs, key=lambda spec: spec.seed)
+
+
+def choose_lengths(name: LengthSchedule | None, task: Task) -> LengthSchedule:
+    """The schedule of lengths that is asked for, if the task has samples that short; its default where none is."""
+    from compare.schedule import default_lengths, in_words, shortest_length
+
+    if name is None:
+        return default_lengths(task.defaults.length_schedule, task.seq_len, task.shortest_train)
+    if (shortest := shortest_length(name, task.seq_len)) < task.shortest_train:
+        least = (
+            f"has training samples of {task.shortest_train} tokens and more"
+            if task.shortest_train < task.seq_len
+            else "has training samples of its own length alone"
+        )
+        raise UsageError(
+            f"--length-schedule {name} ({in_words(name)}) trains at {shortest} of {task.seq_len} tokens, "
+            f"and {task.name} {least}: take another schedule or a longer --seq-len"
+        )
+    return name
 
 
 def choose_tasks(options: argparse.Namespace) -> list[tuple[str, int, float]]:

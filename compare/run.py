@@ -203,7 +203,8 @@ def reproduce(spec: RunSpec) -> str:
     if not spec.decode:
         words.append(f"--steps {spec.steps}" if spec.steps is not None else f"--budget {spec.budget:g}")
         words += [f"--accumulate {spec.accumulate}", f"--lr {spec.lr:g}"]
-        words.append("--length-warmup" if spec.length_warmup else "--no-length-warmup")
+        words += [f"--lr-schedule {spec.lr_schedule}", f"--warmup {spec.warmup:g}"]
+        words.append(f"--length-schedule {spec.length_schedule}")
     words += ["--checkpointing"] * spec.checkpointing + ["--reversible"] * spec.reversible
     words += ["--compile"] * spec.compile
     words += [f"--memory-limit {spec.memory_limit}"] if spec.memory_limit else []

@@ -31,6 +31,10 @@ METRICS: dict[Kind, str] = {
 }
 """What is scored, by what a task asks for. Explained variance is 1 - MSE / variance of the targets."""
 
+LrSchedule = Literal["constant-then-linear", "cosine", "linear", "inverse-square-root"]
+LengthSchedule = Literal["from-64th", "from-16th", "constant"]
+"""Names of schedules; compare/schedule.py says what each is."""
+
 OnProgress = Callable[[float], None]
 """Called with the share done, 0 to 1."""
 
@@ -68,7 +72,9 @@ class TaskDefaults:
         conv_width: width of the convolution after the embedding; None = no convolution.
         positions: of the encoder. Rotary ones tell how far apart two tokens are, not where they are in a picture.
         tokens_per_step: batch size = max(1, tokens_per_step // seq_len).
-        length_warmup: train on shorter lengths first.
+        lr_schedule: of the learning rate.
+        length_schedule: of the length of training samples; at lengths where its samples would be too short, the next
+            that starts with longer ones.
     """
 
     seq_len: int
@@ -80,7 +86,8 @@ class TaskDefaults:
     embedding_std: float
     positions: Literal["sinusoidal", "learned", "rotary", "none"] = "rotary"
     tokens_per_step: int
-    length_warmup: bool = False
+    lr_schedule: LrSchedule = "cosine"
+    length_schedule: LengthSchedule = "constant"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,6 @@ SPEC = RunSpec(
     embedding_std=0.1,
     positions="rotary",
     lr=1e-3,
-    length_warmup=False,
     device="cpu",
     dtype="float32",
     threads=1,
@@ -272,14 +271,16 @@ def test_what_is_no_size_of_memory(text: str) -> None:
         run_parser().parse_args([f"--memory-limit={text}"])
 
 
-def test_length_warmup_ends_at_full_length() -> None:
-    spec = replace(SPEC, seq_len=8192, batch_size=2, length_warmup=True)
+def test_phases_end_at_full_length() -> None:
+    spec = replace(SPEC, seq_len=8192, batch_size=2, length_schedule="from-16th")
     assert spec.phases() == [(0.5, 512, 8), (0.75, 2048, 2), (1.0, 8192, 2)]
-    assert replace(spec, length_warmup=False).phases() == [(1.0, 8192, 2)]
+    assert replace(spec, length_schedule="constant").phases() == [(1.0, 8192, 2)]
+    spec = replace(spec, batch_size=1, length_schedule="from-64th")
+    assert spec.phases() == [(0.45, 128, 32), (0.65, 512, 8), (0.8, 2048, 2), (1.0, 8192, 1)]
 
 
 def test_training_goes_through_the_lengths() -> None:
-    change = {"task": "bytes", "seq_len": 512, "batch_size": 2, "length_warmup": True, "steps": 8}
+    change = {"task": "bytes", "seq_len": 512, "batch_size": 2, "length_schedule": "from-16th", "steps": 8}
     record = run_one(replace(SPEC, **change), lambda _: None)
     assert record["status"] == "ok", record["reason"]
     assert [p["seq_len"] for p in record["curve"]] == [32] * 4 + [128] * 2 + [512] * 2
@@ -366,7 +367,18 @@ def test_records_survive_damage(tmp_path: Path) -> None:
         (["--set", "nowhere:MyAttention.rank=3"], "--set: there is no module 'nowhere'"),
         (["--set", "reformer.n_hashes=3"], "'reformer' is not among what is compared: full, linformer, none, bytes"),
         (["--set", "block_sparse.layout=3"], "block_sparse has no option 'layout'"),
-        (["--tasks", "mqar", "--seq-len", "64", "--length-warmup"], "mqar has one length only"),
+        (
+            ["--tasks", "mqar", "--seq-len", "64", "--length-schedule", "from-16th"],
+            r"from-16th \(50 % at N/16, .*\) trains at 4 of 64 tokens, and mqar has training samples of 32 tokens and",
+        ),
+        (
+            ["--tasks", "digits", "--length-schedule", "from-16th"],
+            "trains at .* tokens, and digits has training samples of its own length alone: take another schedule",
+        ),
+        (["--length-schedule", "short"], "invalid choice: 'short' .choose from '?from-64th'?, '?from-16th"),
+        (["--lr-schedule", "step"], "invalid choice: 'step' .choose from '?constant-then-linear"),
+        (["--warmup", "1"], "expected a share of the training, from 0 to below 1, got '1'"),
+        (["--warmup", "0", "--lr-schedule", "inverse-square-root"], "--warmup 0: expected a share above 0 with"),
         (["--tasks", "mqar", "--data", "x.csv"], "--data: no task among mqar takes it; these do: .*classify"),
         (["--resume"], "--resume needs --out"),
         (["--resume", "--out", "/nonexistent/x"], "there is no folder /nonexistent/x"),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compare.spec import DEFAULTS
+from compare.spec import read_spec
 
 from .families import CONTROL_FAMILY, UNKNOWN_FAMILY
 from .stats import Difference, Estimate, binomial_half, estimate, judge, paired_noise
@@ -33,7 +33,10 @@ LONGEST_SLUG = 120  # letters; a file name holds 255 bytes
 PER_ROW = frozenset({"variant", "options", "lr", "seed", "task", "seq_len", "probe"})
 # Conditions that do not change what one forward and backward pass costs, or that follow the length.
 NOT_COST = frozenset(
-    {"steps", "budget", "batch_size", "accumulate", "warmup_steps", "weight_decay", "clip_norm", "length_warmup"}
+    {
+        *("steps", "budget", "batch_size", "accumulate", "weight_decay", "clip_norm"),
+        *("lr_schedule", "warmup", "length_schedule"),
+    }
 )
 
 
@@ -381,7 +384,7 @@ def group_records(sources: Sequence[Source], *, short: bool = True) -> list[Grou
             environment = source.environment_of(record)
             machine = machine_line(environment)
             machines.setdefault(machine, environment)
-            spec = DEFAULTS | as_mapping(record.get("spec"))
+            spec = read_spec(record)
             if spec["search"] is True:
                 continue
             conditions = {key: value for key, value in spec.items() if key not in PER_ROW}

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from compare.spec import DEFAULTS
+from compare.spec import read_spec
 
 from .aggregate import Chart, Group, Record, Row, as_mapping, as_pairs, slug, status_of
 from .answer import answer
@@ -340,7 +340,7 @@ def run_line(index: int, run: Run) -> str:
 
 def facts(runs: Sequence[Run]) -> str:
     """What is known of the runs as JSON, each environment, data set and common setting once."""
-    specs = [DEFAULTS | as_mapping(run.record.get("spec")) for run in runs]
+    specs = [read_spec(run.record) for run in runs]
     specs = [spec | {name: dict(as_pairs(spec.get(name))) for name in ("options", "task_options")} for spec in specs]
     shared = {
         key: value for key, value in (specs[0] if specs else {}).items() if all(s.get(key, ...) == value for s in specs)
