@@ -136,6 +136,7 @@ class Bytes(Task):
         conv_width=5,
         embedding_std=1.0,
         tokens_per_step=8192,
+        lr_schedule="constant-then-linear",
         length_schedule="from-16th",
     )
 
