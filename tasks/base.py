@@ -69,6 +69,7 @@ class TaskDefaults:
         positions: of the encoder. Rotary ones tell how far apart two tokens are, not where they are in a picture.
         tokens_per_step: batch size = max(1, tokens_per_step // seq_len).
         length_warmup: train on shorter lengths first.
+        budget: seconds of training of each run; None = as for any task.
     """
 
     seq_len: int
@@ -81,6 +82,7 @@ class TaskDefaults:
     positions: Literal["sinusoidal", "learned", "rotary", "none"] = "rotary"
     tokens_per_step: int
     length_warmup: bool = False
+    budget: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,8 @@ class Task(ABC):
     """A frozen dataclass of plain values (int, float, str, bool) that checks itself with ValueError."""
     own_data: ClassVar[bool] = False
     """It reads files that the user brings, and has nothing without."""
+    remarks: ClassVar[Mapping[str, str]] = {}
+    """By variant, why it cannot solve the task, in one sentence that a newcomer understands."""
     causal: ClassVar[bool] = False
     """A causal encoder can solve it: what an answer rests on stands before the place that asks."""
 
