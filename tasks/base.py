@@ -117,7 +117,7 @@ class Task(ABC):
     own_data: ClassVar[bool] = False
     """It reads files that the user brings, and has nothing without."""
     remarks: ClassVar[Mapping[str, str]] = {}
-    """By variant, why it cannot solve the task, in one sentence that a newcomer understands."""
+    """By variant, why it cannot solve the task, in words that a newcomer understands, without a full stop."""
     causal: ClassVar[bool] = False
     """A causal encoder can solve it: what an answer rests on stands before the place that asks."""
 
