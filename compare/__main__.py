@@ -216,7 +216,8 @@ def run_and_report(
         interrupted = True
     finished = read_records(records)[0] if records.exists() else []
     if any(map(is_result, finished)):
-        write_report(out, options.match)
+        for told in write_report(out, options.match).sentences:
+            progress.say(told)
         progress.report(out / "report.html")
     if interrupted:
         progress.say(f"interrupted: {len(finished)} finished runs are kept; {go_on(out)}")
@@ -333,11 +334,11 @@ def command_report(words: list[str]) -> int:
     try:
         if options.out is not None:
             with claim_folder(options.out, command) as out:
-                tell_report(out, write_report_many(options.folders, out, options.match))
+                tell_report(out, write_report_many(options.folders, out, options.match).warnings)
             return 0
         for folder in options.folders:
             check_foreign(folder)
-            tell_report(folder, write_report(folder, options.match))
+            tell_report(folder, write_report(folder, options.match).warnings)
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -93,7 +93,7 @@ def run_parser() -> Parser:
         "--budget",
         type=positive_float,
         metavar="SECONDS",
-        help=f"training time of each run ({DEFAULT_BUDGET:g}; a suite's own)",
+        help=f"training time of each run ({DEFAULT_BUDGET:g}, where a suite or a task has none of its own)",
     )
     length.add_argument(
         "--steps", type=natural, metavar="K", help="optimizer steps of each run, not a budget; 0 measures cost alone"
@@ -218,7 +218,8 @@ def add_what(parser: Parser) -> argparse._ArgumentGroup:
         action="append",
         default=[],
         metavar="NAME.OPTION=A:B",
-        help="a variant once for each value: A, 2A, 4A … up to B, or a list A,B,C; again for more",
+        help="a variant once for each value, or of a task all variants at each value: A, 2A, 4A … up to B, or a list "
+        "A,B,C; again for more",
     )
     what.add_argument("--no-control", action="store_true", help=f"do not add the {CONTROL!r} control to the variants")
     return what

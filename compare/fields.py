@@ -73,7 +73,7 @@ OPTIONS = Kind("a list of [name, value]", is_options)
 TIMES = ("step_seconds", "forward_seconds", "forward_backward_seconds", "token_seconds")
 FIELDS: dict[str, Kind] = {
     **dict.fromkeys(("run_id", "variant", "task", "status", "label"), NAME),
-    **dict.fromkeys(("family", "reason", "kernel", "metric", "command", "started"), TEXT),
+    **dict.fromkeys(("family", "reason", "kernel", "metric", "command", "started", "task_summary", "remark"), TEXT),
     **{"seq_len": LENGTH, "seed": COUNT, "kernel_fallback": SWITCH, "rotary_without_effect": SWITCH},
     **dict.fromkeys(("test_score", "val_score", "test_loss", "val_loss"), NUMBER),
     **dict.fromkeys((*TIMES, "tokens_per_second"), MEASURED),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     Options = tuple[tuple[str, Option], ...]
     Settings = dict[str, Options]
+    Chosen = tuple[str, int, float]  # task, length, seconds of training
 
 CONTROL = "none"
 DEFAULT_BUDGET = 100.0  # seconds
@@ -45,18 +46,22 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
         del variants[name]
     chosen = choose_tasks(options)
     settings = read_settings(options.set)
-    sweeps = read_sweeps(options.sweep)
+    sweeps, task_sweeps = read_sweeps(options.sweep)
     compared = [*dict.fromkeys([*variants, *(sweep.name for sweep in sweeps)])]
     unused = set(settings) - set(compared) - {name for name, _, _ in chosen}
     if unused:
         among = ", ".join([*compared, *dict.fromkeys(name for name, _, _ in chosen)])
         raise UsageError(f"--set {min(unused)}.…: {min(unused)!r} is not among what is compared: {among}")
+    for name in task_sweeps:
+        if name not in {task for task, _, _ in chosen}:
+            among = ", ".join(dict.fromkeys(task for task, _, _ in chosen))
+            raise UsageError(f"--sweep {name}.…: expected one of the tasks that are run, {among}, got {name!r}")
     add_data(options, settings, list(dict.fromkeys(name for name, _, _ in chosen)))
     forms = choose_forms(variants, settings, sweeps)
     specs = []
-    for task_name, seq_len, budget in chosen:
+    for (task_name, seq_len, budget), task_options in choose_task_forms(chosen, settings, task_sweeps):
         kind = tasks.get(task_name)
-        defaults, task_options = kind.defaults, settings.get(task_name, ())
+        defaults = kind.defaults
         try:
             task = kind(seq_len, kind.config_type(**dict(task_options)))
             d_model, n_heads = options.d_model or defaults.d_model, options.n_heads or defaults.n_heads
@@ -122,23 +127,24 @@ def choose_lengths(name: LengthSchedule | None, task: Task) -> LengthSchedule:
     return name
 
 
-def choose_tasks(options: argparse.Namespace) -> list[tuple[str, int, float]]:
-    """(task, length, seconds of training) of what ``--tasks`` and ``--seq-len`` ask for, each once."""
+def choose_tasks(options: argparse.Namespace) -> list[Chosen]:
+    """The tasks and lengths that ``--tasks`` and ``--seq-len`` ask for, each once."""
     import tasks
 
     chosen: dict[tuple[str, int], float] = {}
+    budget: float | None
     known = ["all", *tasks.SUITES, *tasks.available()]
     for word in split(options.tasks, "task", known):
         if word in tasks.SUITES:
             wanted, budget = tasks.SUITES[word].tasks, tasks.SUITES[word].budget
         elif word in known:
             names = [n for n in tasks.available() if not tasks.get(n).own_data] if word == "all" else [word]
-            wanted, budget = dict.fromkeys(names), DEFAULT_BUDGET
+            wanted, budget = dict.fromkeys(names), None
         else:
             raise UsageError(f"unknown task {word!r}{closest(word, known)}; known: {', '.join(known)}")
         for name, length in wanted.items():
             for seq_len in options.seq_len or [length or tasks.get(name).defaults.seq_len]:
-                chosen.setdefault((name, seq_len), budget)
+                chosen.setdefault((name, seq_len), budget or tasks.get(name).defaults.budget or DEFAULT_BUDGET)
     return [(name, seq_len, budget) for (name, seq_len), budget in chosen.items()]
 
 
@@ -235,6 +241,19 @@ def choose_forms(variants: dict[str, str], settings: Settings, sweeps: list[Swee
     ]
 
 
+def choose_task_forms(
+    chosen: list[Chosen], settings: Settings, sweeps: dict[str, Sweep]
+) -> list[tuple[Chosen, Options]]:
+    """Each chosen task with its options: as they are set, or with each value of its sweep."""
+    forms = []
+    for each in chosen:
+        options = dict(settings.get(each[0], ()))
+        sweep = sweeps.get(each[0])
+        swept = [{sweep.option: value} for value in sweep.values] if sweep else [{}]
+        forms += [(each, tuple(sorted((options | value).items()))) for value in swept]
+    return forms
+
+
 def read_settings(words: list[str]) -> Settings:
     """``--set linformer.rank=128`` -> {"linformer": (("rank", 128),)}, checked against the options there are."""
     settings: dict[str, dict[str, Option]] = {}
@@ -253,7 +272,7 @@ def read_settings(words: list[str]) -> Settings:
 
 
 class Sweep(NamedTuple):
-    """One option of a variant at several values. name: as registered; typed: that, or ``module:Class``."""
+    """One option of a variant or a task at several values. name: as registered; typed: that, or ``module:Class``."""
 
     name: str
     typed: str
@@ -261,20 +280,30 @@ class Sweep(NamedTuple):
     values: list[Option]
 
 
-def read_sweeps(words: list[str]) -> list[Sweep]:
-    """``--sweep performer.features=16:64`` -> performer's features at 16, 32 and 64."""
+def read_sweeps(words: list[str]) -> tuple[list[Sweep], dict[str, Sweep]]:
+    """``--sweep performer.features=16:64`` -> performer's features at 16, 32 and 64.
+
+    Returns:
+        The sweeps of variants, and those of tasks by the name of the task.
+    """
     import tasks
 
-    sweeps = []
+    sweeps: list[Sweep] = []
+    task_sweeps: dict[str, Sweep] = {}
     for word in words:
         flag = f"--sweep {word}"
         typed, option, values = split_setting(flag, word, "A:B or A,B,C, for example performer.features=16:1024")
-        if typed in tasks.available():
-            raise UsageError(f"{flag}: expected an option of a variant, but {typed!r} is a task")
         name, _, known = configurable(typed, "--sweep")
         check_option(flag, typed, option, known)
-        sweeps.append(Sweep(name, typed, option, read_values(flag, values, known[option])))
-    return sweeps
+        sweep = Sweep(name, typed, option, read_values(flag, values, known[option]))
+        if name not in tasks.available():
+            sweeps.append(sweep)
+        elif name in task_sweeps:
+            swept = task_sweeps[name].option
+            raise UsageError(f"{flag}: expected one swept option of a task, but {name}.{swept} is swept too")
+        else:
+            task_sweeps[name] = sweep
+    return sweeps, task_sweeps
 
 
 def split_setting(flag: str, word: str, form: str) -> tuple[str, str, str]:

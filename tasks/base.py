@@ -75,6 +75,7 @@ class TaskDefaults:
         lr_schedule: of the learning rate.
         length_schedule: of the length of training samples; at lengths where its samples would be too short, the next
             that starts with longer ones.
+        budget: seconds of training of each run; None = as for any task.
     """
 
     seq_len: int
@@ -88,6 +89,7 @@ class TaskDefaults:
     tokens_per_step: int
     lr_schedule: LrSchedule = "cosine"
     length_schedule: LengthSchedule = "constant"
+    budget: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +123,8 @@ class Task(ABC):
     """A frozen dataclass of plain values (int, float, str, bool) that checks itself with ValueError."""
     own_data: ClassVar[bool] = False
     """It reads files that the user brings, and has nothing without."""
+    remarks: ClassVar[Mapping[str, str]] = {}
+    """By variant, why it cannot solve the task, in words that a newcomer understands, without a full stop."""
     causal: ClassVar[bool] = False
     """A causal encoder can solve it: what an answer rests on stands before the place that asks."""
 

@@ -141,7 +141,9 @@ class NoisyRecall(Generated):
         embedding_std=0.1,
         positions="none",
         tokens_per_step=8192,
-        length_warmup=True,
+        lr_schedule="constant-then-linear",
+        length_schedule="from-64th",
+        budget=60,
     )
     generator = 1
     seed = 2403178441

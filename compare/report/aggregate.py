@@ -208,6 +208,8 @@ class Group:
     terms: Terms = Terms()
     probes: tuple[Record, ...] = ()
     """Runs that asked which length fits, under these conditions at any length: in no row and in no table of runs."""
+    setting: str = "{}"
+    """All its conditions, the options of the task among them, as `as_key` writes them."""
     slug: str = ""
     """What its files are called; no two groups of a report share it."""
 
@@ -219,6 +221,10 @@ class Group:
     @property
     def records(self) -> list[Record]:
         return [record for row in self.rows for record in row.records]
+
+    @property
+    def task_options(self) -> dict[str, Any]:
+        return dict(as_pairs(as_mapping(self.records[0].get("spec")).get("task_options")))
 
     @property
     def decodes(self) -> bool:
@@ -409,7 +415,7 @@ def group_records(sources: Sequence[Source], *, short: bool = True) -> list[Grou
         cost = cost_key(json.loads(setting))
         rows, tried = make_rows(cell, families), tuple(probes.get((machine, task, cost), ()))
         of = machine, where[machine], machines[machine]
-        groups.append(Group(task, seq_len, told_apart, cost, *of, rows, probes=tried))
+        groups.append(Group(task, seq_len, told_apart, cost, *of, rows, probes=tried, setting=setting))
     slugs = distinct_slugs([(g.task, str(g.seq_len), g.where, g.conditions) for g in groups])
     return [replace(group, slug=slug) for group, slug in zip(groups, slugs, strict=True)]
 
