@@ -14,10 +14,11 @@ from .aggregate import Source, group_records, mixed_data
 from .charts import write_charts
 from .export import NEEDS, TEXT, csv_table, latex_tables
 from .page import TITLE, html_page
+from .published import in_lines
 from .tables import markdown_report
 from .views import match_scores
 
-__all__ = ["foreign_files", "write_report", "write_report_many"]
+__all__ = ["foreign_files", "published_lines", "write_report", "write_report_many"]
 
 # What the beginning of each file that a report writes says.
 MARKS = {
@@ -51,6 +52,12 @@ def write_report(folder: Path, match: str = "end") -> list[str]:
             validation score at equal "steps", "time" or "flops". The tables for papers hold the test score.
     """
     return write_report_many([folder], folder, match)
+
+
+def published_lines(folder: Path) -> list[str]:
+    """What the folder's runs of a plan scored beside published figures, in lines."""
+    records, _ = read_records(folder / "records.jsonl")
+    return in_lines(group_records([Source(records, read_environment(folder / "environment.json")[0])]))
 
 
 def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") -> list[str]:

@@ -16,6 +16,7 @@ from .answer import answer
 from .decoding import DECODING, decode_tables
 from .families import colour_of, in_order
 from .heatmap import HEAT, heat_maps, heat_notes, heat_table
+from .published import published_tables
 from .scaling import CostTable, cost_tables, length_series
 from .summary import summarise
 from .sweeps import sweep_table
@@ -75,7 +76,10 @@ def html_page(groups: Sequence[Group], charts: Sequence[Chart], folder: Path, wa
         warnings: what went wrong in reading.
     """
     runs = list_runs(groups)
-    before = [Section("summary", "In short", summary_section(groups))]
+    before = [
+        Section("summary", "In short", summary_section(groups)),
+        Section("published", "Beside published figures", published_section(groups)),
+    ]
     results = [
         Section(f"group-{number}", group.title, group_section(number, group, runs, charts, folder))
         for number, group in enumerate(groups)
@@ -287,6 +291,13 @@ def heat_section(groups: Sequence[Group], charts: Sequence[Chart], folder: Path)
         reading = bullets(heat_notes(heat), css="soft")
         parts.append(f'<details id="heat-{number}"><summary>The same as a table</summary>{table}{reading}</details>')
     return "\n".join(parts)
+
+
+def published_section(groups: Sequence[Group]) -> str:
+    return "".join(
+        f"<h3>{escape(table.title)}</h3>{simple_table(table.title, table.header, table.body)}{bullets(table.notes)}"
+        for table in published_tables(groups)
+    )
 
 
 def baselines_section(groups: Sequence[Group]) -> str:
