@@ -15,7 +15,7 @@ MATCHES = ("end", "time", "steps", "flops")
 COST_LENGTHS = "512:8192"
 LONGEST = 65_536
 PROGRAM = "python -m compare"
-COMMANDS = ("cost", "list", "report", "diff")
+COMMANDS = ("cost", "list", "report", "diff", "reproduce")
 UNKNOWN = "unrecognized arguments: "
 EPILOG = """other commands:
   python -m compare cost ...         cost against length, without training (--help tells its options)
@@ -23,6 +23,7 @@ EPILOG = """other commands:
   python -m compare list NAME        all about one backend, its options explained
   python -m compare report DIR ...   draw charts and pages again, from records alone
   python -m compare diff A B         what changed between two folders of results, beyond noise
+  python -m compare reproduce NAME   run a named plan, and show what came out beside published figures
 
 examples:
   python -m compare --variants full,linformer --seq-len 8192
@@ -108,6 +109,15 @@ def run_parser() -> Parser:
         metavar="R,S",
         help="choose it for each variant by the validation score, at each of these rates, of a run with seed 0",
     )
+    decay = train.add_mutually_exclusive_group()
+    decay.add_argument("--weight-decay", type=amount, default=0.01, metavar="W", help="of matrices (%(default)g)")
+    decay.add_argument(
+        "--weight-decay-grid",
+        type=amounts,
+        default=(),
+        metavar="V,W",
+        help="choose it together with the rate of --lr-grid, as that is chosen",
+    )
     add_shape(train)
     curves = "; ".join(f"{name}: {curve.words}" for name, curve in LR_SCHEDULES.items())
     train.add_argument(
@@ -137,7 +147,7 @@ def run_parser() -> Parser:
     add_match(run)
     add_where(run)
     add_conduct(run)
-    run.set_defaults(decode=False)
+    run.set_defaults(decode=False, plan=None)
     return run
 
 
@@ -231,6 +241,9 @@ def add_shape(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--d-model", type=positive, metavar="C", help="width of the encoder")
     group.add_argument("--n-heads", type=positive, metavar="H", help="attention heads")
     group.add_argument("--n-layers", type=positive, metavar="L", help="encoder layers")
+    group.add_argument(
+        "--activation", choices=("gelu", "relu", "swiglu"), default="gelu", help="of the feed-forward (%(default)s)"
+    )
     group.add_argument(
         "--positions",
         choices=("sinusoidal", "learned", "rotary", "none"),
@@ -363,6 +376,16 @@ def rates(text: str) -> tuple[float, ...]:
     if len(found) < 2:
         raise argparse.ArgumentTypeError(f"expected two rates or more, as 1e-3,3e-3, got {text!r}")
     return found
+
+
+def amount(text: str) -> float:
+    """0 or a positive number."""
+    return 0.0 if text.strip() in ("0", "0.0") else positive_float(text)
+
+
+def amounts(text: str) -> tuple[float, ...]:
+    """Rising, each once."""
+    return tuple(sorted({amount(part.strip()) for part in text.split(",")}))
 
 
 def one_rate(text: str) -> float:

@@ -72,7 +72,7 @@ OPTIONS = Kind("a list of [name, value]", is_options)
 
 TIMES = ("step_seconds", "forward_seconds", "forward_backward_seconds", "token_seconds")
 FIELDS: dict[str, Kind] = {
-    **dict.fromkeys(("run_id", "variant", "task", "status", "label"), NAME),
+    **dict.fromkeys(("run_id", "variant", "task", "status", "label", "plan"), NAME),
     **dict.fromkeys(("family", "reason", "kernel", "metric", "command", "started", "task_summary", "remark"), TEXT),
     **{"seq_len": LENGTH, "seed": COUNT, "kernel_fallback": SWITCH, "rotary_without_effect": SWITCH},
     **dict.fromkeys(("test_score", "val_score", "test_loss", "val_loss"), NUMBER),

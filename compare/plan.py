@@ -36,6 +36,8 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
 
     if options.lr_grid and options.steps == 0:
         raise UsageError("--lr-grid: with --steps 0 nothing is trained that could choose a rate")
+    if options.weight_decay_grid and not options.lr_grid:
+        raise UsageError("--weight-decay-grid: expected --lr-grid with it: both are chosen together")
     if options.memory_limit is not None and options.memory_limit < LEAST_MEMORY:
         raise UsageError(
             f"--memory-limit: expected a size with its unit, as 500MB or 16GB, and at least {LEAST_MEMORY >> 20}MB, "
@@ -89,9 +91,11 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
                 conv_width=defaults.conv_width,
                 embedding_std=defaults.embedding_std,
                 positions=options.positions or defaults.positions,
+                activation=options.activation,
                 lr=options.lr or defaults.lr,
                 lr_schedule=lr_schedule,
                 warmup=options.warmup,
+                weight_decay=options.weight_decay,
                 length_schedule=choose_lengths(options.length_schedule, task),
                 checkpointing=options.checkpointing,
                 reversible=options.reversible,

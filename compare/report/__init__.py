@@ -15,6 +15,7 @@ from .charts import write_charts
 from .export import NEEDS, TEXT, csv_table, latex_tables
 from .first import lead_of
 from .page import TITLE, html_page
+from .published import in_lines
 from .tables import markdown_report
 from .task_sweeps import task_sweeps
 from .views import match_scores
@@ -88,7 +89,7 @@ def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") ->
     write_atomically(out / "table.tex", latex_tables(ended))
     write_atomically(out / "report.html", html_page(groups, charts, out / "charts", warnings))
     lead = lead_of(groups, task_sweeps(groups))
-    return Report(warnings, lead.sentences if lead else [])
+    return Report(warnings, [*(lead.sentences if lead else []), *in_lines(groups)])
 
 
 def read_environment(path: Path) -> tuple[dict[str, Any], list[str]]:

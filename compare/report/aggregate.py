@@ -30,7 +30,7 @@ REFERENCE = "full"
 LONGEST_SLUG = 120  # letters; a file name holds 255 bytes
 
 # Spec fields that may differ between the rows of one group. All others are conditions and split it.
-PER_ROW = frozenset({"variant", "options", "lr", "seed", "task", "seq_len", "probe"})
+PER_ROW = frozenset({"variant", "options", "lr", "weight_decay", "seed", "task", "seq_len", "probe"})
 # Conditions that do not change what one forward and backward pass costs, or that follow the length.
 NOT_COST = frozenset(
     {
@@ -398,7 +398,7 @@ def group_records(sources: Sequence[Source], *, short: bool = True) -> list[Grou
             if spec["probe"] is not None:
                 probes.setdefault((machine, str(record.get("task")), cost_key(conditions)), []).append(record)
                 continue
-            own = {key: value for key, value in spec.items() if key in {"options", "lr"}}
+            own = {key: value for key, value in spec.items() if key in {"options", "lr", "weight_decay"}}
             cell = cells.setdefault(
                 (machine, str(record.get("task")), int(as_number(record.get("seq_len")) or 0), as_key(conditions)), {}
             )

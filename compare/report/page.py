@@ -17,6 +17,7 @@ from .decoding import DECODING, decode_tables
 from .families import colour_of, in_order
 from .first import Lead, lead_of
 from .heatmap import HEAT, heat_maps, heat_notes, heat_table
+from .published import published_tables
 from .scaling import CostTable, cost_tables, length_series
 from .summary import summarise
 from .sweeps import sweep_table
@@ -88,6 +89,7 @@ def html_page(groups: Sequence[Group], charts: Sequence[Chart], folder: Path, wa
     charts = [chart for chart in charts if not lead or chart.stem != lead.stem]
     of_group = {group.slug: group_section(n, group, runs, charts, folder) for n, group in enumerate(groups)}
     before = [Section("summary", "In short", summary_section(groups))]
+    before.append(Section("published", "Beside published figures", published_section(groups)))
     results = [
         Section(f"sweep-{number}", sweep.heading, sweep_section(sweep, of_group, charts, folder))
         for number, sweep in enumerate(sweeps)
@@ -332,6 +334,13 @@ def heat_section(groups: Sequence[Group], charts: Sequence[Chart], folder: Path)
         reading = bullets(heat_notes(heat), css="soft")
         parts.append(f'<details id="heat-{number}"><summary>The same as a table</summary>{table}{reading}</details>')
     return "\n".join(parts)
+
+
+def published_section(groups: Sequence[Group]) -> str:
+    return "".join(
+        f"<h3>{escape(table.title)}</h3>{simple_table(table.title, table.header, table.body)}{bullets(table.notes)}"
+        for table in published_tables(groups)
+    )
 
 
 def baselines_section(groups: Sequence[Group]) -> str:

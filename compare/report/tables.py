@@ -12,6 +12,7 @@ from .families import colour_of
 from .first import lead_of, remarks
 from .flags import flag_notes, marked, parameters
 from .heatmap import HEAT
+from .published import published_tables
 from .scaling import STATE, TOKEN, CostTable, cost_tables
 from .stats import ENOUGH_SEEDS, Difference, Estimate, binomial_half, in_points
 from .summary import summarise
@@ -175,7 +176,12 @@ def search_notes(group: Group) -> list[str]:
         if chosen is None or not isinstance(grid, list):
             continue
         remark = f" ({found['note']})" if found.get("note") else ""
-        grids.setdefault(", ".join(map(str, grid)), []).append(f"{row.name} {chosen:g}{remark}")
+        decays, decay = found.get("weight_decay_grid"), as_number(found.get("chosen_weight_decay"))
+        words = ", ".join(map(str, grid))
+        if decay is not None and isinstance(decays, list):
+            words += f", with a weight decay of {', '.join(map(str, decays))},"
+            remark = f" with {decay:g}{remark}"
+        grids.setdefault(words, []).append(f"{row.name} {chosen:g}{remark}")
         costs += numbers([found], "seconds")
     took = f" The search took {seconds(sum(costs) / len(costs))} a variant." if costs else ""
     return [f"Learning rate chosen of {grid} on validation: {', '.join(names)}.{took}" for grid, names in grids.items()]
@@ -312,6 +318,8 @@ def markdown_report(groups: Sequence[Group], charts: Sequence[Chart], warnings: 
         parts.append("There are no records to report on.")
     if groups:
         parts += ["## In short", bullets(answer(groups))]
+    for told in published_tables(groups):
+        parts += [f"## {markdown(told.title)}", markdown_table(told.header, told.body), bullets(told.notes)]
     for sweep in sweeps:
         parts += [f"## {markdown(sweep.heading)}", *(image(chart) for chart in charts if chart.stem == sweep.stem)]
         parts.append(markdown_table(*task_sweep_table(sweep)))
