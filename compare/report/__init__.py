@@ -11,16 +11,18 @@ from compare.fields import parse_json
 from compare.record import read_records, write_atomically
 
 from .aggregate import Source, group_records, mixed_data
+from .answer import crossovers
 from .charts import write_charts
 from .export import NEEDS, TEXT, csv_table, latex_tables
 from .first import lead_of
 from .page import TITLE, html_page
 from .published import in_lines
 from .tables import markdown_report
+from .scaling import length_series
 from .task_sweeps import task_sweeps
 from .views import match_scores
 
-__all__ = ["Report", "foreign_files", "write_report", "write_report_many"]
+__all__ = ["Report", "foreign_files", "in_short", "write_report", "write_report_many"]
 
 # What the beginning of each file that a report writes says.
 MARKS = {
@@ -90,6 +92,17 @@ def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") ->
     write_atomically(out / "report.html", html_page(groups, charts, out / "charts", warnings))
     lead = lead_of(groups, task_sweeps(groups))
     return Report(warnings, [*(lead.sentences if lead else []), *in_lines(groups)])
+
+
+def in_short(folder: Path) -> tuple[str, list[str]]:
+    """The chart that the report of a folder begins with, its stem ("" where nothing was scored), and its first
+    sentences: those for a newcomer or, of costs alone, from which length on what is faster than full."""
+    records, _ = read_records(folder / "records.jsonl")
+    groups = group_records([Source(records, read_environment(folder / "environment.json")[0])])
+    lead = lead_of(groups, task_sweeps(groups))
+    if lead:
+        return lead.stem, [*lead.sentences, *lead.remarks]
+    return "", [crossovers(series) for series in length_series(groups)]
 
 
 def read_environment(path: Path) -> tuple[dict[str, Any], list[str]]:
