@@ -17,8 +17,8 @@ from .export import NEEDS, TEXT, csv_table, latex_tables
 from .first import lead_of
 from .page import TITLE, html_page
 from .published import in_lines
-from .tables import markdown_report
 from .scaling import length_series
+from .tables import markdown_report
 from .task_sweeps import task_sweeps
 from .views import match_scores
 
