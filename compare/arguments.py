@@ -78,6 +78,13 @@ def run_parser() -> Parser:
         help="lengths, for every task, 8k being 8192; LOW:HIGH doubles from LOW on (each task's own; bytes: 8192)",
     )
     what.add_argument("--seeds", type=seeds, default=1, metavar="K", help="seeds 0 to K-1; 3 or more to rank (1)")
+    what.add_argument(
+        "--test-len",
+        type=lengths,
+        default=[],
+        metavar="N,M",
+        help="test the trained models at these lengths too, as 16k,64k; every encoder is then built for the longest",
+    )
 
     data = run.add_argument_group("data of your own (--task classify), or a public data set that lies on this machine")
     data.add_argument("--data", metavar="PATH", help="a file (csv, tsv, json, parquet, arrow), a folder, or a hub id")

@@ -57,6 +57,18 @@ def are_scores(value: Any) -> bool:
     return isinstance(value, dict) and all(each is None or is_number(each) for each in value.values())
 
 
+def are_tests(value: Any) -> bool:
+    """ "test_lens": length -> what came of it."""
+    return isinstance(value, dict) and all(
+        length.isdecimal()
+        and isinstance(found, dict)
+        and is_text(found.get("status"))
+        and are_scores(found.get("baselines"))
+        and all(found.get(name) is None or is_number(found[name]) for name in ("score", "loss", "size"))
+        for length, found in value.items()
+    )
+
+
 TEXT = Kind("a text", is_text)
 NAME = Kind("a text that is not empty", lambda value: is_text(value) and bool(value.strip()))
 SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
@@ -82,6 +94,7 @@ FIELDS: dict[str, Kind] = {
     **dict.fromkeys(("peak_memory_bytes", "saved_bytes", "state_bytes", "cache_bytes"), AMOUNT),
     **dict.fromkeys(("train_steps", "train_seconds", "train_tokens", "loader_seconds", "wall_seconds"), AMOUNT),
     **dict.fromkeys(("baselines", "test_slices"), SCORES),
+    "test_lens": Kind("an object of lengths and what was scored there", are_tests),
     **dict.fromkeys(("spec", "data", "lr_search", "machine"), OBJECT),
     "data_notes": Kind("a list of texts", lambda value: is_list_of(str, value)),
     "curve": Kind("a list of objects", lambda value: is_list_of(dict, value)),

@@ -27,6 +27,7 @@ CURVE_POINTS = 100
 VALIDATIONS = 10
 TOLD_SECONDS = 0.5  # from one word on the progress to the next, between points of the curve
 VALIDATION_SHARE = 0.1  # of the training time, at most, apart from the last validation
+TEST_TOKENS = 2**19  # at a length that was not trained at, at most: softmax at 65,536 takes minutes for them
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -45,7 +46,7 @@ class Model(nn.Module):
             n_heads=spec.n_heads,
             n_layers=spec.n_layers,
             dropout=spec.dropout,
-            max_len=spec.seq_len,
+            max_len=spec.max_len,
             norm=spec.norm,  # type: ignore[arg-type]
             activation=spec.activation,  # type: ignore[arg-type]
             positions=spec.positions,  # type: ignore[arg-type]
@@ -196,12 +197,21 @@ class Trainer:
             self.optimizer.zero_grad()
 
     @torch.no_grad()
-    def evaluate(self, split: EvalSplit, on_progress: Callable[[], None] = lambda: None) -> Evaluation:
-        """Loss and score over all of a split."""
+    def evaluate(
+        self, split: EvalSplit, on_progress: Callable[[], None] = lambda: None, elsewhere: Task | None = None
+    ) -> Evaluation:
+        """Loss and score over all of a split.
+
+        elsewhere: the task at another length, of which at most ``TEST_TOKENS`` tokens are taken.
+        """
         self.model.eval()
-        total = Tally(self.task.kind)
-        slices = {name: Tally(self.task.kind) for name in self.task.slice_names}
-        for batch in self.task.eval_batches(split, self.spec.batch_size):
+        task, size, most = self.task, self.spec.batch_size, None
+        if elsewhere is not None:
+            task, size = elsewhere, max(1, size * self.spec.seq_len // elsewhere.seq_len)
+            most = max(1, TEST_TOKENS // elsewhere.seq_len)
+        total = Tally(task.kind)
+        slices = {name: Tally(task.kind) for name in task.slice_names}
+        for batch in task.eval_batches(split, size, most):
             on_progress()
             predicted, targets = self.forward(self.to_device(batch))
             total.add(predicted, targets)

@@ -259,10 +259,16 @@ class Task(ABC):
             for rows in batches if lengths is None else rng.permutation(batches):
                 yield self.take("train", rows)
 
-    def eval_batches(self, split: EvalSplit, batch_size: int) -> Iterator[Batch]:
-        """All of a split, the longest samples first; the last batch may be smaller than B."""
+    def eval_batches(self, split: EvalSplit, batch_size: int, most: int | None = None) -> Iterator[Batch]:
+        """All of a split, the longest samples first; the last batch may be smaller than B.
+
+        most: so many samples, evenly spread over the split; None = all.
+        """
         lengths = self.sample_lengths(split)
-        order = np.arange(self.size(split)) if lengths is None else np.argsort(-lengths, kind="stable")
+        size = self.size(split)
+        order = np.arange(size) if lengths is None else np.argsort(-lengths, kind="stable")
+        if most is not None and most < size:
+            order = order[np.arange(most) * size // most]
         for start in range(0, len(order), batch_size):
             yield self.take(split, order[start : start + batch_size])
 

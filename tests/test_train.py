@@ -154,7 +154,7 @@ def test_slices_are_scored_apart() -> None:
     slices[25:, 3] = 2
 
     class Sliced(SimpleNamespace):
-        def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
+        def eval_batches(self, split: str, batch_size: int, most: int | None) -> Iterator[Batch]:
             for start in range(0, 40, batch_size):
                 rows = slice(start, start + batch_size)
                 yield Batch(inputs[rows], targets[rows], None, slices[rows])
