@@ -8,11 +8,10 @@ from .aggregate import Group, as_mapping, as_number
 from .flags import in_words
 from .scaling import MEMORY, STEP
 from .summary import NAMED, measured
-from .task_sweeps import TaskSweep, held, kept_state, unswept
+from .task_sweeps import SHARES, TaskSweep, held, kept_state, unswept
 from .units import percent, plain, plural, seconds, size
 
 NEAR = 0.05  # a score within so much of another is told as being at its level
-SHARES = ("accuracy", "explained variance", "score")  # metrics of at most 1, where more is better
 POINTS = f"{100 * NEAR:g} points"
 COSTS = (STEP, MEMORY)
 FEW = 3  # variants whose cost is told one by one
@@ -159,8 +158,8 @@ def cost(group: Group) -> str:
         best = {min(rows, key=lambda row: values[row.name]).name for values in (steps, memories)}
         rows = [row for row in rows if row.name in best]
     told = [
-        f"{in_words(row, group)} takes {steps[row.name] / steps[full.name]:.2g} times that time and "
-        f"{memories[row.name] / memories[full.name]:.2g} times that memory"
+        f"{in_words(row, group)} takes {steps[row.name] / steps[full.name]:.2g} times the time and "
+        f"{memories[row.name] / memories[full.name]:.2g} times the memory"
         for row in rows
     ]
     own = f"{seconds(steps[full.name])} and {size(memories[full.name])} of memory"
