@@ -32,13 +32,13 @@ def scored(**scores: float) -> str:
 def test_three_sentences_say_what_was_asked_who_can_and_at_what_cost() -> None:
     asked, solved, cost = first([make_recall(variant) for variant in RECALL])
     assert asked == (
-        "After 60 s of training each model had to do this with inputs of 8,192 tokens: "
+        "After 60 s of training each model was asked, with inputs of 8,192 tokens: "
         "say which value stands beside each of 16 keys that are hidden in noise."
     )
     assert solved == (
         "In this run full reaches 100.0 % test accuracy; linear (97.5 %) stays within 5 points of it; linformer "
-        "(0.9 %) does not solve it, at most 5 points above what needs no attention (the control 0.9 %, most frequent "
-        "value 1.7 %)."
+        "(0.9 %) does not solve it, at most 5 points above the control without attention (0.9 %; most frequent value "
+        "1.7 %)."
     )
     assert cost == (
         "A training step of full takes 1.31 s and 1.51 GiB of memory; linear takes 0.34 times the time and 0.25 times "
@@ -56,17 +56,22 @@ def test_three_sentences_say_what_was_asked_who_can_and_at_what_cost() -> None:
         ),
         (
             {"full": 0.49, "linear": 0.57, "none": 0.57},
-            "In this run no model solves it: linear (57.0 %) and full (49.0 %) test accuracy, at most 5 points above",
+            "In this run no model solves it: none is more than 5 points above the control without attention (57.0 %; "
+            "most frequent value 1.7 %): linear (57.0 %) and full (49.0 %) test accuracy.",
         ),
         (
             {"full": 0.52, "linear": 0.46, "none": 0.44},
-            "In this run all models are too near what needs no attention (the control 44.0 %, most frequent value 1.7",
+            "all models are too near the control without attention (44.0 %; most frequent value 1.7 %) to say",
         ),
         (
             {"full": 0.03, "linear": 0.8, "none": 0.01},
             "In this run linear (80.0 %) reaches test accuracy; full (3.0 %) does not solve it",
         ),
         ({"linear": 0.8, "none": 0.01}, "In this run linear (80.0 %)"),
+        (
+            {"full": 0.9, "linear": 0.02},
+            "5 points above the best trivial predictor (most frequent value 1.7 %).",
+        ),
     ],
 )
 def test_scores_are_told_beside_full_and_beside_what_needs_no_attention(scores: dict[str, float], words: str) -> None:
@@ -76,6 +81,17 @@ def test_scores_are_told_beside_full_and_beside_what_needs_no_attention(scores: 
 def test_without_a_control_and_baselines_nobody_is_said_to_fail() -> None:
     records = [make_recall("full", score=0.9) | {"baselines": {}}, make_recall("linear", score=0.1) | {"baselines": {}}]
     assert first(records)[1] == "In this run full reaches 90.0 % test accuracy; linear (10.0 %) falls behind."
+
+
+def test_a_baseline_above_the_control_does_not_measure_who_solves_it() -> None:
+    records = [make_recall(variant, score=score) for variant, score in (("full", 0.9), ("linear", 0.85), ("none", 0.6))]
+    told = first([record | {"baselines": {"logistic regression": 0.95}} for record in records])[1]
+    assert told == "In this run full reaches 90.0 % test accuracy; linear (85.0 %) stays within 5 points of it."
+
+
+def test_a_record_that_does_not_know_what_was_asked_names_its_task() -> None:
+    asked = first([make_recall(variant) | {"task_summary": None} for variant in RECALL])[0]
+    assert asked == "After 60 s of training each model was tested on noisy_recall, with inputs of 8,192 tokens."
 
 
 def test_several_seeds_are_told_as_their_mean() -> None:

@@ -27,8 +27,8 @@ from .canvas import (
     write,
 )
 from .stats import ENOUGH_SEEDS, Estimate, estimate
-from .summary import no_ranking, short
-from .units import SPACE, percent, plural, sentence, size
+from .summary import NAMED, no_ranking, short
+from .units import SPACE, joined, percent, plural, sentence, size
 
 SHARES = ("accuracy", "explained variance", "score")  # metrics of at most 1, where more is better
 HELD = 0.9  # the score that a variant is said to hold
@@ -147,7 +147,7 @@ def held(sweep: TaskSweep) -> str:
     for name, by_value in rows.items():
         good = [value for value in values if (row := by_value.get(value)) and row.score and row.score.mean >= HELD]
         reached.setdefault(range_words(values, good), []).append(name)
-    parts = "; ".join(f"{short(names)} {words}" for words, names in reached.items())
+    parts = "; ".join(f"{joined(names, NAMED)} {words}" for words, names in reached.items())
     fewest = min((row.score.n for by in rows.values() for row in by.values() if row.score), default=0)
     unsure = "" if fewest >= ENOUGH_SEEDS else f" {no_ranking(fewest)}"
     tried = f"with {sweep.option} from {values[0]:g} to {values[-1]:g}"
