@@ -94,6 +94,14 @@ def test_a_record_that_does_not_know_what_was_asked_names_its_task() -> None:
     assert asked == "After 60 s of training each model was tested on noisy_recall, with inputs of 8,192 tokens."
 
 
+def test_full_without_a_score_is_told_and_no_cost_beside_it() -> None:
+    records = [make_recall(variant) for variant in RECALL]
+    records[0] |= {"status": "oom", "test_score": None, "step_seconds": None}
+    asked, solved = first(records)
+    assert solved.startswith("In this run full has no score (oom); linear (97.5 %) reaches test accuracy; linformer")
+    assert first([record | {"peak_memory_bytes": 0} for record in records[1:]])[0] == asked
+
+
 def test_several_seeds_are_told_as_their_mean() -> None:
     assert first([make_recall(variant, seed=seed) for variant in RECALL for seed in range(3)])[1].startswith(
         "On the mean of 3 seeds full reaches"

@@ -109,7 +109,7 @@ def solved(group: Group) -> str:
         return f"{where} all models are too near {needs} to say who solves it: {listed(scores, scores)} {what}."
     full = group.reference.name if group.reference else ""
     others = [name for name in scores if name not in failed and name != full]
-    parts = []
+    parts = [f"full has no score ({group.reference.status})"] if group.reference and full not in scores else []
     if full in scores and full not in failed:
         parts.append(f"full reaches {percent(scores[full])} {what}")
         differences = {name: round(scores[name] - scores[full], DIGITS) for name in others}
@@ -142,12 +142,10 @@ def cost(group: Group) -> str:
     """Time and memory of a training step of full, and what part of them others take: all of a few, else the fastest
     and the lightest of those that keep its score, where there are such."""
     full, scores = group.reference, scores_of(group)
-    steps, memories = ({row.name: found.mean for row, found in measured(group, field)} for field in COSTS)
+    steps, memories = ({row.name: it.mean for row, it in measured(group, field) if it.mean > 0} for field in COSTS)
     if full is None or full.name not in steps or full.name not in memories:
         return ""
-    rows = [
-        row for row in group.rows if row.attends and row is not full and {row.name} <= steps.keys() & memories.keys()
-    ]
+    rows = [row for row in group.rows if row is not full and row.name in steps and row.name in memories]
     if len(rows) > FEW:
         rows = [row for row in rows if scores.get(row.name, 0.0) >= scores.get(full.name, 0.0) - NEAR] or rows
         best = {min(rows, key=lambda row: values[row.name]).name for values in (steps, memories)}
@@ -163,7 +161,7 @@ def cost(group: Group) -> str:
 
 def times(ratio: float) -> str:
     """Two digits: 0.34, 1.0, 3.1 or 12 times."""
-    return f"{ratio:.2f} times" if ratio < 0.95 else f"{ratio:.1f} times" if ratio < 9.95 else f"{ratio:.0f} times"
+    return f"{ratio:.2g} times" if ratio < 0.95 else f"{ratio:.1f} times" if ratio < 9.95 else f"{ratio:.0f} times"
 
 
 def remarks(group: Group) -> list[str]:
