@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     Chosen = tuple[str, int, float]  # task, length, seconds of training
 
 CONTROL = "none"
+DEFAULT_VARIANTS = "full,linformer,linear"
+DEFAULT_TASK = "bytes"
 DEFAULT_BUDGET = 100.0  # seconds
 LEAST_MEMORY = 64 * 2**20  # bytes
 

@@ -27,9 +27,10 @@ from .canvas import (
     write,
 )
 from .stats import ENOUGH_SEEDS, Estimate, estimate
-from .summary import no_ranking, short
-from .units import SPACE, percent, plural, sentence, size
+from .summary import NAMED, no_ranking, short
+from .units import SPACE, joined, percent, plural, sentence, size
 
+SHARES = ("accuracy", "explained variance", "score")  # metrics of at most 1, where more is better
 HELD = 0.9  # the score that a variant is said to hold
 DOUBLING = 1.5  # from one value to the next, at the least: on a logarithmic axis
 MOST_TICKS = 10
@@ -136,28 +137,29 @@ def representatives(groups: Sequence[Group], sweeps: Sequence[TaskSweep]) -> lis
 
 
 def held(sweep: TaskSweep) -> str:
-    """One sentence: at which values each variant scores `HELD` or more."""
+    """One sentence: at which values each variant scores `HELD` or more; nothing where scores are no shares."""
+    metric = sweep.groups[0].metric
+    if metric not in SHARES:
+        return ""
     rows = {name: row for name, row in sweep.rows.items() if next(iter(row.values())).attends}
     values = [value for value, _ in sweep.points]
     reached: dict[str, list[str]] = {}
     for name, by_value in rows.items():
         good = [value for value in values if (row := by_value.get(value)) and row.score and row.score.mean >= HELD]
         reached.setdefault(range_words(values, good), []).append(name)
-    nowhere = reached.pop("", [])
-    parts = [f"{short(names)} {words}" for words, names in reached.items()]
-    parts += [f"at none of them: {short(nowhere)}"] if nowhere else []
+    parts = "; ".join(f"{joined(names, NAMED)} {words}" for words, names in reached.items())
     fewest = min((row.score.n for by in rows.values() for row in by.values() if row.score), default=0)
     unsure = "" if fewest >= ENOUGH_SEEDS else f" {no_ranking(fewest)}"
-    tried = f"{sweep.option} from {values[0]:g} to {values[-1]:g}"
-    return f"{100 * HELD:g}{SPACE}% or more with {tried}: {'; '.join(parts)}{unsure}."
+    tried = f"with {sweep.option} from {values[0]:g} to {values[-1]:g}"
+    return f"{sentence(metric)} of {100 * HELD:g}{SPACE}% or more {tried}: {parts}{unsure}."
 
 
 def range_words(values: Sequence[float], good: Sequence[float]) -> str:
-    """Which of the rising values are good; nothing where none is."""
+    """Which of the rising values are good."""
     if not good:
-        return ""
+        return "at none"
     if len(good) == len(values):
-        return "at all of them"
+        return "at every value"
     if list(values[: len(good)]) == list(good):
         return f"up to {good[-1]:g}"
     if list(values[-len(good) :]) == list(good):
