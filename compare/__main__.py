@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from compare.arguments import LONGEST, Parser, add_match, cost_parser, diff_parser, run_parser
-from compare.plan import UsageError, find, left_out, make_specs, split
+from compare.plan import UsageError, find, make_specs, remarks, split
 
 if TYPE_CHECKING:
     import argparse
@@ -36,6 +36,7 @@ NOT_DECODED = {
     "longest": "measured at the lengths of --seq-len alone",
     "compile": "run as they are",
     "checkpointing": "taken without backward",
+    "causal": "those of the causal encoder",
 }
 
 
@@ -87,7 +88,7 @@ def command_run(words: list[str]) -> int:
 def command_cost(words: list[str]) -> int:
     options = cost_parser().parse_args(words[1:])
     if options.decode:
-        for flag in ("longest", "compile", "checkpointing"):
+        for flag in NOT_DECODED:
             if getattr(options, flag):
                 raise UsageError(f"--{flag} says nothing with --decode: steps are {NOT_DECODED[flag]}")
         return execute(options, words)
@@ -128,8 +129,8 @@ def execute(options: argparse.Namespace, words: list[str], cap: int | None = Non
         raise UsageError("--device cuda: no CUDA device is available here; use --device cpu")
     threads = choose_threads(progress)
     specs = make_specs(options, device, threads)
-    if absent := left_out(options):
-        progress.say(f"left out, for want of a step form: {', '.join(absent)}")
+    for line in remarks(options):
+        progress.say(line)
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     machine = describe_machine(device=device, threads=threads, gpu=gpu, command=command)
     memory = torch.cuda.get_device_properties(0).total_memory if gpu else machine["memory_bytes"]

@@ -204,7 +204,7 @@ def reproduce(spec: RunSpec) -> str:
         words.append(f"--steps {spec.steps}" if spec.steps is not None else f"--budget {spec.budget:g}")
         words += [f"--accumulate {spec.accumulate}", f"--lr {spec.lr:g}"]
         words.append("--length-warmup" if spec.length_warmup else "--no-length-warmup")
-    words += ["--checkpointing"] * spec.checkpointing + ["--reversible"] * spec.reversible
+    words += ["--causal"] * spec.causal + ["--checkpointing"] * spec.checkpointing + ["--reversible"] * spec.reversible
     words += ["--compile"] * spec.compile
     words += [f"--memory-limit {spec.memory_limit}"] if spec.memory_limit else []
     return " ".join(words)
