@@ -266,7 +266,7 @@ def diff_parser() -> Parser:
     diff.add_argument(
         "--fail-on-regression",
         action="store_true",
-        help="exit code 1 where something got worse: a score lower, a time or memory higher, a run not ok",
+        help="exit code 1 where something got worse: a score, a time or memory higher, a run not ok",
     )
     return diff
 

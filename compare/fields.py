@@ -58,7 +58,7 @@ def are_scores(value: Any) -> bool:
 
 
 def is_scale(value: Any) -> bool:
-    """What `tasks.base.Metric` says of a score beside its name."""
+    """What a task's `Metric` says of a score beside its name."""
     if not isinstance(value, dict) or not value.keys() >= {"unit", "lower_is_better", "bounds"}:
         return False
     ends = value["bounds"]

@@ -51,7 +51,7 @@ def search_specs(specs: Sequence[RunSpec], grid: Sequence[float]) -> list[RunSpe
 
 
 def choose(runs: Sequence[Record], grid: Sequence[float]) -> Record:
-    """The rate with the highest validation score at the end, of two the smaller.
+    """The rate with the best validation score at the end, of two the smaller.
 
     Args:
         runs: a record for each rate of the grid; one that failed has lost.
@@ -62,7 +62,8 @@ def choose(runs: Sequence[Record], grid: Sequence[float]) -> Record:
         the validation scores (None where a run failed), and a note where there is something to know.
     """
     scores = [run.get("val_score") if run["status"] == "ok" else None for run in runs]
-    ranked = [(-score, rate) for score, rate in zip(scores, grid, strict=True) if score is not None]
+    lower = any((run.get("metric_scale") or {}).get("lower_is_better") for run in runs)
+    ranked = [(score if lower else -score, rate) for score, rate in zip(scores, grid, strict=True) if score is not None]
     best = min(ranked)[1] if ranked else grid[(len(grid) - 1) // 2]
     note = ""
     if not ranked:
