@@ -156,7 +156,8 @@ def check_causal(options: argparse.Namespace, sweeps: list[Sweep]) -> None:
     asking = [name for name in asking if name == "--causal" or is_causal(options, tasks.get(name))]
     if unable and asking and not options.decode:
         able = ", ".join(name for name in zoo.available() if zoo.describe(name).traits.causal)
-        raise UsageError(f"{asking[0]}: no causal form of {', '.join(unable)}; leave it out, these have one: {able}")
+        verb = "has" if len(unable) == 1 else "have"
+        raise UsageError(f"{asking[0]}: {', '.join(unable)} {verb} no causal form; leave out, these have one: {able}")
 
 
 def add_data(options: argparse.Namespace, settings: Settings, chosen: list[str]) -> None:

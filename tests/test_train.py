@@ -44,7 +44,8 @@ SPEC = RunSpec(
 
 def fake(kind: str, **attributes: Any) -> Any:
     """As much of a task as a model looks at."""
-    defaults = {"vocab_size": 9, "n_features": None, "n_classes": 5, "slice_names": ()}
+    metric = EXPLAINED_VARIANCE if kind == "value" else ACCURACY
+    defaults = {"vocab_size": 9, "n_features": None, "n_classes": 5, "slice_names": (), "metric": metric}
     return SimpleNamespace(**(defaults | {"kind": kind} | attributes))
 
 
