@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from compare.arguments import LONGEST, Parser, add_match, cost_parser, diff_parser, run_parser
-from compare.plan import UsageError, asked_variants, find, left_out, make_specs, split
+from compare.plan import UsageError, asked_variants, find, left_out, make_specs, remarks, split
 
 if TYPE_CHECKING:
     import argparse
@@ -42,6 +42,7 @@ NOT_DECODED = {
     "longest": "measured at the lengths of --seq-len alone",
     "compile": "run as they are",
     "checkpointing": "taken without backward",
+    "causal": "those of the causal encoder",
 }
 
 
@@ -115,7 +116,7 @@ def command_reproduce(words: list[str]) -> int:
 def command_cost(words: list[str]) -> int:
     options = cost_parser().parse_args(words[1:])
     if options.decode:
-        for flag in ("longest", "compile", "checkpointing"):
+        for flag in NOT_DECODED:
             if getattr(options, flag):
                 raise UsageError(f"--{flag} says nothing with --decode: steps are {NOT_DECODED[flag]}")
         return execute(options, words)
@@ -156,9 +157,10 @@ def execute(options: argparse.Namespace, words: list[str], cap: int | None = Non
         raise UsageError("--device cuda: no CUDA device is available here; use --device cpu")
     threads = choose_threads(progress)
     specs = make_specs(options, device, threads)
-    if absent := left_out(options):
-        progress.say(f"left out, for want of a step form: {', '.join(absent)}")
-    elif bound := asked_variants(options).keys() - {find(spec.variant, "--variants").name for spec in specs}:
+    for line in remarks(options):
+        progress.say(line)
+    run = {find(spec.variant, "--variants").name for spec in specs}
+    if options.test_len and (bound := asked_variants(options).keys() - {*run, *left_out(options)}):
         progress.say(f"left out, with parameters for each position: {', '.join(sorted(bound))}")
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     machine = describe_machine(device=device, threads=threads, gpu=gpu, command=command)

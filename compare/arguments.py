@@ -37,6 +37,7 @@ examples:
   python -m compare --variants full --sweep performer.features=16:1024 --sweep linformer.rank=32,64,256 --tasks mqar
   python -m compare --variants full,linear --tasks listops --sweep listops.min_len=125:1000
   python -m compare --variants full,linear --lr-grid 1e-3,3e-3,1e-2 --tasks mqar --seeds 3
+  python -m compare --causal --variants full,linear,mamba2 --tasks mqar,bytes
   python -m compare --variants full,my_module:MyAttention --set my_attention.scale=5
 """
 COST_EPILOG = """examples:
@@ -61,6 +62,14 @@ class Parser(argparse.ArgumentParser):
         names = (word.partition("=")[0].lstrip("-–—") for word in words.split())
         close = next((found[0] for name in names if (found := get_close_matches(name, known, n=1, cutoff=0.7))), None)
         return f"; did you mean {known[close]}?" if close else ""
+
+
+class Named(argparse.Action):
+    """Keeps a value, and that it was typed."""
+
+    def __call__(self, _parser: object, namespace: argparse.Namespace, value: object, _option: object = None) -> None:
+        setattr(namespace, self.dest, value)
+        namespace.named = True
 
 
 def run_parser() -> Parser:
@@ -212,8 +221,10 @@ def escaped(text: str) -> str:
 def add_what(parser: Parser) -> argparse._ArgumentGroup:
     """Which variants on which tasks."""
     what = parser.add_argument_group("what to compare")
+    what.set_defaults(named=False)
     what.add_argument(
         "--variants",
+        action=Named,
         default=DEFAULT_VARIANTS,
         metavar="A,B",
         help="names, module:Class of your own, or all (%(default)s)",
@@ -301,7 +312,7 @@ def diff_parser() -> Parser:
     diff.add_argument(
         "--fail-on-regression",
         action="store_true",
-        help="exit code 1 where something got worse: a score lower, a time or memory higher, a run not ok",
+        help="exit code 1 where something got worse: a score, a time or memory higher, a run not ok",
     )
     return diff
 
@@ -309,6 +320,12 @@ def diff_parser() -> Parser:
 def add_switches(parser: Parser) -> argparse._ArgumentGroup:
     """What every variant is given alike and what changes its cost."""
     same = parser.add_argument_group("switches, the same for every variant")
+    same.add_argument(
+        "--causal",
+        action="store_true",
+        help="the encoder sees the past alone; bytes becomes next_byte. What has no causal form or reading is left out "
+        "of all",
+    )
     same.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)")
     kept = same.add_mutually_exclusive_group()
     kept.add_argument("--checkpointing", action="store_true", help="run layers again in backward, not keep them")

@@ -16,11 +16,10 @@ import tasks
 import zoo
 from compare.record import write_atomically
 from compare.report import in_short
-from tasks.base import METRICS
 from zoo.registry import Entry, format_added, format_bytes
 
 Rows = list[list[str]]
-TASK_HEADERS = ["name", "what it asks", "metric", "lengths", "default", "options"]
+TASK_HEADERS = ["name", "what it asks", "metric", "causal", "lengths", "default", "options"]
 SUITE_HEADERS = ["suite", "what for", "tasks", "seconds a run"]
 WHAT = ["name", "year", "causal", "what it does", "options"]
 COST = ["name", "time", "memory", "parameters added", "capacity"]
@@ -77,7 +76,11 @@ def task_rows() -> Rows:
         if task.min_len == task.max_len:
             lengths = str(task.max_len)
         options = ", ".join(f"{option}={default}" for option, default in tasks.options(name).items())
-        rows.append([name, task.summary, METRICS[task.kind], lengths, str(task.defaults.seq_len), options])
+        metric = f"{task.metric.name} (lower is better)" if task.metric.lower_is_better else task.metric.name
+        causal = "only" if task.causal_only else "yes" if task.causal else "no"
+        if task.causal_form:
+            causal = f"as {task.causal_form}"
+        rows.append([name, task.summary, metric, causal, lengths, str(task.defaults.seq_len), options])
     return rows
 
 

@@ -53,6 +53,7 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
     chosen = choose_tasks(options)
     settings = read_settings(options.set)
     sweeps, task_sweeps = read_sweeps(options.sweep)
+    check_causal(options, sweeps)
     compared = [*dict.fromkeys([*variants, *(sweep.name for sweep in sweeps)])]
     unused = set(settings) - set(compared) - {name for name, _, _ in chosen}
     if unused:
@@ -79,6 +80,7 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
             raise UsageError("--warmup 0: expected a share above 0 with --lr-schedule inverse-square-root, its peak")
         test_lens = tuple(sorted(options.test_len))
         check_test_lengths(task, test_lens)
+        causal = is_causal(options, kind)
         planned = [
             RunSpec(
                 variant=typed,
@@ -107,6 +109,7 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
                 checkpointing=options.checkpointing,
                 reversible=options.reversible,
                 compile=options.compile,
+                causal=causal,
                 decode=options.decode,
                 memory_limit=options.memory_limit,
                 device=device,
@@ -115,8 +118,9 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
             )
             for seed in range(options.seeds)
             for typed, variant_options in forms
+            if not causal or find(typed, "--variants").traits.causal
         ]
-        specs += testable(planned, [*split(options.variants, "variant", []), *(sweep.typed for sweep in sweeps)])
+        specs += testable(planned, [*typed_variants(options), *(sweep.typed for sweep in sweeps)])
     return sorted(specs, key=lambda spec: spec.seed)
 
 
@@ -154,10 +158,46 @@ def choose_tasks(options: argparse.Namespace) -> list[Chosen]:
             wanted, budget = dict.fromkeys(names), None
         else:
             raise UsageError(f"unknown task {word!r}{closest(word, known)}; known: {', '.join(known)}")
+        read = {name: reading_of(name) if options.causal else name for name in wanted}
+        if not any(read.values()):
+            able = ", ".join(name for name in tasks.available() if reading_of(name))
+            raise UsageError(f"--causal: {word} has no causal reading; these tasks have: {able}")
         for name, length in wanted.items():
-            for seq_len in options.seq_len or [length or tasks.get(name).defaults.seq_len]:
-                chosen.setdefault((name, seq_len), budget or tasks.get(name).defaults.budget or DEFAULT_BUDGET)
+            if task := read[name]:
+                defaults = tasks.get(task).defaults
+                for seq_len in options.seq_len or [length or defaults.seq_len]:
+                    chosen.setdefault((task, seq_len), budget or defaults.budget or DEFAULT_BUDGET)
     return [(name, seq_len, budget) for (name, seq_len), budget in chosen.items()]
+
+
+def reading_of(name: str) -> str:
+    """The task that a causal encoder is trained on in place of this one, mostly itself; "" = there is none."""
+    import tasks
+
+    kind = tasks.get(name)
+    return kind.causal_form or name * kind.causal
+
+
+def is_causal(options: argparse.Namespace, kind: type[Task]) -> bool:
+    """Whether runs of a task are of the causal encoder; those that decode are so without being told."""
+    return (options.causal or kind.causal_only) and not options.decode
+
+
+def check_causal(options: argparse.Namespace, sweeps: list[Sweep]) -> None:
+    """Raise UsageError where a variant that was typed has no causal form, and --causal or a task that was typed asks
+    for one."""
+    import tasks
+    import zoo
+
+    typed = [*typed_variants(options), *(sweep.typed for sweep in sweeps)]
+    unable = [name for name in typed if name != "all" and not find(name, "--variants").traits.causal]
+    asking = ["--causal"] * options.causal
+    asking += [name for name in split(options.tasks, "task", []) if name in tasks.available()]
+    asking = [name for name in asking if name == "--causal" or is_causal(options, tasks.get(name))]
+    if unable and asking and not options.decode:
+        able = ", ".join(name for name in zoo.available() if zoo.describe(name).traits.causal)
+        verb = "has" if len(unable) == 1 else "have"
+        raise UsageError(f"{asking[0]}: {', '.join(unable)} {verb} no causal form; leave out, these have one: {able}")
 
 
 def add_data(options: argparse.Namespace, settings: Settings, chosen: list[str]) -> None:
@@ -187,13 +227,41 @@ def asked_variants(options: argparse.Namespace) -> dict[str, str]:
     return variants
 
 
+def typed_variants(options: argparse.Namespace) -> list[str]:
+    """The words of --variants; none where it holds its default."""
+    return split(options.variants, "variant", []) if options.named else []
+
+
 def left_out(options: argparse.Namespace) -> list[str]:
-    """Names that nobody typed and that cannot be decoded, as they have no step form."""
-    if not options.decode:
+    """Names that nobody typed and that cannot be run, as they have no step form, to decode, or no causal form."""
+    if not (options.decode or options.causal):
         return []
-    typed = split(options.variants, "variant", [])
+    typed = typed_variants(options)
+    asked = {name: find(word, "--variants") for name, word in asked_variants(options).items() if word not in typed}
+    return [name for name, entry in asked.items() if not (entry.steps if options.decode else entry.traits.causal)]
+
+
+def remarks(options: argparse.Namespace) -> list[str]:
+    """Lines on what is not run, though it was among all that was asked for, and on what is run in its place."""
+    import tasks
+
+    lines = []
+    if absent := left_out(options):
+        lines.append(f"left out, for want of a {'step' if options.decode else 'causal'} form: {', '.join(absent)}")
+    words = split(options.tasks, "task", [])
+    if options.causal:
+        names = [n for n in tasks.available() if not tasks.get(n).own_data] if "all" in words else []
+        names += [name for word in words if word in tasks.SUITES for name in tasks.SUITES[word].tasks]
+        if unread := [name for name in dict.fromkeys(names) if not reading_of(name)]:
+            lines.append(f"left out, for want of a causal reading: {', '.join(unread)}")
+        forms = {form: name for name in tasks.available() if (form := tasks.get(name).causal_form)}
+        chosen = dict.fromkeys(name for name, _, _ in choose_tasks(options) if name in forms and name not in words)
+        return lines + [f"{forms[name]} becomes {name}, its causal reading" for name in chosen]
     asked = asked_variants(options)
-    return [name for name, word in asked.items() if word not in typed and not find(word, "--variants").steps]
+    if unable := [name for name, word in asked.items() if not find(word, "--variants").traits.causal]:
+        chosen = dict.fromkeys(name for name, _, _ in choose_tasks(options) if is_causal(options, tasks.get(name)))
+        lines += [f"left out of {name}, for want of a causal form: {', '.join(unable)}" for name in chosen]
+    return lines
 
 
 def check_test_lengths(task: Task, test_lens: Sequence[int]) -> None:

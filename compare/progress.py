@@ -239,8 +239,7 @@ class TableProgress(Progress):
         took = "" if wall is None else clock(wall)
         if record["status"] != "ok":
             return STYLES["failed"], f"{record['status']}: {record.get('reason') or 'no reason recorded'}", took
-        score = "done" if score is None else f"{record.get('metric') or 'score'} {score:.1%}"
-        return STYLES["ok"], score, took
+        return STYLES["ok"], "done" if score is None else score_text(record), took
 
     def summary(self, first: int, shown: int, left: float | None) -> str:
         runs = self.runs
@@ -353,6 +352,12 @@ def run_name(spec: RunSpec, task: str, varied: set[str], width: int) -> str:
     return cut(cut(spec.label, max(6, width - len(rest))) + rest, width)
 
 
+def score_text(record: Record) -> str:
+    """ "accuracy 97.5%", "bits per byte 2.345"."""
+    fraction = (record.get("metric_scale") or {}).get("unit", "%") == "%"
+    return f"{record.get('metric') or 'score'} {record['test_score']:{'.1%' if fraction else '.3f'}}"
+
+
 def outcome(record: Record) -> str:
     """One line on how a run ended."""
     if record["status"] != "ok":
@@ -362,7 +367,7 @@ def outcome(record: Record) -> str:
         return f"{1e3 * record['token_seconds']:.3g} ms a token, {record['cache_bytes']:,} bytes of state, {took}"
     if "tokens_per_second" not in record:  # it asked whether a length fits
         return "fits"
-    score = f"{record['metric']} {record['test_score']:.1%}, " if "test_score" in record else ""
+    score = f"{score_text(record)}, " if "test_score" in record else ""
     return (
         f"{score}{record['tokens_per_second']:,.0f} tokens/s, step {record['step_seconds']:.3g} s, "
         f"{record['wall_seconds']:.0f} s in all"

@@ -211,7 +211,7 @@ def reproduce(spec: RunSpec) -> str:
         words += [f"--lr-schedule {spec.lr_schedule}", f"--warmup {spec.warmup:g}"]
         words.append(f"--length-schedule {spec.length_schedule}")
         words += [f"--test-len {','.join(map(str, spec.test_lens))}"] if spec.test_lens else []
-    words += ["--checkpointing"] * spec.checkpointing + ["--reversible"] * spec.reversible
+    words += ["--causal"] * spec.causal + ["--checkpointing"] * spec.checkpointing + ["--reversible"] * spec.reversible
     words += ["--compile"] * spec.compile
     words += [f"--memory-limit {spec.memory_limit}"] if spec.memory_limit else []
     return " ".join(words)

@@ -71,7 +71,7 @@ def search_specs(specs: Sequence[RunSpec], grid: Sequence[Setting]) -> list[RunS
 
 
 def choose(runs: Sequence[Record], grid: Sequence[Setting]) -> Record:
-    """The setting with the highest validation score at the end, of two the smaller rate, then the smaller decay.
+    """The setting with the best validation score at the end, of two the smaller rate, then the smaller decay.
 
     Args:
         runs: a record for each point of the grid; one that failed has lost.
@@ -84,7 +84,8 @@ def choose(runs: Sequence[Record], grid: Sequence[Setting]) -> Record:
     """
     rates = sorted({setting.lr for setting in grid})
     scores = [run.get("val_score") if run["status"] == "ok" else None for run in runs]
-    ranked = [(-score, place) for place, score in enumerate(scores) if score is not None]
+    lower = any((run.get("metric_scale") or {}).get("lower_is_better") for run in runs)
+    ranked = [(score if lower else -score, place) for place, score in enumerate(scores) if score is not None]
     best = grid[min(ranked)[1] if ranked else (len(grid) - 1) // 2]
     note = ""
     if not ranked:

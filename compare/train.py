@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from compare.measure import synchronise
 from compare.schedule import lr_factor
 from compare.spec import RunSpec
-from tasks import IGNORE, Batch, EvalSplit, Kind, Task
+from tasks import IGNORE, Batch, EvalSplit, Task
+from tasks.base import BITS_PER_BYTE, EXPLAINED_VARIANCE, Metric
 from zoo import Encoder, describe
 from zoo.heads import ClassificationHead, PairHead, TokenHead
 
@@ -54,7 +55,7 @@ class Model(nn.Module):
             embedding_std=spec.embedding_std,
             vocab_size=task.vocab_size,
             n_features=task.n_features,
-            causal=spec.decode,
+            causal=spec.causal or spec.decode,
             checkpointing=spec.checkpointing,
             reversible=spec.reversible,
         )
@@ -82,18 +83,19 @@ class Model(nn.Module):
 class Tally:
     """Loss and score summed over predictions, on the device until they are read.
 
-    Accuracy counts predictions that are right; explained variance is 1 - squared error / variance of the targets.
+    Accuracy counts predictions that are right; explained variance is 1 - squared error / variance of the targets; bits
+    per byte are the loss to the base 2.
     """
 
-    def __init__(self, kind: Kind) -> None:
-        self.kind = kind
+    def __init__(self, metric: Metric) -> None:
+        self.metric = metric
         self.count = 0
         self.sums: dict[str, Tensor | float] = dict.fromkeys(("loss", "correct", "target", "square"), 0.0)
 
     def add(self, predicted: Tensor, targets: Tensor) -> Tensor:
         """Count a batch, (asked, n_classes) and (asked,); returns its mean loss."""
         predicted = predicted.float()
-        if self.kind == "value":
+        if self.metric == EXPLAINED_VARIANCE:
             loss = F.mse_loss(predicted.squeeze(-1), targets)
             found = {"target": targets.double().sum(), "square": targets.double().square().sum()}
         else:
@@ -106,7 +108,7 @@ class Tally:
         return loss
 
     def read(self) -> tuple[float, float]:
-        """Mean loss, and accuracy or explained variance.
+        """Mean loss, and the score.
 
         Raises:
             DivergedError: the loss is not finite.
@@ -114,7 +116,9 @@ class Tally:
         loss, correct, target, square = (float(value) / self.count for value in self.sums.values())
         if not math.isfinite(loss):
             raise DivergedError(f"loss is {loss}")
-        if self.kind != "value":
+        if self.metric == BITS_PER_BYTE:
+            return loss, loss / math.log(2)
+        if self.metric != EXPLAINED_VARIANCE:
             return loss, correct
         variance = square - target**2
         return loss, 1 - loss / variance if variance > 0 else 0.0
@@ -164,7 +168,7 @@ class Trainer:
     progress: Progress = field(init=False)
 
     def __post_init__(self) -> None:
-        self.progress = Progress(Tally(self.task.kind))
+        self.progress = Progress(Tally(self.task.metric))
         torch.manual_seed(self.spec.seed)
         self.accelerator = Accelerator(
             cpu=self.spec.device == "cpu",
@@ -209,8 +213,8 @@ class Trainer:
         if elsewhere is not None:
             task, size = elsewhere, max(1, size * self.spec.seq_len // elsewhere.seq_len)
             most = max(1, TEST_TOKENS // elsewhere.seq_len)
-        total = Tally(task.kind)
-        slices = {name: Tally(task.kind) for name in task.slice_names}
+        total = Tally(task.metric)
+        slices = {name: Tally(task.metric) for name in task.slice_names}
         for batch in task.eval_batches(split, size, most):
             on_progress()
             predicted, targets = self.forward(self.to_device(batch))
@@ -295,7 +299,7 @@ class Trainer:
         """The next point of the curve: what was trained since the last, and validation where it is due."""
         at = self.progress
         loss, score = at.tally.read()
-        at.tally = Tally(self.task.kind)
+        at.tally = Tally(self.task.metric)
         point: dict[str, Any] = {"step": at.step, "seconds": round(at.seconds, 3), "tokens": at.tokens}
         point |= {"flops": at.flops, "seq_len": at.seq_len, "train_loss": loss, "train_score": score}
         point |= {"val_loss": None, "val_score": None}
@@ -327,7 +331,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        tally = Tally(self.task.kind)
+        tally = Tally(self.task.metric)
         tally.count = state["tally"]["count"]
         tally.sums = {name: torch.as_tensor(sum_, device=self.device) for name, sum_ in state["tally"]["sums"].items()}
         self.progress = Progress(tally=tally, **state["progress"])

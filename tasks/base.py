@@ -23,13 +23,30 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 POOL = 32  # training batches that are filled together, where samples differ in length
 
 Kind = Literal["token", "sequence", "pair", "value"]
-METRICS: dict[Kind, str] = {
-    "token": "accuracy",
-    "sequence": "accuracy",
-    "pair": "accuracy",
-    "value": "explained variance",
-}
-"""What is scored, by what a task asks for. Explained variance is 1 - MSE / variance of the targets."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a score is.
+
+    Attributes:
+        name: as "accuracy".
+        unit: it is told in: "%" of scores that are fractions, else the unit of the score itself.
+        lower_is_better: which of two scores is the better one.
+        bounds: the least and the largest score that there can be; None = none.
+    """
+
+    name: str
+    unit: str = "%"
+    lower_is_better: bool = False
+    bounds: tuple[float | None, float | None] = (0.0, 1.0)
+
+
+ACCURACY = Metric("accuracy")
+EXPLAINED_VARIANCE = Metric("explained variance", bounds=(None, 1.0))
+"""1 - MSE / variance of the targets."""
+BITS_PER_BYTE = Metric("bits per byte", unit="bits", lower_is_better=True, bounds=(0.0, None))
+"""The mean cross-entropy to the base 2, where each target is a byte."""
 
 LrSchedule = Literal["constant-then-linear", "cosine", "linear", "inverse-square-root"]
 LengthSchedule = Literal["from-64th", "from-16th", "constant"]
@@ -125,8 +142,14 @@ class Task(ABC):
     """It reads files that the user brings, and has nothing without."""
     remarks: ClassVar[Mapping[str, str]] = {}
     """By variant, why it cannot solve the task, in words that a newcomer understands, without a full stop."""
+    metric: ClassVar[Metric] = ACCURACY
+    """What a score is; `EXPLAINED_VARIANCE` for kind "value"."""
     causal: ClassVar[bool] = False
     """A causal encoder can solve it: what an answer rests on stands before the place that asks."""
+    causal_only: ClassVar[bool] = False
+    """Others would see the answer: it is always a causal encoder that is trained."""
+    causal_form: ClassVar[str] = ""
+    """The task that stands for this one where the encoder is causal; "" = itself, if `causal`."""
 
     vocab_size: int | None
     """Number of input ids; None where the inputs are features."""
@@ -144,10 +167,6 @@ class Task(ABC):
             raise ValueError(f"{self.name}: expected {self.min_len} <= seq_len <= {self.max_len}, got {seq_len}")
         self.seq_len = seq_len
         self.config = self.config_type() if config is None else config
-
-    @property
-    def metric(self) -> str:
-        return METRICS[self.kind]
 
     @property
     @abstractmethod
@@ -203,7 +222,10 @@ class Task(ABC):
         """Baselines, the weakest first, provenance ("data") and notes: computed once and kept in the cache."""
 
         def compute() -> dict[str, Any]:
-            baselines = dict(sorted(self.baselines().items(), key=lambda scored: scored[1]))
+            worst_first = sorted(
+                self.baselines().items(), key=lambda scored: scored[1], reverse=self.metric.lower_is_better
+            )
+            baselines = dict(worst_first)
             data = self.provenance() | {"rows_sha256": digest_of(self.tables)}
             return {"baselines": baselines, "data": data, "notes": self.notes()}
 

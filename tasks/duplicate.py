@@ -47,6 +47,7 @@ class Duplicate(Generated):
 
     name = "duplicate"
     kind = "token"
+    causal = True
     summary = "restore the hidden second half of 0 w 0 w"
     min_len = 16
     max_len = 65_536

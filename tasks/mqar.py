@@ -67,6 +67,7 @@ class Mqar(Generated):
 
     name = "mqar"
     kind = "token"
+    causal = True
     summary = "recall the value each queried key was paired with; N // 16 pairs"
     min_len = 32  # two pairs: with one there is nothing to choose from
     max_len = 65_536

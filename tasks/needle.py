@@ -67,6 +67,7 @@ class Needle(Generated):
 
     name = "needle"
     kind = "token"
+    causal = True
     summary = "find the value beside each key in a haystack; also scored by distance"
     min_len = 32
     max_len = 65_536

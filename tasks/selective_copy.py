@@ -55,6 +55,7 @@ class SelectiveCopy(Generated):
 
     name = "selective_copy"
     kind = "token"
+    causal = True
     summary = "say again, in order, the N // 16 symbols scattered among blanks"
     min_len = 48  # three symbols: with two, the last marker is near enough to the text for a convolution
     max_len = 65_536

@@ -16,6 +16,7 @@ from compare.spec import RunSpec
 from compare.train import DivergedError, Model, Tally, Trainer, count_tokens
 from compare.worker import at_full_length
 from tasks import IGNORE, Batch
+from tasks.base import ACCURACY, EXPLAINED_VARIANCE
 from zoo import Encoder
 from zoo.heads import PairHead
 
@@ -42,7 +43,8 @@ SPEC = RunSpec(
 
 def fake(kind: str, **attributes: Any) -> Any:
     """As much of a task as a model looks at."""
-    defaults = {"vocab_size": 9, "n_features": None, "n_classes": 5, "slice_names": ()}
+    metric = EXPLAINED_VARIANCE if kind == "value" else ACCURACY
+    defaults = {"vocab_size": 9, "n_features": None, "n_classes": 5, "slice_names": (), "metric": metric}
     return SimpleNamespace(**(defaults | {"kind": kind} | attributes))
 
 
@@ -114,7 +116,7 @@ def test_features_enter_through_a_linear_map_of_the_size_of_embeddings() -> None
 
 
 def test_accuracy_and_loss_are_those_of_all_predictions() -> None:
-    tally = Tally("sequence")
+    tally = Tally(ACCURACY)
     logits, targets = torch.randn(10, 4), torch.randint(4, (10,))
     for part in (slice(0, 7), slice(7, 10)):
         tally.add(logits[part], targets[part])
@@ -125,7 +127,7 @@ def test_accuracy_and_loss_are_those_of_all_predictions() -> None:
 
 
 def test_explained_variance_is_that_of_all_predictions() -> None:
-    tally = Tally("value")
+    tally = Tally(EXPLAINED_VARIANCE)
     predicted, targets = torch.randn(10, 1), 1000 + torch.randn(10)
     for part in (slice(0, 7), slice(7, 10)):
         tally.add(predicted[part] + 1000, targets[part])
@@ -133,13 +135,13 @@ def test_explained_variance_is_that_of_all_predictions() -> None:
     error = (predicted[:, 0] + 1000 - targets).double().square().mean().item()
     assert loss == pytest.approx(error, rel=1e-3)
     assert score == pytest.approx(1 - error / targets.double().var(unbiased=False).item(), rel=1e-3)
-    exact = Tally("value")
+    exact = Tally(EXPLAINED_VARIANCE)
     exact.add(targets[:, None], targets)
     assert exact.read() == (0, 1)
 
 
 def test_a_loss_that_is_not_finite_is_divergence() -> None:
-    tally = Tally("value")
+    tally = Tally(EXPLAINED_VARIANCE)
     tally.add(torch.full((2, 1), float("nan")), torch.zeros(2))
     with pytest.raises(DivergedError, match="nan"):
         tally.read()

@@ -28,8 +28,9 @@ from .canvas import (
     write,
 )
 from .labels import spread
+from .scale import Scale
 from .stats import ENOUGH_SEEDS, Difference, Estimate, binomial_half, estimate, judge
-from .units import MISSING, percent, plain, plural
+from .units import MISSING, plain, plural
 
 BASELINE = "best trivial predictor"
 NAMED = 6  # variants, in one sentence
@@ -115,8 +116,9 @@ def chart_by_length(group: Group, styles: Mapping[str, Style]) -> Figure | None:
     axes.set_xlabel("length of test samples, tokens (logarithmic)")
     score_axis(
         axes,
-        f"test {group.metric}, %",
+        f"test {group.metric}",
         [*(mean.mean for scores in found.values() for mean in scores.values()), *baseline.values()],
+        group.scale,
     )
     axes.axvline(group.seq_len, color="#bbbbbb", linewidth=1, zorder=1)
     box, told = axes.get_window_extent(), f"trained at {group.seq_len:,}"
@@ -182,7 +184,8 @@ def carried_over(group: Group) -> list[str]:
     if not rows:
         return []
     drops = changes(group, rows, longest)
-    words = {row.name: ends(row.name, found[row.name], group.seq_len, longest) for row in rows}
+    words = {row.name: ends(row.name, group.scale, found[row.name], group.seq_len, longest) for row in rows}
+    better = {name: group.scale.better(change.mean) for name, change in drops.items()}
     times = longest / group.seq_len
     begin = f"Trained at {group.seq_len:,} tokens and tested at {longest:,}, {times:.3g} times as long"
     few = [row.name for row in rows if row.name not in drops or drops[row.name].n < ENOUGH_SEEDS]
@@ -191,17 +194,17 @@ def carried_over(group: Group) -> list[str]:
         return [f"{begin}: {some(words, few)} ({n} {plural(n, 'seed')}: no verdict)."]
     judged = {name: change for name, change in drops.items() if name not in few}
     parts = [
-        ("lose accuracy", [name for name, change in judged.items() if change.beyond and change.mean < 0]),
-        ("gain", [name for name, change in judged.items() if change.beyond and change.mean > 0]),
+        ("lose", [name for name, change in judged.items() if change.beyond and better[name] < 0]),
+        ("gain", [name for name, change in judged.items() if change.beyond and better[name] > 0]),
         ("stay within noise", [name for name, change in judged.items() if not change.beyond]),
         ("too few seeds for a verdict", few),
     ]
     return [f"{begin}: " + "; ".join(f"{what}: {some(words, names)}" for what, names in parts if names) + "."]
 
 
-def ends(name: str, scores: Mapping[int, Estimate], *lengths: int) -> str:
+def ends(name: str, scale: Scale, scores: Mapping[int, Estimate], *lengths: int) -> str:
     """ "full 99.8 % → 20.1 %"."""
-    return f"{name} " + " → ".join(percent(scores[n].mean) for n in lengths)
+    return f"{name} " + " → ".join(scale.show(scores[n].mean) for n in lengths)
 
 
 def changes(group: Group, rows: Sequence[Row], longest: int) -> dict[str, Difference]:
@@ -226,7 +229,7 @@ def some(words: Mapping[str, str], names: Sequence[str]) -> str:
 def describe_by_length(group: Group) -> str:
     """The chart in words."""
     return " ".join(
-        f"At {n:,}: {', '.join(f'{name} {percent(scores[n].mean)}' for name, scores in shown)}."
+        f"At {n:,}: {', '.join(f'{name} {group.scale.show(scores[n].mean)}' for name, scores in shown)}."
         for n in test_lengths(group)
         if (shown := [(name, scores) for name, scores in courses(group).items() if n in scores][:NAMED])
     )

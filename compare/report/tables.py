@@ -14,12 +14,13 @@ from .first import lead_of, remarks
 from .flags import flag_notes, marked, parameters
 from .heatmap import HEAT
 from .published import published_tables
+from .scale import FRACTION, Scale
 from .scaling import STATE, TOKEN, CostTable, cost_tables
-from .stats import ENOUGH_SEEDS, Difference, Estimate, binomial_half, in_points
+from .stats import ENOUGH_SEEDS, Difference, Estimate, binomial_half
 from .summary import summarise
 from .sweeps import sweep_table
 from .task_sweeps import TaskSweep, representatives, task_sweeps, unswept
-from .units import MISSING, count, percent, plain, plural, seconds, size
+from .units import MISSING, count, plain, plural, seconds, sentence, size
 from .views import MATCHES, match_scores, scored
 
 SIGNS = str.maketrans({"\\": r"\\", "`": r"\`", "&": "&amp;", "<": "&lt;"})
@@ -66,36 +67,33 @@ def family(row: Row, group: Group) -> Cell:
 
 
 def score(row: Row, group: Group) -> Cell:
-    del group
-    return Cell(score_text(row.score), row.score.mean if row.score else None)
+    return Cell(score_text(row.score, group.scale), row.score.mean if row.score else None)
 
 
 def test_score(row: Row, group: Group) -> Cell:
-    del group
     found = row.over_seeds("test_score")
-    return Cell(score_text(found), found.mean if found else None)
+    return Cell(score_text(found, group.scale), found.mean if found else None)
 
 
-def score_text(found: Estimate | None) -> str:
-    if found is None:
-        return MISSING
-    half = "" if found.half is None else f" ± {100 * found.half:.1f}"
-    return f"{100 * found.mean:.1f}{half} (n={found.n})"
+def score_text(found: Estimate | None, scale: Scale) -> str:
+    return MISSING if found is None else f"{scale.number(found)} (n={found.n})"
 
 
 def against_full(row: Row, group: Group) -> Cell:
     found = group.against_full.get(row.name)
-    return Cell(verdict(found), found.mean) if found else Cell(MISSING, None)
+    return Cell(verdict(found, group.scale), found.mean) if found else Cell(MISSING, None)
 
 
-def verdict(found: Difference) -> str:
+def verdict(found: Difference, scale: Scale = FRACTION) -> str:
     """In plain words, what may be said of a row's paired difference to full."""
     if found.n < ENOUGH_SEEDS:
-        return f"no verdict: {found.n} shared {plural(found.n, 'seed')} ({in_points(found)})"
+        return f"no verdict: {found.n} shared {plural(found.n, 'seed')} ({scale.change(found)})"
     if found.beyond:
-        amount = in_points(found).lstrip("+−")
-        return f"{amount} points {'above' if found.mean > 0 else 'below'} full"
-    return f"within noise of full ({in_points(found)})"
+        amount = scale.change(found).lstrip("+−")
+        where = "above" if found.mean > 0 else "below"
+        better = f" ({'better' if scale.better(found.mean) > 0 else 'worse'})" if scale.lower_is_better else ""
+        return f"{amount} {scale.points} {where} full{better}"
+    return f"within noise of full ({scale.change(found)})"
 
 
 def params(row: Row, group: Group) -> Cell:
@@ -119,7 +117,7 @@ def status(row: Row, group: Group) -> Cell:
 COLUMNS = (
     Column("variant", variant),
     Column("family", family),
-    Column("test score, %", score),
+    Column("test score", score),
     Column("against full", against_full),
     Column("tokens/s", measured("tokens_per_second", plain)),
     Column("step", measured("step_seconds", seconds)),
@@ -137,12 +135,17 @@ COLUMNS = (
 )
 
 
+def unit_of(group: Group) -> str:
+    """Of the scores in a head of a table, and which way is better where that is not what all expect."""
+    return group.scale.axis(group.metric) if group.scale.lower_is_better else group.scale.unit
+
+
 def columns_of(group: Group) -> list[Column]:
     """The columns in which at least one row has something: no scores where nothing was trained."""
-    columns = list(COLUMNS)
+    columns, unit = list(COLUMNS), unit_of(group)
+    columns[2] = Column(f"{group.terms.words('score')}, {unit}", score)
     if group.terms != Terms():
-        columns[2] = Column(f"{group.terms.words('score')}, %", score)
-        columns.append(Column("test score at the end, %", test_score))
+        columns.append(Column(f"test score at the end, {unit}", test_score))
     return [column for column in columns if any(column.cell(row, group).key is not None for row in group.rows)]
 
 
@@ -158,6 +161,11 @@ def notes(group: Group) -> list[str]:
             f"Scored on {group.scored_on}, which alone leaves up to "
             f"± {100 * half:.1f} points (95 %, binomial, at a score of 50 %; more where predictions depend on "
             "one another)."
+        )
+    if group.scale.lower_is_better:
+        lines.append(
+            f"{sentence(group.metric)}: lower is better. What the test set itself adds to the noise is not known, "
+            "and in no interval."
         )
     if group.terms.note and not scored(group):
         lines.append(group.terms.note)
@@ -203,9 +211,11 @@ def equal_table(group: Group) -> Equal | None:
         return None
     header, columns = ["variant"], [[marked(row, group) for row in group.rows]]
     for view in filter(scored, views):
-        header += [f"{view.terms.at}, %", "Δ to full, points"]
-        columns.append([score_text(row.score) for row in view.rows])
-        columns.append([in_points(d) if (d := view.against_full.get(row.name)) else MISSING for row in view.rows])
+        header += [f"{view.terms.at}, {unit_of(group)}", f"Δ to full, {group.scale.points}"]
+        columns.append([score_text(row.score, group.scale) for row in view.rows])
+        columns.append(
+            [group.scale.change(d) if (d := view.against_full.get(row.name)) else MISSING for row in view.rows]
+        )
     return Equal(header, [list(cells) for cells in zip(*columns, strict=True)], [view.terms.note for view in views])
 
 
@@ -215,8 +225,8 @@ def slice_table(group: Group) -> tuple[list[str], list[list[str]]] | None:
     names = list(dict.fromkeys(name for slices in found.values() for name in slices))
     if not names:
         return None
-    body = [[label, *(score_text(slices.get(name)) for name in names)] for label, slices in found.items()]
-    return ["variant", *(f"{name}, %" for name in names)], body
+    body = [[label, *(score_text(slices.get(name), group.scale) for name in names)] for label, slices in found.items()]
+    return ["variant", *(f"{name}, {unit_of(group)}" for name in names)], body
 
 
 def task_sweep_table(sweep: TaskSweep) -> tuple[list[str], list[list[str]]]:
@@ -225,9 +235,16 @@ def task_sweep_table(sweep: TaskSweep) -> tuple[list[str], list[list[str]]]:
     for name, rows in sweep.rows.items():
         state = sweep.state(name)
         found = (rows.get(value) for value, _ in sweep.points)
-        cells = (row.status if row and not row.score else score_text(row.score if row else None) for row in found)
+        cells = (
+            row.status if row and not row.score else score_text(row.score if row else None, sweep.scale)
+            for row in found
+        )
         body.append([name, size(state.mean) if state else MISSING, *cells])
-    return ["variant", "state a layer", *(f"{sweep.option}={value:g}, %" for value, _ in sweep.points)], body
+    return [
+        "variant",
+        "state a layer",
+        *(f"{sweep.option}={value:g}, {sweep.scale.unit}" for value, _ in sweep.points),
+    ], body
 
 
 READING = (
@@ -277,7 +294,7 @@ def failures(groups: Sequence[Group]) -> list[tuple[str, str, str, str, str]]:
 
 def baseline_rows(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
     """Every trivial predictor: group, name, score."""
-    return [(group.title, name, percent(value)) for group in groups for name, value in group.baselines.items()]
+    return [(group.title, name, group.scale.show(value)) for group in groups for name, value in group.baselines.items()]
 
 
 def commands(groups: Sequence[Group]) -> list[str]:

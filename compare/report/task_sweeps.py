@@ -26,9 +26,10 @@ from .canvas import (
     text_size,
     write,
 )
+from .scale import Scale
 from .stats import ENOUGH_SEEDS, Estimate, estimate
 from .summary import NAMED, no_ranking, short
-from .units import SPACE, joined, percent, plural, sentence, size
+from .units import SPACE, joined, plural, sentence, size
 
 SHARES = ("accuracy", "explained variance", "score")  # metrics of at most 1, where more is better
 HELD = 0.9  # the score that a variant is said to hold
@@ -52,6 +53,10 @@ class TaskSweep:
     points: tuple[tuple[float, Group], ...]
     title: str
     slug: str = ""
+
+    @property
+    def scale(self) -> Scale:
+        return self.points[0][1].scale
 
     @property
     def groups(self) -> list[Group]:
@@ -182,7 +187,7 @@ def describe_sweep(sweep: TaskSweep) -> str:
         scored = [(value, row.score.mean) for value, row in rows.items() if row.score]
         if scored:
             (first, start), (last, end) = scored[0], scored[-1]
-            told.append(f"{name} from {percent(start)} at {first:g} to {percent(end)} at {last:g}")
+            told.append(f"{name} from {sweep.scale.show(start)} at {first:g} to {sweep.scale.show(end)} at {last:g}")
     return f"{sweep.heading}. {short(told)}. {kept_state(sweep)}".strip()
 
 
@@ -198,7 +203,7 @@ def sweep_chart(sweep: TaskSweep, styles: Mapping[str, Style]) -> Figure | None:
     values = [value for value, _ in sweep.points]
     trivial = baseline_lines(sweep.points)
     texts = {name: folded(name) for name in lines}
-    trivial_texts = {name: folded(f"{name} {percent(line[-1][1])}", 20) for name, line in trivial.items()}
+    trivial_texts = {name: folded(f"{name} {sweep.scale.show(line[-1][1])}", 20) for name, line in trivial.items()}
     margin = [*texts.values(), *trivial_texts.values()]
     states = {name: state.mean for name in lines if (state := sweep.state(name))}
     plot, panel = max(330.0, 1.1 * margin_height(margin)), LINE * len(states)
@@ -216,11 +221,12 @@ def sweep_chart(sweep: TaskSweep, styles: Mapping[str, Style]) -> Figure | None:
         axes.set_xlabel(sweep.option)
     score_axis(
         axes,
-        f"{sweep.score_words}, %",
+        sweep.score_words,
         [
             *(score for line in lines.values() for _, _, seeds in line for score in seeds),
             *(value for line in trivial.values() for _, value in line),
         ],
+        sweep.scale,
     )
     labels = []
     for name, baseline in trivial.items():
