@@ -22,14 +22,16 @@ EvalSplit = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 POOL = 32  # training batches that are filled together, where samples differ in length
 
-Kind = Literal["token", "sequence", "pair", "value"]
+Kind = Literal["token", "restore", "sequence", "pair", "value"]
 METRICS: dict[Kind, str] = {
     "token": "accuracy",
+    "restore": "accuracy",
     "sequence": "accuracy",
     "pair": "accuracy",
     "value": "explained variance",
 }
-"""What is scored, by what a task asks for. Explained variance is 1 - MSE / variance of the targets."""
+"""What is scored, by what a task asks for: "token" a class at each position, "restore" the same, but read from the
+encoder's output at the last position alone. Explained variance is 1 - MSE / variance of the targets."""
 
 OnProgress = Callable[[float], None]
 """Called with the share done, 0 to 1."""
@@ -46,8 +48,8 @@ class Batch:
     Attributes:
         inputs: (B, N) token ids, int64; (B, N, F) float32 where the task has features instead of tokens; for kind
             "pair" (B, 2, N) token ids.
-        targets: kind "token": (B, N) class at each position, `IGNORE` where nothing is asked, int64; "sequence" and
-            "pair": (B,) class, int64; "value": (B,) float32.
+        targets: kinds "token" and "restore": (B, N) class at each position, `IGNORE` where nothing is asked, int64;
+            "sequence" and "pair": (B,) class, int64; "value": (B,) float32.
         padding: (B, N), for kind "pair" (B, 2, N), True = padding; None where the batch has no padding anywhere.
         slices: shaped as targets, which of the task's `slice_names` each target belongs to; None where it has none.
     """
@@ -116,6 +118,8 @@ class Task(ABC):
     """It reads files that the user brings, and has nothing without."""
     causal: ClassVar[bool] = False
     """A causal encoder can solve it: what an answer rests on stands before the place that asks."""
+    causal_only: ClassVar[bool] = False
+    """An encoder that sees both ways must not be asked: it would read the answers, or has no use for what it sees."""
 
     vocab_size: int | None
     """Number of input ids; None where the inputs are features."""
