@@ -353,6 +353,7 @@ def test_every_task_file_registers_a_task_of_its_name():
         "files",
         "generated",
         "labels",
+        "mad",
         "parallel",
         "sources",
         "suites",
