@@ -234,7 +234,7 @@ def add_what(parser: Parser) -> argparse._ArgumentGroup:
         "--task",
         default=DEFAULT_TASK,
         metavar="A,B",
-        help="names, suites (quick, lra, diagnostics), or all (%(default)s)",
+        help="names, suites (quick, lra, diagnostics, mad), or all (%(default)s)",
     )
     what.add_argument(
         "--set",

@@ -22,7 +22,7 @@ from compare.spec import RunSpec
 from tasks import IGNORE, Batch, EvalSplit, Task
 from tasks.base import BITS_PER_BYTE, EXPLAINED_VARIANCE, Metric
 from zoo import Encoder, describe
-from zoo.heads import ClassificationHead, PairHead, TokenHead
+from zoo.heads import ClassificationHead, PairHead, RestoreHead, TokenHead
 
 CURVE_POINTS = 100
 VALIDATIONS = 10
@@ -59,9 +59,11 @@ class Model(nn.Module):
             checkpointing=spec.checkpointing,
             reversible=spec.reversible,
         )
-        self.head: TokenHead | PairHead | ClassificationHead
+        self.head: TokenHead | RestoreHead | PairHead | ClassificationHead
         if task.kind == "token":
             self.head = TokenHead(spec.d_model, task.n_classes)
+        elif task.kind == "restore":
+            self.head = RestoreHead(spec.d_model, task.n_classes, max_len=spec.seq_len)
         elif task.kind == "pair":
             self.head = PairHead(spec.d_model, task.n_classes)
         else:
@@ -77,7 +79,8 @@ class Model(nn.Module):
         if isinstance(self.head, ClassificationHead):
             return self.head(encoded, key_padding_mask=padding), targets
         asked = targets != IGNORE
-        return self.head(encoded[asked]), targets[asked]
+        predicted = self.head(encoded)[asked] if isinstance(self.head, RestoreHead) else self.head(encoded[asked])
+        return predicted, targets[asked]
 
 
 class Tally:

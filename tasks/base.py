@@ -22,7 +22,9 @@ EvalSplit = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 POOL = 32  # training batches that are filled together, where samples differ in length
 
-Kind = Literal["token", "sequence", "pair", "value"]
+Kind = Literal["token", "restore", "sequence", "pair", "value"]
+"""What a task asks for: "token" a class at each position, "restore" the same, but read from the encoder's output at the
+last position alone; "sequence" a class of the whole, "pair" one of two, "value" a number."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class Batch:
     Attributes:
         inputs: (B, N) token ids, int64; (B, N, F) float32 where the task has features instead of tokens; for kind
             "pair" (B, 2, N) token ids.
-        targets: kind "token": (B, N) class at each position, `IGNORE` where nothing is asked, int64; "sequence" and
-            "pair": (B,) class, int64; "value": (B,) float32.
+        targets: kinds "token" and "restore": (B, N) class at each position, `IGNORE` where nothing is asked, int64;
+            "sequence" and "pair": (B,) class, int64; "value": (B,) float32.
         padding: (B, N), for kind "pair" (B, 2, N), True = padding; None where the batch has no padding anywhere.
         slices: shaped as targets, which of the task's `slice_names` each target belongs to; None where it has none.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from compare.spec import RunSpec
@@ -18,7 +20,7 @@ from compare.worker import at_full_length
 from tasks import IGNORE, Batch
 from tasks.base import ACCURACY, EXPLAINED_VARIANCE
 from zoo import Encoder
-from zoo.heads import PairHead
+from zoo.heads import PairHead, RestoreHead
 
 SPEC = RunSpec(
     variant="full",
@@ -59,6 +61,7 @@ def test_each_kind_gets_predictions_of_its_shape() -> None:
         ("pair", ids(3, 2, 12), classes, (3, 5), {}),
         ("value", torch.randn(3, 12, 2), torch.randn(3), (3, 1), {"vocab_size": None, "n_features": 2, "n_classes": 1}),
         ("token", ids(3, 12), torch.full((3, 12), IGNORE).index_fill(1, torch.tensor([4, 7]), 2), (6, 5), {}),
+        ("restore", ids(3, 12), torch.full((3, 12), IGNORE).index_fill(1, torch.tensor([4, 7]), 2), (6, 5), {}),
     ):
         model = Model(SPEC, fake(kind, **attributes))
         predicted, asked = model(inputs, targets, None)
@@ -96,6 +99,21 @@ def test_pair_head_reads_neighbours_as_pairs() -> None:
     first, second = x[::2].mean(1), x[1::2].mean(1)
     joined = torch.cat([first, second, first * second, first - second], dim=-1)
     torch.testing.assert_close(head(x), head.out(head.hidden(joined).relu()))
+
+
+def test_a_restored_sequence_is_read_from_the_last_position_alone() -> None:
+    torch.manual_seed(0)
+    head = RestoreHead(8, 3)
+    x = torch.randn(2, 6, 8)
+    elsewhere = torch.cat([torch.randn(2, 5, 8), x[:, -1:]], dim=1)
+    assert torch.equal(head(x), head(elsewhere))
+    for position in range(6):
+        waves = [(math.sin, math.cos)[i % 2](position / 10_000 ** (i // 2 * 2 / 8)) for i in range(8)]
+        h = x[:, -1] + torch.tensor(waves)
+        for norm, linear in ((0, 1), (3, 4), (6, 7)):
+            h = head.decoder[linear](head.decoder[norm](h))
+            h = F.gelu(h) if linear < 7 else h
+        torch.testing.assert_close(head(x)[:, position], h)
 
 
 def test_features_enter_through_a_linear_map_of_the_size_of_embeddings() -> None:
