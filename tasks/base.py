@@ -116,6 +116,9 @@ class Task(ABC):
     """It reads files that the user brings, and has nothing without."""
     causal: ClassVar[bool] = False
     """A causal encoder can solve it: what an answer rests on stands before the place that asks."""
+    fixed_places: ClassVar[str] = ""
+    """Where the task's definition ties what an answer rests on to fixed places: how, in words. Elsewhere no place tells
+    more of an answer than another."""
 
     vocab_size: int | None
     """Number of input ids; None where the inputs are features."""
