@@ -152,6 +152,9 @@ class Task(ABC):
     """Others would see the answer: it is always a causal encoder that is trained."""
     causal_form: ClassVar[str] = ""
     """The task that stands for this one where the encoder is causal; "" = itself, if `causal`."""
+    fixed_places: ClassVar[str] = ""
+    """Where the task's definition ties what an answer rests on to fixed places: how, in words. Elsewhere no place tells
+    more of an answer than another."""
 
     vocab_size: int | None
     """Number of input ids; None where the inputs are features."""
