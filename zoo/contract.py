@@ -401,6 +401,7 @@ class Backend(Formed):
     max_len: int = sys.maxsize  # likewise
     d_model: int  # likewise
     kind: str = ""  # likewise: name, sizes and options, for ``State``
+    redraw_interval: int = 0  # optimizer steps between two draws in training, where its authors draw so; 0 = never
 
     def bind_to(self, name: str, size: int) -> None:
         """Refuse weights of another ``size``: of what the function depends on, as ``max_len``, though no parameter's

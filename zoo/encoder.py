@@ -659,10 +659,18 @@ class Encoder(Formed):
         parts = [layer.attention.mixer.kind for layer in self.layers[:1] if isinstance(layer, EncoderLayer)]
         return f"Encoder ({', '.join([sizes, *parts])})"
 
-    def redraw(self) -> None:
-        """Draw the random parts of every backend again (hashes, features, sparse layouts)."""
+    def redraw(self, *, after: int | None = None) -> None:
+        """Draw the random parts of every backend again (hashes, features, sparse layouts).
+
+        Args:
+            after: optimizer steps taken so far. Only backends whose ``redraw_interval`` divides it draw again, as
+                ``performer`` does every 1000 steps by default. A training loop calls this before each step; no forward
+                draws, so what backward computes again (checkpoints, reversible layers) stays the same.
+        """
         for module in self.modules():
-            if isinstance(module, Backend) and not isinstance(module, Heads):
+            if not isinstance(module, Backend) or isinstance(module, Heads):
+                continue
+            if after is None or (after and module.redraw_interval and after % module.redraw_interval == 0):
                 module.redraw()
 
     @classmethod
