@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo import takeover
 from zoo.contract import (
+    SHELL_INIT,
     Attention,
     Backend,
     Device,
@@ -58,6 +59,7 @@ class Heads(Mixer):
         self.kind = attention.kind
         self.out = nn.Linear(dims.d_model, dims.d_model)
         nn.init.normal_(self.qkv.weight, std=dims.d_model**-0.5)
+        (attention.traits.init or SHELL_INIT).scale(self.qkv.weight[: -dims.d_model])
         nn.init.normal_(self.out.weight, std=dims.d_model**-0.5)
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.out.bias)

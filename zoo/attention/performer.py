@@ -24,7 +24,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from zoo.contract import Attention, Dims, Tensors, Traits, at_least
+from zoo.contract import Attention, Dims, Init, Tensors, Traits, at_least
 from zoo.kernel_attention import (
     FeatureMap,
     empty_state,
@@ -64,6 +64,7 @@ class PerformerAttention(Attention):
         capacity="features",
         stochastic=True,
         subquadratic=True,
+        init=Init(variance=1 / 3, source="nn.Linear's default, as in performer-pytorch"),
     )
     projection: Tensor
 
