@@ -182,6 +182,7 @@ class Trainer:
         self.device: torch.device = self.accelerator.device
         model = Model(self.spec, self.task)
         self.parameters = sum(p.numel() for p in model.parameters())
+        self.encoder = model.encoder
         optimizer = torch.optim.AdamW(decay_groups(model, self.spec.weight_decay), lr=self.spec.lr)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
@@ -266,6 +267,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = spec.lr * lr_factor(spec.lr_schedule, spec.warmup, done)
             start = time.perf_counter()
+            self.encoder.redraw(after=at.step)
             for _ in range(spec.accumulate):
                 begun = time.perf_counter()
                 batch = next(batches)

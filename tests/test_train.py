@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from compare.spec import RunSpec
-from compare.train import DivergedError, Model, Tally, Trainer, count_tokens
-from compare.worker import at_full_length
+from compare.train import DivergedError, Evaluation, Model, Tally, Trainer, count_tokens
+from compare.worker import at_full_length, make_task
 from tasks import IGNORE, Batch
 from tasks.base import ACCURACY, EXPLAINED_VARIANCE
+from tests.learning import small_spec
 from zoo import Encoder
 from zoo.heads import PairHead, RestoreHead
 
@@ -156,6 +158,22 @@ def test_explained_variance_is_that_of_all_predictions() -> None:
     exact = Tally(EXPLAINED_VARIANCE)
     exact.add(targets[:, None], targets)
     assert exact.read() == (0, 1)
+
+
+def test_features_are_drawn_again_between_steps_and_not_after_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = small_spec("mqar", 32, steps=6, batch_size=2)
+    spec = replace(spec, variant="performer", options=(("features", 8), ("redraw_interval", 2)), n_layers=1)
+    trainer = Trainer(spec, make_task(spec))
+    seen: list[Tensor] = []
+
+    def remember(module: nn.Module, inputs: object) -> None:
+        seen.append(trainer.encoder.layers[0].attention.mixer.attention.projection)
+
+    trainer.model.register_forward_pre_hook(remember)
+    monkeypatch.setattr(trainer, "evaluate", lambda split: Evaluation(0.0, 0.0, 1, {}))
+    trainer.train(lambda done, loss: None)
+    assert [torch.equal(a, b) for a, b in pairwise(seen)] == [True, False, True, False, True]
+    assert torch.equal(trainer.encoder.layers[0].attention.mixer.attention.projection, seen[-1])
 
 
 def test_a_loss_that_is_not_finite_is_divergence() -> None:
