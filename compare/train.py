@@ -22,6 +22,7 @@ from compare.spec import RunSpec
 from tasks import IGNORE, Batch, EvalSplit, Task
 from tasks.base import BITS_PER_BYTE, EXPLAINED_VARIANCE, Metric
 from zoo import Encoder, describe
+from zoo.contract import Backend
 from zoo.heads import ClassificationHead, PairHead, RestoreHead, TokenHead
 
 CURVE_POINTS = 100
@@ -362,7 +363,10 @@ def share_done(spec: RunSpec, step: int, seconds: float) -> float:
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters with weight decay (matrices), and without (norms, biases)."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    """Parameters with weight decay (matrices), and without (norms, biases, and what a backend names ``undecayed``)."""
+    backends = [module for module in model.modules() if isinstance(module, Backend)]
+    named = [(backend, name, p) for backend in backends for name, p in backend.named_parameters()]
+    spared = {p for backend, name, p in named if name.split(".")[0] in backend.undecayed}
+    decayed = [p for p in model.parameters() if p.dim() >= 2 and p not in spared]
+    others = [p for p in model.parameters() if p.dim() < 2 or p in spared]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

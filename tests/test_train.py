@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compare.spec import RunSpec
-from compare.train import DivergedError, Evaluation, Model, Tally, Trainer, count_tokens
+from compare.train import DivergedError, Evaluation, Model, Tally, Trainer, count_tokens, decay_groups
 from compare.worker import at_full_length, make_task
 from tasks import IGNORE, Batch
 from tasks.base import ACCURACY, EXPLAINED_VARIANCE
 from tests.learning import small_spec
-from zoo import Encoder
+from zoo import Encoder, MultiHeadAttention
 from zoo.heads import PairHead, RestoreHead
 
 SPEC = RunSpec(
@@ -235,3 +235,16 @@ def test_tokens_are_positions_whatever_the_inputs() -> None:
     assert count_tokens(Batch(np.zeros((3, 5), np.int64), targets)) == 15
     assert count_tokens(Batch(np.zeros((3, 2, 5), np.int64), targets)) == 30
     assert count_tokens(Batch(np.zeros((3, 5, 7), np.float32), targets)) == 15
+
+
+def test_weight_decay_spares_vectors_and_what_a_backend_names() -> None:
+    """S4's authors train A and Δ without decay, which would pull poles to 0; Hyena's the network of the filters."""
+    for name, spared in (("s4d", {"log_real", "imaginary"}), ("hyena", {"hidden", "write"}), ("full", set())):
+        layer = MultiHeadAttention(name, d_model=16, n_heads=2)
+        decayed, others = decay_groups(layer, 0.1)
+        names = {p: name.removeprefix("mixer.").split(".")[0] for name, p in layer.named_parameters()}
+        assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+        assert len(decayed["params"]) + len(others["params"]) == len(names)
+        assert {names[p] for p in others["params"] if p.dim() >= 2} == spared
+        assert not spared & {names[p] for p in decayed["params"]}
+        assert all(p.dim() >= 2 for p in decayed["params"])

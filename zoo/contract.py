@@ -423,6 +423,7 @@ class Backend(Formed):
 
     traits: ClassVar[Traits]
     name: ClassVar[str]  # under which it is registered
+    undecayed: ClassVar[tuple[str, ...]] = ()  # matrices, or modules of them, that are trained without weight decay
     causal: bool = False  # as it was built
     max_len: int = sys.maxsize  # likewise
     d_model: int  # likewise
