@@ -8,14 +8,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
-from compare.plan import CONTROL, DEFAULT_BUDGET, UsageError
+from compare.plan import CONTROL, DEFAULT_BUDGET, DEFAULT_TASK, DEFAULT_VARIANTS, UsageError
 from compare.schedule import LENGTH_SCHEDULES, LR_SCHEDULES, SHORTEST_DEFAULT, in_words
 
 MATCHES = ("end", "time", "steps", "flops")
 COST_LENGTHS = "512:8192"
 LONGEST = 65_536
 PROGRAM = "python -m compare"
-COMMANDS = ("cost", "list", "report", "diff")
+COMMANDS = ("cost", "list", "report", "diff", "reproduce")
 UNKNOWN = "unrecognized arguments: "
 EPILOG = """other commands:
   python -m compare cost ...         cost against length, without training (--help tells its options)
@@ -23,8 +23,10 @@ EPILOG = """other commands:
   python -m compare list NAME        all about one backend, its options explained
   python -m compare report DIR ...   draw charts and pages again, from records alone
   python -m compare diff A B         what changed between two folders of results, beyond noise
+  python -m compare reproduce NAME   run a named plan, and show what came out beside published figures
 
 examples:
+  python -m compare                  which of three keeps its accuracy at 8192 tokens, and what that costs
   python -m compare --variants full,linformer --seq-len 8192
   python -m compare --variants all --tasks mqar --seq-len 256 --seeds 3 --budget 60
   python -m compare --variants full,linformer --set linformer.rank=128 --steps 500
@@ -33,7 +35,9 @@ examples:
   python -m compare --variants full,linear,performer --tasks quick
   python -m compare --variants full,linear --task classify --data reviews.csv --label-column stars --seq-len 1024
   python -m compare --variants full --sweep performer.features=16:1024 --sweep linformer.rank=32,64,256 --tasks mqar
+  python -m compare --variants full,linear --tasks listops --sweep listops.min_len=125:1000
   python -m compare --variants full,linear --lr-grid 1e-3,3e-3,1e-2 --tasks mqar --seeds 3
+  python -m compare --causal --variants full,linear,mamba2 --tasks mqar,bytes
   python -m compare --variants full,my_module:MyAttention --set my_attention.scale=5
 """
 COST_EPILOG = """examples:
@@ -60,6 +64,14 @@ class Parser(argparse.ArgumentParser):
         return f"; did you mean {known[close]}?" if close else ""
 
 
+class Named(argparse.Action):
+    """Keeps a value, and that it was typed."""
+
+    def __call__(self, _parser: object, namespace: argparse.Namespace, value: object, _option: object = None) -> None:
+        setattr(namespace, self.dest, value)
+        namespace.named = True
+
+
 def run_parser() -> Parser:
     """Of ``python -m compare`` itself."""
     run = Parser(
@@ -74,7 +86,7 @@ def run_parser() -> Parser:
         "--seq-len",
         type=lengths,
         metavar="N,M",
-        help="lengths, for every task, 8k being 8192; LOW:HIGH doubles from LOW on (each task's own; bytes: 8192)",
+        help="lengths, for every task, 8k being 8192; LOW:HIGH doubles from LOW on (each task's own)",
     )
     what.add_argument("--seeds", type=seeds, default=1, metavar="K", help="seeds 0 to K-1; 3 or more to rank (1)")
     what.add_argument(
@@ -100,7 +112,7 @@ def run_parser() -> Parser:
         "--budget",
         type=positive_float,
         metavar="SECONDS",
-        help=f"training time of each run ({DEFAULT_BUDGET:g}; a suite's own)",
+        help=f"training time of each run ({DEFAULT_BUDGET:g}, where a suite or a task has none of its own)",
     )
     length.add_argument(
         "--steps", type=natural, metavar="K", help="optimizer steps of each run, not a budget; 0 measures cost alone"
@@ -114,6 +126,15 @@ def run_parser() -> Parser:
         default=(),
         metavar="R,S",
         help="choose it for each variant by the validation score, at each of these rates, of a run with seed 0",
+    )
+    decay = train.add_mutually_exclusive_group()
+    decay.add_argument("--weight-decay", type=amount, default=0.01, metavar="W", help="of matrices (%(default)g)")
+    decay.add_argument(
+        "--weight-decay-grid",
+        type=amounts,
+        default=(),
+        metavar="V,W",
+        help="choose it together with the rate of --lr-grid, as that is chosen",
     )
     add_shape(train)
     curves = "; ".join(f"{name}: {curve.words}" for name, curve in LR_SCHEDULES.items())
@@ -144,7 +165,7 @@ def run_parser() -> Parser:
     add_match(run)
     add_where(run)
     add_conduct(run)
-    run.set_defaults(decode=False)
+    run.set_defaults(decode=False, plan=None)
     return run
 
 
@@ -200,18 +221,20 @@ def escaped(text: str) -> str:
 def add_what(parser: Parser) -> argparse._ArgumentGroup:
     """Which variants on which tasks."""
     what = parser.add_argument_group("what to compare")
+    what.set_defaults(named=False)
     what.add_argument(
         "--variants",
-        default="full,linformer",
+        action=Named,
+        default=DEFAULT_VARIANTS,
         metavar="A,B",
         help="names, module:Class of your own, or all (%(default)s)",
     )
     what.add_argument(
         "--tasks",
         "--task",
-        default="bytes",
+        default=DEFAULT_TASK,
         metavar="A,B",
-        help="names, suites (quick, lra, diagnostics), or all (%(default)s)",
+        help="names, suites (quick, lra, diagnostics, mad), or all (%(default)s)",
     )
     what.add_argument(
         "--set",
@@ -225,7 +248,8 @@ def add_what(parser: Parser) -> argparse._ArgumentGroup:
         action="append",
         default=[],
         metavar="NAME.OPTION=A:B",
-        help="a variant once for each value: A, 2A, 4A … up to B, or a list A,B,C; again for more",
+        help="a variant once for each value, or of a task all variants at each value: A, 2A, 4A … up to B, or a list "
+        "A,B,C; again for more",
     )
     what.add_argument("--no-control", action="store_true", help=f"do not add the {CONTROL!r} control to the variants")
     return what
@@ -237,6 +261,9 @@ def add_shape(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--d-model", type=positive, metavar="C", help="width of the encoder")
     group.add_argument("--n-heads", type=positive, metavar="H", help="attention heads")
     group.add_argument("--n-layers", type=positive, metavar="L", help="encoder layers")
+    group.add_argument(
+        "--activation", choices=("gelu", "relu", "swiglu"), default="gelu", help="of the feed-forward (%(default)s)"
+    )
     group.add_argument(
         "--positions",
         choices=("sinusoidal", "learned", "rotary", "none"),
@@ -285,7 +312,7 @@ def diff_parser() -> Parser:
     diff.add_argument(
         "--fail-on-regression",
         action="store_true",
-        help="exit code 1 where something got worse: a score lower, a time or memory higher, a run not ok",
+        help="exit code 1 where something got worse: a score, a time or memory higher, a run not ok",
     )
     return diff
 
@@ -293,6 +320,12 @@ def diff_parser() -> Parser:
 def add_switches(parser: Parser) -> argparse._ArgumentGroup:
     """What every variant is given alike and what changes its cost."""
     same = parser.add_argument_group("switches, the same for every variant")
+    same.add_argument(
+        "--causal",
+        action="store_true",
+        help="the encoder sees the past alone; bytes becomes next_byte. What has no causal form or reading is left out "
+        "of all",
+    )
     same.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)")
     kept = same.add_mutually_exclusive_group()
     kept.add_argument("--checkpointing", action="store_true", help="run layers again in backward, not keep them")
@@ -369,6 +402,16 @@ def rates(text: str) -> tuple[float, ...]:
     if len(found) < 2:
         raise argparse.ArgumentTypeError(f"expected two rates or more, as 1e-3,3e-3, got {text!r}")
     return found
+
+
+def amount(text: str) -> float:
+    """0 or a positive number."""
+    return 0.0 if text.strip() in ("0", "0.0") else positive_float(text)
+
+
+def amounts(text: str) -> tuple[float, ...]:
+    """Rising, each once."""
+    return tuple(sorted({amount(part.strip()) for part in text.split(",")}))
 
 
 def one_rate(text: str) -> float:

@@ -53,7 +53,7 @@ HEADER = ("task", "variant", "what", "before", "after", "change", "verdict")
 class Measure:
     """A field of the records that has noise.
 
-    floor: changes up to this are not told: points of a score, a share of all else.
+    floor: changes up to this are not told: points of a score that is a fraction, a share of all else.
     worse: 1 where more is worse, -1 where less is.
     timed: it says nothing across machines.
     """
@@ -69,18 +69,23 @@ class Measure:
     def is_score(self) -> bool:
         return self.field == "test_score"
 
+    @property
+    def in_points(self) -> bool:
+        """Whether what is compared are the values themselves, fractions, and not their logarithms."""
+        return self.show is percent
+
     def limit(self, times: int) -> float:
-        """The floor, some times over, on the scale that is compared: a score itself, logarithms of all else."""
-        return times * self.floor if self.is_score else math.log1p(times * self.floor)
+        """The floor, some times over, on the scale that is compared: a fraction itself, logarithms of all else."""
+        return times * self.floor if self.in_points else math.log1p(times * self.floor)
 
     def by_seed(self, row: Row) -> dict[str, float]:
         """On that scale, of the runs that finished."""
         found = row.by_seed(self.field)
-        return found if self.is_score else {seed: math.log(value) for seed, value in found.items() if value > 0}
+        return found if self.in_points else {seed: math.log(value) for seed, value in found.items() if value > 0}
 
     def words(self, change: float, half: float | None) -> str:
         """A change and its interval: "−5.1 ± 1.2 points", "+20 % (+17 to +23)"."""
-        if self.is_score:
+        if self.in_points:
             text = f"{100 * change:+.1f}" + ("" if half is None else f" ± {100 * half:.1f}") + " points"
         else:
             ends = [] if half is None else [change - half, change + half]
@@ -89,6 +94,7 @@ class Measure:
         return text.replace("-", "−")
 
 
+LOWER = Measure("test_score", "test score (lower is better)", lambda score: f"{score:.3f}", 0.001, 1)
 MEASURES = (
     Measure("test_score", "test score", percent, 0.001, -1),
     Measure("step_seconds", "step", seconds, 0.1, 1, timed=True),
@@ -106,6 +112,7 @@ class Pair(NamedTuple):
     where: str
     before: Row
     after: Row
+    lower_is_better: bool
 
 
 class Change(NamedTuple):
@@ -178,7 +185,7 @@ class Comparison:
         verdict = "worse" if change * measure.worse > 0 else "better"
         if measure.timed and elsewhere:
             verdict = "other machine"
-        was, now = (mean_of(row.by_seed(measure.field)) for row in pair[1:])
+        was, now = (mean_of(row.by_seed(measure.field)) for row in (pair.before, pair.after))
         words = measure.words(change, half)
         return Change(pair.where, pair.before.name, measure.title, measure.show(was), measure.show(now), words, verdict)
 
@@ -273,7 +280,7 @@ def diff(before: Source, after: Source) -> Diff:
     unjudged = sum(
         comparison.measure.is_score and not found for comparison, found in zip(comparisons, tested, strict=True)
     )
-    counted = sum(all(row.by_seed(field) for row in pair[1:]) for pair in pairs for field, _ in COUNTS)
+    counted = sum(all(row.by_seed(field) for row in (pair.before, pair.after)) for pair in pairs for field, _ in COUNTS)
     return Diff(remarks, changes, len(comparisons) + counted + len(pairs) - unjudged, unjudged, new, vanished)
 
 
@@ -318,7 +325,8 @@ def pair_up(before: Sequence[Record], after: Sequence[Record]) -> tuple[list[Pai
         for key, other in matched.items():
             title = place if len(matched) == 1 else was[key].title
             mine, theirs = ({row.name: row for row in group.rows} for group in (was[key], now[other]))
-            pairs += [Pair(title, mine[name], theirs[name]) for name in mine if name in theirs]
+            lower = was[key].scale.lower_is_better
+            pairs += [Pair(title, mine[name], theirs[name], lower) for name in mine if name in theirs]
             for found, names in ((vanished, mine.keys() - theirs.keys()), (new, theirs.keys() - mine.keys())):
                 found += [f"{', '.join(sorted(names))} ({title})"] if names else []
             if not share_data(was[key], now[other]):
@@ -336,7 +344,8 @@ def by_conditions(records: Sequence[Record]) -> dict[str, dict[str, Group]]:
         for key, value in conditions.items():
             if isinstance(value, float) and value.is_integer():  # a budget of 25 is one of 25.0
                 conditions[key] = int(value)
-        found.setdefault(f"{group.task}, length {group.seq_len:,}", {})[as_key(conditions)] = group
+        causal = " (causal)" if group.causal else ""
+        found.setdefault(f"{group.task}, length {group.seq_len:,}{causal}", {})[as_key(conditions)] = group
     return found
 
 
@@ -383,7 +392,8 @@ def rates_of(row: Row) -> str:
 
 def comparisons_of(pair: Pair) -> list[Comparison]:
     """Of every measure that both sides have."""
-    sides = [(measure, measure.by_seed(pair.before), measure.by_seed(pair.after)) for measure in MEASURES]
+    measures = [LOWER if measure.is_score and pair.lower_is_better else measure for measure in MEASURES]
+    sides = [(measure, measure.by_seed(pair.before), measure.by_seed(pair.after)) for measure in measures]
     return [Comparison(pair, measure, before, after) for measure, before, after in sides if before and after]
 
 
@@ -391,7 +401,7 @@ def run_tests(comparisons: Sequence[Comparison]) -> list[Tested | None]:
     """In their order; those of one measure share what they know of its noise. None where there are too few seeds."""
     found = [comparison.evidence() for comparison in comparisons]
     tested: list[Tested | None] = [None] * len(found)
-    for measure in MEASURES:
+    for measure in (*MEASURES, LOWER):
         own = {i: each for i, each in enumerate(found) if each and comparisons[i].measure is measure}
         for i, each in zip(own, moderate(list(own.values())), strict=True):
             tested[i] = each

@@ -73,6 +73,15 @@ def are_tests(value: Any) -> bool:
     )
 
 
+def is_scale(value: Any) -> bool:
+    """What a task's `Metric` says of a score beside its name."""
+    if not isinstance(value, dict) or not value.keys() >= {"unit", "lower_is_better", "bounds"}:
+        return False
+    ends = value["bounds"]
+    bounded = isinstance(ends, list) and len(ends) == 2 and all(end is None or is_number(end) for end in ends)
+    return bounded and is_text(value["unit"]) and isinstance(value["lower_is_better"], bool)
+
+
 TEXT = Kind("a text", is_text)
 NAME = Kind("a text that is not empty", lambda value: is_text(value) and bool(value.strip()))
 SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
@@ -82,15 +91,16 @@ NUMBER = Kind("a number", is_number)
 AMOUNT = Kind("a number of at least 0", lambda value: is_number(value) and value >= 0)
 MEASURED = Kind("a number above 0", is_measured)
 SPREAD = Kind("two numbers above 0, the second not below the first", is_spread)
+SCALE = Kind("an object of unit, lower_is_better and bounds", is_scale)
 SCORES = Kind("an object of numbers", are_scores)
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 OPTIONS = Kind("a list of [name, value]", is_options)
 
 TIMES = ("step_seconds", "forward_seconds", "forward_backward_seconds", "token_seconds")
 FIELDS: dict[str, Kind] = {
-    **dict.fromkeys(("run_id", "variant", "task", "status", "label"), NAME),
-    **dict.fromkeys(("family", "reason", "kernel", "metric", "command", "started"), TEXT),
-    **{"seq_len": LENGTH, "seed": COUNT, "kernel_fallback": SWITCH, "rotary_without_effect": SWITCH},
+    **dict.fromkeys(("run_id", "variant", "task", "status", "label", "plan"), NAME),
+    **dict.fromkeys(("family", "reason", "kernel", "metric", "command", "started", "task_summary", "remark"), TEXT),
+    **{"seq_len": LENGTH, "seed": COUNT, "kernel_fallback": SWITCH, "causal": SWITCH, "rotary_without_effect": SWITCH},
     **dict.fromkeys(("test_score", "val_score", "test_loss", "val_loss"), NUMBER),
     **dict.fromkeys((*TIMES, "tokens_per_second"), MEASURED),
     **{f"{name}_spread": SPREAD for name in TIMES},
@@ -99,6 +109,7 @@ FIELDS: dict[str, Kind] = {
     **dict.fromkeys(("train_steps", "train_seconds", "train_tokens", "loader_seconds", "wall_seconds"), AMOUNT),
     **dict.fromkeys(("baselines", "test_slices"), SCORES),
     "test_lens": Kind("an object of lengths and what was scored there", are_tests),
+    "metric_scale": SCALE,
     **dict.fromkeys(("spec", "data", "lr_search", "machine"), OBJECT),
     "data_notes": Kind("a list of texts", lambda value: is_list_of(str, value)),
     "curve": Kind("a list of objects", lambda value: is_list_of(dict, value)),
@@ -106,7 +117,7 @@ FIELDS: dict[str, Kind] = {
 SPEC_FIELDS: dict[str, Kind] = {
     **dict.fromkeys(("options", "task_options"), OPTIONS),
     **dict.fromkeys(("lr", "budget"), MEASURED),
-    **dict.fromkeys(("search", "decode", "checkpointing", "reversible", "compile", "length_warmup"), SWITCH),
+    **dict.fromkeys(("search", "causal", "decode", "checkpointing", "reversible", "compile", "length_warmup"), SWITCH),
     **dict.fromkeys(("batch_size", "probe", "memory_limit"), LENGTH),
     **dict.fromkeys(("seed", "steps"), COUNT),
     **dict.fromkeys(("lr_schedule", "length_schedule"), TEXT),

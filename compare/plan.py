@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
     Options = tuple[tuple[str, Option], ...]
     Settings = dict[str, Options]
+    Chosen = tuple[str, int, float]  # task, length, seconds of training
 
 CONTROL = "none"
+DEFAULT_VARIANTS = "full,linformer,linear"
+DEFAULT_TASK = "bytes"
 DEFAULT_BUDGET = 100.0  # seconds
 LEAST_MEMORY = 64 * 2**20  # bytes
 SIZES = ("vocab_size", "n_features", "n_classes")  # of a task, that a model is built for
@@ -36,6 +39,8 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
 
     if options.lr_grid and options.steps == 0:
         raise UsageError("--lr-grid: with --steps 0 nothing is trained that could choose a rate")
+    if options.weight_decay_grid and not options.lr_grid:
+        raise UsageError("--weight-decay-grid: expected --lr-grid with it: both are chosen together")
     if options.test_len and options.steps == 0:
         raise UsageError("--test-len: with --steps 0 nothing is trained that could be tested")
     if options.memory_limit is not None and options.memory_limit < LEAST_MEMORY:
@@ -48,18 +53,23 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
         del variants[name]
     chosen = choose_tasks(options)
     settings = read_settings(options.set)
-    sweeps = read_sweeps(options.sweep)
+    sweeps, task_sweeps = read_sweeps(options.sweep)
+    check_causal(options, sweeps)
     compared = [*dict.fromkeys([*variants, *(sweep.name for sweep in sweeps)])]
     unused = set(settings) - set(compared) - {name for name, _, _ in chosen}
     if unused:
         among = ", ".join([*compared, *dict.fromkeys(name for name, _, _ in chosen)])
         raise UsageError(f"--set {min(unused)}.…: {min(unused)!r} is not among what is compared: {among}")
+    for name in task_sweeps:
+        if name not in {task for task, _, _ in chosen}:
+            among = ", ".join(dict.fromkeys(task for task, _, _ in chosen))
+            raise UsageError(f"--sweep {name}.…: expected one of the tasks that are run, {among}, got {name!r}")
     add_data(options, settings, list(dict.fromkeys(name for name, _, _ in chosen)))
     forms = choose_forms(variants, settings, sweeps)
     specs = []
-    for task_name, seq_len, budget in chosen:
+    for (task_name, seq_len, budget), task_options in choose_task_forms(chosen, settings, task_sweeps):
         kind = tasks.get(task_name)
-        defaults, task_options = kind.defaults, settings.get(task_name, ())
+        defaults = kind.defaults
         try:
             task = kind(seq_len, kind.config_type(**dict(task_options)))
             d_model, n_heads = options.d_model or defaults.d_model, options.n_heads or defaults.n_heads
@@ -71,6 +81,7 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
             raise UsageError("--warmup 0: expected a share above 0 with --lr-schedule inverse-square-root, its peak")
         test_lens = tuple(sorted(options.test_len))
         check_test_lengths(task, test_lens)
+        causal = is_causal(options, kind)
         planned = [
             RunSpec(
                 variant=typed,
@@ -89,14 +100,17 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
                 conv_width=defaults.conv_width,
                 embedding_std=defaults.embedding_std,
                 positions=options.positions or defaults.positions,
+                activation=options.activation,
                 lr=options.lr or defaults.lr,
                 lr_schedule=lr_schedule,
                 warmup=options.warmup,
+                weight_decay=options.weight_decay,
                 length_schedule=choose_lengths(options.length_schedule, task),
                 test_lens=test_lens,
                 checkpointing=options.checkpointing,
                 reversible=options.reversible,
                 compile=options.compile,
+                causal=causal,
                 decode=options.decode,
                 memory_limit=options.memory_limit,
                 device=device,
@@ -105,8 +119,9 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
             )
             for seed in range(options.seeds)
             for typed, variant_options in forms
+            if not causal or find(typed, "--variants").traits.causal
         ]
-        specs += testable(planned, [*split(options.variants, "variant", []), *(sweep.typed for sweep in sweeps)])
+        specs += testable(planned, [*typed_variants(options), *(sweep.typed for sweep in sweeps)])
     return sorted(specs, key=lambda spec: spec.seed)
 
 
@@ -129,24 +144,61 @@ def choose_lengths(name: LengthSchedule | None, task: Task) -> LengthSchedule:
     return name
 
 
-def choose_tasks(options: argparse.Namespace) -> list[tuple[str, int, float]]:
-    """(task, length, seconds of training) of what ``--tasks`` and ``--seq-len`` ask for, each once."""
+def choose_tasks(options: argparse.Namespace) -> list[Chosen]:
+    """The tasks and lengths that ``--tasks`` and ``--seq-len`` ask for, each once."""
     import tasks
 
     chosen: dict[tuple[str, int], float] = {}
+    budget: float | None
     known = ["all", *tasks.SUITES, *tasks.available()]
     for word in split(options.tasks, "task", known):
         if word in tasks.SUITES:
             wanted, budget = tasks.SUITES[word].tasks, tasks.SUITES[word].budget
         elif word in known:
             names = [n for n in tasks.available() if not tasks.get(n).own_data] if word == "all" else [word]
-            wanted, budget = dict.fromkeys(names), DEFAULT_BUDGET
+            wanted, budget = dict.fromkeys(names), None
         else:
             raise UsageError(f"unknown task {word!r}{closest(word, known)}; known: {', '.join(known)}")
+        read = {name: reading_of(name) if options.causal else name for name in wanted}
+        if not any(read.values()):
+            able = ", ".join(name for name in tasks.available() if reading_of(name))
+            raise UsageError(f"--causal: {word} has no causal reading; these tasks have: {able}")
         for name, length in wanted.items():
-            for seq_len in options.seq_len or [length or tasks.get(name).defaults.seq_len]:
-                chosen.setdefault((name, seq_len), budget)
+            if task := read[name]:
+                defaults = tasks.get(task).defaults
+                for seq_len in options.seq_len or [length or defaults.seq_len]:
+                    chosen.setdefault((task, seq_len), budget or defaults.budget or DEFAULT_BUDGET)
     return [(name, seq_len, budget) for (name, seq_len), budget in chosen.items()]
+
+
+def reading_of(name: str) -> str:
+    """The task that a causal encoder is trained on in place of this one, mostly itself; "" = there is none."""
+    import tasks
+
+    kind = tasks.get(name)
+    return kind.causal_form or name * kind.causal
+
+
+def is_causal(options: argparse.Namespace, kind: type[Task]) -> bool:
+    """Whether runs of a task are of the causal encoder; those that decode are so without being told."""
+    return (options.causal or kind.causal_only) and not options.decode
+
+
+def check_causal(options: argparse.Namespace, sweeps: list[Sweep]) -> None:
+    """Raise UsageError where a variant that was typed has no causal form, and --causal or a task that was typed asks
+    for one."""
+    import tasks
+    import zoo
+
+    typed = [*typed_variants(options), *(sweep.typed for sweep in sweeps)]
+    unable = [name for name in typed if name != "all" and not find(name, "--variants").traits.causal]
+    asking = ["--causal"] * options.causal
+    asking += [name for name in split(options.tasks, "task", []) if name in tasks.available()]
+    asking = [name for name in asking if name == "--causal" or is_causal(options, tasks.get(name))]
+    if unable and asking and not options.decode:
+        able = ", ".join(name for name in zoo.available() if zoo.describe(name).traits.causal)
+        verb = "has" if len(unable) == 1 else "have"
+        raise UsageError(f"{asking[0]}: {', '.join(unable)} {verb} no causal form; leave out, these have one: {able}")
 
 
 def add_data(options: argparse.Namespace, settings: Settings, chosen: list[str]) -> None:
@@ -176,13 +228,41 @@ def asked_variants(options: argparse.Namespace) -> dict[str, str]:
     return variants
 
 
+def typed_variants(options: argparse.Namespace) -> list[str]:
+    """The words of --variants; none where it holds its default."""
+    return split(options.variants, "variant", []) if options.named else []
+
+
 def left_out(options: argparse.Namespace) -> list[str]:
-    """Names that nobody typed and that cannot be decoded, as they have no step form."""
-    if not options.decode:
+    """Names that nobody typed and that cannot be run, as they have no step form, to decode, or no causal form."""
+    if not (options.decode or options.causal):
         return []
-    typed = split(options.variants, "variant", [])
+    typed = typed_variants(options)
+    asked = {name: find(word, "--variants") for name, word in asked_variants(options).items() if word not in typed}
+    return [name for name, entry in asked.items() if not (entry.steps if options.decode else entry.traits.causal)]
+
+
+def remarks(options: argparse.Namespace) -> list[str]:
+    """Lines on what is not run, though it was among all that was asked for, and on what is run in its place."""
+    import tasks
+
+    lines = []
+    if absent := left_out(options):
+        lines.append(f"left out, for want of a {'step' if options.decode else 'causal'} form: {', '.join(absent)}")
+    words = split(options.tasks, "task", [])
+    if options.causal:
+        names = [n for n in tasks.available() if not tasks.get(n).own_data] if "all" in words else []
+        names += [name for word in words if word in tasks.SUITES for name in tasks.SUITES[word].tasks]
+        if unread := [name for name in dict.fromkeys(names) if not reading_of(name)]:
+            lines.append(f"left out, for want of a causal reading: {', '.join(unread)}")
+        forms = {form: name for name in tasks.available() if (form := tasks.get(name).causal_form)}
+        chosen = dict.fromkeys(name for name, _, _ in choose_tasks(options) if name in forms and name not in words)
+        return lines + [f"{forms[name]} becomes {name}, its causal reading" for name in chosen]
     asked = asked_variants(options)
-    return [name for name, word in asked.items() if word not in typed and not find(word, "--variants").steps]
+    if unable := [name for name, word in asked.items() if not find(word, "--variants").traits.causal]:
+        chosen = dict.fromkeys(name for name, _, _ in choose_tasks(options) if is_causal(options, tasks.get(name)))
+        lines += [f"left out of {name}, for want of a causal form: {', '.join(unable)}" for name in chosen]
+    return lines
 
 
 def check_test_lengths(task: Task, test_lens: Sequence[int]) -> None:
@@ -302,6 +382,19 @@ def choose_forms(variants: dict[str, str], settings: Settings, sweeps: list[Swee
     ]
 
 
+def choose_task_forms(
+    chosen: list[Chosen], settings: Settings, sweeps: dict[str, Sweep]
+) -> list[tuple[Chosen, Options]]:
+    """Each chosen task with its options: as they are set, or with each value of its sweep."""
+    forms = []
+    for each in chosen:
+        options = dict(settings.get(each[0], ()))
+        sweep = sweeps.get(each[0])
+        swept = [{sweep.option: value} for value in sweep.values] if sweep else [{}]
+        forms += [(each, tuple(sorted((options | value).items()))) for value in swept]
+    return forms
+
+
 def read_settings(words: list[str]) -> Settings:
     """``--set linformer.rank=128`` -> {"linformer": (("rank", 128),)}, checked against the options there are."""
     settings: dict[str, dict[str, Option]] = {}
@@ -320,7 +413,7 @@ def read_settings(words: list[str]) -> Settings:
 
 
 class Sweep(NamedTuple):
-    """One option of a variant at several values. name: as registered; typed: that, or ``module:Class``."""
+    """One option of a variant or a task at several values. name: as registered; typed: that, or ``module:Class``."""
 
     name: str
     typed: str
@@ -328,20 +421,30 @@ class Sweep(NamedTuple):
     values: list[Option]
 
 
-def read_sweeps(words: list[str]) -> list[Sweep]:
-    """``--sweep performer.features=16:64`` -> performer's features at 16, 32 and 64."""
+def read_sweeps(words: list[str]) -> tuple[list[Sweep], dict[str, Sweep]]:
+    """``--sweep performer.features=16:64`` -> performer's features at 16, 32 and 64.
+
+    Returns:
+        The sweeps of variants, and those of tasks by the name of the task.
+    """
     import tasks
 
-    sweeps = []
+    sweeps: list[Sweep] = []
+    task_sweeps: dict[str, Sweep] = {}
     for word in words:
         flag = f"--sweep {word}"
         typed, option, values = split_setting(flag, word, "A:B or A,B,C, for example performer.features=16:1024")
-        if typed in tasks.available():
-            raise UsageError(f"{flag}: expected an option of a variant, but {typed!r} is a task")
         name, _, known = configurable(typed, "--sweep")
         check_option(flag, typed, option, known)
-        sweeps.append(Sweep(name, typed, option, read_values(flag, values, known[option])))
-    return sweeps
+        sweep = Sweep(name, typed, option, read_values(flag, values, known[option]))
+        if name not in tasks.available():
+            sweeps.append(sweep)
+        elif name in task_sweeps:
+            swept = task_sweeps[name].option
+            raise UsageError(f"{flag}: expected one swept option of a task, but {name}.{swept} is swept too")
+        else:
+            task_sweeps[name] = sweep
+    return sweeps, task_sweeps
 
 
 def split_setting(flag: str, word: str, form: str) -> tuple[str, str, str]:

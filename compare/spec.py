@@ -37,8 +37,9 @@ class RunSpec:
             built for the longest.
         checkpointing: layers are run again in backward instead of kept. reversible: layers add to two streams in turn,
             and are undone in backward instead of kept. compile: through ``torch.compile``.
+        causal: the encoder sees the past alone.
         search: it looks for a learning rate: validated, never tested.
-        decode: the cost of a causal encoder that goes position by position up to ``seq_len`` is measured.
+        decode: the cost of the causal encoder that goes position by position up to ``seq_len`` is measured.
         probe: it asks only whether ``seq_len`` fits into memory: one step, on samples of this length repeated up to
             ``seq_len``. None = no probe.
         memory_limit: bytes that the process may hold; None = what the machine has.
@@ -75,6 +76,7 @@ class RunSpec:
     checkpointing: bool = False
     reversible: bool = False
     compile: bool = False
+    causal: bool = False
     search: bool = False
     decode: bool = False
     probe: int | None = None

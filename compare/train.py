@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from compare.measure import synchronise
 from compare.schedule import lr_factor
 from compare.spec import RunSpec
-from tasks import IGNORE, Batch, EvalSplit, Kind, Task
+from tasks import IGNORE, Batch, EvalSplit, Task
+from tasks.base import BITS_PER_BYTE, EXPLAINED_VARIANCE, Metric
 from zoo import Encoder, describe
-from zoo.heads import ClassificationHead, PairHead, TokenHead
+from zoo.contract import Backend
+from zoo.heads import ClassificationHead, PairHead, RestoreHead, TokenHead
 
 CURVE_POINTS = 100
 VALIDATIONS = 10
@@ -54,13 +56,15 @@ class Model(nn.Module):
             embedding_std=spec.embedding_std,
             vocab_size=task.vocab_size,
             n_features=task.n_features,
-            causal=spec.decode,
+            causal=spec.causal or spec.decode,
             checkpointing=spec.checkpointing,
             reversible=spec.reversible,
         )
-        self.head: TokenHead | PairHead | ClassificationHead
+        self.head: TokenHead | RestoreHead | PairHead | ClassificationHead
         if task.kind == "token":
             self.head = TokenHead(spec.d_model, task.n_classes)
+        elif task.kind == "restore":
+            self.head = RestoreHead(spec.d_model, task.n_classes, max_len=spec.seq_len)
         elif task.kind == "pair":
             self.head = PairHead(spec.d_model, task.n_classes)
         else:
@@ -76,24 +80,26 @@ class Model(nn.Module):
         if isinstance(self.head, ClassificationHead):
             return self.head(encoded, key_padding_mask=padding), targets
         asked = targets != IGNORE
-        return self.head(encoded[asked]), targets[asked]
+        predicted = self.head(encoded)[asked] if isinstance(self.head, RestoreHead) else self.head(encoded[asked])
+        return predicted, targets[asked]
 
 
 class Tally:
     """Loss and score summed over predictions, on the device until they are read.
 
-    Accuracy counts predictions that are right; explained variance is 1 - squared error / variance of the targets.
+    Accuracy counts predictions that are right; explained variance is 1 - squared error / variance of the targets; bits
+    per byte are the loss to the base 2.
     """
 
-    def __init__(self, kind: Kind) -> None:
-        self.kind = kind
+    def __init__(self, metric: Metric) -> None:
+        self.metric = metric
         self.count = 0
         self.sums: dict[str, Tensor | float] = dict.fromkeys(("loss", "correct", "target", "square"), 0.0)
 
     def add(self, predicted: Tensor, targets: Tensor) -> Tensor:
         """Count a batch, (asked, n_classes) and (asked,); returns its mean loss."""
         predicted = predicted.float()
-        if self.kind == "value":
+        if self.metric == EXPLAINED_VARIANCE:
             loss = F.mse_loss(predicted.squeeze(-1), targets)
             found = {"target": targets.double().sum(), "square": targets.double().square().sum()}
         else:
@@ -106,7 +112,7 @@ class Tally:
         return loss
 
     def read(self) -> tuple[float, float]:
-        """Mean loss, and accuracy or explained variance.
+        """Mean loss, and the score.
 
         Raises:
             DivergedError: the loss is not finite.
@@ -114,7 +120,9 @@ class Tally:
         loss, correct, target, square = (float(value) / self.count for value in self.sums.values())
         if not math.isfinite(loss):
             raise DivergedError(f"loss is {loss}")
-        if self.kind != "value":
+        if self.metric == BITS_PER_BYTE:
+            return loss, loss / math.log(2)
+        if self.metric != EXPLAINED_VARIANCE:
             return loss, correct
         variance = square - target**2
         return loss, 1 - loss / variance if variance > 0 else 0.0
@@ -164,7 +172,7 @@ class Trainer:
     progress: Progress = field(init=False)
 
     def __post_init__(self) -> None:
-        self.progress = Progress(Tally(self.task.kind))
+        self.progress = Progress(Tally(self.task.metric))
         torch.manual_seed(self.spec.seed)
         self.accelerator = Accelerator(
             cpu=self.spec.device == "cpu",
@@ -175,6 +183,7 @@ class Trainer:
         self.device: torch.device = self.accelerator.device
         model = Model(self.spec, self.task)
         self.parameters = sum(p.numel() for p in model.parameters())
+        self.encoder = model.encoder
         optimizer = torch.optim.AdamW(decay_groups(model, self.spec.weight_decay), lr=self.spec.lr)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
@@ -209,8 +218,8 @@ class Trainer:
         if elsewhere is not None:
             task, size = elsewhere, max(1, size * self.spec.seq_len // elsewhere.seq_len)
             most = max(1, TEST_TOKENS // elsewhere.seq_len)
-        total = Tally(task.kind)
-        slices = {name: Tally(task.kind) for name in task.slice_names}
+        total = Tally(task.metric)
+        slices = {name: Tally(task.metric) for name in task.slice_names}
         for batch in task.eval_batches(split, size, most):
             on_progress()
             predicted, targets = self.forward(self.to_device(batch))
@@ -259,6 +268,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = spec.lr * lr_factor(spec.lr_schedule, spec.warmup, done)
             start = time.perf_counter()
+            self.encoder.redraw(after=at.step)
             for _ in range(spec.accumulate):
                 begun = time.perf_counter()
                 batch = next(batches)
@@ -295,7 +305,7 @@ class Trainer:
         """The next point of the curve: what was trained since the last, and validation where it is due."""
         at = self.progress
         loss, score = at.tally.read()
-        at.tally = Tally(self.task.kind)
+        at.tally = Tally(self.task.metric)
         point: dict[str, Any] = {"step": at.step, "seconds": round(at.seconds, 3), "tokens": at.tokens}
         point |= {"flops": at.flops, "seq_len": at.seq_len, "train_loss": loss, "train_score": score}
         point |= {"val_loss": None, "val_score": None}
@@ -327,7 +337,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        tally = Tally(self.task.kind)
+        tally = Tally(self.task.metric)
         tally.count = state["tally"]["count"]
         tally.sums = {name: torch.as_tensor(sum_, device=self.device) for name, sum_ in state["tally"]["sums"].items()}
         self.progress = Progress(tally=tally, **state["progress"])
@@ -353,7 +363,10 @@ def share_done(spec: RunSpec, step: int, seconds: float) -> float:
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters with weight decay (matrices), and without (norms, biases)."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    """Parameters with weight decay (matrices), and without (norms, biases, and what a backend names ``undecayed``)."""
+    backends = [module for module in model.modules() if isinstance(module, Backend)]
+    named = [(backend, name, p) for backend in backends for name, p in backend.named_parameters()]
+    spared = {p for backend, name, p in named if name.split(".")[0] in backend.undecayed}
+    decayed = [p for p in model.parameters() if p.dim() >= 2 and p not in spared]
+    others = [p for p in model.parameters() if p.dim() < 2 or p in spared]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

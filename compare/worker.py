@@ -125,8 +125,10 @@ def limit_memory(limit: int | None = None) -> None:
 def new_record(spec: RunSpec, status: str, reason: str) -> Record:
     """The fields that every record has, whatever became of its run."""
     started = now()
+    import tasks
     import zoo
 
+    kind = tasks.get(spec.task)
     try:
         traits = zoo.describe(spec.variant).traits
         family, unturned = traits.family, spec.positions == "rotary" and not traits.rotary
@@ -140,8 +142,11 @@ def new_record(spec: RunSpec, status: str, reason: str) -> Record:
         "family": family,
         "rotary_without_effect": unturned,
         "task": spec.task,
+        "task_summary": kind.summary,
+        "remark": kind.remarks.get(spec.variant, ""),
         "seq_len": spec.seq_len,
         "seed": spec.seed,
+        "causal": spec.causal or spec.decode,
         "status": status,
         "reason": reason,
         "spec": json.loads(spec.to_json()),
@@ -208,7 +213,9 @@ def work(
         try_length(Trainer(spec, task))
         return
     facts = task.facts
-    record |= {"metric": task.metric, "baselines": facts["baselines"], "data": facts["data"]}
+    scale = asdict(task.metric)
+    record |= {"metric": scale.pop("name"), "metric_scale": scale}
+    record |= {"baselines": facts["baselines"], "data": facts["data"]}
     record["data_notes"] = facts["notes"]
     if spec.decode:
         from compare.decode import measure_decoding
@@ -294,7 +301,7 @@ def try_length(trainer: Trainer) -> None:
     spec, task = trainer.spec, trainer.task
     first = at_full_length(next(task.train_batches(spec.batch_size, task.seq_len, spec.seed)), task.seq_len)
     for length in (task.seq_len, spec.seq_len):
-        trainer.step(trainer.to_device(resized(first, length)), Tally(task.kind))
+        trainer.step(trainer.to_device(resized(first, length)), Tally(task.metric))
     synchronise(trainer.device)
 
 
@@ -328,15 +335,15 @@ def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
             trainer.forward(batch)
 
     def forward_backward() -> None:
-        trainer.accelerator.backward(Tally(task.kind).add(*trainer.forward(batch)))
+        trainer.accelerator.backward(Tally(task.metric).add(*trainer.forward(batch)))
         trainer.model.zero_grad()
 
     def step() -> None:
-        trainer.step(batch, Tally(task.kind))
+        trainer.step(batch, Tally(task.metric))
 
     step()
     record["peak_memory_bytes"] = measure.peak_memory(step, device)
-    record["saved_bytes"] = measure.saved_bytes(lambda: Tally(task.kind).add(*trainer.forward(batch)), trainer.model)
+    record["saved_bytes"] = measure.saved_bytes(lambda: Tally(task.metric).add(*trainer.forward(batch)), trainer.model)
     record["flops"] = measure.count_flops(forward_backward)
     warm_up = 3 if device.type == "cuda" else 1
     for name, fn in (("forward", forward), ("forward_backward", forward_backward), ("step", step)):

@@ -25,7 +25,7 @@ ask for 0.5 + sum / 4.
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.base import Batch, TaskDefaults, register
+from tasks.base import EXPLAINED_VARIANCE, Batch, TaskDefaults, register
 from tasks.generated import Generated
 
 Floats = NDArray[np.float32]
@@ -48,6 +48,7 @@ class Adding(Generated):
 
     name = "adding"
     kind = "value"
+    metric = EXPLAINED_VARIANCE
     summary = "add the two marked numbers among N"
     min_len = 4
     max_len = 65_536

@@ -22,14 +22,33 @@ EvalSplit = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 POOL = 32  # training batches that are filled together, where samples differ in length
 
-Kind = Literal["token", "sequence", "pair", "value"]
-METRICS: dict[Kind, str] = {
-    "token": "accuracy",
-    "sequence": "accuracy",
-    "pair": "accuracy",
-    "value": "explained variance",
-}
-"""What is scored, by what a task asks for. Explained variance is 1 - MSE / variance of the targets."""
+Kind = Literal["token", "restore", "sequence", "pair", "value"]
+"""What a task asks for: "token" a class at each position, "restore" the same, but read from the encoder's output at the
+last position alone; "sequence" a class of the whole, "pair" one of two, "value" a number."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a score is.
+
+    Attributes:
+        name: as "accuracy".
+        unit: it is told in: "%" of scores that are fractions, else the unit of the score itself.
+        lower_is_better: which of two scores is the better one.
+        bounds: the least and the largest score that there can be; None = none.
+    """
+
+    name: str
+    unit: str = "%"
+    lower_is_better: bool = False
+    bounds: tuple[float | None, float | None] = (0.0, 1.0)
+
+
+ACCURACY = Metric("accuracy")
+EXPLAINED_VARIANCE = Metric("explained variance", bounds=(None, 1.0))
+"""1 - MSE / variance of the targets."""
+BITS_PER_BYTE = Metric("bits per byte", unit="bits", lower_is_better=True, bounds=(0.0, None))
+"""The mean cross-entropy to the base 2, where each target is a byte."""
 
 LrSchedule = Literal["constant-then-linear", "cosine", "linear", "inverse-square-root"]
 LengthSchedule = Literal["from-64th", "from-16th", "constant"]
@@ -50,8 +69,8 @@ class Batch:
     Attributes:
         inputs: (B, N) token ids, int64; (B, N, F) float32 where the task has features instead of tokens; for kind
             "pair" (B, 2, N) token ids.
-        targets: kind "token": (B, N) class at each position, `IGNORE` where nothing is asked, int64; "sequence" and
-            "pair": (B,) class, int64; "value": (B,) float32.
+        targets: kinds "token" and "restore": (B, N) class at each position, `IGNORE` where nothing is asked, int64;
+            "sequence" and "pair": (B,) class, int64; "value": (B,) float32.
         padding: (B, N), for kind "pair" (B, 2, N), True = padding; None where the batch has no padding anywhere.
         slices: shaped as targets, which of the task's `slice_names` each target belongs to; None where it has none.
     """
@@ -75,6 +94,7 @@ class TaskDefaults:
         lr_schedule: of the learning rate.
         length_schedule: of the length of training samples; at lengths where its samples would be too short, the next
             that starts with longer ones.
+        budget: seconds of training of each run; None = as for any task.
     """
 
     seq_len: int
@@ -88,6 +108,7 @@ class TaskDefaults:
     tokens_per_step: int
     lr_schedule: LrSchedule = "cosine"
     length_schedule: LengthSchedule = "constant"
+    budget: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +142,19 @@ class Task(ABC):
     """A frozen dataclass of plain values (int, float, str, bool) that checks itself with ValueError."""
     own_data: ClassVar[bool] = False
     """It reads files that the user brings, and has nothing without."""
+    remarks: ClassVar[Mapping[str, str]] = {}
+    """By variant, why it cannot solve the task, in words that a newcomer understands, without a full stop."""
+    metric: ClassVar[Metric] = ACCURACY
+    """What a score is; `EXPLAINED_VARIANCE` for kind "value"."""
     causal: ClassVar[bool] = False
     """A causal encoder can solve it: what an answer rests on stands before the place that asks."""
+    causal_only: ClassVar[bool] = False
+    """Others would see the answer: it is always a causal encoder that is trained."""
+    causal_form: ClassVar[str] = ""
+    """The task that stands for this one where the encoder is causal; "" = itself, if `causal`."""
+    fixed_places: ClassVar[str] = ""
+    """Where the task's definition ties what an answer rests on to fixed places: how, in words. Elsewhere no place tells
+    more of an answer than another."""
 
     vocab_size: int | None
     """Number of input ids; None where the inputs are features."""
@@ -140,10 +172,6 @@ class Task(ABC):
             raise ValueError(f"{self.name}: expected {self.min_len} <= seq_len <= {self.max_len}, got {seq_len}")
         self.seq_len = seq_len
         self.config = self.config_type() if config is None else config
-
-    @property
-    def metric(self) -> str:
-        return METRICS[self.kind]
 
     @property
     @abstractmethod
@@ -199,7 +227,10 @@ class Task(ABC):
         """Baselines, the weakest first, provenance ("data") and notes: computed once and kept in the cache."""
 
         def compute() -> dict[str, Any]:
-            baselines = dict(sorted(self.baselines().items(), key=lambda scored: scored[1]))
+            worst_first = sorted(
+                self.baselines().items(), key=lambda scored: scored[1], reverse=self.metric.lower_is_better
+            )
+            baselines = dict(worst_first)
             data = self.provenance() | {"rows_sha256": digest_of(self.tables)}
             return {"baselines": baselines, "data": data, "notes": self.notes()}
 

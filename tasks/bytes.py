@@ -118,34 +118,8 @@ def most_frequent(context: NDArray[np.int32], ids: NDArray[np.int32], size: int)
     return table
 
 
-@register
-class Bytes(Task):
-    """Masked bytes of Python's standard library; see the module's docstring."""
-
-    name = "bytes"
-    kind = "token"
-    summary = "restore the hidden 15 % of the bytes of Python's standard library"
-    min_len = 16
-    max_len = 65_536
-    defaults = TaskDefaults(
-        seq_len=8192,
-        d_model=128,
-        n_heads=4,
-        n_layers=2,
-        lr=4e-3,
-        conv_width=5,
-        embedding_std=1.0,
-        tokens_per_step=8192,
-        lr_schedule="constant-then-linear",
-        length_schedule="from-16th",
-    )
-
-    vocab_size = 258
-    n_classes = 257  # `MASK` is never an answer
-
-    def __init__(self, seq_len: int, config: NoConfig | None = None) -> None:
-        super().__init__(seq_len, config)
-        self._masked: dict[Split, Batch] = {}
+class Corpus(Task):
+    """What the tasks on Python's standard library share: its files, dealt out to the splits, and their streams."""
 
     @cached_property
     def corpus_sha256(self) -> str:
@@ -177,6 +151,51 @@ class Bytes(Task):
     def size(self, split: Split) -> int:
         """Consecutive windows."""
         return -(-len(self.streams[split]) // self.seq_len)
+
+    def provenance(self) -> dict[str, str | int]:
+        tokens = {f"{split}_tokens": len(stream) for split, stream in self.streams.items()}
+        files = {
+            f"{split}_files": 1 + int(np.count_nonzero(stream == SEPARATOR[0]))
+            for split, stream in self.streams.items()
+        }
+        return {
+            "generator": GENERATOR,
+            "python": platform.python_version(),
+            "corpus_sha256": self.corpus_sha256,
+            **files,
+            **tokens,
+        }
+
+
+@register
+class Bytes(Corpus):
+    """Masked bytes of Python's standard library; see the module's docstring."""
+
+    name = "bytes"
+    kind = "token"
+    causal_form = "next_byte"
+    summary = "restore the hidden 15 % of the bytes of Python's standard library"
+    min_len = 16
+    max_len = 65_536
+    defaults = TaskDefaults(
+        seq_len=8192,
+        d_model=128,
+        n_heads=4,
+        n_layers=2,
+        lr=4e-3,
+        conv_width=5,
+        embedding_std=1.0,
+        tokens_per_step=8192,
+        lr_schedule="constant-then-linear",
+        length_schedule="from-16th",
+    )
+
+    vocab_size = 258
+    n_classes = 257  # `MASK` is never an answer
+
+    def __init__(self, seq_len: int, config: NoConfig | None = None) -> None:
+        super().__init__(seq_len, config)
+        self._masked: dict[Split, Batch] = {}
 
     def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
         """The same bytes are hidden every time."""
@@ -218,17 +237,3 @@ class Bytes(Task):
         for backed_off in (by_left[before], by_right[after], unigram):
             guesses = np.where(guesses == PAD, backed_off, guesses)
         return {"unigram": float(np.mean(answers == unigram)), "neighbours": float(np.mean(answers == guesses))}
-
-    def provenance(self) -> dict[str, str | int]:
-        tokens = {f"{split}_tokens": len(stream) for split, stream in self.streams.items()}
-        files = {
-            f"{split}_files": 1 + int(np.count_nonzero(stream == SEPARATOR[0]))
-            for split, stream in self.streams.items()
-        }
-        return {
-            "generator": GENERATOR,
-            "python": platform.python_version(),
-            "corpus_sha256": self.corpus_sha256,
-            **files,
-            **tokens,
-        }

@@ -31,7 +31,23 @@ SUITES = {
     ),
     "diagnostics": Suite(
         summary="why a mechanism fails",
-        tasks=dict.fromkeys(("mqar", "selective_copy", "needle", "adding", "duplicate", "digits", "matching", "bytes")),
+        tasks=dict.fromkeys(
+            ("mqar", "noisy_recall", "selective_copy", "needle", "adding", "duplicate", "digits", "matching", "bytes")
+        ),
         budget=100,
+    ),
+    "mad": Suite(
+        summary="the token manipulations of MAD (arXiv:2403.17844), causal",
+        tasks=dict.fromkeys(
+            (
+                "mad_compress",
+                "mad_fuzzy_recall",
+                "mad_memorize",
+                "mad_noisy_recall",
+                "mad_recall",
+                "mad_selective_copy",
+            )
+        ),
+        budget=300,
     ),
 }

@@ -24,6 +24,7 @@ from compare.record import append_record, read_records
 from compare.run import run_all, run_one
 from compare.spec import DEFAULTS, RunSpec
 from compare.worker import Conduct
+from tests.make_records import make_record, write_folder
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--tasks", "mqar", "--seq-len", "32", "--d-model", "16", "--batch-size", "64", "--steps", "2"]
@@ -471,6 +472,16 @@ def test_the_tables_of_the_readme_are_those_of_the_registries() -> None:
         assert table in readme, f"README.md lacks this table, which `make readme` writes:\n{table}"
 
 
+def test_what_the_readme_says_of_results_is_what_their_records_say() -> None:
+    from compare.listing import results_in
+
+    readme = (ROOT / "README.md").read_text()
+    shown = results_in(readme, ROOT)
+    assert shown
+    for name, text in shown.items():
+        assert f"<!-- {name} -->\n{text}\n<!-- /{name} -->" in readme, f"README.md is older than {name}: `make readme`"
+
+
 def test_the_tables_are_written_between_their_markers(tmp_path: Path) -> None:
     from compare.listing import markdown, write
 
@@ -483,6 +494,30 @@ def test_the_tables_are_written_between_their_markers(tmp_path: Path) -> None:
     assert written == "".join(f"a\n<!-- {name} -->\n{tables[name]}\n<!-- /{name} -->\n" for name in names)
     write(page)
     assert page.read_text() == written
+
+
+def test_results_are_written_between_markers_that_name_their_folder(tmp_path: Path) -> None:
+    from compare.listing import markdown, results, write
+
+    folder = tmp_path / "results" / "one"
+    charts = folder / "charts"
+    charts.mkdir(parents=True)
+    (charts / "accuracy_speed_mqar_64.png").touch()
+    (charts / "other.png").touch()
+    write_folder(folder, [make_record(variant, task="mqar", seq_len=64) for variant in ("full", "linear", "none")])
+    page = tmp_path / "page.md"
+    marked = "".join(f"<!-- {name} -->\n{table}\n<!-- /{name} -->\n" for name, table in markdown().items())
+    names = ("results/one", "results/one other")
+    page.write_text(marked + "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in names))
+    write(page)
+    first, other = results(folder, "results/one"), results(folder, "results/one", "other")
+    assert first.startswith("![accuracy speed mqar 64](results/one/charts/accuracy_speed_mqar_64.png)\n\nAfter ")
+    assert other.startswith("![other](results/one/charts/other.png)\n\nAfter ")
+    assert page.read_text() == marked + "".join(
+        f"<!-- {name} -->\n{text}\n<!-- /{name} -->\n" for name, text in zip(names, (first, other), strict=True)
+    )
+    with pytest.raises(ValueError, match="there is no chart"):
+        results(folder, "results/one", "absent")
 
 
 @pytest.fixture
@@ -616,7 +651,7 @@ def test_a_sign_of_life_comes_within_three_seconds(tmp_path: Path) -> None:
     took = time.perf_counter() - start
     process.kill()
     process.communicate()
-    assert "comparing full,linformer on mqar" in first
+    assert "comparing full,linformer,linear on mqar" in first
     assert took < 3
 
 

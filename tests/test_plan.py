@@ -9,7 +9,7 @@ import pytest
 
 import tasks
 from compare.arguments import run_parser
-from compare.plan import DEFAULT_BUDGET, UsageError, choose_tasks, make_specs
+from compare.plan import DEFAULT_BUDGET, DEFAULT_TASK, UsageError, choose_tasks, make_specs
 from compare.run import reproduce
 from compare.spec import RunSpec
 
@@ -23,12 +23,26 @@ def specs(*words: str) -> list[RunSpec]:
 
 
 def test_a_task_has_its_own_length_and_lengths_given_count_for_all() -> None:
-    assert chosen() == [("bytes", 8192, DEFAULT_BUDGET)]
+    assert chosen() == [(DEFAULT_TASK, 8192, tasks.get(DEFAULT_TASK).defaults.budget or DEFAULT_BUDGET)]
     assert chosen("--tasks", "mqar,bytes") == [("mqar", 64, DEFAULT_BUDGET), ("bytes", 8192, DEFAULT_BUDGET)]
     assert chosen("--task", "mqar", "--seq-len", "32,64") == [
         ("mqar", 32, DEFAULT_BUDGET),
         ("mqar", 64, DEFAULT_BUDGET),
     ]
+
+
+def test_a_task_may_have_a_budget_of_its_own_that_a_suite_and_the_command_line_replace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tasks.get("mqar"), "defaults", replace(tasks.get("mqar").defaults, budget=7.0))
+    assert chosen("--tasks", "mqar") == [("mqar", 64, 7.0)]
+    assert ("mqar", 64, tasks.SUITES["quick"].budget) in chosen("--tasks", "quick")
+    assert {spec.budget for spec in specs("--tasks", "mqar", "--budget", "9")} == {9.0}
+
+
+def test_without_arguments_three_variants_and_the_control_run() -> None:
+    assert [spec.label for spec in specs()] == ["full", "linformer", "linear", "none"]
+    assert {spec.seq_len for spec in specs()} == {8192}
 
 
 def test_a_suite_is_its_tasks_at_their_lengths_for_its_time() -> None:
@@ -77,7 +91,7 @@ def test_options_of_tasks_and_flags_for_data_reach_the_run_and_its_command(tmp_p
         (["--tasks", "lra", "--data", "x"], r"--data: several tasks take it; say which: --set listops\.data=x"),
         (["--tasks", "text", "--tokenizer", "x"], "--tokenizer: no task among text takes it; these do: classify"),
         (["--tasks", "classify"], "classify.data: expected a file, a folder or a hub id, got nothing"),
-        (["--set", "listops.samples=5"], "'listops' is not among what is compared: full, linformer, none, bytes"),
+        (["--set", "listops.samples=5"], "'listops' is not among what is compared: full, linformer, linear, none, "),
         (["--tasks", "listops", "--set", "listops.samples=many"], "expected an integer, got 'many'"),
         (["--tasks", "listops", "--set", "listops.samples=0"], "listops.samples >= 1, got 0"),
         (
@@ -138,11 +152,57 @@ def test_a_sweep_keeps_what_is_set_and_runs_nothing_twice() -> None:
         ("performer.features=", "expected an integer, got ''"),
         ("skyformer.gamma=1:inf", "expected A:B with 0 < A <= B, got '1:inf'"),
         ("performer.feature=4", "performer has no option 'feature' .did you mean 'features'..; its options: features"),
-        ("mqar.samples=4", "expected an option of a variant, but 'mqar' is a task"),
+        ("mqar.samples=4", "mqar has no option 'samples'; it has no options"),
         ("perfomer.features=4", "--sweep: unknown attention 'perfomer'. Did you mean 'performer'"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_said_in_one_line(sweep: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as error:
         labels("--sweep", sweep)
+    assert "\n" not in str(error.value)
+
+
+def swept_tasks(*words: str) -> list[tuple[str, int, str, object]]:
+    """(task, length, label, samples) of each run."""
+    found = specs("--no-control", *words)
+    return [(s.task, s.seq_len, s.label, dict(s.task_options).get("samples")) for s in found]
+
+
+def test_a_swept_task_runs_every_variant_at_each_value() -> None:
+    words = ["--tasks", "listops", "--variants", "full,none", "--sweep", "listops.samples=16:64"]
+    each = [(label, samples) for samples in (16, 32, 64) for label in ("full", "none")]
+    assert swept_tasks(*words) == [("listops", 2000, label, samples) for label, samples in each]
+    assert swept_tasks(*words, "--set", "listops.samples=99") == swept_tasks(*words)
+    assert swept_tasks(*words, "--seeds", "2") == 2 * swept_tasks(*words)
+    assert len({spec.data_id for spec in specs(*words)}) == 3
+    assert "--set listops.samples=32" in reproduce(specs(*words)[3])
+
+
+def test_sweeps_of_a_task_and_of_a_variant_multiply_and_leave_other_tasks_alone() -> None:
+    words = ["--tasks", "listops,mqar", "--variants", "full", "--sweep", "listops.samples=16,64"]
+    found = swept_tasks(*words, "--sweep", "linformer.rank=8,16")
+    labels = ("full", "linformer rank=8", "linformer rank=16")
+    swept = [("listops", 2000, label, samples) for samples in (16, 64) for label in labels]
+    assert found == [*swept, *(("mqar", 64, label, None) for label in labels)]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sweep", "listops.samples=0,4"], "listops.samples >= 1, got 0"),
+        (["--sweep", "listops.min_len=64:2048"], "expected listops.min_len <= 998 at seq_len 1000, got 1024"),
+        (["--sweep", "listops.sampels=4"], "listops has no option 'sampels' .did you mean 'samples'..; its options"),
+        (
+            ["--sweep", "listops.samples=4,8", "--sweep", "listops.data=a,b"],
+            "--sweep listops.data=a,b: expected one swept option of a task, but listops.samples is swept too",
+        ),
+        (
+            ["--sweep", "text.data=a,b"],
+            "--sweep text.…: expected one of the tasks that are run, listops, got 'text'",
+        ),
+    ],
+)
+def test_a_sweep_of_a_task_that_cannot_be_is_said_in_one_line(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        specs("--tasks", "listops", "--seq-len", "4000,1000", *words)
     assert "\n" not in str(error.value)

@@ -15,6 +15,7 @@ import torch
 import tasks.retrieval
 from compare.measure import saved_bytes
 from compare.train import Tally, Trainer
+from tasks.base import ACCURACY
 from tasks.retrieval import BUCKETS, FILES, Retrieval, RetrievalConfig, overlap, pieces
 from tests.learning import learns, small_spec
 
@@ -212,7 +213,7 @@ def test_memory_of_both_towers_counts():
         asked = SimpleNamespace(kind=kind, vocab_size=257, n_features=None, n_classes=2)
         trainer = Trainer(spec, asked)
         batch = torch.ones(shape, dtype=torch.int64), torch.zeros(shape[0], dtype=torch.int64), None
-        return saved_bytes(lambda: Tally(kind).add(*trainer.forward(batch)), trainer.model)
+        return saved_bytes(lambda: Tally(ACCURACY).add(*trainer.forward(batch)), trainer.model)
 
     assert kept("pair", (8, 2, 64)) == pytest.approx(kept("sequence", (16, 64)), rel=0.02)
     assert kept("pair", (8, 2, 64)) > 1.9 * kept("sequence", (8, 64))

@@ -38,9 +38,10 @@ from .canvas import (
     score_axis,
 )
 from .flags import flag_notes, marked
+from .scale import FRACTION, Scale
 from .stats import ENOUGH_SEEDS, Estimate
 from .sweeps import sweeps_of
-from .units import percent, plain, seconds, sentence, size
+from .units import plain, seconds, sentence, size
 
 LARGEST_MARKER = 520.0  # square points, where few variants are shown
 PLAIN_MARKER = 80.0
@@ -137,12 +138,12 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
     named = {sweep.rows[-1].name for sweep in sweeps}
     points = (point for sweep in sweeps for point in sweep.points)
     values = {row.name: f"{value:g}" for value, row in points if row.name not in named}
-    sign = 1 if against.more_is_better else -1
+    scale, sign = group.scale, 1 if against.more_is_better else -1
     attending = [spot for spot in spots if against.pareto and spot.row.attends]
-    front = [attending[i] for i in pareto_front([(sign * s.cost.mean, s.score.mean) for s in attending])]
+    front = [attending[i] for i in pareto_front([(sign * s.cost.mean, scale.better(s.score.mean)) for s in attending])]
 
     baselines = baseline_texts(group)
-    levels = {spot.row.name: folded(f"{spot.row.name} {percent(spot.score.mean)}, at 0", 20) for spot in free}
+    levels = {spot.row.name: folded(f"{spot.row.name} {scale.show(spot.score.mean)}, at 0", 20) for spot in free}
     plot = max(390.0, 26.0 * (len(spots) - len(values)), 13.0 * len(spots))
     sheet = Sheet(
         f"{sentence(group.terms.words(group.metric))} against {against.words}: {group.title}",
@@ -161,8 +162,8 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
     axes.set_xlim(low, high)
     log_ticks(axes, "x", against.ticks(low, high), against.show)
     scores = [edge for spot in [*spots, *free] for edge in ends(spot.score)]
-    shown, far = near_baselines(group.baselines, scores)
-    score_axis(axes, f"{group.terms.words(group.metric)}, %", [*scores, *shown.values()])
+    shown, far = near_baselines(group.baselines, scores, scale)
+    score_axis(axes, group.terms.words(group.metric), [*scores, *shown.values()], scale)
     axes.set_xlabel(against.axis)
 
     names, marks, lines = [], [], []
@@ -172,10 +173,10 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
         style = looks[spot.row.name]
         x, y = spot.cost.mean, spot.score.mean
         area = largest * spot.memory.mean / heaviest if spot.memory else 30.0 if against is SPEED else PLAIN_MARKER
-        scale, reach = marker_shape(style.marker)
+        shape, reach = marker_shape(style.marker)
         face = "none" if against is SPEED and not spot.memory else style.colour
         axes.scatter(
-            *([x], [y], area * scale),
+            *([x], [y], area * shape),
             marker=style.marker,
             facecolor=face,
             edgecolor=style.colour if face == "none" else "white",
@@ -190,7 +191,7 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
             if error.half:
                 axes.plot(*zip(start, end, strict=True), color=style.colour, linewidth=1.2, alpha=0.6, zorder=2.5)
                 lines.append(box_along(axes, start, end))
-        radius = reach * math.sqrt(area * scale) * DPI / 72 + 1
+        radius = reach * math.sqrt(area * shape) * DPI / 72 + 1
         value = values.get(spot.row.name)
         text, away = (folded(marked(spot.row, group)), math.inf) if value is None else (value, VALUE_REACH)
         names.append(Name(text, x, y, radius, style.colour, style.weight, away))
@@ -213,11 +214,15 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
     return sheet.figure
 
 
-def near_baselines(baselines: Mapping[str, float], scores: Sequence[float]) -> tuple[dict[str, float], list[str]]:
+def near_baselines(
+    baselines: Mapping[str, float], scores: Sequence[float], scale: Scale = FRACTION
+) -> tuple[dict[str, float], list[str]]:
     """The best trivial predictor and those it is worth to stretch the axis for; the names of those far below."""
-    best = max(baselines.values(), default=0.0)
-    low, high = min([*scores, best]), max([*scores, best])
-    near = {name: value for name, value in baselines.items() if low - value <= 0.4 * (high - low) or value == best}
+    heights = {name: scale.better(value) for name, value in baselines.items()}  # as they stand on the axis
+    best = max(heights.values(), default=scale.better(scores[0]))
+    drawn = [*map(scale.better, scores), best]
+    low, high = min(drawn), max(drawn)
+    near = {name: baselines[name] for name, y in heights.items() if low - y <= 0.4 * (high - low) or y == best}
     return near, [name for name in baselines if name not in near]
 
 
@@ -231,7 +236,7 @@ def accuracy_notes(group: Group, against: Against, spots: Sequence[Spot], front:
         notes.append(f"Not drawn, for lack of a score or a value: {', '.join(missing)}.")
     if against is SPEED and (unweighed := [spot.row.name for spot in spots if not spot.memory]):
         notes.append(f"Hollow: peak memory not measured ({', '.join(unweighed)}).")
-    if far := near_baselines(group.baselines, [edge for spot in spots for edge in ends(spot.score)])[1]:
+    if far := near_baselines(group.baselines, [edge for spot in spots for edge in ends(spot.score)], group.scale)[1]:
         notes.append(f"Far below the axis, hence not drawn: {', '.join(far)}.")
     if sweeps_of([spot.row for spot in spots]):
         notes.append("Joined: one option at several values, written beside the points; the last bears the name.")

@@ -2,7 +2,8 @@
 
 A group is everything measured on one machine, on one task, at one length, under one set of conditions
 (steps or budget, width, depth, batch, dtype …). Within it a row is one variant, its seeds together.
-Scores are fractions between 0 and 1, and higher is better. Runs that searched for a learning rate count for no row.
+Its records say what its scores are, and which way is better (`Group.scale`). Runs that searched for a learning rate
+count for no row.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ import numpy as np
 from compare.spec import read_spec
 
 from .families import CONTROL_FAMILY, UNKNOWN_FAMILY
+from .scale import FRACTION, OLDER, Scale
 from .stats import Difference, Estimate, binomial_half, estimate, judge, paired_noise
 from .units import plain
 
@@ -30,7 +32,7 @@ REFERENCE = "full"
 LONGEST_SLUG = 120  # letters; a file name holds 255 bytes
 
 # Spec fields that may differ between the rows of one group. All others are conditions and split it.
-PER_ROW = frozenset({"variant", "options", "lr", "seed", "task", "seq_len", "probe"})
+PER_ROW = frozenset({"variant", "options", "lr", "weight_decay", "seed", "task", "seq_len", "probe"})
 # Conditions that do not change what one forward and backward pass costs, or that follow the length.
 NOT_COST = frozenset(
     {
@@ -88,6 +90,16 @@ def tell_apart(key: str, rivals: Iterable[str]) -> str:
     names = sorted({name for config in (own, *others) for name in config})
     varying = [name for name in names if any(config.get(name) != own.get(name) for config in others)]
     return ", ".join(f"{name}={as_word(own.get(name))}" for name in varying)
+
+
+def conditions_in_words(key: str, rivals: Iterable[str]) -> str:
+    """What tells a group or a series from its rivals, and "causal" where encoders see the past alone, rivals or not."""
+
+    def rest(config: str) -> str:
+        return as_key({name: value for name, value in json.loads(config).items() if name != "causal"})
+
+    causal = "causal" if json.loads(key).get("causal") is True else ""
+    return ", ".join(part for part in (causal, tell_apart(rest(key), map(rest, rivals))) if part)
 
 
 def as_word(value: object) -> str:
@@ -208,6 +220,8 @@ class Group:
     terms: Terms = Terms()
     probes: tuple[Record, ...] = ()
     """Runs that asked which length fits, under these conditions at any length: in no row and in no table of runs."""
+    setting: str = "{}"
+    """All its conditions, the options of the task among them, as `as_key` writes them."""
     slug: str = ""
     """What its files are called; no two groups of a report share it."""
 
@@ -221,6 +235,10 @@ class Group:
         return [record for row in self.rows for record in row.records]
 
     @property
+    def task_options(self) -> dict[str, Any]:
+        return dict(as_pairs(as_mapping(self.records[0].get("spec")).get("task_options")))
+
+    @property
     def decodes(self) -> bool:
         """Whether its runs went token by token."""
         return json.loads(self.cost_conditions).get("decode") is True
@@ -230,15 +248,29 @@ class Group:
         return next((str(r["metric"]) for r in self.records if r.get("metric")), "score")
 
     @property
+    def scale(self) -> Scale:
+        """How its scores are told and compared."""
+        told = next((as_mapping(r["metric_scale"]) for r in self.records if r.get("metric_scale")), None)
+        if told is None:
+            return OLDER.get(self.metric, FRACTION)
+        low, high = told["bounds"]
+        return Scale(told["unit"], told["lower_is_better"], (low, high))
+
+    @property
+    def causal(self) -> bool:
+        """Whether its encoders see the past alone."""
+        return json.loads(self.cost_conditions).get("causal") is True
+
+    @property
     def baselines(self) -> dict[str, float]:
-        """Trivial predictors and their scores: the mean where they were measured once a seed."""
+        """Trivial predictors and their scores, the worst first: the mean where they were measured once a seed."""
         found: dict[str, list[float]] = {}
         for record in self.records:
             for name, value in as_mapping(record.get("baselines")).items():
                 if (score := as_number(value)) is not None:
                     found.setdefault(str(name), []).append(score)
         means = {name: float(np.mean(values)) for name, values in found.items()}
-        return dict(sorted(means.items(), key=lambda item: item[1]))
+        return dict(sorted(means.items(), key=lambda item: self.scale.better(item[1])))
 
     @property
     def data_notes(self) -> list[str]:
@@ -250,7 +282,7 @@ class Group:
     def test_size(self) -> float | None:
         """The smallest number of scored predictions of any run, on the split that counts (old records do not have it
         for validation: then on the test set): the noisiest one counts. None where the score is not a share of them."""
-        if self.metric == "explained variance":
+        if not self.scale.is_share:
             return None
         validated = numbers(self.records, "val_size") if self.terms.split == "validation" else []
         return min((value for value in validated or numbers(self.records, "test_size") if value > 0), default=None)
@@ -392,7 +424,7 @@ def group_records(sources: Sequence[Source], *, short: bool = True) -> list[Grou
             if spec["probe"] is not None:
                 probes.setdefault((machine, str(record.get("task")), cost_key(conditions)), []).append(record)
                 continue
-            own = {key: value for key, value in spec.items() if key in {"options", "lr"}}
+            own = {key: value for key, value in spec.items() if key in {"options", "lr", "weight_decay"}}
             cell = cells.setdefault(
                 (machine, str(record.get("task")), int(as_number(record.get("seq_len")) or 0), as_key(conditions)), {}
             )
@@ -403,13 +435,14 @@ def group_records(sources: Sequence[Source], *, short: bool = True) -> list[Grou
     where = tell_machines_apart(machines)
     families = families_of(record for source in sources for record in source.records)
     groups = []
-    for (machine, task, seq_len, setting), cell in sorted(cells.items(), key=lambda item: item[0]):
+    for machine, task, seq_len, setting in sorted(cells, key=lambda key: (*key[:3], natural(key[3]))):
+        cell = cells[machine, task, seq_len, setting]
         rivals = [key[3] for key in cells if key[:3] == (machine, task, seq_len)]
-        told_apart = tell_apart(setting, rivals)
+        told_apart = conditions_in_words(setting, rivals)
         cost = cost_key(json.loads(setting))
         rows, tried = make_rows(cell, families), tuple(probes.get((machine, task, cost), ()))
         of = machine, where[machine], machines[machine]
-        groups.append(Group(task, seq_len, told_apart, cost, *of, rows, probes=tried))
+        groups.append(Group(task, seq_len, told_apart, cost, *of, rows, probes=tried, setting=setting))
     slugs = distinct_slugs([(g.task, str(g.seq_len), g.where, g.conditions) for g in groups])
     return [replace(group, slug=slug) for group, slug in zip(groups, slugs, strict=True)]
 

@@ -6,7 +6,7 @@ from .accuracy import Against
 from .aggregate import Group, Row, learning_curve
 from .lengths import Cost
 from .scaling import STATE, TOKEN, crossover_text, find_crossovers, rows_by_length
-from .units import percent, seconds, sentence, size
+from .units import seconds, sentence, size
 
 Means = list[tuple[Row, float]]
 
@@ -19,7 +19,7 @@ def describe_accuracy(group: Group, against: Against) -> str:
     unit = " tokens/s" if against.field == "tokens_per_second" else ""
     return (
         f"{count(len(rows), 'variant')}. {sentence(group.terms.words(group.metric))}: "
-        f"{span([(row, row.score.mean) for row in rows if row.score], percent)}. "
+        f"{span([(row, row.score.mean) for row in rows if row.score], group.scale.show)}. "
         f"{against.words.capitalize()}: {span(means(rows, against.field), lambda value: against.show(value) + unit)}."
     )
 
@@ -33,7 +33,7 @@ def describe_curves(group: Group, axis: str) -> str:
             ends.append((row, sum(curve.score[-1] for curve in curves) / len(curves)))
     if not ends:
         return ""
-    return f"{count(len(ends), 'variant')}. Last {group.metric}, mean over seeds: {span(ends, percent)}."
+    return f"{count(len(ends), 'variant')}. Last {group.metric}, mean over seeds: {span(ends, group.scale.show)}."
 
 
 def describe_cost(series: Sequence[Group], cost: Cost) -> str:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from .aggregate import Group, Row, Terms
 from .decoding import kept, longest_decoded
 from .flags import in_words
+from .scale import WITHIN, Scale
 from .scaling import STATE, TIME, TOKEN, find_crossovers, length_series, length_text, rows_by_length
-from .stats import ENOUGH_SEEDS, Difference, in_points
+from .stats import ENOUGH_SEEDS, Difference
 from .summary import baseline_differences, measured, scores_of, short
-from .units import percent, plain, plural, sentence, significant
+from .task_sweeps import held, kept_state, representatives, task_sweeps, unswept
+from .units import plain, plural, sentence, significant
 from .views import scored
 
-WITHIN = 0.01  # of full's score: what counts as being as good
 GOOD = f"within {100 * WITHIN:g} {plural(round(100 * WITHIN), 'point')} of full"
 TRAINED = (
     ("Fastest", "tokens_per_second", "training speed", "most"),
@@ -21,21 +22,26 @@ TRAINED = (
 DECODED = (("Fastest", TOKEN, "time per token", "least"), ("smallest state", STATE, "state", "least"))
 EXPLAINED = (
     "full is ordinary softmax attention, with which the others are compared on the same seeds. A variant is said to be "
-    f"{GOOD} where, at 95 % confidence, it scores at most {100 * WITHIN:g} percentage "
-    f"{plural(round(100 * WITHIN), 'point')} less (each by itself); clearly better or worse, where the difference is "
+    f"{GOOD} where, at 95 % confidence, its score is at most {100 * WITHIN:g} percentage "
+    f"{plural(round(100 * WITHIN), 'point')} worse (each by itself), or {100 * WITHIN:g} % worse where scores are no "
+    "percentages; clearly better or worse, where the difference is "
     "beyond noise (all variants of a table judged together)."
 )
 
 
 def answer(groups: Sequence[Group]) -> list[str]:
     """Sentences for the top of a report: one for each task and length, and one over all of them."""
+    sweeps = task_sweeps(groups)
+    lines = [f"{sweep.title}: {held(sweep)} {kept_state(sweep)}".strip() for sweep in sweeps]
+    groups = representatives(groups, sweeps)
+    series = length_series(groups)
+    groups = unswept(groups, sweeps)
     judged = [group for group in groups if can_be_judged(group)]
-    lines = []
     for group in [*(group for group in groups if not group.decodes), *longest_decoded(groups)]:
         by = f", by {group.terms.words('score')}" if group.terms != Terms() else ""
         lines.append(f"{group.title}{by}: {' '.join(sentences(group))}")
     lines += over_tasks(judged)
-    lines += [crossovers(series) for series in length_series(groups)]
+    lines += map(crossovers, series)
     return lines + ([EXPLAINED] if judged else [])
 
 
@@ -48,11 +54,17 @@ def rivals(group: Group) -> list[Row]:
     return [row for row in group.rows if row.attends and row is not group.reference]
 
 
-def is_within(found: Difference | None) -> bool:
-    """Not worse than full by more than WITHIN, at 95 % confidence."""
-    return (
-        found is not None and found.n >= ENOUGH_SEEDS and found.half is not None and found.mean - found.half > -WITHIN
-    )
+def good(scale: Scale) -> str:
+    """What a variant is called that is as good as full."""
+    return GOOD if scale.is_fraction else f"within {100 * WITHIN:g} % of full's {scale.unit}"
+
+
+def is_within(group: Group, name: str) -> bool:
+    """Not worse than full by more than the margin, at 95 % confidence."""
+    found, full = group.against_full.get(name), group.reference and group.reference.score
+    if found is None or not full or found.n < ENOUGH_SEEDS or found.half is None:
+        return False
+    return group.scale.better(found.mean) - found.half > -group.scale.margin(full.mean)
 
 
 def sentences(group: Group) -> list[str]:
@@ -75,8 +87,9 @@ def sentences(group: Group) -> list[str]:
         return ["Nothing shares a seed with full, so nothing can be compared with it.", *sobering(group)]
     if not can_be_judged(group):
         n = max(found.n for found in group.against_full.values())
+        word = "good" if group.scale.lower_is_better else "accurate"
         return [
-            f"With {n} {plural(n, 'seed')} it cannot be said who is as accurate as full ({percent(full.mean)}); "
+            f"With {n} {plural(n, 'seed')} it cannot be said who is as {word} as full ({group.scale.show(full.mean)}); "
             f"{ENOUGH_SEEDS} are needed.",
             *sobering(group),
         ]
@@ -86,15 +99,16 @@ def sentences(group: Group) -> list[str]:
 def as_good(group: Group, full: float) -> list[str]:
     """Who is within reach of full, and the fastest and the lightest of them."""
     found = {name: d for name, d in group.against_full.items() if d.half is not None and d.n >= ENOUGH_SEEDS}
-    good = [row for row in rivals(group) if is_within(found.get(row.name))]
-    if good:
-        names = short([row.name for row in good])
-        return [f"{sentence(GOOD)} ({percent(full)}): {names}.", *cheapest(group, good, " of these")]
+    reached = [row for row in rivals(group) if is_within(group, row.name)]
+    scale = group.scale
+    words, level = good(scale), scale.show(full)
+    if reached:
+        names = short([row.name for row in reached])
+        return [f"{sentence(words)} ({level}): {names}.", *cheapest(group, reached, " of these")]
     near = {row.name: found[row.name] for row in rivals(group) if row.name in found}
-    nearest = max(near, key=lambda name: near[name].mean - (near[name].half or 0.0))
-    return [
-        f"No variant is shown to be {GOOD} ({percent(full)}); nearest: {nearest} ({in_points(near[nearest])} points)."
-    ]
+    nearest = max(near, key=lambda name: scale.better(near[name].mean) - (near[name].half or 0.0))
+    change = f"{scale.change(near[nearest])} {scale.points}"
+    return [f"No variant is shown to be {words} ({level}); nearest: {nearest} ({change})."]
 
 
 def cheapest(group: Group, rows: Sequence[Row], among: str) -> list[str]:
@@ -121,10 +135,11 @@ def clearly(group: Group) -> list[str]:
     """Who differs from full beyond noise, and who cannot be told from it."""
     names = [row.name for row in rivals(group)]
     found = {name: group.against_full[name] for name in names if name in group.against_full}
-    better = [name for name, d in found.items() if d.beyond and d.mean > 0]
-    behind = [name for name, d in found.items() if d.beyond and d.mean < 0 and not is_within(d)]
-    worse = sorted(behind, key=lambda name: -found[name].mean)
-    unclear = [name for name, d in found.items() if d.n >= ENOUGH_SEEDS and not d.beyond and not is_within(d)]
+    gains = {name: group.scale.better(d.mean) for name, d in found.items()}
+    better = [name for name, d in found.items() if d.beyond and gains[name] > 0]
+    behind = [name for name, d in found.items() if d.beyond and gains[name] < 0 and not is_within(group, name)]
+    worse = sorted(behind, key=lambda name: -gains[name])
+    unclear = [name for name, d in found.items() if d.n >= ENOUGH_SEEDS and not d.beyond and not is_within(group, name)]
     few = [name for name in names if name not in found or found[name].n < ENOUGH_SEEDS]
     said = (
         ("Clearly better than full", better),
@@ -139,16 +154,17 @@ def sobering(group: Group) -> list[str]:
     """Where no variant does better than what needs no attention."""
     scores = scores_of(group)
     said = []
+    ahead = "better than" if group.scale.lower_is_better else "above"
     if group.baselines:
         words, above = baseline_differences(group, scores)
-        if not any(map(may_be_above, above.values())):
-            said.append(f"No variant is shown to be above the best trivial baseline ({words}).")
+        if not any(may_be_ahead(group, found) for found in above.values()):
+            said.append(f"No variant is shown to be {ahead} the best trivial baseline ({words}).")
     if group.control and group.control.score:
         above = group.score_differences(group.control)
-        if not any(may_be_above(above[row.name]) for row, _ in scores if row.name in above):
-            control = f"the control without attention ({percent(group.control.score.mean)})"
+        if not any(may_be_ahead(group, above[row.name]) for row, _ in scores if row.name in above):
+            control = f"the control without attention ({group.scale.show(group.control.score.mean)})"
             said.append(
-                f"No variant is shown to be above {control}: that attention gains anything here cannot be said."
+                f"No variant is shown to be {ahead} {control}: that attention gains anything here cannot be said."
             )
     return said
 
@@ -179,12 +195,13 @@ def crossovers(series: Sequence[Group]) -> str:
         ("undecided, within noise", unclear),
     )
     words = "; ".join(f"{what}: {', '.join(names)}" for what, names in said if names)
-    return f"{series[0].task} against length: faster than full ({what}) {words or 'cannot be said'}."
+    where = f"{series[0].task} (causal)" if series[0].causal else series[0].task
+    return f"{where} against length: faster than full ({what}) {words or 'cannot be said'}."
 
 
-def may_be_above(found: Difference) -> bool:
+def may_be_ahead(group: Group, found: Difference) -> bool:
     """Beyond noise, or with too few seeds to tell."""
-    return found.mean > 0 and (found.beyond or found.n < ENOUGH_SEEDS)
+    return group.scale.better(found.mean) > 0 and (found.beyond or found.n < ENOUGH_SEEDS)
 
 
 def over_tasks(groups: Sequence[Group]) -> list[str]:
@@ -194,11 +211,15 @@ def over_tasks(groups: Sequence[Group]) -> list[str]:
     counts: dict[str, list[bool]] = {}
     for group in groups:
         for row in rivals(group):
-            counts.setdefault(row.name, []).append(is_within(group.against_full.get(row.name)))
+            counts.setdefault(row.name, []).append(is_within(group, row.name))
     ranked = sorted(counts, key=lambda name: -sum(counts[name]))
     some = [f"{name} on {sum(counts[name])} of {len(counts[name])}" for name in ranked if any(counts[name])]
     none = [name for name in ranked if not any(counts[name])]
+    of_all = f"{len(groups)} comparisons with enough seeds"
+    if any(readings := [group.causal for group in groups]) and not all(readings):
+        of_all += f" ({sum(readings)} of them causal)"
+    words = " or ".join(dict.fromkeys(good(group.scale) for group in groups))
     return [
-        f"Over the {len(groups)} comparisons with enough seeds, {GOOD}: {', '.join(some) or 'no variant on any'}."
+        f"Over the {of_all}, {words}: {', '.join(some) or 'no variant on any'}."
         + (f" On none: {short(none)}." if none and some else "")
     ]

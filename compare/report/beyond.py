@@ -28,8 +28,9 @@ from .canvas import (
     write,
 )
 from .labels import spread
+from .scale import Scale
 from .stats import ENOUGH_SEEDS, Difference, Estimate, binomial_half, estimate, judge
-from .units import MISSING, percent, plain, plural
+from .units import MISSING, plain, plural
 
 BASELINE = "best trivial predictor"
 NAMED = 6  # variants, in one sentence
@@ -64,7 +65,8 @@ def size_at(group: Group, length: int) -> float | None:
 def baseline_at(group: Group, length: int) -> float | None:
     """The best trivial predictor's score there."""
     scores = (as_mapping(tested_at(record, length).get("baselines")).values() for record in group.records)
-    return max((value for found in scores for score in found if (value := as_number(score)) is not None), default=None)
+    known = [value for found in scores for score in found if (value := as_number(score)) is not None]
+    return max(known, key=group.scale.better, default=None)
 
 
 def courses(group: Group) -> dict[str, dict[int, Estimate]]:
@@ -115,8 +117,9 @@ def chart_by_length(group: Group, styles: Mapping[str, Style]) -> Figure | None:
     axes.set_xlabel("length of test samples, tokens (logarithmic)")
     score_axis(
         axes,
-        f"test {group.metric}, %",
+        f"test {group.metric}",
         [*(mean.mean for scores in found.values() for mean in scores.values()), *baseline.values()],
+        group.scale,
     )
     axes.axvline(group.seq_len, color="#bbbbbb", linewidth=1, zorder=1)
     box, told = axes.get_window_extent(), f"trained at {group.seq_len:,}"
@@ -156,18 +159,18 @@ def table_by_length(group: Group) -> tuple[list[str], list[list[str]]] | None:
     lengths, found = test_lengths(group), courses(group)
     if not lengths or not found:
         return None
-    header = ["variant", *(f"{n:,}" + " (trained), %" * (n == group.seq_len) for n in lengths)]
-    body = [[row.name, *(cell(row, n) for n in lengths)] for row in group.rows if row.name in found]
+    header = ["variant", *(f"{n:,}{' (trained)' * (n == group.seq_len)}, {group.scale.unit}" for n in lengths)]
+    body = [[row.name, *(cell(row, n, group.scale) for n in lengths)] for row in group.rows if row.name in found]
     baselines = [baseline_at(group, n) for n in lengths]
     if any(value is not None for value in baselines):
-        body.append([BASELINE, *(MISSING if value is None else f"{100 * value:.1f}" for value in baselines)])
+        told = (MISSING if value is None else group.scale.number(Estimate(value, None, 1)) for value in baselines)
+        body.append([BASELINE, *told])
     return header, body
 
 
-def cell(row: Row, length: int) -> str:
+def cell(row: Row, length: int, scale: Scale) -> str:
     if mean := estimate(list(seeds_at(row, length).values())):
-        half = "" if mean.half is None else f" ± {100 * mean.half:.1f}"
-        return f"{100 * mean.mean:.1f}{half} (n={mean.n})"
+        return f"{scale.number(mean)} (n={mean.n})"
     statuses = (tested_at(record, length).get("status") for record in row.finished)
     return ", ".join(sorted({str(status) for status in statuses if status})) or MISSING
 
@@ -182,7 +185,8 @@ def carried_over(group: Group) -> list[str]:
     if not rows:
         return []
     drops = changes(group, rows, longest)
-    words = {row.name: ends(row.name, found[row.name], group.seq_len, longest) for row in rows}
+    words = {row.name: ends(row.name, group.scale, found[row.name], group.seq_len, longest) for row in rows}
+    better = {name: group.scale.better(change.mean) for name, change in drops.items()}
     times = longest / group.seq_len
     begin = f"Trained at {group.seq_len:,} tokens and tested at {longest:,}, {times:.3g} times as long"
     few = [row.name for row in rows if row.name not in drops or drops[row.name].n < ENOUGH_SEEDS]
@@ -191,28 +195,28 @@ def carried_over(group: Group) -> list[str]:
         return [f"{begin}: {some(words, few)} ({n} {plural(n, 'seed')}: no verdict)."]
     judged = {name: change for name, change in drops.items() if name not in few}
     parts = [
-        ("lose accuracy", [name for name, change in judged.items() if change.beyond and change.mean < 0]),
-        ("gain", [name for name, change in judged.items() if change.beyond and change.mean > 0]),
+        ("lose", [name for name, change in judged.items() if change.beyond and better[name] < 0]),
+        ("gain", [name for name, change in judged.items() if change.beyond and better[name] > 0]),
         ("stay within noise", [name for name, change in judged.items() if not change.beyond]),
         ("too few seeds for a verdict", few),
     ]
     return [f"{begin}: " + "; ".join(f"{what}: {some(words, names)}" for what, names in parts if names) + "."]
 
 
-def ends(name: str, scores: Mapping[int, Estimate], *lengths: int) -> str:
+def ends(name: str, scale: Scale, scores: Mapping[int, Estimate], *lengths: int) -> str:
     """ "full 99.8 % → 20.1 %"."""
-    return f"{name} " + " → ".join(percent(scores[n].mean) for n in lengths)
+    return f"{name} " + " → ".join(scale.show(scores[n].mean) for n in lengths)
 
 
 def changes(group: Group, rows: Sequence[Row], longest: int) -> dict[str, Difference]:
     """By name, the score at the longest length minus that at the training length, paired over seeds."""
     families = {}
-    sizes = [size_at(group, n) for n in (group.seq_len, longest)]
+    sizes = [size_at(group, n) if group.scale.is_share else None for n in (group.seq_len, longest)]
     for row in rows:
         own, there = seeds_at(row, group.seq_len), seeds_at(row, longest)
         shared = [seed for seed in own if seed in there]
         means = [sum(of[seed] for seed in shared) / len(shared) for of in (own, there)] if shared else []
-        halves = [binomial_half(mean, size) for mean, size in zip(means, sizes, strict=bool(means)) if size]
+        halves = [binomial_half(mean, size) for mean, size in zip(means, sizes, strict=False) if size]
         families[row.name] = ([there[seed] - own[seed] for seed in shared], math.hypot(*halves) / 1.96)
     return judge(families)
 
@@ -226,7 +230,7 @@ def some(words: Mapping[str, str], names: Sequence[str]) -> str:
 def describe_by_length(group: Group) -> str:
     """The chart in words."""
     return " ".join(
-        f"At {n:,}: {', '.join(f'{name} {percent(scores[n].mean)}' for name, scores in shown)}."
+        f"At {n:,}: {', '.join(f'{name} {group.scale.show(scores[n].mean)}' for name, scores in shown)}."
         for n in test_lengths(group)
         if (shown := [(name, scores) for name, scores in courses(group).items() if n in scores][:NAMED])
     )

@@ -22,7 +22,7 @@ from matplotlib.patheffects import withStroke
 from .aggregate import Group, Row
 from .families import colour_of, in_order
 from .labels import GAP, Anchor, Box, place, spread
-from .units import percent
+from .scale import Scale
 
 DPI = 100
 WIDTH = 800
@@ -389,12 +389,17 @@ def log_ticks(axes: Axes, which: str, ticks: Sequence[float], show: Callable[[fl
     axis.set_ticks(ticks, labels=[show(tick) for tick in ticks])
 
 
-def score_axis(axes: Axes, label: str, values: Sequence[float]) -> None:
-    low, high = max(min(values), 0.0), min(max(values), 1.0)
+def score_axis(axes: Axes, words: str, values: Sequence[float], scale: Scale) -> None:
+    """The axis upwards of scores, the best at its top."""
+    least, most = (0.0, 1.0) if scale.is_fraction else (-math.inf, math.inf)
+    low, high = max(min(values), least), min(max(values), most)
     pad = max(0.08 * (high - low), 0.01)  # room for a marker at 0 or 100 %
-    axes.set_ylim(low - pad, high + pad)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}" if -1e-9 < value < 1 + 1e-9 else "")
-    axes.set_ylabel(label)
+    axes.set_ylim(*(low - pad, high + pad)[:: scale.sign])
+    inside = least - 1e-9, most + 1e-9
+    axes.yaxis.set_major_formatter(
+        lambda value, _: f"{scale.factor * value:.3g}" if inside[0] < value < inside[1] else ""
+    )
+    axes.set_ylabel(scale.axis(words))
 
 
 def draw_baselines(axes: Axes, baselines: Mapping[str, float], texts: Mapping[str, str]) -> list[MarginLabel]:
@@ -407,7 +412,7 @@ def draw_baselines(axes: Axes, baselines: Mapping[str, float], texts: Mapping[st
 
 
 def baseline_texts(group: Group) -> dict[str, str]:
-    return {name: folded(f"{name} {percent(value)}", 20) for name, value in group.baselines.items()}
+    return {name: folded(f"{name} {group.scale.show(value)}", 20) for name, value in group.baselines.items()}
 
 
 def shown_name(row: Row) -> str:

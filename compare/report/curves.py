@@ -31,7 +31,7 @@ from .canvas import (
 )
 from .families import CONTROL_FAMILY, in_order
 from .labels import GAP, spread
-from .units import percent, plain
+from .units import plain
 
 MOST_TOGETHER = 8  # with more variants than this, each family has a panel, and means only are drawn
 BACKGROUND = "#dddddd"
@@ -95,13 +95,13 @@ def learning_curves(group: Group, axis: str, styles: Mapping[str, Style]) -> Fig
     elif changes and not together:
         notes.append(f"Upright lines: the training length changes ({lengths}).")
     if group.baselines:
-        scores = ", ".join(f"{name} {percent(value)}" for name, value in group.baselines.items())
+        scores = ", ".join(f"{name} {group.scale.show(value)}" for name, value in group.baselines.items())
         notes.append(f"Dashed: trivial predictors, scored on the test set{'' if together else f' ({scores})'}.")
     notes += fallback_notes([course.row for course in courses])
 
     lines = [curve.score for curve in curves] if every_seed else [mean_line(course)[1] for course in courses]
     values = [*(score for line in lines for score in line), *group.baselines.values()]
-    look = Look(group, axis, f"{what.lower()} {group.metric}, %", furthest, values, changes)
+    look = Look(group, axis, f"{what.lower()} {group.metric}", furthest, values, changes)
     title = f"{what} {group.metric} against {look.unit.split(',')[0]}: {group.title}"
     if together:
         return one_panel(look, title, notes, courses, styles, every_seed=every_seed)
@@ -192,7 +192,7 @@ def panels(
 def prepare(axes: Axes, look: Look) -> None:
     axes.set_xlim(0, look.furthest)
     axes.set_xlabel(look.unit)
-    score_axis(axes, look.score_label, look.values)
+    score_axis(axes, look.score_label, look.values, look.group.scale)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.4g}" if value < 1000 else plain(value))
 
 

@@ -5,7 +5,8 @@ import io
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 
 from .aggregate import Group, Row
@@ -33,9 +34,11 @@ class Quantity:
     better: str = ""
 
 
+FRACTION = "fraction"  # the unit of scores, but for those of another scale, which have columns of their own
+SCORES = ("test score", "validation score", "difference to full")
 QUANTITIES = (
-    Quantity("test_score", "test score", "fraction", "test score (%)", 100, 1, "high"),
-    Quantity("val_score", "validation score", "fraction"),
+    Quantity("test_score", "test score", FRACTION, "test score (%)", 100, 1, "high"),
+    Quantity("val_score", "validation score", FRACTION),
     Quantity("test_loss", "test loss", "nats"),
     Quantity("tokens_per_second", "training speed", "tokens/s", "tokens/s", better="high"),
     Quantity("step_seconds", "step", "s", "step (ms)", 1e3, 1, "low"),
@@ -97,9 +100,11 @@ TEX = str.maketrans(
 def csv_table(groups: Sequence[Group]) -> str:
     """One line for each variant of each group: means and half intervals in plain units, empty where not measured."""
     numbers = [f"{q.title}{half} [{q.unit}]" for q in QUANTITIES for half in ("", " half")]
+    units = list(dict.fromkeys(group.scale.unit for group in groups if not group.scale.is_fraction))
+    beside = [f"{title}{half} [{unit}]" for unit in units for title in SCORES for half in ("", " half")]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow((*TEXT, *COUNTS, *numbers, *DIFFERENCE))
+    writer.writerow((*TEXT, *COUNTS, *numbers, *DIFFERENCE, *beside))
     for group in groups:
         for row in group.rows:
             place = (group.task, group.seq_len, group.conditions, group.machine)
@@ -112,12 +117,19 @@ def csv_table(groups: Sequence[Group]) -> str:
                 row.status,
                 row.kernels,
             ]
-            found = [number for q in QUANTITIES for number in pair(row.over_seeds(q.field))]
             difference = group.against_full.get(row.name)
+            scale = group.scale
+            measured = [(q, row.over_seeds(q.field)) for q in QUANTITIES]
+            found = [n for q, mean in measured for n in pair(mean if scale.is_fraction or q.unit != FRACTION else None)]
+            scores = [
+                n for mean in (*(mean for q, mean in measured if q.unit == FRACTION), difference) for n in pair(mean)
+            ]
+            others = [n for unit in units for n in (scores if unit == scale.unit else [""] * len(scores))]
             words.append("; ".join(flags(row, group)))
             counts = (len(row.records), len(row.finished))
             seeds = difference.n if difference else ""
-            writer.writerow((*map(as_text, words), *counts, *found, *pair(difference), seeds))
+            fraction = pair(difference if scale.is_fraction else None)
+            writer.writerow((*map(as_text, words), *counts, *found, *fraction, seeds, *others))
     return out.getvalue()
 
 
@@ -149,14 +161,29 @@ def latex_tables(groups: Sequence[Group]) -> str:
     return head + "".join(f"\n{latex_table(group)}" for group in groups)
 
 
+def scaled(group: Group, quantity: Quantity) -> Quantity:
+    """The quantity as this group's scores are told, where it is one."""
+    scale = group.scale
+    if scale.is_fraction or not (quantity.heading and quantity.unit == FRACTION):
+        return quantity
+    better = "low" if scale.lower_is_better else "high"
+    return replace(
+        quantity, heading=f"test {group.metric}", factor=scale.factor, decimals=scale.decimals, better=better
+    )
+
+
 def latex_table(group: Group) -> str:
     """Where the columns do not fit into the line, what is left follows below, under the same variants."""
-    shown = [q for q in QUANTITIES if q.heading and any(row.over_seeds(q.field) for row in group.rows)]
+    shown = [
+        q
+        for q in map(partial(scaled, group), QUANTITIES)
+        if q.heading and any(row.over_seeds(q.field) for row in group.rows)
+    ]
     scored = [group.against_full.get(row.name) for row in group.rows]
     best = {q.field: best_of(group, q) for q in shown if q.better}
     headings = ["variant", *(q.heading for q in shown)]
     if any(scored):
-        headings.insert(2, "Δ to full (points)")
+        headings.insert(2, f"Δ to full ({group.scale.points})")
     footnotes: list[str] = []
     lines = []
     for row, difference in zip(group.rows, scored, strict=True):
@@ -171,7 +198,7 @@ def latex_table(group: Group) -> str:
         cells = [name + (rf"\textsuperscript{{{','.join(marks)}}}" if marks else "")]
         cells += [number(row.over_seeds(q.field), q.factor, q.decimals, bold=best.get(q.field) is row) for q in shown]
         if any(scored):
-            cells.insert(2, number(difference, 100, 1, sign=True))
+            cells.insert(2, number(difference, group.scale.factor, group.scale.decimals, sign=True))
         lines.append(cells)
     head = [escape_tex(heading) for heading in headings]
     caption = breakable(" ".join([f"{group.title}. {group.machine}.", *options_set(group)]))

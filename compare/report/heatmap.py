@@ -15,6 +15,7 @@ from matplotlib.patheffects import withStroke
 from .aggregate import Group, Row, distinct_slugs
 from .canvas import INK, SMALL, WIDTH, Sheet, folded, text_size
 from .families import colour_of, in_order
+from .scale import FRACTION, Scale
 from .stats import ENOUGH_SEEDS, Difference, Estimate
 from .units import sentence
 
@@ -40,32 +41,40 @@ class Cell:
     """What one variant reached on one task.
 
     Attributes:
-        found: the difference to full, or the score itself, as fractions; None where there is neither.
+        found: the difference to full, or the score itself; None where there is neither.
         relative: whether it is a difference.
         mark: a key of MARKS.
         status: how the runs ended, where none finished.
+        scale: of the task's scores.
     """
 
     found: Estimate | Difference | None
     relative: bool
     mark: str
     status: str = ""
+    scale: Scale = FRACTION
 
     @property
     def lines(self) -> tuple[str, str]:
-        """What is written: the number and its half interval, in points or percent."""
+        """What is written: the number and its half interval, in points or percent or the unit of the scores."""
         if self.found is None:
             return self.status or "–", ""
-        rounded = round(100 * self.found.mean, 1) or 0.0  # no -0.0
-        number = f"{rounded:{'+' if self.relative else ''}.1f}".replace("-", "−")
-        return number, "" if self.found.half is None else f"± {100 * self.found.half:.1f}"
+        factor, decimals = self.scale.factor, self.scale.decimals
+        rounded = round(factor * self.found.mean, decimals) or 0.0  # no -0.0
+        number = f"{rounded:{'+' if self.relative else ''}.{decimals}f}".replace("-", "−")
+        return number, "" if self.found.half is None else f"± {factor * self.found.half:.{decimals}f}"
+
+    @property
+    def gain(self) -> float:
+        """How much better than full; 0 where that cannot be said."""
+        return self.scale.better(self.found.mean) if self.found and self.relative else 0.0
 
     @property
     def words(self) -> str:
         """The same and its mark in one line."""
         if self.found is None:
             return self.status or MARKS["absent"]
-        unit = "points" if self.relative else "%"
+        unit = self.scale.points if self.relative else self.scale.unit
         notes = [f"n={self.found.n}", *([MARKS[self.mark]] if self.mark else [])]
         return f"{' '.join(part for part in self.lines if part)} {unit} ({', '.join(notes)})"
 
@@ -104,6 +113,11 @@ class HeatMap:
         return f"{score} of every variant on every task, as the difference to full{where}{self.part}"
 
     @property
+    def scales(self) -> list[Scale]:
+        """Of its tasks, each once."""
+        return list(dict.fromkeys(group.scale for group in self.groups))
+
+    @property
     def alt(self) -> str:
         """What the figure shows, with its extremes."""
         pairs = ((line, zip(line.cells, self.groups, strict=True)) for line in self.lines)
@@ -111,10 +125,13 @@ class HeatMap:
         told = [item for item in cells if item[0].relative and item[0].found]
         marks = [cell.mark for cell, _, _ in cells]
         text = f"{self.title}: {len(self.lines)} variants on {len(self.groups)} tasks."
-        if told:
-            told.sort(key=lambda item: item[0].found.mean if item[0].found else 0.0)
-            low, high = (f"{name} on {group.task} {cell.words}" for cell, name, group in (told[0], told[-1]))
-            text += f" Furthest below full: {low}. Furthest above: {high}."
+        for scale in self.scales:
+            of_scale = sorted((item for item in told if item[2].scale == scale), key=lambda item: item[0].gain)
+            if of_scale:
+                ends = of_scale[0], of_scale[-1]
+                low, high = (f"{name} on {group.task} {cell.words}" for cell, name, group in ends)
+                behind, ahead = ("behind", "ahead") if scale.lower_is_better else ("below", "above")
+                text += f" Furthest {behind} full: {low}. Furthest {ahead}: {high}."
         counts = [(marks.count(mark), MARKS[mark]) for mark in ("noise", "few", "failed", "absent")]
         return text + " Cells: " + ", ".join(f"{count} {words}" for count, words in counts if count) + "."
 
@@ -160,11 +177,13 @@ def make_cell(row: Row | None, group: Group) -> Cell:
         return Cell(None, relative=False, mark="absent")
     if row.score is None:
         return Cell(None, relative=False, mark="failed", status=row.status)
+    scale = group.scale
     difference = group.against_full.get(row.name)
     found = difference or row.score
     if found.n < ENOUGH_SEEDS:
-        return Cell(found, difference is not None, "few")
-    return Cell(found, difference is not None, "noise" if difference and not difference.beyond else "")
+        return Cell(found, difference is not None, "few", scale=scale)
+    mark = "noise" if difference and not difference.beyond else ""
+    return Cell(found, difference is not None, mark, scale=scale)
 
 
 def column_names(groups: Sequence[Group]) -> list[str]:
@@ -184,6 +203,14 @@ def heat_notes(heat: HeatMap) -> list[str]:
     notes = ["Points above (+) or below (−) full on the same seeds, ± half of the 95 % interval."]
     if any(cell.found and not cell.relative for line in heat.lines for cell in line.cells):
         notes.append("White, without a sign: the score itself in %, for full and where full has none.")
+    names = zip(column_names(heat.groups), heat.groups, strict=True)
+    lower = [
+        f"{name} (in {g.scale.unit}, full colour at ± {furthest_of(heat, g.scale.unit):.{g.scale.decimals}f})"
+        for name, g in names
+        if g.scale.lower_is_better
+    ]
+    if lower:
+        notes.append(f"Lower is better, so − is better than full: {', '.join(lower)}. Blue is better everywhere.")
     if "noise" in marks:
         notes.append("Hatched: within noise of full, the test set's own included.")
     if "few" in marks:
@@ -217,22 +244,24 @@ def draw_heat_map(heat: HeatMap) -> Figure:
     for column, text in enumerate(heads):
         middle = (column + 0.5) * width
         axes.text(middle, -6, text, ha="center", va="bottom", size=points, weight="bold", linespacing=1.05)
-    furthest = furthest_of(heat)
+    furthest = {scale.unit: furthest_of(heat, scale.unit) for scale in heat.scales}
     top = 0.0
     for line, name, height in zip(heat.lines, names, heights, strict=True):
         axes.plot([10 - left + 6], [top + height / 2], "s", color=colour_of(line.family), markersize=8, clip_on=False)
         weight = "bold" if line.rows[0].is_reference else "normal"
         axes.text(-10, top + height / 2, name, ha="right", va="center", size=SMALL, weight=weight, linespacing=1.05)
         for column, cell in enumerate(line.cells):
-            draw_cell(axes, cell, (column * width, top, width, height), furthest)
+            draw_cell(axes, cell, (column * width, top, width, height), furthest[heat.groups[column].scale.unit])
         top += height
-    if furthest:
-        draw_key(sheet, left, furthest)
+    main = next((scale for scale in heat.scales if furthest[scale.unit]), None)
+    if main:
+        draw_key(sheet, left, furthest[main.unit], main)
     return sheet.figure
 
 
-def furthest_of(heat: HeatMap) -> float:
-    return max((abs(c.found.mean) for line in heat.lines for c in line.cells if c.found and c.relative), default=0.0)
+def furthest_of(heat: HeatMap, unit: str = "%") -> float:
+    """The largest difference to full among the cells of one unit: each has the colours to itself."""
+    return max((abs(c.gain) for line in heat.lines for c in line.cells if c.scale.unit == unit), default=0.0)
 
 
 def shade(value: float, furthest: float) -> str:
@@ -255,7 +284,7 @@ def luminance(colour: str) -> float:
 def fill_of(cell: Cell, furthest: float) -> str:
     if cell.found is None:
         return EMPTY
-    return shade(cell.found.mean, furthest) if cell.relative else "#ffffff"
+    return shade(cell.gain, furthest) if cell.relative else "#ffffff"
 
 
 def draw_cell(axes: Axes, cell: Cell, box: tuple[float, float, float, float], furthest: float) -> None:
@@ -287,8 +316,8 @@ def draw_cell(axes: Axes, cell: Cell, box: tuple[float, float, float, float], fu
         )
 
 
-def draw_key(sheet: Sheet, left: float, furthest: float) -> None:
-    """Below the cells: what the colours stand for, in points."""
+def draw_key(sheet: Sheet, left: float, furthest: float, scale: Scale) -> None:
+    """Below the cells: what the colours stand for, in points or the unit of the scores; left is the worse side."""
     axes = sheet.axes(left, 26, 300, 12)
     axes.grid(visible=False)
     shares = np.linspace(-1, 1, 101)
@@ -296,14 +325,16 @@ def draw_key(sheet: Sheet, left: float, furthest: float) -> None:
     for share, value in zip(shares, values, strict=True):
         axes.add_patch(Rectangle((share - 0.01, 0), 0.04, 1, color=shade(float(value), furthest), linewidth=0))
     ticks = {
-        share: f"{100 * math.copysign(share**2, share) * furthest:+.1f}".replace("-", "−")
+        share: f"{scale.factor * scale.sign * math.copysign(share**2, share) * furthest:+.{scale.decimals}f}".replace(
+            "-", "−"
+        )
         for share in (-1.0, -0.5, 0.5, 1.0)
     } | {0.0: "0"}
     axes.set(xlim=(-1.01, 1.01), ylim=(0, 1), yticks=[])
     axes.set_xticks(list(ticks), labels=list(ticks.values()), size=SMALLEST + 0.5)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(length=3, pad=2)
-    axes.text(1.06, 0.5, "points to full", va="center", size=SMALL, color=INK)
+    axes.text(1.06, 0.5, f"{scale.points} to full", va="center", size=SMALL, color=INK)
 
 
 def fold_to(text: str, width: float, points: float = SMALL) -> str:

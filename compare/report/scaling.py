@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .aggregate import Group, Record, Row, as_mapping, as_number, numbers, status_of, tell_apart
+from .aggregate import Group, Record, Row, as_mapping, as_number, conditions_in_words, numbers, status_of
 from .stats import t95
 from .units import MISSING, SPACE, percent, plain, seconds, size
 
@@ -91,10 +91,10 @@ def length_series(groups: Sequence[Group]) -> list[list[Group]]:
 
 
 def series_note(series: Sequence[Group], groups: Sequence[Group]) -> str:
-    """What tells a series from others of its task: nothing where there is only one."""
+    """What tells a series from others of its task, if there are any, and that its encoders see the past alone."""
     first = series[0]
     rivals = [g.cost_conditions for g in groups if (g.machine, g.task) == (first.machine, first.task)]
-    return tell_apart(first.cost_conditions, rivals)
+    return conditions_in_words(first.cost_conditions, rivals)
 
 
 def rows_by_length(series: Sequence[Group]) -> dict[str, dict[int, Row]]:

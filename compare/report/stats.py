@@ -116,7 +116,7 @@ def judge(families: Mapping[str, tuple[Sequence[float], float]]) -> dict[str, Di
     return {name: Difference(*mean, name in beyond) for name, (mean, _) in found.items()}
 
 
-def in_points(found: Difference) -> str:
-    """A difference of scores in percentage points with its sign: "−4.1 ± 1.2"."""
-    half = "" if found.half is None else f" ± {100 * found.half:.1f}"
-    return f"{round(100 * found.mean, 1) or 0.0:+.1f}{half}".replace("-", "−")
+def in_points(found: Estimate | Difference, factor: float = 100, decimals: int = 1) -> str:
+    """A difference of scores, in percentage points where nothing else is said, with its sign: "−4.1 ± 1.2"."""
+    half = "" if found.half is None else f" ± {factor * found.half:.{decimals}f}"
+    return f"{round(factor * found.mean, decimals) or 0.0:+.{decimals}f}{half}".replace("-", "−")

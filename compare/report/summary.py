@@ -9,7 +9,7 @@ from .flags import flags_of, in_words
 from .scaling import STATE, TOKEN
 from .stats import ENOUGH_SEEDS, Difference, Estimate, judge, paired_noise
 from .sweeps import options_in_words
-from .units import percent, plain, plural, seconds, size
+from .units import plain, plural, seconds, sentence, size
 
 Measured = list[tuple[Row, Estimate]]
 Differences = Mapping[str, Difference]
@@ -21,10 +21,13 @@ def summarise(group: Group) -> list[str]:
     if not any(row.finished for row in group.rows):
         return [f"No run finished: {', '.join(f'{row.name} {row.status}' for row in group.rows)}."]
     scores = scores_of(group)
-    highest = f"Highest {group.terms.words('score')}"
-    first = "Most accurate" if group.terms.split == "test" else highest
+    scale = group.scale
+    best = f"Lowest {group.terms.words(group.metric)}" if scale.lower_is_better else None
+    highest = best or f"Highest {group.terms.words('score')}"
+    first = "Most accurate" if group.terms.split == "test" and not best else highest
+    more = not scale.lower_is_better
     sentences = [
-        leader(group, scores, (first, highest), percent, group.score_differences, more_is_better=True),
+        leader(group, scores, (first, highest), scale.show, group.score_differences, more_is_better=more),
         *(
             leader(
                 group, measured(group, field), words, show, partial(group.differences, field=field), more_is_better=more
@@ -108,12 +111,12 @@ def leader(
 
 def baseline_differences(group: Group, scores: Measured) -> tuple[str, Differences]:
     """The best trivial predictor in words, and the scores minus its own, by name."""
-    name, value = max(group.baselines.items(), key=lambda item: item[1])
+    name, value = list(group.baselines.items())[-1]
     families = {
         row.name: ([score - value for score in row.scores.values()], paired_noise((found.mean, value), group.test_size))
         for row, found in scores
     }
-    return f"{name}, {percent(value)}", judge(families)
+    return f"{name}, {group.scale.show(value)}", judge(families)
 
 
 def against_baseline(group: Group, scores: Measured) -> str:
@@ -121,7 +124,7 @@ def against_baseline(group: Group, scores: Measured) -> str:
     if not group.baselines or not scores:
         return ""
     words, differences = baseline_differences(group, scores)
-    return f"Best trivial baseline: {words}. {standing(scores, differences)}"
+    return f"Best trivial baseline: {words}. {standing(scores, differences, group)}"
 
 
 def against_control(group: Group, scores: Measured) -> str:
@@ -129,21 +132,27 @@ def against_control(group: Group, scores: Measured) -> str:
     control = group.control
     if control is None or control.score is None or not scores:
         return ""
-    words = f"Control without attention: {percent(control.score.mean)}. "
-    return words + standing(scores, group.score_differences(control))
+    words = f"Control without attention: {group.scale.show(control.score.mean)}. "
+    return words + standing(scores, group.score_differences(control), group)
 
 
-def standing(scores: Measured, differences: Differences) -> str:
-    """Who is above, below and level with what they are compared with."""
+def standing(scores: Measured, differences: Differences, group: Group) -> str:
+    """Who is above, below and level with what they are compared with; where lower is better, who is better or worse."""
+    ahead, behind, leading = "above", "below", "higher"
+    if group.scale.lower_is_better:
+        ahead, behind, leading = "better than", "worse than", "better"
     known = {row.name: differences[row.name] for row, _ in scores if row.name in differences}
     few = [row.name for row, _ in scores if row.name not in known or known[row.name].n < ENOUGH_SEEDS]
     if len(few) == len(scores):
-        higher = [name for name, found in known.items() if found.mean > 0]
-        return f"Higher: {listing(higher)} {no_ranking(max((found.n for found in known.values()), default=0))}."
-    above = [name for name, found in known.items() if found.beyond and found.mean > 0]
-    below = [name for name, found in known.items() if found.beyond and found.mean < 0]
+        higher = [name for name, found in known.items() if group.scale.better(found.mean) > 0]
+        most = max((found.n for found in known.values()), default=0)
+        return f"{sentence(leading)}: {listing(higher)} {no_ranking(most)}."
+    apart = {name: group.scale.better(found.mean) for name, found in known.items() if found.beyond}
+    above = [name for name, gain in apart.items() if gain > 0]
+    below = [name for name, gain in apart.items() if gain < 0]
     level = [name for name, found in known.items() if not found.beyond and name not in few]
-    text = f"Above it: {listing(above)}. Below it: {listing(below)}. Within noise of it: {listing(level)}."
+    sides = ((sentence(ahead), above), (sentence(behind), below), ("Within noise of", level))
+    text = " ".join(f"{words} it: {listing(names)}." for words, names in sides)
     return text + (f" Too few seeds for a ranking: {listing(few)}." if few else "")
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from .aggregate import Group, Row, as_key, as_mapping, as_number, as_pairs, as_word
 from .stats import ENOUGH_SEEDS
-from .units import MISSING, percent, seconds, size
+from .units import MISSING, seconds, size
 
 
 class Sweep(NamedTuple):
@@ -61,30 +61,30 @@ def capacity_group(group: Group) -> Group | None:
 
 
 def sweep_table(group: Group) -> tuple[list[str], list[list[str]]] | None:
-    """Header and rows: of each sweep the highest score, and the smallest value whose score is within noise of it.
+    """Header and rows: of each sweep the best score, and the smallest value whose score is within noise of it.
 
     None where nothing is swept and scored.
     """
-    body = []
+    body, scale = [], group.scale
     for sweep in sweeps_of(group.rows):
         scored = [(value, row, found) for value, row in sweep.points if (found := row.score)]
         if len(scored) < 2:
             continue
-        top, best, highest = max(scored, key=lambda point: point[2].mean)
-        line = [sweep.name, ", ".join(f"{value:g}" for value, _, _ in scored), f"{percent(highest.mean)} at {top:g}"]
+        top, best, highest = max(scored, key=lambda point: scale.better(point[2].mean))
+        line = [sweep.name, ", ".join(f"{value:g}" for value, _, _ in scored), f"{scale.show(highest.mean)} at {top:g}"]
         if min(found.n for _, _, found in scored) < ENOUGH_SEEDS:
             body.append([*line, *3 * [MISSING]])
             continue
         apart = group.score_differences(best)
-        below = {name for name, found in apart.items() if found.beyond and found.mean < 0}
+        below = {name for name, found in apart.items() if found.beyond and scale.better(found.mean) < 0}
         value, row, found = next(point for point in scored if point[1].name not in below)
         state, step = row.over_seeds("state_bytes"), row.over_seeds("step_seconds")
-        line += [f"{percent(found.mean)} at {value:g}", size(state.mean) if state else MISSING]
+        line += [f"{scale.show(found.mean)} at {value:g}", size(state.mean) if state else MISSING]
         body.append([*line, seconds(step.mean) if step else MISSING])
     header = [
         "sweep",
         "values",
-        f"highest {group.terms.words('score')}",
+        f"{'lowest' if scale.lower_is_better else 'highest'} {group.terms.words('score')}",
         "smallest within noise of it",
         "its state a layer",
         "its step",

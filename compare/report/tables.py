@@ -10,13 +10,17 @@ from .answer import answer
 from .beyond import table_by_length
 from .decoding import DECODING, decode_tables
 from .families import colour_of
+from .first import lead_of, remarks
 from .flags import flag_notes, marked, parameters
 from .heatmap import HEAT
+from .published import published_tables
+from .scale import FRACTION, Scale
 from .scaling import STATE, TOKEN, CostTable, cost_tables
-from .stats import ENOUGH_SEEDS, Difference, Estimate, binomial_half, in_points
+from .stats import ENOUGH_SEEDS, Difference, Estimate, binomial_half
 from .summary import summarise
 from .sweeps import sweep_table
-from .units import MISSING, count, percent, plain, plural, seconds, size
+from .task_sweeps import TaskSweep, representatives, task_sweeps, unswept
+from .units import MISSING, count, plain, plural, seconds, sentence, size
 from .views import MATCHES, match_scores, scored
 
 SIGNS = str.maketrans({"\\": r"\\", "`": r"\`", "&": "&amp;", "<": "&lt;"})
@@ -63,36 +67,33 @@ def family(row: Row, group: Group) -> Cell:
 
 
 def score(row: Row, group: Group) -> Cell:
-    del group
-    return Cell(score_text(row.score), row.score.mean if row.score else None)
+    return Cell(score_text(row.score, group.scale), row.score.mean if row.score else None)
 
 
 def test_score(row: Row, group: Group) -> Cell:
-    del group
     found = row.over_seeds("test_score")
-    return Cell(score_text(found), found.mean if found else None)
+    return Cell(score_text(found, group.scale), found.mean if found else None)
 
 
-def score_text(found: Estimate | None) -> str:
-    if found is None:
-        return MISSING
-    half = "" if found.half is None else f" ± {100 * found.half:.1f}"
-    return f"{100 * found.mean:.1f}{half} (n={found.n})"
+def score_text(found: Estimate | None, scale: Scale) -> str:
+    return MISSING if found is None else f"{scale.number(found)} (n={found.n})"
 
 
 def against_full(row: Row, group: Group) -> Cell:
     found = group.against_full.get(row.name)
-    return Cell(verdict(found), found.mean) if found else Cell(MISSING, None)
+    return Cell(verdict(found, group.scale), found.mean) if found else Cell(MISSING, None)
 
 
-def verdict(found: Difference) -> str:
+def verdict(found: Difference, scale: Scale = FRACTION) -> str:
     """In plain words, what may be said of a row's paired difference to full."""
     if found.n < ENOUGH_SEEDS:
-        return f"no verdict: {found.n} shared {plural(found.n, 'seed')} ({in_points(found)})"
+        return f"no verdict: {found.n} shared {plural(found.n, 'seed')} ({scale.change(found)})"
     if found.beyond:
-        amount = in_points(found).lstrip("+−")
-        return f"{amount} points {'above' if found.mean > 0 else 'below'} full"
-    return f"within noise of full ({in_points(found)})"
+        amount = scale.change(found).lstrip("+−")
+        where = "above" if found.mean > 0 else "below"
+        better = f" ({'better' if scale.better(found.mean) > 0 else 'worse'})" if scale.lower_is_better else ""
+        return f"{amount} {scale.points} {where} full{better}"
+    return f"within noise of full ({scale.change(found)})"
 
 
 def params(row: Row, group: Group) -> Cell:
@@ -116,7 +117,7 @@ def status(row: Row, group: Group) -> Cell:
 COLUMNS = (
     Column("variant", variant),
     Column("family", family),
-    Column("test score, %", score),
+    Column("test score", score),
     Column("against full", against_full),
     Column("tokens/s", measured("tokens_per_second", plain)),
     Column("step", measured("step_seconds", seconds)),
@@ -134,12 +135,17 @@ COLUMNS = (
 )
 
 
+def unit_of(group: Group) -> str:
+    """Of the scores in a head of a table, and which way is better where that is not what all expect."""
+    return group.scale.axis(group.metric) if group.scale.lower_is_better else group.scale.unit
+
+
 def columns_of(group: Group) -> list[Column]:
     """The columns in which at least one row has something: no scores where nothing was trained."""
-    columns = list(COLUMNS)
+    columns, unit = list(COLUMNS), unit_of(group)
+    columns[2] = Column(f"{group.terms.words('score')}, {unit}", score)
     if group.terms != Terms():
-        columns[2] = Column(f"{group.terms.words('score')}, %", score)
-        columns.append(Column("test score at the end, %", test_score))
+        columns.append(Column(f"test score at the end, {unit}", test_score))
     return [column for column in columns if any(column.cell(row, group).key is not None for row in group.rows)]
 
 
@@ -156,12 +162,17 @@ def notes(group: Group) -> list[str]:
             f"± {100 * half:.1f} points (95 %, binomial, at a score of 50 %; more where predictions depend on "
             "one another)."
         )
+    if group.scale.lower_is_better:
+        lines.append(
+            f"{sentence(group.metric)}: lower is better. What the test set itself adds to the noise is not known, "
+            "and in no interval."
+        )
     if group.terms.note and not scored(group):
         lines.append(group.terms.note)
     unturned = [row.name for row in group.rows if any(r.get("rotary_without_effect") is True for r in row.records)]
     if unturned:
         lines.append(f"Rotary positions have no effect on {', '.join(unturned)}.")
-    return [*lines, *flag_notes(group.rows, group), *search_notes(group), *group.data_notes]
+    return [*lines, *remarks(group), *flag_notes(group.rows, group), *search_notes(group), *group.data_notes]
 
 
 def search_notes(group: Group) -> list[str]:
@@ -174,7 +185,12 @@ def search_notes(group: Group) -> list[str]:
         if chosen is None or not isinstance(grid, list):
             continue
         remark = f" ({found['note']})" if found.get("note") else ""
-        grids.setdefault(", ".join(map(str, grid)), []).append(f"{row.name} {chosen:g}{remark}")
+        decays, decay = found.get("weight_decay_grid"), as_number(found.get("chosen_weight_decay"))
+        words = ", ".join(map(str, grid))
+        if decay is not None and isinstance(decays, list):
+            words += f", with a weight decay of {', '.join(map(str, decays))},"
+            remark = f" with {decay:g}{remark}"
+        grids.setdefault(words, []).append(f"{row.name} {chosen:g}{remark}")
         costs += numbers([found], "seconds")
     took = f" The search took {seconds(sum(costs) / len(costs))} a variant." if costs else ""
     return [f"Learning rate chosen of {grid} on validation: {', '.join(names)}.{took}" for grid, names in grids.items()]
@@ -195,9 +211,11 @@ def equal_table(group: Group) -> Equal | None:
         return None
     header, columns = ["variant"], [[marked(row, group) for row in group.rows]]
     for view in filter(scored, views):
-        header += [f"{view.terms.at}, %", "Δ to full, points"]
-        columns.append([score_text(row.score) for row in view.rows])
-        columns.append([in_points(d) if (d := view.against_full.get(row.name)) else MISSING for row in view.rows])
+        header += [f"{view.terms.at}, {unit_of(group)}", f"Δ to full, {group.scale.points}"]
+        columns.append([score_text(row.score, group.scale) for row in view.rows])
+        columns.append(
+            [group.scale.change(d) if (d := view.against_full.get(row.name)) else MISSING for row in view.rows]
+        )
     return Equal(header, [list(cells) for cells in zip(*columns, strict=True)], [view.terms.note for view in views])
 
 
@@ -207,8 +225,26 @@ def slice_table(group: Group) -> tuple[list[str], list[list[str]]] | None:
     names = list(dict.fromkeys(name for slices in found.values() for name in slices))
     if not names:
         return None
-    body = [[label, *(score_text(slices.get(name)) for name in names)] for label, slices in found.items()]
-    return ["variant", *(f"{name}, %" for name in names)], body
+    body = [[label, *(score_text(slices.get(name), group.scale) for name in names)] for label, slices in found.items()]
+    return ["variant", *(f"{name}, {unit_of(group)}" for name in names)], body
+
+
+def task_sweep_table(sweep: TaskSweep) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: what each variant keeps, and its score at each value."""
+    body = []
+    for name, rows in sweep.rows.items():
+        state = sweep.state(name)
+        found = (rows.get(value) for value, _ in sweep.points)
+        cells = (
+            row.status if row and not row.score else score_text(row.score if row else None, sweep.scale)
+            for row in found
+        )
+        body.append([name, size(state.mean) if state else MISSING, *cells])
+    return [
+        "variant",
+        "state a layer",
+        *(f"{sweep.option}={value:g}, {sweep.scale.unit}" for value, _ in sweep.points),
+    ], body
 
 
 READING = (
@@ -258,7 +294,7 @@ def failures(groups: Sequence[Group]) -> list[tuple[str, str, str, str, str]]:
 
 def baseline_rows(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
     """Every trivial predictor: group, name, score."""
-    return [(group.title, name, percent(value)) for group in groups for name, value in group.baselines.items()]
+    return [(group.title, name, group.scale.show(value)) for group in groups for name, value in group.baselines.items()]
 
 
 def commands(groups: Sequence[Group]) -> list[str]:
@@ -289,31 +325,33 @@ def code(command: str) -> str:
 
 def markdown_report(groups: Sequence[Group], charts: Sequence[Chart], warnings: Sequence[str]) -> str:
     """The whole of report.md."""
+    sweeps = task_sweeps(groups)
+    lead = lead_of(groups, sweeps)
     parts = ["# Comparison of attention variants", *(f"> **Warning:** {markdown(w)}" for w in warnings)]
+    if lead:
+        parts += [*map(markdown, lead.sentences), *(image(chart) for chart in charts if chart.stem == lead.stem)]
+        parts.append(bullets(lead.remarks))
+        charts = [chart for chart in charts if chart.stem != lead.stem]
     parts += [f"Machine: {markdown(machine)}" for machine in dict.fromkeys(group.machine for group in groups)]
     parts += map(code, commands(groups))
     if not groups:
         parts.append("There are no records to report on.")
     if groups:
         parts += ["## In short", bullets(answer(groups))]
-    for group in groups:
-        parts += [f"## {markdown(group.title)}", bullets(summarise(group))]
-        shown = columns_of(group)
-        table = [[column.cell(row, group).text for column in shown] for row in group.rows]
-        parts += [markdown_table([column.title for column in shown], table), bullets(notes(group))]
-        if sliced := slice_table(group):
-            parts.append(markdown_table(*sliced))
-        if swept := sweep_table(group):
-            parts.append(markdown_table(*swept))
-        if longer := table_by_length(group):
-            parts.append(markdown_table(*longer))
-        if equal := equal_table(group):
-            parts += ["### At equal terms", markdown_table(equal.header, equal.rows), bullets(equal.notes)]
-        parts += [image(chart) for chart in charts if chart.group == group.slug]
+    for told in published_tables(groups):
+        parts += [f"## {markdown(told.title)}", markdown_table(told.header, told.body), bullets(told.notes)]
+    for sweep in sweeps:
+        parts += [f"## {markdown(sweep.heading)}", *(image(chart) for chart in charts if chart.stem == sweep.stem)]
+        parts.append(markdown_table(*task_sweep_table(sweep)))
+        for value, group in sweep.points:
+            parts += [f"### {markdown(f'{sweep.option}={value:g}')}", *group_parts(group, charts, "####")]
+    for group in unswept(groups, sweeps):
+        parts += [f"## {markdown(group.title)}", *group_parts(group, charts)]
+    once = representatives(groups, sweeps)
     if across := [image(chart) for chart in charts if not chart.group]:
-        parts += ["## Cost against length", *across, *map(with_notes, cost_tables(groups))]
+        parts += ["## Cost against length", *across, *map(with_notes, cost_tables(once))]
     if decoded := [image(chart) for chart in charts if chart.group == DECODING]:
-        parts += ["## Decoding, token by token", *decoded, *map(with_notes, decode_tables(groups))]
+        parts += ["## Decoding, token by token", *decoded, *map(with_notes, decode_tables(once))]
     if maps := [image(chart) for chart in charts if chart.group == HEAT]:
         parts += ["## Tasks and variants", *maps]
     if trivial := baseline_rows(groups):
@@ -323,6 +361,23 @@ def markdown_report(groups: Sequence[Group], charts: Sequence[Chart], warnings: 
         parts += ["## Runs that did not finish", markdown_table(header, failed)]
     parts += ["## How to read this", bullets(READING)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def group_parts(group: Group, charts: Sequence[Chart], level: str = "###") -> list[str]:
+    """One group without its heading: what came out in words, its tables, its charts; `level` of headings within it."""
+    shown = columns_of(group)
+    table = [[column.cell(row, group).text for column in shown] for row in group.rows]
+    parts = [bullets(summarise(group))]
+    parts += [markdown_table([column.title for column in shown], table), bullets(notes(group))]
+    if sliced := slice_table(group):
+        parts.append(markdown_table(*sliced))
+    if swept := sweep_table(group):
+        parts.append(markdown_table(*swept))
+    if longer := table_by_length(group):
+        parts.append(markdown_table(*longer))
+    if equal := equal_table(group):
+        parts += [f"{level} At equal terms", markdown_table(equal.header, equal.rows), bullets(equal.notes)]
+    return parts + [image(chart) for chart in charts if chart.group == group.slug]
 
 
 def with_notes(table: CostTable) -> str:

@@ -17,7 +17,7 @@ import pytest
 
 import tasks
 from tasks import IGNORE, Batch, Task
-from tasks.base import POOL
+from tasks.base import EXPLAINED_VARIANCE, POOL
 from tasks.cache import Rows
 
 EVAL_SPLITS = ("validation", "test")
@@ -103,7 +103,7 @@ def assert_well_formed(task: Task, batch: Batch, size: int) -> None:
         assert batch.inputs.shape == (*shape, task.n_features)
         assert batch.inputs.dtype == np.float32
         assert np.isfinite(batch.inputs).all()
-    assert batch.targets.shape == (shape if task.kind == "token" else (size,))
+    assert batch.targets.shape == (shape if task.kind in ("token", "restore") else (size,))
     asked = batch.targets != IGNORE
     assert asked.any()
     if task.kind == "value":
@@ -208,9 +208,19 @@ def test_batches_of_neighbours_in_length_waste_little(task):
 def test_baselines_are_scores_the_weakest_first(task):
     scores = list(task.facts["baselines"].values())
     assert scores
-    assert scores == sorted(scores)
+    assert scores == sorted(scores, reverse=task.metric.lower_is_better)
+    least, most = task.metric.bounds
+    assert scores[-1] > 0 if least is None else min(scores) >= least
     assert scores[0] > -0.05  # explained variance may fall a little below 0
-    assert scores[-1] < 1
+    assert most is None or scores[-1] < most
+
+
+def test_what_is_scored_and_read_causally_is_declared(task_name):
+    kind = tasks.get(task_name)
+    assert (kind.metric is EXPLAINED_VARIANCE) == (kind.kind == "value")
+    assert kind.causal or not kind.causal_only
+    assert not (kind.causal and kind.causal_form)
+    assert not kind.causal_form or tasks.get(kind.causal_form).causal_only
 
 
 def test_provenance_goes_into_a_record(task):
@@ -358,6 +368,7 @@ def test_every_task_file_registers_a_task_of_its_name():
         "files",
         "generated",
         "labels",
+        "mad",
         "parallel",
         "sources",
         "suites",

@@ -1,0 +1,146 @@
+"""Next byte: at every byte of Python source, say which comes next; scored in bits per byte.
+
+What `bytes` becomes where the encoder is causal: the same corpus, ids and splits. The target of a position is the byte
+after it, so an encoder that sees both ways would copy it:
+
+>>> batch = shifted(encode(b"import re")[None])
+>>> print(batch.inputs[0])
+[106 110 113 112 115 117  33 115]
+>>> print(batch.targets[0])
+[110 113 112 115 117  33 115 102]
+
+Bits per byte are the mean of -log2 p(next byte); lower is better, and 8 is what knows nothing. A score belongs to a
+length: validation and test are consecutive windows, each byte but the first of the stream is predicted once, and
+nothing is carried from one window to the next. The first prediction of a window sees one byte, the i-th sees i, on
+average half the window; so the score is above what a window that slides would give. Scores by the length of the
+context (slices) tell what context is worth.
+"""
+
+import lzma
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from tasks.base import BITS_PER_BYTE, IGNORE, Batch, NoConfig, TaskDefaults, register
+from tasks.bytes import PAD, Corpus, encode
+from tasks.cache import Split
+
+BYTES = 256
+LONGEST_CONTEXT = 4  # bytes before the one that the n-gram predicts
+CONTEXTS = (1, 16, 128, 1024, 8192)  # where slices of the test set begin
+
+__all__ = ["NextByte", "encode", "shifted"]
+
+
+def shifted(ids: NDArray[np.int64]) -> Batch:
+    """Ids (B, N + 1) as inputs and targets (B, N); `PAD` among them stands at the end of a row."""
+    padding = ids[:, 1:] == PAD
+    return Batch(
+        inputs=np.where(padding, PAD, ids[:, :-1]),
+        targets=np.where(padding, IGNORE, ids[:, 1:]),
+        padding=padding if padding.any() else None,
+    )
+
+
+def backed_off(
+    train: NDArray[np.uint8], test: NDArray[np.uint8], known: NDArray[np.int64]
+) -> Iterator[NDArray[np.float64]]:
+    """The probability of each byte of test given no byte before it, one, two … up to `LONGEST_CONTEXT`: (N,) each.
+
+    Counts of train, a longer context backing off to the next shorter one by Witten & Bell's weights (1991):
+    p_k(b | c) = (count(c, b) + d(c) p_(k-1)(b)) / (count(c) + d(c)), with d(c) different bytes seen after c.
+
+    Args:
+        train, test: streams of bytes; test: (N,).
+        known: (N,) how many bytes before each may be seen.
+    """
+    probability = np.full(len(test), 1 / BYTES)
+    for order in range(LONGEST_CONTEXT + 1):
+        grams = np.sort(packed(train, order))
+        wanted, of = np.unique(packed(np.pad(test, (order, 0)), order), return_inverse=True)
+        context = wanted - wanted % BYTES
+        kinds = np.concatenate([[0], np.cumsum(np.append(True, grams[1:] != grams[:-1]))])
+        start, stop = np.searchsorted(grams, context), np.searchsorted(grams, context + BYTES)
+        count = np.searchsorted(grams, wanted, side="right") - np.searchsorted(grams, wanted)
+        count, seen, different = count[of], (stop - start)[of], (kinds[stop] - kinds[start])[of]
+        mixed = (count + different * probability) / np.maximum(seen + different, 1)
+        probability = np.where((seen > 0) & (order <= known), mixed, probability)
+        yield probability
+
+
+def packed(stream: NDArray[np.uint8], order: int) -> NDArray[np.int64]:
+    """Each byte and the ``order`` before it as one number, the byte itself last: (N,) -> (N - order,)."""
+    numbers = np.zeros(len(stream) - order, np.int64)
+    for start in range(order + 1):
+        numbers = numbers * BYTES + stream[start : len(stream) - order + start]
+    return numbers
+
+
+@register
+class NextByte(Corpus):
+    """The next byte of Python's standard library; see the module's docstring."""
+
+    name = "next_byte"
+    kind = "token"
+    metric = BITS_PER_BYTE
+    causal = True
+    causal_only = True
+    summary = "predict the next byte of Python's standard library, at every byte; also scored by context"
+    min_len = 16
+    max_len = 65_536
+    defaults = TaskDefaults(
+        seq_len=8192,
+        d_model=128,
+        n_heads=4,
+        n_layers=2,
+        lr=4e-3,
+        conv_width=5,
+        embedding_std=1.0,
+        tokens_per_step=8192,
+        lr_schedule="constant-then-linear",
+        length_schedule="from-16th",
+    )
+
+    vocab_size = 257
+    n_classes = 257  # `PAD` is never an answer
+
+    def __init__(self, seq_len: int, config: NoConfig | None = None) -> None:
+        super().__init__(seq_len, config)
+        starts = [*(start for start in CONTEXTS if start <= seq_len), seq_len + 1]
+        self.slice_names = tuple(f"after {first:,} to {last - 1:,} bytes" for first, last in pairwise(starts))
+
+    def size(self, split: Split) -> int:
+        """Consecutive windows."""
+        return -(-(len(self.streams[split]) - 1) // self.seq_len)
+
+    def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
+        stream = self.streams[split]
+        places = rows[:, None] * self.seq_len + np.arange(self.seq_len + 1)
+        ids = np.where(places < len(stream), stream[np.minimum(places, len(stream) - 1)].astype(np.int64) + 1, PAD)
+        batch = shifted(ids)
+        context = np.broadcast_to(1 + np.arange(self.seq_len), batch.targets.shape)
+        return Batch(batch.inputs, batch.targets, batch.padding, np.searchsorted(CONTEXTS, context, side="right") - 1)
+
+    def _train(self, rng: np.random.Generator, batch_size: int, seq_len: int) -> Iterator[Batch]:
+        """Windows start anywhere."""
+        windows = sliding_window_view(self.streams["train"], seq_len + 1)
+        while True:
+            yield shifted(windows[rng.integers(len(windows), size=batch_size)].astype(np.int64) + 1)
+
+    def baselines(self) -> dict[str, float]:
+        """Bits per byte of all bytes alike, of their frequencies, of an n-gram with back-off that sees up to 4 bytes of
+        the window, and what `xz -9e` makes of the test set as a whole: it knows nothing of train, and is bound to no
+        window."""
+        train, test = self.streams["train"], self.streams["test"]
+        context = 1 + np.arange(-1, len(test) - 1) % self.seq_len
+        found = [-np.log2(p[1:]).mean() for p in backed_off(train, test, context)]
+        packed_size = len(lzma.compress(test.tobytes(), preset=9 | lzma.PRESET_EXTREME))
+        return {
+            "uniform": float(np.log2(BYTES)),
+            "unigram": float(found[0]),
+            f"{LONGEST_CONTEXT + 1}-gram": float(found[-1]),
+            "xz of the test set": 8 * packed_size / len(test),
+        }
