@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CONTROL = "none"
 DEFAULT_VARIANTS = "full,linformer,linear"
-DEFAULT_TASK = "bytes"
+DEFAULT_TASK = "noisy_recall"
 DEFAULT_BUDGET = 100.0  # seconds
 LEAST_MEMORY = 64 * 2**20  # bytes
 
