@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     from compare.worker import Conduct
 
 
+REPRODUCE = """usage: python -m compare reproduce [NAME [OPTION ...]]
+
+Run a named plan and show what came out beside published figures; without a NAME list the plans. What is typed behind
+the NAME changes the plan, and is any option of python -m compare: --seeds 1, --variants full,linear, --out DIR
+--resume, --device cuda ...
+"""
 NOT_DECODED = {
     "longest": "measured at the lengths of --seq-len alone",
     "compile": "run as they are",
@@ -54,6 +60,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             code = command_report(words[1:])
         elif words[:1] == ["diff"]:
             code = command_diff(words[1:])
+        elif words[:1] == ["reproduce"]:
+            code = command_reproduce(words)
         else:
             code = command_run(words)
     except UsageError as error:
@@ -83,6 +91,26 @@ def settle() -> None:
 
 def command_run(words: list[str]) -> int:
     return execute(run_parser().parse_args(words), words)
+
+
+def command_reproduce(words: list[str]) -> int:
+    """Run a plan, with what is typed behind its name changed in it; without a name list the plans."""
+    from compare.plans import PLANS, get
+
+    if len(words) == 1:
+        for name, plan in PLANS.items():
+            print(f"{name}: {plan.summary}\n    python -m compare {shlex.join(plan.words)}")
+        return 0
+    if words[1] in ("-h", "--help"):
+        print(REPRODUCE)
+        return 0
+    try:
+        plan = get(words[1])
+    except ValueError as error:
+        raise UsageError(f"reproduce: {error}") from error
+    options = run_parser().parse_args([*plan.words, *words[2:]])
+    options.plan = words[1]
+    return execute(options, words)
 
 
 def command_cost(words: list[str]) -> int:
@@ -196,7 +224,7 @@ def run_and_report(
     from compare.record import is_result, read_records
     from compare.report import write_report
     from compare.run import run_all
-    from compare.search import search_rates
+    from compare.search import make_grid, search_rates
 
     stamp_folder(out, conduct.machine, progress)
     records = out / "records.jsonl"
@@ -206,10 +234,13 @@ def run_and_report(
     notes: dict[str, Record] = {}
     try:
         if options.lr_grid:
+            grid = make_grid(options.lr_grid, options.weight_decay_grid)
             specs, notes = search_rates(
-                *(specs, options.lr_grid, lambda wanted: run_all(wanted, records, progress, unprepared, conduct)),
+                *(specs, grid, lambda wanted: run_all(wanted, records, progress, unprepared, conduct)),
                 progress.say,
             )
+        if options.plan:
+            notes = {spec.run_id: notes.get(spec.run_id, {}) | {"plan": options.plan} for spec in specs}
         run_all(specs, records, progress, unprepared, conduct, notes)
         if cap is not None:
             search_longest(specs, cap, records, progress, conduct)
@@ -217,7 +248,8 @@ def run_and_report(
         interrupted = True
     finished = read_records(records)[0] if records.exists() else []
     if any(map(is_result, finished)):
-        write_report(out, options.match)
+        for told in write_report(out, options.match).sentences:
+            progress.say(told)
         progress.report(out / "report.html")
     if interrupted:
         progress.say(f"interrupted: {len(finished)} finished runs are kept; {go_on(out)}")
@@ -334,11 +366,11 @@ def command_report(words: list[str]) -> int:
     try:
         if options.out is not None:
             with claim_folder(options.out, command) as out:
-                tell_report(out, write_report_many(options.folders, out, options.match))
+                tell_report(out, write_report_many(options.folders, out, options.match).warnings)
             return 0
         for folder in options.folders:
             check_foreign(folder)
-            tell_report(folder, write_report(folder, options.match))
+            tell_report(folder, write_report(folder, options.match).warnings)
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from compare.plan import CONTROL, DEFAULT_BUDGET, UsageError
+from compare.schedule import LENGTH_SCHEDULES, LR_SCHEDULES, SHORTEST_DEFAULT, in_words
 
 MATCHES = ("end", "time", "steps", "flops")
 COST_LENGTHS = "512:8192"
 LONGEST = 65_536
 PROGRAM = "python -m compare"
-COMMANDS = ("cost", "list", "report", "diff")
+COMMANDS = ("cost", "list", "report", "diff", "reproduce")
 UNKNOWN = "unrecognized arguments: "
 EPILOG = """other commands:
   python -m compare cost ...         cost against length, without training (--help tells its options)
@@ -22,6 +23,7 @@ EPILOG = """other commands:
   python -m compare list NAME        all about one backend, its options explained
   python -m compare report DIR ...   draw charts and pages again, from records alone
   python -m compare diff A B         what changed between two folders of results, beyond noise
+  python -m compare reproduce NAME   run a named plan, and show what came out beside published figures
 
 examples:
   python -m compare --variants full,linformer --seq-len 8192
@@ -101,7 +103,7 @@ def run_parser() -> Parser:
         "--budget",
         type=positive_float,
         metavar="SECONDS",
-        help=f"training time of each run ({DEFAULT_BUDGET:g}; a suite's own)",
+        help=f"training time of each run ({DEFAULT_BUDGET:g}, where a suite or a task has none of its own)",
     )
     length.add_argument(
         "--steps", type=natural, metavar="K", help="optimizer steps of each run, not a budget; 0 measures cost alone"
@@ -116,11 +118,37 @@ def run_parser() -> Parser:
         metavar="R,S",
         help="choose it for each variant by the validation score, at each of these rates, of a run with seed 0",
     )
+    decay = train.add_mutually_exclusive_group()
+    decay.add_argument("--weight-decay", type=amount, default=0.01, metavar="W", help="of matrices (%(default)g)")
+    decay.add_argument(
+        "--weight-decay-grid",
+        type=amounts,
+        default=(),
+        metavar="V,W",
+        help="choose it together with the rate of --lr-grid, as that is chosen",
+    )
     add_shape(train)
+    curves = "; ".join(f"{name}: {curve.words}" for name, curve in LR_SCHEDULES.items())
     train.add_argument(
-        "--length-warmup",
-        action=argparse.BooleanOptionalAction,
-        help="train half the time at N/16, a quarter at N/4, the rest at N (where the task allows it, from N 2048)",
+        "--lr-schedule",
+        choices=LR_SCHEDULES,
+        metavar="NAME",
+        help=f"of the learning rate; {escaped(curves)} (the task's own)",
+    )
+    train.add_argument(
+        "--warmup",
+        type=share,
+        default=0.02,
+        metavar="SHARE",
+        help="share of the training in which the learning rate rises, below 1 (%(default)g)",
+    )
+    phases = "; ".join(f"{name}: {in_words(name)}" for name in LENGTH_SCHEDULES)
+    train.add_argument(
+        "--length-schedule",
+        choices=LENGTH_SCHEDULES,
+        metavar="NAME",
+        help=f"how long training samples are; {escaped(phases)} (the task's own or, where that starts below "
+        f"{SHORTEST_DEFAULT} tokens or the shortest that the task has, the next)",
     )
 
     add_switches(run)
@@ -128,7 +156,7 @@ def run_parser() -> Parser:
     add_match(run)
     add_where(run)
     add_conduct(run)
-    run.set_defaults(decode=False)
+    run.set_defaults(decode=False, plan=None)
     return run
 
 
@@ -143,7 +171,7 @@ def cost_parser() -> Parser:
         allow_abbrev=False,
     )
     cost.set_defaults(**vars(run_parser().parse_args([])))
-    cost.set_defaults(seq_len=lengths(COST_LENGTHS), steps=0, batch_size=1, length_warmup=False)
+    cost.set_defaults(seq_len=lengths(COST_LENGTHS), steps=0, batch_size=1, length_schedule="constant")
     what = add_what(cost)
     what.add_argument(
         "--seq-len",
@@ -176,6 +204,11 @@ def cost_parser() -> Parser:
     return cost
 
 
+def escaped(text: str) -> str:
+    """As help takes it."""
+    return text.replace("%", "%%")
+
+
 def add_what(parser: Parser) -> argparse._ArgumentGroup:
     """Which variants on which tasks."""
     what = parser.add_argument_group("what to compare")
@@ -206,7 +239,8 @@ def add_what(parser: Parser) -> argparse._ArgumentGroup:
         action="append",
         default=[],
         metavar="NAME.OPTION=A:B",
-        help="a variant once for each value: A, 2A, 4A … up to B, or a list A,B,C; again for more",
+        help="a variant once for each value, or of a task all variants at each value: A, 2A, 4A … up to B, or a list "
+        "A,B,C; again for more",
     )
     what.add_argument("--no-control", action="store_true", help=f"do not add the {CONTROL!r} control to the variants")
     return what
@@ -218,6 +252,9 @@ def add_shape(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--d-model", type=positive, metavar="C", help="width of the encoder")
     group.add_argument("--n-heads", type=positive, metavar="H", help="attention heads")
     group.add_argument("--n-layers", type=positive, metavar="L", help="encoder layers")
+    group.add_argument(
+        "--activation", choices=("gelu", "relu", "swiglu"), default="gelu", help="of the feed-forward (%(default)s)"
+    )
     group.add_argument(
         "--positions",
         choices=("sinusoidal", "learned", "rotary", "none"),
@@ -358,10 +395,30 @@ def rates(text: str) -> tuple[float, ...]:
     return found
 
 
+def amount(text: str) -> float:
+    """0 or a positive number."""
+    return 0.0 if text.strip() in ("0", "0.0") else positive_float(text)
+
+
+def amounts(text: str) -> tuple[float, ...]:
+    """Rising, each once."""
+    return tuple(sorted({amount(part.strip()) for part in text.split(",")}))
+
+
 def one_rate(text: str) -> float:
     if "," in text:
         raise argparse.ArgumentTypeError(f"expected one rate, got {text!r}; to choose among several: --lr-grid {text}")
     return positive_float(text)
+
+
+def share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if 0 <= value < 1:
+        return value
+    raise argparse.ArgumentTypeError(f"expected a share of the training, from 0 to below 1, got {text!r}")
 
 
 def positive_float(text: str) -> float:

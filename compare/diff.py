@@ -42,7 +42,7 @@ from compare.report.aggregate import (
 from compare.report.stats import SIGNIFICANT
 from compare.report.tables import markdown, markdown_table
 from compare.report.units import percent, seconds, size
-from compare.spec import DEFAULTS
+from compare.spec import read_spec
 
 COLOURS = {"worse": "red", "better": "green"}
 WIDE = 160  # columns, where there is no terminal that has a width
@@ -339,7 +339,7 @@ def by_conditions(records: Sequence[Record]) -> dict[str, dict[str, Group]]:
     found: dict[str, dict[str, Group]] = {}
     anywhere = [record | {"machine": None} for record in records]
     for group in group_records([Source(anywhere, {})], short=False):  # one name in both folders
-        spec = DEFAULTS | as_mapping(group.records[0].get("spec"))
+        spec = read_spec(group.records[0])
         conditions = {key: value for key, value in spec.items() if key not in PER_ROW}
         for key, value in conditions.items():
             if isinstance(value, float) and value.is_integer():  # a budget of 25 is one of 25.0

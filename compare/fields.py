@@ -82,8 +82,8 @@ OPTIONS = Kind("a list of [name, value]", is_options)
 
 TIMES = ("step_seconds", "forward_seconds", "forward_backward_seconds", "token_seconds")
 FIELDS: dict[str, Kind] = {
-    **dict.fromkeys(("run_id", "variant", "task", "status", "label"), NAME),
-    **dict.fromkeys(("family", "reason", "kernel", "metric", "command", "started"), TEXT),
+    **dict.fromkeys(("run_id", "variant", "task", "status", "label", "plan"), NAME),
+    **dict.fromkeys(("family", "reason", "kernel", "metric", "command", "started", "task_summary", "remark"), TEXT),
     **{"seq_len": LENGTH, "seed": COUNT, "kernel_fallback": SWITCH, "causal": SWITCH, "rotary_without_effect": SWITCH},
     **dict.fromkeys(("test_score", "val_score", "test_loss", "val_loss"), NUMBER),
     **dict.fromkeys((*TIMES, "tokens_per_second"), MEASURED),
@@ -103,6 +103,8 @@ SPEC_FIELDS: dict[str, Kind] = {
     **dict.fromkeys(("search", "causal", "decode", "checkpointing", "reversible", "compile", "length_warmup"), SWITCH),
     **dict.fromkeys(("batch_size", "probe", "memory_limit"), LENGTH),
     **dict.fromkeys(("seed", "steps"), COUNT),
+    **dict.fromkeys(("lr_schedule", "length_schedule"), TEXT),
+    "warmup": AMOUNT,
 }
 POINT_FIELDS: dict[str, Kind] = {
     **dict.fromkeys(("step", "seconds", "tokens", "flops"), AMOUNT),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.table import Table
 import tasks
 import zoo
 from compare.record import write_atomically
+from compare.report import in_short
 from zoo.registry import Entry, format_added, format_bytes
 
 Rows = list[list[str]]
@@ -146,14 +148,40 @@ def markdown_table(headers: list[str], rows: Rows) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def results(folder: Path, shown_as: str, chart: str = "") -> str:
+    """A chart of a folder of results and the sentences that its report begins with, as Markdown.
+
+    Args:
+        folder: holds records.jsonl and charts.
+        shown_as: where it lies, seen from the file that shows it.
+        chart: its stem; "" = the one that the report begins with.
+
+    Raises:
+        ValueError: the folder has no such chart.
+    """
+    stem, sentences = in_short(folder)
+    path = folder / "charts" / f"{chart or stem}.png"
+    if not path.is_file():
+        raise ValueError(f"there is no chart {path}")
+    return f"![{path.stem.replace('_', ' ')}]({shown_as}/charts/{path.name})\n\n{' '.join(sentences)}"
+
+
+def results_in(text: str, root: Path) -> dict[str, str]:
+    """What belongs between the markers ``<!-- results/… -->`` of a text, by what stands in them: the folder and, where
+    another chart than the first is to be shown, its stem."""
+    found = re.findall(r"^<!-- (results/\S+)(?: (\S+))? -->$", text, re.M)
+    return {" ".join(filter(None, (name, chart))): results(root / name, name, chart) for name, chart in found}
+
+
 def write(path: Path) -> None:
-    """Replace what stands between ``<!-- backends -->`` and ``<!-- /backends -->`` in a file, and so for the tasks.
+    """Replace what stands between ``<!-- backends -->`` and ``<!-- /backends -->`` in a file, and so for the tasks, and
+    in the markers of ``results_in``.
 
     Raises:
         ValueError: the file has no such markers.
     """
     text = path.read_text(encoding="utf-8")
-    for name, table in markdown().items():
+    for name, table in (markdown() | results_in(text, path.parent)).items():
         start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
         before, found, rest = text.partition(start)
         _, closed, after = rest.partition(end)

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from compare.spec import Option, RunSpec
-    from tasks import Task
+    from tasks import LengthSchedule, Task
     from zoo.registry import Entry
 
     Options = tuple[tuple[str, Option], ...]
     Settings = dict[str, Options]
+    Chosen = tuple[str, int, float]  # task, length, seconds of training
 
 CONTROL = "none"
 DEFAULT_BUDGET = 100.0  # seconds
@@ -35,6 +36,8 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
 
     if options.lr_grid and options.steps == 0:
         raise UsageError("--lr-grid: with --steps 0 nothing is trained that could choose a rate")
+    if options.weight_decay_grid and not options.lr_grid:
+        raise UsageError("--weight-decay-grid: expected --lr-grid with it: both are chosen together")
     if options.memory_limit is not None and options.memory_limit < LEAST_MEMORY:
         raise UsageError(
             f"--memory-limit: expected a size with its unit, as 500MB or 16GB, and at least {LEAST_MEMORY >> 20}MB, "
@@ -45,29 +48,33 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
         del variants[name]
     chosen = choose_tasks(options)
     settings = read_settings(options.set)
-    sweeps = read_sweeps(options.sweep)
+    sweeps, task_sweeps = read_sweeps(options.sweep)
     check_causal(options, sweeps)
     compared = [*dict.fromkeys([*variants, *(sweep.name for sweep in sweeps)])]
     unused = set(settings) - set(compared) - {name for name, _, _ in chosen}
     if unused:
         among = ", ".join([*compared, *dict.fromkeys(name for name, _, _ in chosen)])
         raise UsageError(f"--set {min(unused)}.…: {min(unused)!r} is not among what is compared: {among}")
+    for name in task_sweeps:
+        if name not in {task for task, _, _ in chosen}:
+            among = ", ".join(dict.fromkeys(task for task, _, _ in chosen))
+            raise UsageError(f"--sweep {name}.…: expected one of the tasks that are run, {among}, got {name!r}")
     add_data(options, settings, list(dict.fromkeys(name for name, _, _ in chosen)))
     forms = choose_forms(variants, settings, sweeps)
     specs = []
-    for task_name, seq_len, budget in chosen:
+    for (task_name, seq_len, budget), task_options in choose_task_forms(chosen, settings, task_sweeps):
         kind = tasks.get(task_name)
-        defaults, task_options = kind.defaults, settings.get(task_name, ())
+        defaults = kind.defaults
         try:
-            kind(seq_len, kind.config_type(**dict(task_options)))
+            task = kind(seq_len, kind.config_type(**dict(task_options)))
             d_model, n_heads = options.d_model or defaults.d_model, options.n_heads or defaults.n_heads
             Dims(d_model=d_model, n_heads=n_heads, max_len=seq_len)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        warmup = options.length_warmup
-        if warmup and not defaults.length_warmup:
-            raise UsageError(f"--length-warmup: the task {task_name} has one length only")
         causal = is_causal(options, kind)
+        lr_schedule = options.lr_schedule or defaults.lr_schedule
+        if lr_schedule == "inverse-square-root" and options.warmup == 0:
+            raise UsageError("--warmup 0: expected a share above 0 with --lr-schedule inverse-square-root, its peak")
         specs += [
             RunSpec(
                 variant=typed,
@@ -86,8 +93,12 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
                 conv_width=defaults.conv_width,
                 embedding_std=defaults.embedding_std,
                 positions=options.positions or defaults.positions,
+                activation=options.activation,
                 lr=options.lr or defaults.lr,
-                length_warmup=(defaults.length_warmup and seq_len >= 2048) if warmup is None else warmup,
+                lr_schedule=lr_schedule,
+                warmup=options.warmup,
+                weight_decay=options.weight_decay,
+                length_schedule=choose_lengths(options.length_schedule, task),
                 checkpointing=options.checkpointing,
                 reversible=options.reversible,
                 compile=options.compile,
@@ -105,18 +116,38 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
     return sorted(specs, key=lambda spec: spec.seed)
 
 
-def choose_tasks(options: argparse.Namespace) -> list[tuple[str, int, float]]:
-    """(task, length, seconds of training) of what ``--tasks`` and ``--seq-len`` ask for, each once."""
+def choose_lengths(name: LengthSchedule | None, task: Task) -> LengthSchedule:
+    """The schedule of lengths that is asked for, if the task has samples that short; its default where none is."""
+    from compare.schedule import default_lengths, in_words, shortest_length
+
+    if name is None:
+        return default_lengths(task.defaults.length_schedule, task.seq_len, task.shortest_train)
+    if (shortest := shortest_length(name, task.seq_len)) < task.shortest_train:
+        least = (
+            f"has training samples of {task.shortest_train} tokens and more"
+            if task.shortest_train < task.seq_len
+            else "has training samples of its own length alone"
+        )
+        raise UsageError(
+            f"--length-schedule {name} ({in_words(name)}) trains at {shortest} of {task.seq_len} tokens, "
+            f"and {task.name} {least}: take another schedule or a longer --seq-len"
+        )
+    return name
+
+
+def choose_tasks(options: argparse.Namespace) -> list[Chosen]:
+    """The tasks and lengths that ``--tasks`` and ``--seq-len`` ask for, each once."""
     import tasks
 
     chosen: dict[tuple[str, int], float] = {}
+    budget: float | None
     known = ["all", *tasks.SUITES, *tasks.available()]
     for word in split(options.tasks, "task", known):
         if word in tasks.SUITES:
             wanted, budget = tasks.SUITES[word].tasks, tasks.SUITES[word].budget
         elif word in known:
             names = [n for n in tasks.available() if not tasks.get(n).own_data] if word == "all" else [word]
-            wanted, budget = dict.fromkeys(names), DEFAULT_BUDGET
+            wanted, budget = dict.fromkeys(names), None
         else:
             raise UsageError(f"unknown task {word!r}{closest(word, known)}; known: {', '.join(known)}")
         read = {name: reading_of(name) if options.causal else name for name in wanted}
@@ -125,8 +156,9 @@ def choose_tasks(options: argparse.Namespace) -> list[tuple[str, int, float]]:
             raise UsageError(f"--causal: {word} has no causal reading; these tasks have: {able}")
         for name, length in wanted.items():
             if task := read[name]:
-                for seq_len in options.seq_len or [length or tasks.get(task).defaults.seq_len]:
-                    chosen.setdefault((task, seq_len), budget)
+                defaults = tasks.get(task).defaults
+                for seq_len in options.seq_len or [length or defaults.seq_len]:
+                    chosen.setdefault((task, seq_len), budget or defaults.budget or DEFAULT_BUDGET)
     return [(name, seq_len, budget) for (name, seq_len), budget in chosen.items()]
 
 
@@ -281,6 +313,19 @@ def choose_forms(variants: dict[str, str], settings: Settings, sweeps: list[Swee
     ]
 
 
+def choose_task_forms(
+    chosen: list[Chosen], settings: Settings, sweeps: dict[str, Sweep]
+) -> list[tuple[Chosen, Options]]:
+    """Each chosen task with its options: as they are set, or with each value of its sweep."""
+    forms = []
+    for each in chosen:
+        options = dict(settings.get(each[0], ()))
+        sweep = sweeps.get(each[0])
+        swept = [{sweep.option: value} for value in sweep.values] if sweep else [{}]
+        forms += [(each, tuple(sorted((options | value).items()))) for value in swept]
+    return forms
+
+
 def read_settings(words: list[str]) -> Settings:
     """``--set linformer.rank=128`` -> {"linformer": (("rank", 128),)}, checked against the options there are."""
     settings: dict[str, dict[str, Option]] = {}
@@ -299,7 +344,7 @@ def read_settings(words: list[str]) -> Settings:
 
 
 class Sweep(NamedTuple):
-    """One option of a variant at several values. name: as registered; typed: that, or ``module:Class``."""
+    """One option of a variant or a task at several values. name: as registered; typed: that, or ``module:Class``."""
 
     name: str
     typed: str
@@ -307,20 +352,30 @@ class Sweep(NamedTuple):
     values: list[Option]
 
 
-def read_sweeps(words: list[str]) -> list[Sweep]:
-    """``--sweep performer.features=16:64`` -> performer's features at 16, 32 and 64."""
+def read_sweeps(words: list[str]) -> tuple[list[Sweep], dict[str, Sweep]]:
+    """``--sweep performer.features=16:64`` -> performer's features at 16, 32 and 64.
+
+    Returns:
+        The sweeps of variants, and those of tasks by the name of the task.
+    """
     import tasks
 
-    sweeps = []
+    sweeps: list[Sweep] = []
+    task_sweeps: dict[str, Sweep] = {}
     for word in words:
         flag = f"--sweep {word}"
         typed, option, values = split_setting(flag, word, "A:B or A,B,C, for example performer.features=16:1024")
-        if typed in tasks.available():
-            raise UsageError(f"{flag}: expected an option of a variant, but {typed!r} is a task")
         name, _, known = configurable(typed, "--sweep")
         check_option(flag, typed, option, known)
-        sweeps.append(Sweep(name, typed, option, read_values(flag, values, known[option])))
-    return sweeps
+        sweep = Sweep(name, typed, option, read_values(flag, values, known[option]))
+        if name not in tasks.available():
+            sweeps.append(sweep)
+        elif name in task_sweeps:
+            swept = task_sweeps[name].option
+            raise UsageError(f"{flag}: expected one swept option of a task, but {name}.{swept} is swept too")
+        else:
+            task_sweeps[name] = sweep
+    return sweeps, task_sweeps
 
 
 def split_setting(flag: str, word: str, form: str) -> tuple[str, str, str]:

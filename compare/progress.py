@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compare.record import Record
-from compare.spec import RunSpec
+from compare.spec import Option, RunSpec
 
 PLAIN_SECONDS = 15.0  # between lines where there is no terminal to draw on
 DRAW_SECONDS = 0.5
@@ -40,6 +40,9 @@ class Runs:
         self.specs = {spec.run_id: spec for spec in specs}
         self.numbers = {run_id: number for number, run_id in enumerate(self.specs, 1)}
         self.records = {record["run_id"]: record for record in records}
+        self.shared: dict[str, set[tuple[str, Option]]] = {}  # options that all runs of a task have
+        for spec in specs:
+            self.shared[spec.task] = self.shared.get(spec.task, set(spec.task_options)) & set(spec.task_options)
         self.current: RunSpec | None = None
         self.event: Record = {}
         self.since = self.trained_since = 0.0
@@ -57,8 +60,13 @@ class Runs:
 
     def title(self, spec: RunSpec) -> str:
         lr = f" · lr {spec.lr:g}" if spec.search else ""
-        where = f"{spec.task} · N {spec.seq_len} · seed {spec.seed}{lr}"
+        where = f"{self.task_of(spec)} · N {spec.seq_len} · seed {spec.seed}{lr}"
         return f"{self.numbers[spec.run_id]}/{len(self.specs)} {spec.label} · {where}"
+
+    def task_of(self, spec: RunSpec) -> str:
+        """The task, and those of its options that not all runs of it have."""
+        own = (f"{name}={value}" for name, value in spec.task_options if (name, value) not in self.shared[spec.task])
+        return " ".join([spec.task, *own])
 
     def time_left(self, at: float) -> tuple[float | None, float | None]:
         """Seconds left of the run that runs and of the comparison; None where nothing tells."""
@@ -206,16 +214,17 @@ class TableProgress(Progress):
         current = runs.numbers[runs.current.run_id] if runs.current else len(runs.records)
         first = max(0, min(current - 1 - room * 2 // 3, len(runs.specs) - room))
         shown = list(runs.specs.items())[first : first + room]
-        names = ("task", "seq_len", "seed")
-        varied = {name for name in names if len({getattr(s, name) for s in runs.specs.values()}) > 1}
-        rows = [(spec, *self.state(spec, run_id, left[0])) for run_id, spec in shown]
+        tasks = {run_id: runs.task_of(spec) for run_id, spec in shown}
+        varied = {name for name in ("seq_len", "seed") if len({getattr(s, name) for s in runs.specs.values()}) > 1}
+        varied |= {"task"} if len({(s.task, s.task_options) for s in runs.specs.values()}) > 1 else set()
+        rows = [(spec, tasks[run_id], *self.state(spec, run_id, left[0])) for run_id, spec in shown]
         width = self.console.width - max((len(took) for *_, took in rows), default=0) - 6
-        longest = max((len(run_name(spec, varied, width)) for spec, *_ in rows), default=0)
-        states = max((len(state) for _, _, state, _ in rows), default=0)
+        longest = max((len(run_name(spec, task, varied, width)) for spec, task, *_ in rows), default=0)
+        states = max((len(state) for *_, state, _ in rows), default=0)
         state_width = min(states, max(STATE_WIDTH, width - longest))
         table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-        for spec, style, state, took in rows:
-            run = Text(run_name(spec, varied, width - state_width), style=style)
+        for spec, task, style, state, took in rows:
+            run = Text(run_name(spec, task, varied, width - state_width), style=style)
             table.add_row(run, Text(cut(state, state_width), style=style), Text(took, style=style))
         return Group(table, Text(cut(self.summary(first, len(shown), left[1]), self.console.width), style="dim"))
 
@@ -336,9 +345,9 @@ def cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: max(0, width - 1)] + "…"
 
 
-def run_name(spec: RunSpec, varied: set[str], width: int) -> str:
+def run_name(spec: RunSpec, task: str, varied: set[str], width: int) -> str:
     """The variant, and what else differs among the runs; the variant is cut first."""
-    parts = {"task": f" · {spec.task}", "seq_len": f" · N {spec.seq_len}", "seed": f" · seed {spec.seed}"}
+    parts = {"task": f" · {task}", "seq_len": f" · N {spec.seq_len}", "seed": f" · seed {spec.seed}"}
     rest = "".join(text for name, text in parts.items() if name in varied) + f" · lr {spec.lr:g}" * spec.search
     return cut(cut(spec.label, max(6, width - len(rest))) + rest, width)
 

@@ -199,11 +199,17 @@ def reproduce(spec: RunSpec) -> str:
     words += [f"--seq-len {spec.seq_len}", f"--seeds {spec.seed + 1}"]
     words += [f"--batch-size {spec.batch_size}"]
     words += [f"--d-model {spec.d_model}", f"--n-heads {spec.n_heads}", f"--n-layers {spec.n_layers}"]
-    words += [f"--positions {spec.positions}", f"--device {spec.device}", f"--dtype {spec.dtype}"]
+    words += [
+        f"--activation {spec.activation}",
+        f"--positions {spec.positions}",
+        f"--device {spec.device}",
+        f"--dtype {spec.dtype}",
+    ]
     if not spec.decode:
         words.append(f"--steps {spec.steps}" if spec.steps is not None else f"--budget {spec.budget:g}")
-        words += [f"--accumulate {spec.accumulate}", f"--lr {spec.lr:g}"]
-        words.append("--length-warmup" if spec.length_warmup else "--no-length-warmup")
+        words += [f"--accumulate {spec.accumulate}", f"--lr {spec.lr:g}", f"--weight-decay {spec.weight_decay:g}"]
+        words += [f"--lr-schedule {spec.lr_schedule}", f"--warmup {spec.warmup:g}"]
+        words.append(f"--length-schedule {spec.length_schedule}")
     words += ["--causal"] * spec.causal + ["--checkpointing"] * spec.checkpointing + ["--reversible"] * spec.reversible
     words += ["--compile"] * spec.compile
     words += [f"--memory-limit {spec.memory_limit}"] if spec.memory_limit else []

@@ -1,10 +1,10 @@
-"""A learning rate for each variant from one grid, chosen on validation."""
+"""A learning rate, and where it is asked for a weight decay, for each variant from one grid, chosen on validation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from compare.spec import RunSpec
 
@@ -14,9 +14,28 @@ if TYPE_CHECKING:
 SEED = 0  # of the runs that search
 
 
+class Setting(NamedTuple):
+    """One point of the grid. weight_decay: None = as the spec has it."""
+
+    lr: float
+    weight_decay: float | None = None
+
+    def of(self, spec: RunSpec) -> RunSpec:
+        return replace(spec, lr=self.lr, weight_decay=spec.weight_decay if (w := self.weight_decay) is None else w)
+
+    @property
+    def words(self) -> str:
+        return f"{self.lr:g}" + ("" if self.weight_decay is None else f", weight decay {self.weight_decay:g}")
+
+
+def make_grid(rates: Sequence[float], weight_decays: Sequence[float]) -> list[Setting]:
+    """Every rate with every weight decay, the rates outermost, both rising."""
+    return [Setting(rate, decay) for rate in rates for decay in weight_decays or (None,)]
+
+
 def search_rates(
     specs: Sequence[RunSpec],
-    grid: Sequence[float],
+    grid: Sequence[Setting],
     run: Callable[[list[RunSpec]], list[Record]],
     say: Callable[[str], None],
 ) -> tuple[list[RunSpec], dict[str, Record]]:
@@ -24,7 +43,7 @@ def search_rates(
 
     Args:
         specs: the runs that need a rate.
-        grid: the rates, rising.
+        grid: of ``make_grid``.
         run: runs specs and returns their records.
         say: tells a line.
 
@@ -37,42 +56,47 @@ def search_rates(
     chosen, notes = [], {}
     for spec in specs:
         search = choose([found[tried.run_id] for tried in search_specs([replace(spec, seed=SEED)], grid)], grid)
-        chosen.append(replace(spec, lr=search["chosen"]))
+        setting = Setting(search["chosen"], search["chosen_weight_decay"])
+        chosen.append(setting.of(spec))
         notes[chosen[-1].run_id] = {"lr_search": search}
         if spec.seed == SEED:
             note = f" ({search['note']})" if search["note"] else ""
-            say(f"learning rate of {spec.label} · {spec.task} · N {spec.seq_len}: {search['chosen']:g}{note}")
+            say(f"learning rate of {spec.label} · {spec.task} · N {spec.seq_len}: {setting.words}{note}")
     return chosen, notes
 
 
-def search_specs(specs: Sequence[RunSpec], grid: Sequence[float]) -> list[RunSpec]:
-    """A run for each rate of everything that is to run with the seed of the search."""
-    return [replace(spec, lr=rate, search=True) for spec in specs if spec.seed == SEED for rate in grid]
+def search_specs(specs: Sequence[RunSpec], grid: Sequence[Setting]) -> list[RunSpec]:
+    """A run for each point of the grid of everything that is to run with the seed of the search."""
+    return [replace(setting.of(spec), search=True) for spec in specs if spec.seed == SEED for setting in grid]
 
 
-def choose(runs: Sequence[Record], grid: Sequence[float]) -> Record:
-    """The rate with the best validation score at the end, of two the smaller.
+def choose(runs: Sequence[Record], grid: Sequence[Setting]) -> Record:
+    """The setting with the best validation score at the end, of two the smaller rate, then the smaller decay.
 
     Args:
-        runs: a record for each rate of the grid; one that failed has lost.
-        grid: the rates, rising.
+        runs: a record for each point of the grid; one that failed has lost.
+        grid: of ``make_grid``.
 
     Returns:
-        the grid, the rate chosen (the middle one where every run failed), how many runs it took and their seconds,
-        the validation scores (None where a run failed), and a note where there is something to know.
+        the rates and weight decays of the grid, those chosen (the middle of the grid where every run failed), how many
+        runs it took and their seconds, the validation scores (None where a run failed), and a note where there is
+        something to know.
     """
+    rates = sorted({setting.lr for setting in grid})
     scores = [run.get("val_score") if run["status"] == "ok" else None for run in runs]
     lower = any((run.get("metric_scale") or {}).get("lower_is_better") for run in runs)
-    ranked = [(score if lower else -score, rate) for score, rate in zip(scores, grid, strict=True) if score is not None]
-    best = min(ranked)[1] if ranked else grid[(len(grid) - 1) // 2]
+    ranked = [(score if lower else -score, place) for place, score in enumerate(scores) if score is not None]
+    best = grid[min(ranked)[1] if ranked else (len(grid) - 1) // 2]
     note = ""
     if not ranked:
         note = "every run of the search failed: the middle of the grid"
-    elif best in (grid[0], grid[-1]):
+    elif len(rates) > 1 and best.lr in (rates[0], rates[-1]):
         note = "at the edge of the grid: a wider one may hold a better rate"
     return {
-        "grid": list(grid),
-        "chosen": best,
+        "grid": rates,
+        "chosen": best.lr,
+        "weight_decay_grid": sorted({setting.weight_decay for setting in grid if setting.weight_decay is not None}),
+        "chosen_weight_decay": best.weight_decay,
         "runs": len(runs),
         "seconds": sum(run.get("wall_seconds") or 0.0 for run in runs),
         "scores": scores,

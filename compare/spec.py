@@ -5,7 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from compare.schedule import LENGTH_SCHEDULES, phase_length
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tasks import LengthSchedule, LrSchedule
 
 Option = int | float | str | bool
 DataId = tuple[str, int, tuple[tuple[str, Option], ...]]
@@ -23,9 +30,9 @@ class RunSpec:
             steps the cost is measured, and nothing is trained or tested.
         batch_size: samples in a micro-batch at ``seq_len``.
         accumulate: micro-batches in an optimizer step.
-        warmup_steps: optimizer steps over which the learning rate rises; it falls as a cosine to 0 afterwards.
-        length_warmup: train the first half at N/16, the next quarter at N/4, both with a quarter of the tokens a
-            step, the rest at N: many short steps learn what is local, few long ones what is far.
+        lr: the peak learning rate. lr_schedule: how it changes over the training. warmup: share of the training in
+            which it rises.
+        length_schedule: how the length of training samples changes over the training.
         checkpointing: layers are run again in backward instead of kept. reversible: layers add to two streams in turn,
             and are undone in backward instead of kept. compile: through ``torch.compile``.
         causal: the encoder sees the past alone.
@@ -58,10 +65,11 @@ class RunSpec:
     activation: str = "gelu"
     dropout: float = 0.0
     lr: float
-    warmup_steps: int = 50
+    lr_schedule: LrSchedule = "cosine"
+    warmup: float = 0.02
     weight_decay: float = 0.01
     clip_norm: float = 1.0
-    length_warmup: bool
+    length_schedule: LengthSchedule = "constant"
     checkpointing: bool = False
     reversible: bool = False
     compile: bool = False
@@ -102,11 +110,26 @@ class RunSpec:
 
     def phases(self) -> list[tuple[float, int, int]]:
         """The phases of training: (share of the training at which it ends, length, samples in a micro-batch)."""
-        full = (1.0, self.seq_len, self.batch_size)
-        if not self.length_warmup:
-            return [full]
-        return [(0.5, self.seq_len // 16, 4 * self.batch_size), (0.75, self.seq_len // 4, self.batch_size), full]
+        return [
+            (
+                phase.end,
+                phase_length(self.seq_len, phase),
+                max(1, round(phase.tokens * phase.divisor * self.batch_size)),
+            )
+            for phase in LENGTH_SCHEDULES[self.length_schedule]
+        ]
 
 
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(RunSpec) if field.default is not MISSING}
 """Fields that a spec may leave out, and what they are then."""
+
+
+def read_spec(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's spec with what it leaves out; what older versions called otherwise has its present name."""
+    found = record.get("spec")
+    spec = DEFAULTS | (found if isinstance(found, dict) else {})
+    if "length_warmup" in spec:
+        spec["length_schedule"] = "from-16th" if spec.pop("length_warmup") else "constant"
+    if "warmup_steps" in spec:
+        spec["warmup"] = f"{spec.pop('warmup_steps')} steps"
+    return spec

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from compare.measure import synchronise
+from compare.schedule import lr_factor
 from compare.spec import RunSpec
 from tasks import IGNORE, Batch, EvalSplit, Task
 from tasks.base import BITS_PER_BYTE, EXPLAINED_VARIANCE, Metric
@@ -250,7 +251,7 @@ class Trainer:
                 batches = self.task.train_batches(size, wanted, spec.seed)
                 deque(islice(batches, at.taken), maxlen=0)
             for group in self.optimizer.param_groups:
-                group["lr"] = spec.lr * rate(at.step, spec.warmup_steps, done)
+                group["lr"] = spec.lr * lr_factor(spec.lr_schedule, spec.warmup, done)
             start = time.perf_counter()
             for _ in range(spec.accumulate):
                 begun = time.perf_counter()
@@ -343,11 +344,6 @@ def count_tokens(batch: Batch) -> int:
 def share_done(spec: RunSpec, step: int, seconds: float) -> float:
     """How much of the training is done, from 0 to 1 and, by the last step of a budget, a little above."""
     return step / spec.steps if spec.steps is not None else seconds / (spec.budget or math.inf)
-
-
-def rate(step: int, warmup_steps: int, done: float) -> float:
-    """Factor of the learning rate: linear warm-up, then a cosine to 0 over the whole training."""
-    return min(1.0, (step + 1) / warmup_steps) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -125,8 +125,10 @@ def limit_memory(limit: int | None = None) -> None:
 def new_record(spec: RunSpec, status: str, reason: str) -> Record:
     """The fields that every record has, whatever became of its run."""
     started = now()
+    import tasks
     import zoo
 
+    kind = tasks.get(spec.task)
     try:
         traits = zoo.describe(spec.variant).traits
         family, unturned = traits.family, spec.positions == "rotary" and not traits.rotary
@@ -140,6 +142,8 @@ def new_record(spec: RunSpec, status: str, reason: str) -> Record:
         "family": family,
         "rotary_without_effect": unturned,
         "task": spec.task,
+        "task_summary": kind.summary,
+        "remark": kind.remarks.get(spec.variant, ""),
         "seq_len": spec.seq_len,
         "seed": spec.seed,
         "causal": spec.causal or spec.decode,

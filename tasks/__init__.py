@@ -9,7 +9,20 @@
 import importlib
 import pkgutil
 
-from tasks.base import IGNORE, Batch, EvalSplit, Kind, Task, TaskDefaults, available, get, options, register
+from tasks.base import (
+    IGNORE,
+    Batch,
+    EvalSplit,
+    Kind,
+    LengthSchedule,
+    LrSchedule,
+    Task,
+    TaskDefaults,
+    available,
+    get,
+    options,
+    register,
+)
 from tasks.suites import SUITES, Suite
 
 __all__ = [
@@ -18,6 +31,8 @@ __all__ = [
     "Batch",
     "EvalSplit",
     "Kind",
+    "LengthSchedule",
+    "LrSchedule",
     "Suite",
     "Task",
     "TaskDefaults",

@@ -48,6 +48,10 @@ EXPLAINED_VARIANCE = Metric("explained variance", bounds=(None, 1.0))
 BITS_PER_BYTE = Metric("bits per byte", unit="bits", lower_is_better=True, bounds=(0.0, None))
 """The mean cross-entropy to the base 2, where each target is a byte."""
 
+LrSchedule = Literal["constant-then-linear", "cosine", "linear", "inverse-square-root"]
+LengthSchedule = Literal["from-64th", "from-16th", "constant"]
+"""Names of schedules; compare/schedule.py says what each is."""
+
 OnProgress = Callable[[float], None]
 """Called with the share done, 0 to 1."""
 
@@ -85,7 +89,10 @@ class TaskDefaults:
         conv_width: width of the convolution after the embedding; None = no convolution.
         positions: of the encoder. Rotary ones tell how far apart two tokens are, not where they are in a picture.
         tokens_per_step: batch size = max(1, tokens_per_step // seq_len).
-        length_warmup: train on shorter lengths first.
+        lr_schedule: of the learning rate.
+        length_schedule: of the length of training samples; at lengths where its samples would be too short, the next
+            that starts with longer ones.
+        budget: seconds of training of each run; None = as for any task.
     """
 
     seq_len: int
@@ -97,7 +104,9 @@ class TaskDefaults:
     embedding_std: float
     positions: Literal["sinusoidal", "learned", "rotary", "none"] = "rotary"
     tokens_per_step: int
-    length_warmup: bool = False
+    lr_schedule: LrSchedule = "cosine"
+    length_schedule: LengthSchedule = "constant"
+    budget: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +142,8 @@ class Task(ABC):
     """It reads files that the user brings, and has nothing without."""
     metric: ClassVar[Metric] = ACCURACY
     """What a score is; `EXPLAINED_VARIANCE` for kind "value"."""
+    remarks: ClassVar[Mapping[str, str]] = {}
+    """By variant, why it cannot solve the task, in words that a newcomer understands, without a full stop."""
     causal: ClassVar[bool] = False
     """A causal encoder can solve it: what an answer rests on stands before the place that asks."""
     causal_only: ClassVar[bool] = False

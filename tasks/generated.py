@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from tasks.base import SPLITS, Batch, Task
 from tasks.cache import Row, Rows, Split, fresh, matrix
 
-MAX_TOKENS: dict[Split, int] = {"train": 2**25, "validation": 2**21, "test": 2**21}
 CHUNK = 2**20  # tokens that are drawn at a time
 
 
@@ -24,6 +23,8 @@ class Generated(Task):
     stored: ClassVar[type[np.int16] | type[np.float32]] = np.int16
     """The type of the numbers in rows."""
     max_rows: ClassVar[dict[Split, int]] = {"train": 50_000, "validation": 3_000, "test": 3_000}
+    max_tokens: ClassVar[dict[Split, int]] = {"train": 2**25, "validation": 2**21, "test": 2**21}
+    """Of these two the one that allows fewer samples counts."""
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, rows: int, seq_len: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -40,7 +41,7 @@ class Generated(Task):
         seen: set[bytes] = set()
         built: dict[Split, Rows] = {}
         for stream, split in enumerate(reversed(SPLITS), start=1):
-            count = min(self.max_rows[split], MAX_TOKENS[split] // self.seq_len)
+            count = min(self.max_rows[split], self.max_tokens[split] // self.seq_len)
             built[split] = Rows(count, fresh(self._rows(stream, count), "inputs", seen))
         return built
 

@@ -31,7 +31,9 @@ SUITES = {
     ),
     "diagnostics": Suite(
         summary="why a mechanism fails",
-        tasks=dict.fromkeys(("mqar", "selective_copy", "needle", "adding", "duplicate", "digits", "matching", "bytes")),
+        tasks=dict.fromkeys(
+            ("mqar", "noisy_recall", "selective_copy", "needle", "adding", "duplicate", "digits", "matching", "bytes")
+        ),
         budget=100,
     ),
 }

@@ -35,7 +35,6 @@ def small_spec(
         embedding_std=defaults.embedding_std,
         positions=defaults.positions,
         lr=lr or defaults.lr,
-        length_warmup=False,
         device="cpu",
         dtype="float32",
         threads=1,

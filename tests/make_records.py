@@ -153,6 +153,50 @@ def make_decoded(variant: str, *, seq_len: int, seed: int = 0, status: str = "ok
     }
 
 
+# Of noisy recall: score, seconds and bytes of a training step, bytes of state a layer.
+RECALL = {
+    "full": (0.9996, 1.31, 1.62e9, 2**22),
+    "linear": (0.975, 0.44, 0.41e9, 2**13),
+    "linformer": (0.0089, 0.37, 0.52e9, 2**17),
+    "none": (0.0091, 0.21, 0.3e9, 0),
+}
+CANNOT = "its projections over positions are the same for every sample, so it finds no key whose place changes"
+
+
+def make_recall(variant: str, *, score: float | None = None, seed: int = 0, **task_options: int) -> Record:
+    """A run of the default comparison; with another score, at other options of its task."""
+    usual, step, memory, state = RECALL[variant]
+    record = make_record(variant, task="noisy_recall", seq_len=8192, seed=seed, budget=60)
+    record["spec"]["task_options"] = [[name, value] for name, value in task_options.items()]
+    record["run_id"] += "".join(f"-{name}-{value}" for name, value in task_options.items())
+    reached = (usual if score is None else score) + 1e-4 * seed
+    for point in record["curve"]:
+        point["val_score"] = point["val_score"] and reached * point["val_score"]
+    return record | {
+        "task_summary": "say which value stands beside each of 16 keys that are hidden in noise",
+        "remark": CANNOT if variant == "linformer" else "",
+        **{"test_score": reached, "step_seconds": step, "step_seconds_spread": [0.98 * step, 1.03 * step]},
+        **{"tokens_per_second": 8192 / step, "peak_memory_bytes": memory, "state_bytes": state},
+        "baselines": {"most frequent value": 0.0171},
+    }
+
+
+def swept_recall(seeds: int = 1) -> list[Record]:
+    """Numbers of pairs that full recalls all of, and linear some."""
+    scores = {
+        "full": {4: 1.0, 16: 0.999, 64: 1.0, 256: 1.0},
+        "linear": {4: 0.981, 16: 0.917, 64: 0.698, 256: 0.231},
+        "linformer": dict.fromkeys((4, 16, 64, 256), 0.011),
+        "none": dict.fromkeys((4, 16, 64, 256), 0.009),
+    }
+    return [
+        make_recall(variant, score=score, seed=seed, pairs=pairs)
+        for seed in range(seeds)
+        for variant, of in scores.items()
+        for pairs, score in of.items()
+    ]
+
+
 def make_profile(variant: str) -> tuple[float, float, float, int]:
     own = random.Random(variant)
     return own.uniform(0.45, 0.52), own.uniform(9_000, 28_000), own.uniform(140e6, 420e6), 1_240_000

@@ -24,6 +24,7 @@ from compare.record import append_record, read_records
 from compare.run import run_all, run_one
 from compare.spec import DEFAULTS, RunSpec
 from compare.worker import Conduct
+from tests.make_records import make_record, write_folder
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--tasks", "mqar", "--seq-len", "32", "--d-model", "16", "--batch-size", "64", "--steps", "2"]
@@ -42,7 +43,6 @@ SPEC = RunSpec(
     embedding_std=0.1,
     positions="rotary",
     lr=1e-3,
-    length_warmup=False,
     device="cpu",
     dtype="float32",
     threads=1,
@@ -272,14 +272,16 @@ def test_what_is_no_size_of_memory(text: str) -> None:
         run_parser().parse_args([f"--memory-limit={text}"])
 
 
-def test_length_warmup_ends_at_full_length() -> None:
-    spec = replace(SPEC, seq_len=8192, batch_size=2, length_warmup=True)
+def test_phases_end_at_full_length() -> None:
+    spec = replace(SPEC, seq_len=8192, batch_size=2, length_schedule="from-16th")
     assert spec.phases() == [(0.5, 512, 8), (0.75, 2048, 2), (1.0, 8192, 2)]
-    assert replace(spec, length_warmup=False).phases() == [(1.0, 8192, 2)]
+    assert replace(spec, length_schedule="constant").phases() == [(1.0, 8192, 2)]
+    spec = replace(spec, batch_size=1, length_schedule="from-64th")
+    assert spec.phases() == [(0.45, 128, 32), (0.65, 512, 8), (0.8, 2048, 2), (1.0, 8192, 1)]
 
 
 def test_training_goes_through_the_lengths() -> None:
-    change = {"task": "bytes", "seq_len": 512, "batch_size": 2, "length_warmup": True, "steps": 8}
+    change = {"task": "bytes", "seq_len": 512, "batch_size": 2, "length_schedule": "from-16th", "steps": 8}
     record = run_one(replace(SPEC, **change), lambda _: None)
     assert record["status"] == "ok", record["reason"]
     assert [p["seq_len"] for p in record["curve"]] == [32] * 4 + [128] * 2 + [512] * 2
@@ -366,7 +368,18 @@ def test_records_survive_damage(tmp_path: Path) -> None:
         (["--set", "nowhere:MyAttention.rank=3"], "--set: there is no module 'nowhere'"),
         (["--set", "reformer.n_hashes=3"], "'reformer' is not among what is compared: full, linformer, none, bytes"),
         (["--set", "block_sparse.layout=3"], "block_sparse has no option 'layout'"),
-        (["--tasks", "mqar", "--seq-len", "64", "--length-warmup"], "mqar has one length only"),
+        (
+            ["--tasks", "mqar", "--seq-len", "64", "--length-schedule", "from-16th"],
+            r"from-16th \(50 % at N/16, .*\) trains at 4 of 64 tokens, and mqar has training samples of 32 tokens and",
+        ),
+        (
+            ["--tasks", "digits", "--length-schedule", "from-16th"],
+            "trains at .* tokens, and digits has training samples of its own length alone: take another schedule",
+        ),
+        (["--length-schedule", "short"], "invalid choice: 'short' .choose from '?from-64th'?, '?from-16th"),
+        (["--lr-schedule", "step"], "invalid choice: 'step' .choose from '?constant-then-linear"),
+        (["--warmup", "1"], "expected a share of the training, from 0 to below 1, got '1'"),
+        (["--warmup", "0", "--lr-schedule", "inverse-square-root"], "--warmup 0: expected a share above 0 with"),
         (["--tasks", "mqar", "--data", "x.csv"], "--data: no task among mqar takes it; these do: .*classify"),
         (["--resume"], "--resume needs --out"),
         (["--resume", "--out", "/nonexistent/x"], "there is no folder /nonexistent/x"),
@@ -459,6 +472,16 @@ def test_the_tables_of_the_readme_are_those_of_the_registries() -> None:
         assert table in readme, f"README.md lacks this table, which `make readme` writes:\n{table}"
 
 
+def test_what_the_readme_says_of_results_is_what_their_records_say() -> None:
+    from compare.listing import results_in
+
+    readme = (ROOT / "README.md").read_text()
+    shown = results_in(readme, ROOT)
+    assert shown
+    for name, text in shown.items():
+        assert f"<!-- {name} -->\n{text}\n<!-- /{name} -->" in readme, f"README.md is older than {name}: `make readme`"
+
+
 def test_the_tables_are_written_between_their_markers(tmp_path: Path) -> None:
     from compare.listing import markdown, write
 
@@ -471,6 +494,30 @@ def test_the_tables_are_written_between_their_markers(tmp_path: Path) -> None:
     assert written == "".join(f"a\n<!-- {name} -->\n{tables[name]}\n<!-- /{name} -->\n" for name in names)
     write(page)
     assert page.read_text() == written
+
+
+def test_results_are_written_between_markers_that_name_their_folder(tmp_path: Path) -> None:
+    from compare.listing import markdown, results, write
+
+    folder = tmp_path / "results" / "one"
+    charts = folder / "charts"
+    charts.mkdir(parents=True)
+    (charts / "accuracy_speed_mqar_64.png").touch()
+    (charts / "other.png").touch()
+    write_folder(folder, [make_record(variant, task="mqar", seq_len=64) for variant in ("full", "linear", "none")])
+    page = tmp_path / "page.md"
+    marked = "".join(f"<!-- {name} -->\n{table}\n<!-- /{name} -->\n" for name, table in markdown().items())
+    names = ("results/one", "results/one other")
+    page.write_text(marked + "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in names))
+    write(page)
+    first, other = results(folder, "results/one"), results(folder, "results/one", "other")
+    assert first.startswith("![accuracy speed mqar 64](results/one/charts/accuracy_speed_mqar_64.png)\n\nAfter ")
+    assert other.startswith("![other](results/one/charts/other.png)\n\nAfter ")
+    assert page.read_text() == marked + "".join(
+        f"<!-- {name} -->\n{text}\n<!-- /{name} -->\n" for name, text in zip(names, (first, other), strict=True)
+    )
+    with pytest.raises(ValueError, match="there is no chart"):
+        results(folder, "results/one", "absent")
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def specs(*words: str) -> list[RunSpec]:
 def test_a_cost_run_is_a_run_without_steps() -> None:
     (spec,) = specs("--variants", "full", "--no-control", "--seq-len", "4096")
     words = ["--variants", "full", "--no-control", "--seq-len", "4096"]
-    words += ["--steps", "0", "--batch-size", "1", "--no-length-warmup"]
+    words += ["--steps", "0", "--batch-size", "1", "--length-schedule", "constant"]
     assert make_specs(run_parser().parse_args(words), "cpu", 2) == [spec]
 
 
@@ -64,7 +64,9 @@ def test_every_variant_is_measured_at_every_length_in_as_many_processes_as_asked
     assert {(spec.steps, spec.batch_size, spec.d_model) for spec in found} == {(0, 1, 64)}
 
 
-@pytest.mark.parametrize("words", [["--lr", "1"], ["--budget", "5"], ["--steps", "3"], ["--length-warmup"]])
+@pytest.mark.parametrize(
+    "words", [["--lr", "1"], ["--budget", "5"], ["--steps", "3"], ["--length-schedule", "constant"]]
+)
 def test_what_is_about_training_is_refused(words: list[str]) -> None:
     with pytest.raises(UsageError, match="unrecognized arguments"):
         cost_parser().parse_args(words)

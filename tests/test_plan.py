@@ -138,11 +138,57 @@ def test_a_sweep_keeps_what_is_set_and_runs_nothing_twice() -> None:
         ("performer.features=", "expected an integer, got ''"),
         ("skyformer.gamma=1:inf", "expected A:B with 0 < A <= B, got '1:inf'"),
         ("performer.feature=4", "performer has no option 'feature' .did you mean 'features'..; its options: features"),
-        ("mqar.samples=4", "expected an option of a variant, but 'mqar' is a task"),
+        ("mqar.samples=4", "mqar has no option 'samples'; it has no options"),
         ("perfomer.features=4", "--sweep: unknown attention 'perfomer'. Did you mean 'performer'"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_said_in_one_line(sweep: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as error:
         labels("--sweep", sweep)
+    assert "\n" not in str(error.value)
+
+
+def swept_tasks(*words: str) -> list[tuple[str, int, str, object]]:
+    """(task, length, label, samples) of each run."""
+    found = specs("--no-control", *words)
+    return [(s.task, s.seq_len, s.label, dict(s.task_options).get("samples")) for s in found]
+
+
+def test_a_swept_task_runs_every_variant_at_each_value() -> None:
+    words = ["--tasks", "listops", "--variants", "full,none", "--sweep", "listops.samples=16:64"]
+    each = [(label, samples) for samples in (16, 32, 64) for label in ("full", "none")]
+    assert swept_tasks(*words) == [("listops", 2000, label, samples) for label, samples in each]
+    assert swept_tasks(*words, "--set", "listops.samples=99") == swept_tasks(*words)
+    assert swept_tasks(*words, "--seeds", "2") == 2 * swept_tasks(*words)
+    assert len({spec.data_id for spec in specs(*words)}) == 3
+    assert "--set listops.samples=32" in reproduce(specs(*words)[3])
+
+
+def test_sweeps_of_a_task_and_of_a_variant_multiply_and_leave_other_tasks_alone() -> None:
+    words = ["--tasks", "listops,mqar", "--variants", "full", "--sweep", "listops.samples=16,64"]
+    found = swept_tasks(*words, "--sweep", "linformer.rank=8,16")
+    labels = ("full", "linformer rank=8", "linformer rank=16")
+    swept = [("listops", 2000, label, samples) for samples in (16, 64) for label in labels]
+    assert found == [*swept, *(("mqar", 64, label, None) for label in labels)]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sweep", "listops.samples=0,4"], "listops.samples >= 1, got 0"),
+        (["--sweep", "listops.min_len=64:2048"], "expected listops.min_len <= 998 at seq_len 1000, got 1024"),
+        (["--sweep", "listops.sampels=4"], "listops has no option 'sampels' .did you mean 'samples'..; its options"),
+        (
+            ["--sweep", "listops.samples=4,8", "--sweep", "listops.data=a,b"],
+            "--sweep listops.data=a,b: expected one swept option of a task, but listops.samples is swept too",
+        ),
+        (
+            ["--sweep", "text.data=a,b"],
+            "--sweep text.…: expected one of the tasks that are run, listops, got 'text'",
+        ),
+    ],
+)
+def test_a_sweep_of_a_task_that_cannot_be_is_said_in_one_line(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        specs("--tasks", "listops", "--seq-len", "4000,1000", *words)
     assert "\n" not in str(error.value)

@@ -227,3 +227,12 @@ def test_lines_where_there_is_no_terminal() -> None:
     assert lines[2] == "1/2 full · mqar · N 64 · seed 0: started"
     assert lines[-1] == "charts and tables: out/report.html"
     assert len(lines) == 7, "no word on progress within a few seconds"
+
+
+def test_runs_that_differ_in_an_option_of_their_task_are_told_apart() -> None:
+    options = [(("data", "a"), ("samples", n)) for n in (4, 8)]
+    specs = [replace(SPEC, task="listops", task_options=given) for given in options]
+    runs = Runs(specs, [])
+    assert [runs.task_of(spec) for spec in specs] == ["listops samples=4", "listops samples=8"]
+    assert runs.title(specs[1]).startswith(f"2/2 {SPEC.label} · listops samples=8 · N")
+    assert Runs(specs[:1], []).task_of(specs[0]) == "listops"

@@ -408,7 +408,7 @@ def test_every_record_names_the_family_of_its_variant_and_says_where_rotary_posi
 ) -> None:
     sizes = {"seq_len": 64, "seed": 0, "batch_size": 1, "d_model": 8, "n_heads": 1, "n_layers": 1, "threads": 1}
     training = {"budget": None, "steps": 1, "conv_width": None, "embedding_std": 0.1, "lr": 0.1}
-    same = {"positions": "rotary", "length_warmup": False, "device": "cpu", "dtype": "float32"}
+    same = {"positions": "rotary", "device": "cpu", "dtype": "float32"}
     spec = RunSpec(variant=variant, task="mqar", **sizes, **training, **same)
     record = new_record(spec, "ok", "")
     assert (record["family"], record["rotary_without_effect"]) == (family, unturned)

@@ -17,12 +17,13 @@ from compare.progress import Progress
 from compare.record import Record, is_search, read_records
 from compare.report import write_report
 from compare.run import run_all
-from compare.search import choose, search_rates, search_specs
+from compare.search import Setting, choose, make_grid, search_rates, search_specs
 from compare.spec import RunSpec
 from compare.worker import Conduct
 from tests.make_records import make_record, write_folder
 
-GRID = (1e-3, 3e-3, 1e-2)
+RATES = (1e-3, 3e-3, 1e-2)
+GRID = make_grid(RATES, ())
 WORDS = ["--tasks", "mqar", "--seq-len", "32", "--steps", "2", "--seeds", "3", "--no-control"]
 
 
@@ -54,6 +55,17 @@ def test_the_best_on_validation_is_chosen_and_of_two_the_smaller(
     assert bool(words) == bool(search["note"])
 
 
+def test_a_weight_decay_is_chosen_together_with_the_rate() -> None:
+    grid = make_grid((1e-3, 3e-3), (0.0, 0.1))
+    assert [tuple(setting) for setting in grid] == [(1e-3, 0.0), (1e-3, 0.1), (3e-3, 0.0), (3e-3, 0.1)]
+    search = choose([ran(score) for score in (0.2, 0.6, 0.6, 0.1)], grid)
+    assert (search["chosen"], search["chosen_weight_decay"]) == (1e-3, 0.1)
+    assert (search["grid"], search["weight_decay_grid"]) == ([1e-3, 3e-3], [0.0, 0.1])
+    planned = specs("--variants", "full", "--weight-decay-grid", "0.1,0")
+    assert [(run.lr, run.weight_decay) for run in search_specs(planned, grid)] == [tuple(s) for s in grid]
+    assert Setting(2e-3).of(planned[0]).weight_decay == planned[0].weight_decay
+
+
 def test_a_run_that_fails_late_has_lost_whatever_it_scored() -> None:
     assert choose([ran(0.1), ran(0.9, "oom"), ran(0.2)], GRID)["chosen"] == 1e-2
 
@@ -63,7 +75,7 @@ def test_the_search_takes_one_seed_one_grid_for_all_and_no_test() -> None:
     search = search_specs(planned, GRID)
     assert all(run.search and run.seed == 0 for run in search)
     assert {(run.variant, run.seq_len, run.lr) for run in search} == {
-        (variant, length, rate) for variant in ("full", "linear") for length in (32, 64) for rate in GRID
+        (variant, length, rate) for variant in ("full", "linear") for length in (32, 64) for rate in RATES
     }
     assert len({run.run_id for run in search} | {spec.run_id for spec in planned}) == len(search) + len(planned)
 
@@ -107,7 +119,7 @@ def test_all_seeds_run_with_the_chosen_rate_and_resume_finds_the_search(worker: 
         assert is_search(record) is ("lr_search" not in record)
         if not is_search(record):
             search = record["lr_search"]
-            assert (search["grid"], search["chosen"], search["runs"]) == (list(GRID), 3e-3, 3)
+            assert (search["grid"], search["chosen"], search["runs"]) == (list(RATES), 3e-3, 3)
             assert search["seconds"] > 0
             assert bool(search["note"]) is (record["variant"] == "linear")
     assert [spec.run_id for spec in whole()] == [spec.run_id for spec in final]
@@ -139,6 +151,8 @@ def test_runs_of_the_search_are_no_results(tmp_path: Path) -> None:
     [
         (["--lr", "1e-3"], "--lr: not allowed with argument --lr-grid"),
         (["--steps", "0"], "--lr-grid: with --steps 0 nothing is trained"),
+        (["--weight-decay", "0.1", "--weight-decay-grid", "0,0.1"], "--weight-decay-grid: not allowed"),
+        (["--weight-decay-grid", "0,-1"], "--weight-decay-grid: expected a positive number, got '-1'"),
         (["--lr-grid", "1e-3"], "--lr-grid: expected two rates or more, as 1e-3,3e-3, got '1e-3'"),
         (["--lr-grid", "1e-3,much"], "--lr-grid: expected a positive number, got 'much'"),
         (["--lr-grid", "auto"], "--lr-grid: expected a positive number, got 'auto'"),

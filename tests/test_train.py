@@ -35,7 +35,6 @@ SPEC = RunSpec(
     embedding_std=1.0,
     positions="rotary",
     lr=1e-3,
-    length_warmup=False,
     device="cpu",
     dtype="float32",
     threads=1,

@@ -5,19 +5,24 @@ Nothing here imports torch: a report can be drawn anywhere the records can be re
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from compare.fields import parse_json
 from compare.record import read_records, write_atomically
 
 from .aggregate import Source, group_records, mixed_data
+from .answer import crossovers
 from .charts import write_charts
 from .export import NEEDS, TEXT, csv_table, latex_tables
+from .first import lead_of
 from .page import TITLE, html_page
+from .published import in_lines
+from .scaling import length_series
 from .tables import markdown_report
+from .task_sweeps import task_sweeps
 from .views import match_scores
 
-__all__ = ["foreign_files", "write_report", "write_report_many"]
+__all__ = ["Report", "foreign_files", "in_short", "write_report", "write_report_many"]
 
 # What the beginning of each file that a report writes says.
 MARKS = {
@@ -27,6 +32,13 @@ MARKS = {
     "table.tex": NEEDS,
 }
 BEGINNING = 1000  # bytes
+
+
+class Report(NamedTuple):
+    """A report that was drawn: the warnings and the sentences that it begins with."""
+
+    warnings: list[str]
+    sentences: list[str]
 
 
 def foreign_files(folder: Path) -> list[str]:
@@ -41,8 +53,8 @@ def beginning(path: Path) -> str:
         return file.read(BEGINNING).decode("utf-8", errors="replace")
 
 
-def write_report(folder: Path, match: str = "end") -> list[str]:
-    """Draw the report of one folder into that folder; the warnings that it begins with are returned.
+def write_report(folder: Path, match: str = "end") -> Report:
+    """Draw the report of one folder into that folder, and say how it begins.
 
     Args:
         folder: holds records.jsonl and environment.json; receives report.md, report.html, table.csv, table.tex,
@@ -53,7 +65,7 @@ def write_report(folder: Path, match: str = "end") -> list[str]:
     return write_report_many([folder], folder, match)
 
 
-def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") -> list[str]:
+def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") -> Report:
     """Draw one report of several folders. What ran on different machines is kept apart.
 
     Args:
@@ -62,7 +74,7 @@ def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") ->
         match: as in `write_report`.
 
     Returns:
-        The warnings that the report begins with: what could not be read, what is not comparable.
+        How it begins: warnings of what could not be read or is not comparable; what a newcomer reads first.
     """
     sources, warnings = [], []
     for folder in folders:
@@ -78,7 +90,19 @@ def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") ->
     write_atomically(out / "table.csv", csv_table(ended))
     write_atomically(out / "table.tex", latex_tables(ended))
     write_atomically(out / "report.html", html_page(groups, charts, out / "charts", warnings))
-    return warnings
+    lead = lead_of(groups, task_sweeps(groups))
+    return Report(warnings, [*(lead.sentences if lead else []), *in_lines(groups)])
+
+
+def in_short(folder: Path) -> tuple[str, list[str]]:
+    """The chart that the report of a folder begins with, its stem ("" where nothing was scored), and its first
+    sentences: those for a newcomer or, of costs alone, from which length on what is faster than full."""
+    records, _ = read_records(folder / "records.jsonl")
+    groups = group_records([Source(records, read_environment(folder / "environment.json")[0])])
+    lead = lead_of(groups, task_sweeps(groups))
+    if lead:
+        return lead.stem, [*lead.sentences, *lead.remarks]
+    return "", [crossovers(series) for series in length_series(groups)]
 
 
 def read_environment(path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compare.spec import DEFAULTS
+from compare.spec import read_spec
 
 from .families import CONTROL_FAMILY, UNKNOWN_FAMILY
 from .scale import FRACTION, OLDER, Scale
@@ -32,10 +32,13 @@ REFERENCE = "full"
 LONGEST_SLUG = 120  # letters; a file name holds 255 bytes
 
 # Spec fields that may differ between the rows of one group. All others are conditions and split it.
-PER_ROW = frozenset({"variant", "options", "lr", "seed", "task", "seq_len", "probe"})
+PER_ROW = frozenset({"variant", "options", "lr", "weight_decay", "seed", "task", "seq_len", "probe"})
 # Conditions that do not change what one forward and backward pass costs, or that follow the length.
 NOT_COST = frozenset(
-    {"steps", "budget", "batch_size", "accumulate", "warmup_steps", "weight_decay", "clip_norm", "length_warmup"}
+    {
+        *("steps", "budget", "batch_size", "accumulate", "weight_decay", "clip_norm"),
+        *("lr_schedule", "warmup", "length_schedule"),
+    }
 )
 
 
@@ -217,6 +220,8 @@ class Group:
     terms: Terms = Terms()
     probes: tuple[Record, ...] = ()
     """Runs that asked which length fits, under these conditions at any length: in no row and in no table of runs."""
+    setting: str = "{}"
+    """All its conditions, the options of the task among them, as `as_key` writes them."""
     slug: str = ""
     """What its files are called; no two groups of a report share it."""
 
@@ -228,6 +233,10 @@ class Group:
     @property
     def records(self) -> list[Record]:
         return [record for row in self.rows for record in row.records]
+
+    @property
+    def task_options(self) -> dict[str, Any]:
+        return dict(as_pairs(as_mapping(self.records[0].get("spec")).get("task_options")))
 
     @property
     def decodes(self) -> bool:
@@ -407,7 +416,7 @@ def group_records(sources: Sequence[Source], *, short: bool = True) -> list[Grou
             environment = source.environment_of(record)
             machine = machine_line(environment)
             machines.setdefault(machine, environment)
-            spec = DEFAULTS | as_mapping(record.get("spec"))
+            spec = read_spec(record)
             if spec["search"] is True:
                 continue
             conditions = {key: value for key, value in spec.items() if key not in PER_ROW}
@@ -415,7 +424,7 @@ def group_records(sources: Sequence[Source], *, short: bool = True) -> list[Grou
             if spec["probe"] is not None:
                 probes.setdefault((machine, str(record.get("task")), cost_key(conditions)), []).append(record)
                 continue
-            own = {key: value for key, value in spec.items() if key in {"options", "lr"}}
+            own = {key: value for key, value in spec.items() if key in {"options", "lr", "weight_decay"}}
             cell = cells.setdefault(
                 (machine, str(record.get("task")), int(as_number(record.get("seq_len")) or 0), as_key(conditions)), {}
             )
@@ -432,7 +441,7 @@ def group_records(sources: Sequence[Source], *, short: bool = True) -> list[Grou
         cost = cost_key(json.loads(setting))
         rows, tried = make_rows(cell, families), tuple(probes.get((machine, task, cost), ()))
         of = machine, where[machine], machines[machine]
-        groups.append(Group(task, seq_len, told_apart, cost, *of, rows, probes=tried))
+        groups.append(Group(task, seq_len, told_apart, cost, *of, rows, probes=tried, setting=setting))
     slugs = distinct_slugs([(g.task, str(g.seq_len), g.where, g.conditions) for g in groups])
     return [replace(group, slug=slug) for group, slug in zip(groups, slugs, strict=True)]
 

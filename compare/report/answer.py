@@ -10,6 +10,7 @@ from .scale import WITHIN, Scale
 from .scaling import STATE, TIME, TOKEN, find_crossovers, length_series, length_text, rows_by_length
 from .stats import ENOUGH_SEEDS, Difference
 from .summary import baseline_differences, measured, scores_of, short
+from .task_sweeps import held, kept_state, representatives, task_sweeps, unswept
 from .units import plain, plural, sentence, significant
 from .views import scored
 
@@ -30,13 +31,17 @@ EXPLAINED = (
 
 def answer(groups: Sequence[Group]) -> list[str]:
     """Sentences for the top of a report: one for each task and length, and one over all of them."""
+    sweeps = task_sweeps(groups)
+    lines = [f"{sweep.title}: {held(sweep)} {kept_state(sweep)}".strip() for sweep in sweeps]
+    groups = representatives(groups, sweeps)
+    series = length_series(groups)
+    groups = unswept(groups, sweeps)
     judged = [group for group in groups if can_be_judged(group)]
-    lines = []
     for group in [*(group for group in groups if not group.decodes), *longest_decoded(groups)]:
         by = f", by {group.terms.words('score')}" if group.terms != Terms() else ""
         lines.append(f"{group.title}{by}: {' '.join(sentences(group))}")
     lines += over_tasks(judged)
-    lines += [crossovers(series) for series in length_series(groups)]
+    lines += map(crossovers, series)
     return lines + ([EXPLAINED] if judged else [])
 
 

@@ -22,6 +22,7 @@ from .heatmap import HEAT, draw_heat_map, heat_maps
 from .lengths import MEMORY, STATE, TIME, TOKEN, cost_against_length, crossover_chart
 from .scaling import length_series, series_note
 from .sweeps import capacity_group
+from .task_sweeps import describe_sweep, representatives, sweep_chart, task_sweeps, unswept
 from .units import sentence
 
 SUFFIXES = (".png", ".svg")
@@ -63,8 +64,11 @@ def listed(path: Path) -> set[str]:
 
 def plan(groups: Sequence[Group], styles: Mapping[str, Style]) -> list[tuple[Chart, Callable[[], Figure | None]]]:
     """Each chart and how to draw it; drawing gives None where there is nothing to show."""
-    charts: list[tuple[Chart, Callable[[], Figure | None]]] = []
-    for group in groups:
+    sweeps = task_sweeps(groups)
+    charts: list[tuple[Chart, Callable[[], Figure | None]]] = [
+        (Chart(sweep.stem, describe_sweep(sweep), sweep.stem), partial(sweep_chart, sweep, styles)) for sweep in sweeps
+    ]
+    for group in unswept(groups, sweeps):
         for against in (SPEED, WEIGHT):
             title = f"{sentence(group.terms.words('score'))} against {against.words}: {group.title}"
             alt = f"{title}. {describe_accuracy(group, against)}"
@@ -80,6 +84,7 @@ def plan(groups: Sequence[Group], styles: Mapping[str, Style]) -> list[tuple[Cha
             alt = f"Learning curves by {words}: {group.title}. {describe_curves(group, axis)}"
             chart = Chart(f"curves_{words}_{group.slug}", alt.strip(), group.slug)
             charts.append((chart, partial(learning_curves, group, axis, styles)))
+    groups = representatives(groups, sweeps)
     found = length_series(groups)
     names = distinct_slugs([(series[0].task, series[0].where, series_note(series, groups)) for series in found])
     for series, name in zip(found, names, strict=True):

@@ -9,13 +9,15 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from compare.spec import DEFAULTS
+from compare.spec import read_spec
 
 from .aggregate import Chart, Group, Record, Row, as_mapping, as_pairs, slug, status_of
 from .answer import answer
 from .decoding import DECODING, decode_tables
 from .families import colour_of, in_order
+from .first import Lead, lead_of
 from .heatmap import HEAT, heat_maps, heat_notes, heat_table
+from .published import published_tables
 from .scaling import CostTable, cost_tables, length_series
 from .summary import summarise
 from .sweeps import sweep_table
@@ -29,14 +31,19 @@ from .tables import (
     failures,
     notes,
     slice_table,
+    task_sweep_table,
 )
+from .task_sweeps import TaskSweep, held, kept_state, representatives, task_sweeps
 from .units import MISSING
 
 HERE = Path(__file__).parent
 TITLE = "Comparison of attention variants"
 IN_A_URL = {ord(sign): f"%{ord(sign):02X}" for sign in "%#'&:"}
 # Fields that the details of a run show elsewhere.
-TOLD = frozenset({"schema", "variant", "label", "family", "task", "seq_len", "seed", "kernel", "command"})
+TOLD = frozenset({"schema", "variant", "label", "family", "task", "seq_len", "seed", "kernel", "command"}) | {
+    "task_summary",
+    "remark",
+}
 
 
 @dataclass(frozen=True)
@@ -75,18 +82,30 @@ def html_page(groups: Sequence[Group], charts: Sequence[Chart], folder: Path, wa
         warnings: what went wrong in reading.
     """
     runs = list_runs(groups)
+    sweeps = task_sweeps(groups)
+    once, swept = representatives(groups, sweeps), {group.slug for sweep in sweeps for group in sweep.groups}
+    lead = lead_of(groups, sweeps)
+    first = lead_section(lead, groups, charts, folder) if lead else ""
+    charts = [chart for chart in charts if not lead or chart.stem != lead.stem]
+    of_group = {group.slug: group_section(n, group, runs, charts, folder) for n, group in enumerate(groups)}
     before = [Section("summary", "In short", summary_section(groups))]
+    before.append(Section("published", "Beside published figures", published_section(groups)))
     results = [
-        Section(f"group-{number}", group.title, group_section(number, group, runs, charts, folder))
+        Section(f"sweep-{number}", sweep.heading, sweep_section(sweep, of_group, charts, folder))
+        for number, sweep in enumerate(sweeps)
+    ]
+    results += [
+        Section(f"group-{number}", group.title, of_group[group.slug])
         for number, group in enumerate(groups)
+        if group.slug not in swept
     ]
     after = [
-        Section("cost", "Cost against length", length_section("", cost_tables(groups), groups, charts, folder)),
+        Section("cost", "Cost against length", length_section("", cost_tables(once), groups, charts, folder)),
         Section(
             *("decoding", "Decoding, token by token"),
-            length_section(DECODING, decode_tables(groups), groups, charts, folder),
+            length_section(DECODING, decode_tables(once), groups, charts, folder),
         ),
-        Section("tasks", "Tasks and variants", heat_section(groups, charts, folder)),
+        Section("tasks", "Tasks and variants", heat_section(once, charts, folder)),
         Section("baselines", "Trivial baselines", baselines_section(groups)),
         Section("failures", "Runs that did not finish", failures_section(groups)),
         Section("reading", "How to read this", bullets(READING)),
@@ -96,7 +115,7 @@ def html_page(groups: Sequence[Group], charts: Sequence[Chart], folder: Path, wa
     sections = [section for section in (*before, *results, *after) if section.content]
     contents = "".join(f'<li><a href="#{each.anchor}">{escape(each.title)}</a></li>' for each in sections)
     head = [f"<h1>{TITLE}</h1>"]
-    head += [f'<p class="soft">{escape(machine)}</p>' for machine in dict.fromkeys(group.machine for group in groups)]
+    machines = dict.fromkeys(group.machine for group in groups)
     head += [f'<p class="warning"><strong>Warning:</strong> {escape(warning)}</p>' for warning in warnings]
     if not groups:
         head.append("<p>There are no records to report on.</p>")
@@ -107,8 +126,10 @@ def html_page(groups: Sequence[Group], charts: Sequence[Chart], folder: Path, wa
         f"<style>{asset('page.css')}</style>\n</head>\n<body>",
         '<a class="skip" href="#main">Skip to the results</a>',
         "<header>\n" + "\n".join(head) + "\n</header>",
-        f'<nav class="contents" aria-label="Contents"><ul>{contents}</ul></nav>',
         '<main id="main">',
+        first,
+        *(f'<p class="soft">{escape(machine)}</p>' for machine in machines),
+        f'<nav class="contents" aria-label="Contents"><ul>{contents}</ul></nav>',
         *(section.html for section in before),
         f"<div>{filter_form(groups)}",
         *(section.html for section in results),
@@ -157,6 +178,29 @@ def filter_form(groups: Sequence[Group]) -> str:
         '<button type="button" class="plain" id="show-all">Show all</button>'
         '<p class="soft" role="status" id="filter-status"></p></form>'
     )
+
+
+def lead_section(lead: Lead, groups: Sequence[Group], charts: Sequence[Chart], folder: Path) -> str:
+    """What a newcomer reads and sees first."""
+    told = "".join(f"<p>{escape(words)}</p>" for words in lead.sentences)
+    table = f"table-{groups.index(lead.of)}" if isinstance(lead.of, Group) else lead.of.stem
+    drawn = [figure(chart, folder, table) for chart in charts if chart.stem == lead.stem]
+    return (
+        '<section class="first" id="first" aria-labelledby="first-title"><h2 class="unseen" id="first-title">The main '
+        f'result</h2><div class="told">{told}</div>{"".join(drawn)}{bullets(lead.remarks, css="soft")}</section>'
+    )
+
+
+def sweep_section(sweep: TaskSweep, of_group: Mapping[str, str], charts: Sequence[Chart], folder: Path) -> str:
+    """One sweep of a task: what came out in words, its chart, its table, and each value's results to be unfolded."""
+    body = [bullets([told for told in (held(sweep), kept_state(sweep)) if told])]
+    body.append(f'<div id="{sweep.stem}">{simple_table(sweep.heading, *task_sweep_table(sweep))}</div>')
+    body.append(figures([chart for chart in charts if chart.stem == sweep.stem], folder, sweep.stem))
+    body += [
+        f"<details><summary><h3>{escape(f'{sweep.option}={value:g}')}</h3></summary>{of_group[group.slug]}</details>"
+        for value, group in sweep.points
+    ]
+    return "\n".join(part for part in body if part)
 
 
 def group_section(number: int, group: Group, runs: Sequence[Run], charts: Sequence[Chart], folder: Path) -> str:
@@ -234,17 +278,19 @@ def figures(charts: Sequence[Chart], folder: Path, numbers: str = "") -> str:
         folder: where their files lie.
         numbers: where on the page the numbers stand that they show.
     """
-    shown = []
-    table = f'<a href="#{numbers}">The numbers</a>' if numbers else ""
-    for chart in charts:
-        name, drawing = escape(chart.stem), embedded(folder / f"{chart.stem}.svg")
-        shown.append(
-            '<figure><div class="drawing" tabindex="0" role="group" aria-label="Chart">'
-            f"<img alt=\"{escape(chart.alt)}\" {size_of(drawing)} src='data:image/svg+xml,{drawing}'></div>"
-            f'<figcaption>{table}<a class="svg" download="{name}.svg" href="charts/{name}.svg">SVG</a>'
-            f'<a download="{name}.png" href="charts/{name}.png">PNG</a></figcaption></figure>'
-        )
+    shown = [figure(chart, folder, numbers) for chart in charts]
     return f'<div class="charts">{"".join(shown)}</div>' if shown else ""
+
+
+def figure(chart: Chart, folder: Path, numbers: str) -> str:
+    table = f'<a href="#{numbers}">The numbers</a>' if numbers else ""
+    name, drawing = escape(chart.stem), embedded(folder / f"{chart.stem}.svg")
+    return (
+        '<figure><div class="drawing" tabindex="0" role="group" aria-label="Chart">'
+        f"<img alt=\"{escape(chart.alt)}\" {size_of(drawing)} src='data:image/svg+xml,{drawing}'></div>"
+        f'<figcaption>{table}<a class="svg" download="{name}.svg" href="charts/{name}.svg">SVG</a>'
+        f'<a download="{name}.png" href="charts/{name}.png">PNG</a></figcaption></figure>'
+    )
 
 
 def size_of(drawing: str) -> str:
@@ -266,7 +312,8 @@ def length_section(
     """How cost grows with length, as tables and charts of one kind, and where the numbers of each length stand."""
     if not (drawn := figures([chart for chart in charts if chart.group == kind], folder)):
         return ""
-    series = [group for series in length_series(groups) for group in series if not group.decodes]
+    once = representatives(groups, task_sweeps(groups))
+    series = [group for series in length_series(once) for group in series if not group.decodes]
     measured_at = [group for group in groups if group.decodes] if kind == DECODING else series
     links = [f'<a href="#table-{groups.index(group)}">{escape(group.title)}</a>' for group in measured_at]
     tables = [
@@ -287,6 +334,13 @@ def heat_section(groups: Sequence[Group], charts: Sequence[Chart], folder: Path)
         reading = bullets(heat_notes(heat), css="soft")
         parts.append(f'<details id="heat-{number}"><summary>The same as a table</summary>{table}{reading}</details>')
     return "\n".join(parts)
+
+
+def published_section(groups: Sequence[Group]) -> str:
+    return "".join(
+        f"<h3>{escape(table.title)}</h3>{simple_table(table.title, table.header, table.body)}{bullets(table.notes)}"
+        for table in published_tables(groups)
+    )
 
 
 def baselines_section(groups: Sequence[Group]) -> str:
@@ -340,7 +394,7 @@ def run_line(index: int, run: Run) -> str:
 
 def facts(runs: Sequence[Run]) -> str:
     """What is known of the runs as JSON, each environment, data set and common setting once."""
-    specs = [DEFAULTS | as_mapping(run.record.get("spec")) for run in runs]
+    specs = [read_spec(run.record) for run in runs]
     specs = [spec | {name: dict(as_pairs(spec.get(name))) for name in ("options", "task_options")} for spec in specs]
     shared = {
         key: value for key, value in (specs[0] if specs else {}).items() if all(s.get(key, ...) == value for s in specs)

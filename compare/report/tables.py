@@ -9,13 +9,16 @@ from .aggregate import Chart, Group, Row, Terms, as_mapping, as_number, numbers,
 from .answer import answer
 from .decoding import DECODING, decode_tables
 from .families import colour_of
+from .first import lead_of, remarks
 from .flags import flag_notes, marked, parameters
 from .heatmap import HEAT
+from .published import published_tables
 from .scale import FRACTION, Scale
 from .scaling import STATE, TOKEN, CostTable, cost_tables
 from .stats import ENOUGH_SEEDS, Difference, Estimate, binomial_half
 from .summary import summarise
 from .sweeps import sweep_table
+from .task_sweeps import TaskSweep, representatives, task_sweeps, unswept
 from .units import MISSING, count, plain, plural, seconds, sentence, size
 from .views import MATCHES, match_scores, scored
 
@@ -168,7 +171,7 @@ def notes(group: Group) -> list[str]:
     unturned = [row.name for row in group.rows if any(r.get("rotary_without_effect") is True for r in row.records)]
     if unturned:
         lines.append(f"Rotary positions have no effect on {', '.join(unturned)}.")
-    return [*lines, *flag_notes(group.rows, group), *search_notes(group), *group.data_notes]
+    return [*lines, *remarks(group), *flag_notes(group.rows, group), *search_notes(group), *group.data_notes]
 
 
 def search_notes(group: Group) -> list[str]:
@@ -181,7 +184,12 @@ def search_notes(group: Group) -> list[str]:
         if chosen is None or not isinstance(grid, list):
             continue
         remark = f" ({found['note']})" if found.get("note") else ""
-        grids.setdefault(", ".join(map(str, grid)), []).append(f"{row.name} {chosen:g}{remark}")
+        decays, decay = found.get("weight_decay_grid"), as_number(found.get("chosen_weight_decay"))
+        words = ", ".join(map(str, grid))
+        if decay is not None and isinstance(decays, list):
+            words += f", with a weight decay of {', '.join(map(str, decays))},"
+            remark = f" with {decay:g}{remark}"
+        grids.setdefault(words, []).append(f"{row.name} {chosen:g}{remark}")
         costs += numbers([found], "seconds")
     took = f" The search took {seconds(sum(costs) / len(costs))} a variant." if costs else ""
     return [f"Learning rate chosen of {grid} on validation: {', '.join(names)}.{took}" for grid, names in grids.items()]
@@ -218,6 +226,24 @@ def slice_table(group: Group) -> tuple[list[str], list[list[str]]] | None:
         return None
     body = [[label, *(score_text(slices.get(name), group.scale) for name in names)] for label, slices in found.items()]
     return ["variant", *(f"{name}, {unit_of(group)}" for name in names)], body
+
+
+def task_sweep_table(sweep: TaskSweep) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: what each variant keeps, and its score at each value."""
+    body, group = [], sweep.groups[0]
+    for name, rows in sweep.rows.items():
+        state = sweep.state(name)
+        found = (rows.get(value) for value, _ in sweep.points)
+        cells = (
+            row.status if row and not row.score else score_text(row.score if row else None, group.scale)
+            for row in found
+        )
+        body.append([name, size(state.mean) if state else MISSING, *cells])
+    return [
+        "variant",
+        "state a layer",
+        *(f"{sweep.option}={value:g}, {unit_of(group)}" for value, _ in sweep.points),
+    ], body
 
 
 READING = (
@@ -296,29 +322,33 @@ def code(command: str) -> str:
 
 def markdown_report(groups: Sequence[Group], charts: Sequence[Chart], warnings: Sequence[str]) -> str:
     """The whole of report.md."""
+    sweeps = task_sweeps(groups)
+    lead = lead_of(groups, sweeps)
     parts = ["# Comparison of attention variants", *(f"> **Warning:** {markdown(w)}" for w in warnings)]
+    if lead:
+        parts += [*map(markdown, lead.sentences), *(image(chart) for chart in charts if chart.stem == lead.stem)]
+        parts.append(bullets(lead.remarks))
+        charts = [chart for chart in charts if chart.stem != lead.stem]
     parts += [f"Machine: {markdown(machine)}" for machine in dict.fromkeys(group.machine for group in groups)]
     parts += map(code, commands(groups))
     if not groups:
         parts.append("There are no records to report on.")
     if groups:
         parts += ["## In short", bullets(answer(groups))]
-    for group in groups:
-        parts += [f"## {markdown(group.title)}", bullets(summarise(group))]
-        shown = columns_of(group)
-        table = [[column.cell(row, group).text for column in shown] for row in group.rows]
-        parts += [markdown_table([column.title for column in shown], table), bullets(notes(group))]
-        if sliced := slice_table(group):
-            parts.append(markdown_table(*sliced))
-        if swept := sweep_table(group):
-            parts.append(markdown_table(*swept))
-        if equal := equal_table(group):
-            parts += ["### At equal terms", markdown_table(equal.header, equal.rows), bullets(equal.notes)]
-        parts += [image(chart) for chart in charts if chart.group == group.slug]
+    for told in published_tables(groups):
+        parts += [f"## {markdown(told.title)}", markdown_table(told.header, told.body), bullets(told.notes)]
+    for sweep in sweeps:
+        parts += [f"## {markdown(sweep.heading)}", *(image(chart) for chart in charts if chart.stem == sweep.stem)]
+        parts.append(markdown_table(*task_sweep_table(sweep)))
+        for value, group in sweep.points:
+            parts += [f"### {markdown(f'{sweep.option}={value:g}')}", *group_parts(group, charts, "####")]
+    for group in unswept(groups, sweeps):
+        parts += [f"## {markdown(group.title)}", *group_parts(group, charts)]
+    once = representatives(groups, sweeps)
     if across := [image(chart) for chart in charts if not chart.group]:
-        parts += ["## Cost against length", *across, *map(with_notes, cost_tables(groups))]
+        parts += ["## Cost against length", *across, *map(with_notes, cost_tables(once))]
     if decoded := [image(chart) for chart in charts if chart.group == DECODING]:
-        parts += ["## Decoding, token by token", *decoded, *map(with_notes, decode_tables(groups))]
+        parts += ["## Decoding, token by token", *decoded, *map(with_notes, decode_tables(once))]
     if maps := [image(chart) for chart in charts if chart.group == HEAT]:
         parts += ["## Tasks and variants", *maps]
     if trivial := baseline_rows(groups):
@@ -328,6 +358,21 @@ def markdown_report(groups: Sequence[Group], charts: Sequence[Chart], warnings: 
         parts += ["## Runs that did not finish", markdown_table(header, failed)]
     parts += ["## How to read this", bullets(READING)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def group_parts(group: Group, charts: Sequence[Chart], level: str = "###") -> list[str]:
+    """One group without its heading: what came out in words, its tables, its charts; `level` of headings within it."""
+    shown = columns_of(group)
+    table = [[column.cell(row, group).text for column in shown] for row in group.rows]
+    parts = [bullets(summarise(group))]
+    parts += [markdown_table([column.title for column in shown], table), bullets(notes(group))]
+    if sliced := slice_table(group):
+        parts.append(markdown_table(*sliced))
+    if swept := sweep_table(group):
+        parts.append(markdown_table(*swept))
+    if equal := equal_table(group):
+        parts += [f"{level} At equal terms", markdown_table(equal.header, equal.rows), bullets(equal.notes)]
+    return parts + [image(chart) for chart in charts if chart.group == group.slug]
 
 
 def with_notes(table: CostTable) -> str:

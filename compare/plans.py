@@ -1,0 +1,68 @@
+"""Comparisons that others have published, as commands of ours, and the figures that they published."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A comparison to repeat.
+
+    Attributes:
+        summary: what is repeated, and from where.
+        words: the arguments of ``python -m compare`` that repeat it.
+        published: source -> variant -> its score there, a fraction.
+        departures: what ours does in another way than all of the sources.
+        reasons: variant -> why its score may differ from theirs.
+    """
+
+    summary: str
+    words: tuple[str, ...]
+    published: dict[str, dict[str, float]]
+    departures: tuple[str, ...]
+    reasons: dict[str, str]
+
+
+DELTANET = "Yang et al., arXiv:2406.06484"
+METALA = "MetaLA, arXiv:2411.10741"
+BENCH = "HassanJbara/lin-attn-bench"
+
+PLANS: dict[str, Plan] = {
+    "mad-memorize": Plan(
+        summary="memorisation of MAD (Poli et al., arXiv:2403.17844): the mean over vocabularies of 256 to 8192",
+        words=(
+            *("--variants", "full,hyena,gated_deltanet,mamba2,linear,retnet"),
+            *("--tasks", "mad_memorize", "--sweep", "mad_memorize.vocab_size=256:8192", "--causal"),
+            *("--steps", "400", "--batch-size", "128", "--seeds", "3"),
+            *("--lr-grid", "1e-4,5e-4,1e-3", "--weight-decay-grid", "0,0.1"),
+            *("--lr-schedule", "cosine", "--warmup", "0"),
+        ),
+        published={
+            DELTANET: {"full": 0.852, "hyena": 0.895, "mamba2": 0.895},
+            METALA: {"hyena": 0.895, "mamba2": 0.895},
+            BENCH: {"full": 0.788, "mamba2": 0.896, "gated_deltanet": 0.552},
+        },
+        departures=(
+            "The published figures of mamba2 are Mamba's (arXiv:2312.00752), which this project does not have.",
+            "All variants have 4 heads of 32 (MAD: 16 of 8 for attention) and LayerNorm (MAD: RMSNorm).",
+            "The best of six settings is chosen on a validation split with one seed, and tested with three seeds; MAD "
+            "takes the best of six test scores of one seed.",
+        ),
+        reasons={},
+    ),
+}
+
+
+def get(name: str) -> Plan:
+    """The plan of that name.
+
+    Raises:
+        ValueError: for an unknown name, with the closest match and the list.
+    """
+    if name in PLANS:
+        return PLANS[name]
+    close = difflib.get_close_matches(name, PLANS, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise ValueError(f"expected a plan among {', '.join(PLANS)}, got {name!r}{hint}")

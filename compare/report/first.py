@@ -1,0 +1,187 @@
+"""What a newcomer reads first: what was asked of the models, who can do it, and at what cost."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .accuracy import SPEED
+from .aggregate import Group, as_mapping, as_number
+from .flags import in_words
+from .scaling import MEMORY, STEP
+from .summary import NAMED, measured
+from .task_sweeps import TaskSweep, held, kept_state, unswept
+from .units import plain, plural, seconds, size
+
+NEAR = 0.05  # a score within so many points of another, or such a share of it, is told as being at its level
+COSTS = (STEP, MEMORY)
+FEW = 3  # variants whose cost is told one by one
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Lead:
+    """What a report begins with.
+
+    Attributes:
+        of: the group or sweep that it is about.
+        sentences: three, and, where there is more to report, one on which of it they are about.
+        remarks: why variants cannot solve the task, where they did not.
+        stem: of the chart that shows it.
+    """
+
+    of: Group | TaskSweep
+    sentences: list[str]
+    remarks: list[str]
+    stem: str
+
+
+def lead_of(groups: Sequence[Group], sweeps: Sequence[TaskSweep]) -> Lead | None:
+    """The first words on what was run at the greatest length, a sweep before others; None where nothing was scored."""
+    subjects: list[Group | TaskSweep] = [*sweeps, *(g for g in unswept(groups, sweeps) if not g.decodes)]
+    subjects = [subject for subject in subjects if any(scores_of(group) for group in groups_of(subject))]
+    if not subjects:
+        return None
+    longest = max(subjects, key=lambda subject: subject.seq_len)
+    others = len(subjects) - 1
+    more = [f"This is about {longest.title}; {others} other {plural(others, 'comparison')} below."] if others else []
+    if isinstance(longest, TaskSweep):
+        group = longest.groups[-1]
+        told = [asked(group), held(longest), kept_state(longest)]
+        stem = longest.stem
+    else:
+        group, told = longest, [asked(longest), solved(longest), cost(longest)]
+        stem = f"{SPEED.stem}_{longest.slug}"
+    return Lead(longest, [*filter(None, told), *more], remarks(group), stem)
+
+
+def groups_of(subject: Group | TaskSweep) -> list[Group]:
+    return subject.groups if isinstance(subject, TaskSweep) else [subject]
+
+
+def scores_of(group: Group) -> Scores:
+    """The mean score of each variant that attends, the best first."""
+    found = {row.name: row.score.mean for row in group.rows if row.attends and row.score}
+    return dict(sorted(found.items(), key=lambda item: -group.scale.better(item[1])))
+
+
+def asked(group: Group) -> str:
+    """What the models had to do, and after how much training."""
+    record = group.records[0]
+    spec = as_mapping(record.get("spec"))
+    budget, steps = as_number(spec.get("budget")), as_number(spec.get("steps"))
+    taught = f"{seconds(budget)} of training" if budget else f"{plain(steps)} training steps" if steps else "training"
+    task = str(record.get("task_summary") or f"the task {group.task}")
+    return f"After {taught} each model had to do this with inputs of {plain(group.seq_len)} tokens: {task}."
+
+
+def floor_of(group: Group) -> tuple[float, str] | None:
+    """What is reached without attention, and by what: the control, the best trivial predictor."""
+    found: dict[str, float] = {}
+    if group.control and group.control.score:
+        found["the control"] = group.control.score.mean
+    if group.baselines:
+        name, value = list(group.baselines.items())[-1]
+        found[name] = value
+    if not found:
+        return None
+    best = max(found.values(), key=group.scale.better)
+    return best, ", ".join(f"{name} {group.scale.level(value)}" for name, value in found.items())
+
+
+def near(group: Group) -> str:
+    """`NEAR` in words."""
+    return f"{100 * NEAR:g} points" if group.scale.is_fraction else f"{100 * NEAR:g} %"
+
+
+def unsolved(group: Group) -> list[str]:
+    """The variants that are hardly better than what needs no attention."""
+    floor = floor_of(group)
+    return [name for name, score in scores_of(group).items() if floor and group.scale.lead(score, floor[0]) <= NEAR]
+
+
+def solved(group: Group) -> str:
+    """Who keeps the score of full and who does not. It tells the numbers of this report, and ranks nobody."""
+    scores, floor, failed = scores_of(group), floor_of(group), unsolved(group)
+    n = max(row.score.n for row in group.rows if row.score)
+    where = "In this run" if n == 1 else f"On the mean of {n} seeds"
+    what, scale = group.terms.words(group.metric), group.scale
+    step = near(group)
+    above = f"{step} {'better than' if scale.lower_is_better else 'above'}"
+    needs = f"what needs no attention ({floor[1]})" if floor else ""
+    if len(failed) == len(scores):
+        return f"{where} no model solves it: {listed(group, failed)} {what}, at most {above} {needs}."
+    if floor and scale.lead(next(iter(scores.values())), floor[0]) <= 2 * NEAR:
+        return f"{where} all models are too near {needs} to say who solves it: {listed(group, scores)} {what}."
+    full = group.reference.name if group.reference else ""
+    others = [name for name in scores if name not in failed and name != full]
+    parts = []
+    if full in scores and full not in failed:
+        parts.append(f"full reaches {scale.level(scores[full])} {what}")
+        differences = {name: scale.lead(scores[name], scores[full]) for name in others}
+        for names, words in (
+            ([name for name in others if differences[name] > NEAR], ("is more", "are more", f"than {above} it")),
+            (
+                [name for name in others if abs(differences[name]) <= NEAR],
+                ("stays", "stay", f"within {step} of it"),
+            ),
+            ([name for name in others if differences[name] < -NEAR], ("falls", "fall", "behind")),
+        ):
+            parts += [f"{listed(group, names)} {verb(names, *words)}"] if names else []
+    elif floor:
+        parts.append(f"{listed(group, others)} {verb(others, 'reaches', 'reach', what)}")
+    else:
+        parts.append(f"the {what} is {listed(group, others)}")
+    if failed:
+        level = f"not solve it, at most {above} {needs}"
+        parts.append(f"{listed(group, failed)} {verb(failed, 'does', 'do', level)}")
+    return f"{where} {'; '.join(parts)}."
+
+
+def listed(group: Group, names: Iterable[str]) -> str:
+    """ "linear (97.5 %) and luna (66.9 %)"."""
+    scores = scores_of(group)
+    return joined([f"{name} ({group.scale.level(scores[name])})" for name in names])
+
+
+def joined(words: Sequence[str]) -> str:
+    rest = len(words) - NAMED
+    shown = [*words[:NAMED], f"{rest} more"] if rest > 1 else list(words)
+    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
+
+
+def verb(names: Sequence[str], one: str, many: str, rest: str) -> str:
+    return f"{one if len(names) == 1 else many} {rest}"
+
+
+def cost(group: Group) -> str:
+    """Time and memory of a training step of full, and what part of them others take: all of a few, else the fastest
+    and the lightest of those that solve the task."""
+    full, failed = group.reference, unsolved(group)
+    steps, memories = ({row.name: found.mean for row, found in measured(group, field)} for field in COSTS)
+    if full is None or full.name not in steps or full.name not in memories:
+        return ""
+    rows = [
+        row for row in group.rows if row.attends and row is not full and {row.name} <= steps.keys() & memories.keys()
+    ]
+    if len(rows) > FEW:
+        rows = [row for row in rows if row.name not in failed] or rows
+        best = {min(rows, key=lambda row: values[row.name]).name for values in (steps, memories)}
+        rows = [row for row in rows if row.name in best]
+    told = [
+        f"{in_words(row, group)} takes {steps[row.name] / steps[full.name]:.2g} times that time and "
+        f"{memories[row.name] / memories[full.name]:.2g} times that memory"
+        for row in rows
+    ]
+    own = f"{seconds(steps[full.name])} and {size(memories[full.name])} of memory"
+    return f"{'; '.join([f'A training step of {in_words(full, group)} takes {own}', *told])}."
+
+
+def remarks(group: Group) -> list[str]:
+    """Why variants cannot solve the task, as the task says it, of those that did not."""
+    failed = unsolved(group)
+    found = {
+        f"Why {row.variant} cannot: {remark}."
+        for row in group.rows
+        for record in row.records
+        if row.name in failed and (remark := record.get("remark"))
+    }
+    return sorted(found)

@@ -1,0 +1,94 @@
+"""How the learning rate and the length of samples change over a training: by name, the same for every variant.
+
+Both follow the share of the training that is done, so that a budget in seconds and one in steps mean the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from tasks import LengthSchedule, LrSchedule
+
+FIRST_FACTOR = 0.1  # warm-up starts here and not at 0, where the first step of a short training would do nothing
+HELD = 0.85  # of the training
+SHORTEST_DEFAULT = 128  # tokens; below that a shorter sample saves no time
+
+
+class LrCurve(NamedTuple):
+    """words: what it is. factor: of the share done, 0 to 1, and of the share of warm-up; the peak is 1."""
+
+    words: str
+    factor: Callable[[float, float], float]
+
+
+LR_SCHEDULES: dict[LrSchedule, LrCurve] = {
+    "constant-then-linear": LrCurve(
+        f"constant for {100 * HELD:.0f} % of the training, then linear to 0",
+        lambda done, _: min(1.0, (1 - done) / (1 - HELD)),
+    ),
+    "cosine": LrCurve("half a cosine to 0", lambda done, _: 0.5 * (1 + math.cos(math.pi * done))),
+    "linear": LrCurve("linear to 0", lambda done, _: 1 - done),
+    "inverse-square-root": LrCurve(
+        "1 / √share done, from the end of the warm-up on", lambda done, warmup: math.sqrt(warmup / max(done, warmup))
+    ),
+}
+
+
+def lr_factor(name: LrSchedule, warmup: float, done: float) -> float:
+    """What the peak learning rate is multiplied by.
+
+    Args:
+        name: of the schedule.
+        warmup: share of the training in which the rate rises from a tenth of the schedule to all of it.
+        done: share of the training that is done; 1 or more counts as 1.
+    """
+    rising = 1.0 if done >= warmup else FIRST_FACTOR + (1 - FIRST_FACTOR) * done / warmup
+    return rising * LR_SCHEDULES[name].factor(min(done, 1.0), warmup)
+
+
+class Phase(NamedTuple):
+    """end: share of the training at which it ends. divisor: samples have N / divisor tokens. tokens: in a micro-batch,
+    as a share of those at N."""
+
+    end: float
+    divisor: int
+    tokens: float
+
+
+LENGTH_SCHEDULES: dict[LengthSchedule, tuple[Phase, ...]] = {
+    "from-64th": (Phase(0.45, 64, 0.5), Phase(0.65, 16, 0.5), Phase(0.8, 4, 0.5), Phase(1.0, 1, 1.0)),
+    "from-16th": (Phase(0.5, 16, 0.25), Phase(0.75, 4, 0.25), Phase(1.0, 1, 1.0)),
+    "constant": (Phase(1.0, 1, 1.0),),
+}
+"""Many short steps learn what is local, few long ones what is far. The one with the shortest samples comes first."""
+
+
+def phase_length(seq_len: int, phase: Phase) -> int:
+    """Even where it is shorter than N: some tasks have two equal halves."""
+    return seq_len if phase.divisor == 1 else seq_len // (2 * phase.divisor) * 2
+
+
+def shortest_length(name: LengthSchedule, seq_len: int) -> int:
+    """Of all phases."""
+    return min(phase_length(seq_len, phase) for phase in LENGTH_SCHEDULES[name])
+
+
+def default_lengths(name: LengthSchedule, seq_len: int, shortest_train: int) -> LengthSchedule:
+    """A task's schedule or, where its samples would be too short, the next that starts with longer ones."""
+    names = list(LENGTH_SCHEDULES)
+    least = max(shortest_train, SHORTEST_DEFAULT)
+    later = names[names.index(name) :]
+    return next((each for each in later if shortest_length(each, seq_len) >= least), "constant")
+
+
+def in_words(name: LengthSchedule) -> str:
+    """ "50 % at N/16, 25 % at N/4, 25 % at N"."""
+    begin, parts = 0.0, []
+    for phase in LENGTH_SCHEDULES[name]:
+        where = "N" if phase.divisor == 1 else f"N/{phase.divisor}"
+        parts.append(f"{100 * (phase.end - begin):.0f} % at {where}")
+        begin = phase.end
+    return ", ".join(parts)
