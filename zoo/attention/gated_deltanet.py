@@ -36,6 +36,9 @@ from zoo.functional import accumulator, convolve_taps, recompute
 from zoo.registry import register
 from zoo.scan import delta, recur, runs_on_fla, scan, scan_both, scan_step, scan_to_end
 
+OWN_TAPS = (3.0, 3.0, 1.0)  # what the convolution multiplies a position's own query, key and value by at first
+STRENGTH = -4.0  # ε at first, where β is about 0.02
+
 
 @dataclass(frozen=True, kw_only=True)
 class GatedDeltaNetConfig:
@@ -72,8 +75,11 @@ class GatedDeltaNet(Mixer):
         C, H, D, width = dims.d_model, dims.n_heads, dims.d_head, min(config.conv_width, dims.max_len)
         self.causal, self.config, self.n_heads = dims.causal, config, H
         self.qkv = nn.Linear(C, 3 * C, bias=False)  # of each head q, k, v
-        self.conv = nn.Parameter(torch.empty(width, H, 1, 3 * D).uniform_(-(width**-0.5), width**-0.5))
+        taps = torch.empty(width, H, 1, 3 * D).uniform_(-0.1 * width**-0.5, 0.1 * width**-0.5)
+        taps[-1] += torch.tensor(OWN_TAPS).repeat_interleave(D)
+        self.conv = nn.Parameter(taps)
         self.rates = nn.Linear(C, 2 * H, bias=False)  # b and a in the docstring
+        self.strength = nn.Parameter(torch.full((H,), STRENGTH))  # ε
         self.log_rate = nn.Parameter(torch.empty(H).uniform_(0.01, 16).log_())  # A
         step = torch.empty(H).uniform_(math.log(1e-3), math.log(0.1)).exp_()
         self.offset = nn.Parameter(step.expm1().log())  # δ, whose softplus is ``step``
@@ -103,7 +109,7 @@ class GatedDeltaNet(Mixer):
     def _sequences(self, x: Tensor, hidden: Tensor | None = None) -> Tensors:
         """x (B, N, C) -> β and log α (B, H, N), in float32 at least, q, k and v side by side (B, H, N, 3D)."""
         strength, rate = rearrange(self.rates(x), "b n (i h) -> i b h n", i=2).to(accumulator(x))
-        beta = strength.sigmoid()
+        beta = (strength + self.strength[:, None]).sigmoid()
         log_decay = -self.log_rate.to(rate).exp()[:, None] * F.softplus(rate + self.offset[:, None])
         if hidden is not None:
             beta, log_decay = (each.masked_fill(hidden[:, None], 0) for each in (beta, log_decay))

@@ -48,6 +48,7 @@ from zoo.scan import (
 EPSILON = 1e-5  # of RMSNorm
 DECAYS = (1.0, 16.0)  # -a at first, uniform
 STEPS = (1e-3, 1e-1)  # Δ at first, log-uniform
+OWN_TAPS = (1.0, 3.0)  # what the convolution multiplies a position's own x, and its own B and C, by at first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +101,11 @@ class Mamba2(Mixer):
 
         self.project = nn.Linear(dims.d_model, sum(self.sizes), bias=False)
         bound = conv_width**-0.5
-        self.taps = nn.Parameter(torch.empty(conv_width, self.sizes[1]).uniform_(-bound, bound))
-        self.taps_bias = nn.Parameter(torch.empty(self.sizes[1]).uniform_(-bound, bound))
+        shapes = (conv_width, self.sizes[1]), (self.sizes[1],)
+        taps, bias = (torch.empty(shape).uniform_(-0.1 * bound, 0.1 * bound) for shape in shapes)
+        taps[past, :width] += OWN_TAPS[0]
+        taps[past, width:] += OWN_TAPS[1]
+        self.taps, self.taps_bias = nn.Parameter(taps), nn.Parameter(bias)
         self.log_a = nn.Parameter(torch.empty(H).uniform_(*DECAYS).log())  # of -a
         step = torch.empty(H).uniform_(*map(math.log, STEPS)).exp()
         self.step_bias = nn.Parameter(step + (-torch.expm1(-step)).log())  # whose softplus is the step
