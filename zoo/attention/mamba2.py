@@ -17,6 +17,9 @@ Departures from the paper:
 - x is as wide as d_model, not twice, so that a layer has about the parameters of ``full``; ``expand`` is that factor.
   M is 64; the paper's code has 128 by default.
 - A layer has as many heads as the others here; in the paper they are 64 wide.
+- It starts where it reads some of all values, as ``gated_deltanet`` does and for its reason: the convolution takes
+  little but the own position, whose B and C it multiplies by 3, so that SiLU makes them mostly positive. The authors
+  draw taps around 0.
 - Padding has Δ = 0, which leaves the state as it is, and the convolution reads zeros there.
 """
 
