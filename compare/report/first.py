@@ -174,8 +174,10 @@ def times(ratio: float) -> str:
 
 
 def remarks(group: Group) -> list[str]:
-    """Why variants cannot solve the task, as the task says it, of those that did not."""
+    """Why variants cannot solve the task, as the task says it, of those that did not where another did."""
     failed = unsolved(group)
+    if len(failed) == len(scores_of(group)):
+        return []
     found = {
         f"Why {row.variant} cannot: {remark}."
         for row in group.rows
