@@ -10,8 +10,11 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 SYSTEM = Path("/")
+LIMIT = 0.15
+STAGES = {"measure": "while it was measured", "train": "in training"}
 SHORTEST = 0.2  # seconds; /proc/stat counts hundredths, which say little of less
 
 
@@ -60,3 +63,31 @@ def shares(spent: Mapping[str, float], threads: int) -> dict[str, float | None]:
         lost.append(max(0.0, spent["waiting"]))
     lost_share = max(lost) / max(cpu + max(lost), 1e-9) if lost else None
     return {"others_share": others_share, "lost_share": lost_share}
+
+
+def disturbance(record: Mapping[str, Any]) -> str:
+    """What disturbed a run by more than `LIMIT`, in words; "" where nothing did, or nothing is known.
+
+    Either it did not get the CPU time that it was ready to use, or a step took another time in training than when it
+    was measured, as where others came or went, or use the same GPU.
+    """
+    words = [
+        f"{100 * lost:.0f} % of its CPU time lost to others {when}"
+        for stage, when in STAGES.items()
+        if (lost := record.get(f"{stage}_lost_share")) is not None and lost > LIMIT
+    ]
+    ratio = slowdown(record)
+    if ratio is not None and not 1 / (1 + LIMIT) <= ratio <= 1 + LIMIT:
+        words.append(f"steps took {ratio:.2f} times as long in training as measured")
+    return ", ".join(words)
+
+
+def slowdown(record: Mapping[str, Any]) -> float | None:
+    """The time of a step at full length in training over that measured before; None where one is not known."""
+    measured, realised = record.get("step_seconds"), record.get("train_step_seconds")
+    return realised / measured if measured and realised else None
+
+
+def is_known(record: Mapping[str, Any]) -> bool:
+    """Whether anything tells if the run was disturbed. Older records, and those of some systems, do not."""
+    return slowdown(record) is not None or any(record.get(f"{stage}_lost_share") is not None for stage in STAGES)

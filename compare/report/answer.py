@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from .aggregate import Group, Row, Terms
 from .decoding import kept, longest_decoded
 from .flags import in_words
-from .scaling import STATE, TIME, TOKEN, find_crossovers, length_series, length_text, rows_by_length
-from .stats import ENOUGH_SEEDS, Difference, in_points
+from .memory import memory_of
+from .scaling import STATE, TIME, TOKEN, disturbed_note, find_crossovers, length_series, length_text, rows_by_length
+from .stats import ENOUGH_SEEDS, Difference, Estimate, in_percent, in_points
 from .summary import baseline_differences, measured, scores_of, short
 from .units import percent, plain, plural, sentence, significant
 from .views import scored
 
 WITHIN = 0.01  # of full's score: what counts as being as good
 GOOD = f"within {100 * WITHIN:g} {plural(round(100 * WITHIN), 'point')} of full"
-TRAINED = (
-    ("Fastest", "tokens_per_second", "training speed", "most"),
-    ("lightest", "peak_memory_bytes", "peak memory", "least"),
-)
 DECODED = (("Fastest", TOKEN, "time per token", "least"), ("smallest state", STATE, "state", "least"))
+BUSY = "Runs on a busy machine"
+REPEAT = f'Repeat them on an idle machine with the commands under "{BUSY}".'
 EXPLAINED = (
     "full is ordinary softmax attention, with which the others are compared on the same seeds. A variant is said to be "
     f"{GOOD} where, at 95 % confidence, it scores at most {100 * WITHIN:g} percentage "
@@ -33,7 +32,7 @@ def answer(groups: Sequence[Group]) -> list[str]:
     lines = []
     for group in [*(group for group in groups if not group.decodes), *longest_decoded(groups)]:
         by = f", by {group.terms.words('score')}" if group.terms != Terms() else ""
-        lines.append(f"{group.title}{by}: {' '.join(sentences(group))}")
+        lines.append(f"{group.title}{by}: {' '.join([*sentences(group), *disturbed(group)])}")
     lines += over_tasks(judged)
     lines += [crossovers(series) for series in length_series(groups)]
     return lines + ([EXPLAINED] if judged else [])
@@ -51,24 +50,32 @@ def rivals(group: Group) -> list[Row]:
 def is_within(found: Difference | None) -> bool:
     """Not worse than full by more than WITHIN, at 95 % confidence."""
     return (
-        found is not None and found.n >= ENOUGH_SEEDS and found.half is not None and found.mean - found.half > -WITHIN
+        found is not None
+        and found.solved is None
+        and found.n >= ENOUGH_SEEDS
+        and found.half is not None
+        and found.mean - found.half > -WITHIN
     )
 
 
 def sentences(group: Group) -> list[str]:
     if not any(row.finished for row in group.rows):
         return ["No run finished."]
+    if not scores_of(group) and any(row.scores and row.attends for row in group.rows):
+        return ["Every run was disturbed: no score can be compared."]
     if not scores_of(group) and scored(group):
         return ["Only the control has a score: there is nothing to compare."]
     if not scores_of(group):
         if group.decodes:
             return ["Decoding, without scores.", *cheapest(group, rivals(group), ""), kept(group)]
         return ["Cost alone, without scores.", *cheapest(group, rivals(group), "")]
-    full = group.reference.score if group.reference else None
+    full = group.fair_score(group.reference) if group.reference else None
     if full is None:
-        why = f"has no score ({group.reference.status})" if group.reference else "was not run"
+        why = "was not run"
+        if group.reference:
+            why = "was disturbed" if group.reference.scores else f"has no score ({group.reference.status})"
         return [f"Full {why}, so nothing can be compared with it.", *sobering(group)]
-    if not any(row.score for row in rivals(group)):
+    if not any(group.fair_score(row) for row in rivals(group)):
         alone = "No variant but full has a score" if rivals(group) else "Full is the only variant here that attends"
         return [f"{alone}, so nothing can be compared with it.", *sobering(group)]
     if not any(row.name in group.against_full for row in rivals(group)):
@@ -76,31 +83,46 @@ def sentences(group: Group) -> list[str]:
     if not can_be_judged(group):
         n = max(found.n for found in group.against_full.values())
         return [
-            f"With {n} {plural(n, 'seed')} it cannot be said who is as accurate as full ({percent(full.mean)}); "
+            f"With {n} {plural(n, 'seed')} it cannot be said who is as accurate as full ({score_words(full)}); "
             f"{ENOUGH_SEEDS} are needed.",
             *sobering(group),
         ]
-    return [*as_good(group, full.mean), *clearly(group), *sobering(group)]
+    return [*as_good(group, full), *clearly(group), *sobering(group)]
 
 
-def as_good(group: Group, full: float) -> list[str]:
+def disturbed(group: Group) -> list[str]:
+    """Whose runs others disturbed, and how to repeat them."""
+    rows = [row for row in group.rows if row.disturbed]
+    if not rows:
+        return []
+    names = ", ".join(f"{row.name} ({len(row.disturbed)} of {len(row.finished)} runs)" for row in rows)
+    what = "verdicts by time, budgets in seconds included" if rows[0].by_budget else "verdicts by time"
+    return [f"Disturbed by other processes, and left out of {what}: {names}. {REPEAT}"]
+
+
+def as_good(group: Group, full: Estimate) -> list[str]:
     """Who is within reach of full, and the fastest and the lightest of them."""
     found = {name: d for name, d in group.against_full.items() if d.half is not None and d.n >= ENOUGH_SEEDS}
     good = [row for row in rivals(group) if is_within(found.get(row.name))]
     if good:
         names = short([row.name for row in good])
-        return [f"{sentence(GOOD)} ({percent(full)}): {names}.", *cheapest(group, good, " of these")]
+        return [f"{sentence(GOOD)} ({score_words(full)}): {names}.", *cheapest(group, good, " of these")]
     near = {row.name: found[row.name] for row in rivals(group) if row.name in found}
     nearest = max(near, key=lambda name: near[name].mean - (near[name].half or 0.0))
     return [
-        f"No variant is shown to be {GOOD} ({percent(full)}); nearest: {nearest} ({in_points(near[nearest])} points)."
+        f"No variant is shown to be {GOOD} ({score_words(full)}); nearest: {nearest} ({points_words(near[nearest])})."
     ]
 
 
 def cheapest(group: Group, rows: Sequence[Row], among: str) -> list[str]:
     """Which of the rows is fastest, which takes least memory, and what that is beside full."""
     said = []
-    for most, field, words, pick in DECODED if group.decodes else TRAINED:
+    memory = memory_of(group.rows)
+    trained = (
+        ("Fastest", "tokens_per_second", "training speed", "most"),
+        ("lightest", memory.field, memory.words, "least"),
+    )
+    for most, field, words, pick in DECODED if group.decodes else trained:
         values = {row.name: (row, value.mean) for row, value in measured(group, field) if row in rows}
         if values:
             row, value = (max if pick == "most" else min)(values.values(), key=lambda item: item[1])
@@ -109,7 +131,7 @@ def cheapest(group: Group, rows: Sequence[Row], among: str) -> list[str]:
 
 
 def beside_full(group: Group, row: Row, value: float, field: str, words: str) -> str:
-    full = group.reference.over_seeds(field) if group.reference else None
+    full = group.reference.fair(field).over_seeds(field) if group.reference else None
     if full is None or group.reference is None or full.mean <= 0:
         return ""
     found = group.differences(group.reference, field).get(row.name)
@@ -124,15 +146,30 @@ def clearly(group: Group) -> list[str]:
     better = [name for name, d in found.items() if d.beyond and d.mean > 0]
     behind = [name for name, d in found.items() if d.beyond and d.mean < 0 and not is_within(d)]
     worse = sorted(behind, key=lambda name: -found[name].mean)
-    unclear = [name for name, d in found.items() if d.n >= ENOUGH_SEEDS and not d.beyond and not is_within(d)]
-    few = [name for name in names if name not in found or found[name].n < ENOUGH_SEEDS]
+    unclear = {name: d for name, d in found.items() if d.n >= ENOUGH_SEEDS and not d.beyond and not is_within(d)}
+    partly = {row.name: score for row in rivals(group) if (score := group.fair_score(row)) and score.solved is not None}
+    sound = [row.name for row in rivals(group) if len(group.fair_scores(row)) == len(row.scores)]
+    few = [name for name in sound if name not in found or found[name].n < ENOUGH_SEEDS]
     said = (
         ("Clearly better than full", better),
         ("Clearly worse", worse),
-        ("Undecided, for wide intervals", unclear),
+        ("Solved with some seeds only", [f"{name} ({score.solved} of {score.n})" for name, score in partly.items()]),
+        ("Inconclusive: the interval is too wide", [name for name, d in unclear.items() if not d.solved]),
+        (
+            "Inconclusive: full's seeds fall apart",
+            [name for name, d in unclear.items() if d.solved and name not in partly],
+        ),
         ("No verdict, for want of seeds", few),
     )
     return [f"{words}: {short(names)}." for words, names in said if names]
+
+
+def score_words(found: Estimate) -> str:
+    return percent(found.mean) if found.solved is None else in_percent(found)
+
+
+def points_words(found: Difference) -> str:
+    return in_points(found) + ("" if found.solved else " points")
 
 
 def sobering(group: Group) -> list[str]:
@@ -143,10 +180,10 @@ def sobering(group: Group) -> list[str]:
         words, above = baseline_differences(group, scores)
         if not any(map(may_be_above, above.values())):
             said.append(f"No variant is shown to be above the best trivial baseline ({words}).")
-    if group.control and group.control.score:
+    if group.control and (alone := group.fair_score(group.control)):
         above = group.score_differences(group.control)
         if not any(may_be_above(above[row.name]) for row, _ in scores if row.name in above):
-            control = f"the control without attention ({percent(group.control.score.mean)})"
+            control = f"the control without attention ({percent(alone.mean)})"
             said.append(
                 f"No variant is shown to be above {control}: that attention gains anything here cannot be said."
             )
@@ -176,10 +213,11 @@ def crossovers(series: Sequence[Group]) -> str:
         (f"at every length from {plain(shortest)} on", always),
         ("from some length on", sometime),
         (f"at none of the longest, up to {plain(longest)}", never),
-        ("undecided, within noise", unclear),
+        ("inconclusive, within noise", unclear),
     )
     words = "; ".join(f"{what}: {', '.join(names)}" for what, names in said if names)
-    return f"{series[0].task} against length: faster than full ({what}) {words or 'cannot be said'}."
+    text = f"{series[0].task} against length: faster than full ({what}) {words or 'cannot be said'}."
+    return " ".join([text, *disturbed_note(cells)])
 
 
 def may_be_above(found: Difference) -> bool:

@@ -25,9 +25,10 @@ ENDS = (0.15, 0.85)  # of the map that are used: every number stays readable on 
 EMPTY = "#d9d9d9"
 CELL = 34.0  # least height of a line, pixels
 SMALLEST = 8.0  # points
-HATCHES = {"noise": "////", "few": "....", "": ""}
+HATCHES = {"noise": "////", "few": "....", "busy": "xxx", "": ""}
 MARKS = {
     "noise": "within noise of full",
+    "busy": "on a busy machine: no verdict",
     "few": f"fewer than {ENOUGH_SEEDS} seeds",
     "failed": "no run finished",
     "absent": "not run",
@@ -58,7 +59,19 @@ class Cell:
             return self.status or "–", ""
         rounded = round(100 * self.found.mean, 1) or 0.0  # no -0.0
         number = f"{rounded:{'+' if self.relative else ''}.1f}".replace("-", "−")
-        return number, "" if self.found.half is None else f"± {100 * self.found.half:.1f}"
+        return number, self.half
+
+    @property
+    def half(self) -> str:
+        """The half interval, or what stands for it."""
+        if self.found is None or self.found.half is None:
+            return ""
+        if self.found.solved is not None:
+            solved = self.found.solved[0] if isinstance(self.found, Difference) else self.found.solved
+            return f"{solved} of {self.found.n} solved"
+        if self.found.is_cut:
+            return " to ".join(f"{100 * end:.1f}" for end in self.found.ends).replace("-", "−")
+        return f"± {100 * self.found.half:.1f}"
 
     @property
     def words(self) -> str:
@@ -115,7 +128,7 @@ class HeatMap:
             told.sort(key=lambda item: item[0].found.mean if item[0].found else 0.0)
             low, high = (f"{name} on {group.task} {cell.words}" for cell, name, group in (told[0], told[-1]))
             text += f" Furthest below full: {low}. Furthest above: {high}."
-        counts = [(marks.count(mark), MARKS[mark]) for mark in ("noise", "few", "failed", "absent")]
+        counts = [(marks.count(mark), MARKS[mark]) for mark in ("noise", "busy", "few", "failed", "absent")]
         return text + " Cells: " + ", ".join(f"{count} {words}" for count, words in counts if count) + "."
 
 
@@ -158,10 +171,13 @@ def make_lines(groups: Sequence[Group]) -> list[Line]:
 def make_cell(row: Row | None, group: Group) -> Cell:
     if row is None:
         return Cell(None, relative=False, mark="absent")
-    if row.score is None:
+    score = group.score(row)
+    if score is None:
         return Cell(None, relative=False, mark="failed", status=row.status)
     difference = group.against_full.get(row.name)
-    found = difference or row.score
+    found = difference or score
+    if difference is None and len(group.fair_scores(row)) < len(row.scores):
+        return Cell(found, relative=False, mark="busy")
     if found.n < ENOUGH_SEEDS:
         return Cell(found, difference is not None, "few")
     return Cell(found, difference is not None, "noise" if difference and not difference.beyond else "")
@@ -186,6 +202,8 @@ def heat_notes(heat: HeatMap) -> list[str]:
         notes.append("White, without a sign: the score itself in %, for full and where full has none.")
     if "noise" in marks:
         notes.append("Hatched: within noise of full, the test set's own included.")
+    if "busy" in marks:
+        notes.append("Crossed: disturbed by other processes, so no verdict where the budget is in seconds.")
     if "few" in marks:
         notes.append(f"Dotted: fewer than {ENOUGH_SEEDS} seeds, so no ranking.")
     if marks & {"failed", "absent"}:

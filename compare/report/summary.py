@@ -5,8 +5,9 @@ from functools import partial
 
 from .aggregate import Group, Row
 from .flags import flags_of, in_words
+from .memory import memory_of
 from .scaling import STATE, TOKEN
-from .stats import ENOUGH_SEEDS, Difference, Estimate, judge, paired_noise
+from .stats import ENOUGH_SEEDS, Difference, Estimate, in_percent, judge, paired_noise
 from .sweeps import options_in_words
 from .units import percent, plain, plural, seconds, size
 
@@ -19,7 +20,7 @@ def summarise(group: Group) -> list[str]:
     """Sentences on accuracy, speed, memory, the trivial baselines, the control, and what is not on equal terms."""
     if not any(row.finished for row in group.rows):
         return [f"No run finished: {', '.join(f'{row.name} {row.status}' for row in group.rows)}."]
-    scores = scores_of(group)
+    scores, memory = scores_of(group), memory_of(group.rows)
     highest = f"Highest {group.terms.words('score')}"
     first = "Most accurate" if group.terms.split == "test" else highest
     sentences = [
@@ -30,7 +31,7 @@ def summarise(group: Group) -> list[str]:
             )
             for field, words, show, more in (
                 ("tokens_per_second", ("Fastest", "Highest training speed"), speed, True),
-                ("peak_memory_bytes", ("Lightest", "Lowest peak memory"), size, False),
+                (memory.field, ("Lightest", f"Lowest {memory.words}"), size, False),
                 (TOKEN, ("Fastest", "Shortest time per token"), seconds, False),
                 (STATE, ("Smallest state", "Smallest state"), size, False),
             )
@@ -51,12 +52,12 @@ def options_set(group: Group) -> list[str]:
 
 
 def scores_of(group: Group) -> Measured:
-    """What attends, and its scores."""
-    return [(row, row.score) for row in group.rows if row.score and row.attends]
+    """What attends, and its scores that a verdict may rest on."""
+    return [(row, found) for row in group.rows if row.attends and (found := group.fair_score(row))]
 
 
 def measured(group: Group, field: str) -> Measured:
-    return [(row, found) for row in group.rows if row.attends and (found := row.over_seeds(field))]
+    return [(row, found) for row in group.rows if row.attends and (found := row.fair(field).over_seeds(field))]
 
 
 def speed(value: float) -> str:
@@ -91,25 +92,32 @@ def leader(
     ranked = sorted(found, key=lambda item: item[1].mean, reverse=more_is_better)
     (best, top), rest = ranked[0], ranked[1:]
     claim, number = words
-    name = f"{in_words(best, group)}, {show(top.mean)}"
+
+    def say(estimate: Estimate) -> str:
+        return show(estimate.mean) if estimate.solved is None else in_percent(estimate)
+
+    name = f"{in_words(best, group)}, {say(top)}"
     if not rest:
         return f"{number}: {name}, the only variant measured {no_ranking(top.n)}."
     differences = against(best)
     second, runner = rest[0]
     shared = differences[second.name].n if second.name in differences else 0
     if shared < ENOUGH_SEEDS:
-        return f"{number}: {name}, next {second.name}, {show(runner.mean)} {no_ranking(shared)}."
+        return f"{number}: {name}, next {second.name}, {say(runner)} {no_ranking(shared)}."
     tied = [row.name for row, _ in rest if not (row.name in differences and differences[row.name].beyond)]
     if tied:
         return f"{number}: {name}, but within noise of {short(tied)}: no ranking among these."
-    return f"{claim}: {name}, beyond noise ahead of {second.name}, {show(runner.mean)}."
+    return f"{claim}: {name}, beyond noise ahead of {second.name}, {say(runner)}."
 
 
 def baseline_differences(group: Group, scores: Measured) -> tuple[str, Differences]:
     """The best trivial predictor in words, and the scores minus its own, by name."""
     name, value = max(group.baselines.items(), key=lambda item: item[1])
     families = {
-        row.name: ([score - value for score in row.scores.values()], paired_noise((found.mean, value), group.test_size))
+        row.name: (
+            [score - value for score in group.fair_scores(row).values()],
+            paired_noise((found.mean, value), group.test_size),
+        )
         for row, found in scores
     }
     return f"{name}, {percent(value)}", judge(families)
@@ -126,16 +134,17 @@ def against_baseline(group: Group, scores: Measured) -> str:
 def against_control(group: Group, scores: Measured) -> str:
     """Which variants gain from attending at all."""
     control = group.control
-    if control is None or control.score is None or not scores:
+    if control is None or (alone := group.fair_score(control)) is None or not scores:
         return ""
-    words = f"Control without attention: {percent(control.score.mean)}. "
+    words = f"Control without attention: {percent(alone.mean) if alone.solved is None else in_percent(alone)}. "
     return words + standing(scores, group.score_differences(control))
 
 
 def standing(scores: Measured, differences: Differences) -> str:
     """Who is above, below and level with what they are compared with."""
-    known = {row.name: differences[row.name] for row, _ in scores if row.name in differences}
-    few = [row.name for row, _ in scores if row.name not in known or known[row.name].n < ENOUGH_SEEDS]
+    names = {row.name: row.name + ("" if of.solved is None else f" ({in_percent(of)})") for row, of in scores}
+    known = {name: differences[own] for own, name in names.items() if own in differences}
+    few = [name for name in names.values() if name not in known or known[name].n < ENOUGH_SEEDS]
     if len(few) == len(scores):
         higher = [name for name, found in known.items() if found.mean > 0]
         return f"Higher: {listing(higher)} {no_ranking(max((found.n for found in known.values()), default=0))}."
