@@ -177,8 +177,9 @@ def notes(group: Group) -> list[str]:
     unturned = [row.name for row in group.rows if any(r.get("rotary_without_effect") is True for r in row.records)]
     if unturned:
         lines.append(f"Rotary positions have no effect on {', '.join(unturned)}.")
-    if unknown := [row.name for row in group.rows if row.finished and not any(map(is_known, row.finished))]:
-        who = ", ".join(unknown) if len(unknown) < len(group.rows) else "any run"
+    finished = [row for row in group.rows if row.finished]
+    if unknown := [row.name for row in finished if not all(map(is_known, row.finished))]:
+        who = ", ".join(unknown) if len(unknown) < len(finished) else "any run"
         lines.append(f"Not recorded, whether other processes disturbed {who}.")
     return [*lines, *flag_notes(group.rows, group), *search_notes(group), *group.data_notes]
 
