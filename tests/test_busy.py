@@ -229,7 +229,7 @@ def test_a_comparison_beside_a_hog_is_flagged(tmp_path: Path) -> None:
     assert record["train_cpu_seconds"] > 0
     report = (tmp_path / "out/report.md").read_text()
     assert "| full‖ |" in report
-    assert "Disturbed by other processes, and left out of verdicts by time: full (1 of 1 runs)." in report
+    assert "Disturbed by other processes, and left out of verdicts by time: full (1 of 1 run)." in report
     assert record["command"] in report
     (group,) = groups_of([record])
     assert "full‖" in words_of(accuracy_chart(group, SPEED, choose_styles([group])))

@@ -95,7 +95,8 @@ def disturbed(group: Group) -> list[str]:
     rows = [row for row in group.rows if row.disturbed]
     if not rows:
         return []
-    names = ", ".join(f"{row.name} ({len(row.disturbed)} of {len(row.finished)} runs)" for row in rows)
+    counts = ((row, len(row.disturbed), len(row.finished)) for row in rows)
+    names = ", ".join(f"{row.name} ({some} of {n} {plural(n, 'run')})" for row, some, n in counts)
     what = "verdicts by time, budgets in seconds included" if rows[0].by_budget else "verdicts by time"
     return [f"Disturbed by other processes, and left out of {what}: {names}. {REPEAT}"]
 
@@ -201,10 +202,11 @@ def crossovers(series: Sequence[Group]) -> str:
         crossover, row = found[label], next(iter(cells[label].values()))
         if not row.attends:
             continue
+        last = crossover.measured[1]
         if crossover.within_noise:
             unclear.append(row.name)
         elif crossover.length == 0:
-            always.append(row.name)
+            always.append(row.name if last == longest else f"{row.name} (measured up to {plain(last)})")
         elif crossover.length == math.inf:
             never.append(row.name)
         else:

@@ -114,7 +114,7 @@ def cost_against_length(series: Sequence[Group], cost: Cost, styles: Mapping[str
         notes.append(f"0 at every length: {', '.join(nothing)}.")
     notes += fallback_notes(fell_back)
     if cost.field in TIMED:
-        notes += scaling.disturbed_note(cells)
+        notes += [f"‖ {note}" for note in scaling.disturbed_note(cells)]
     disturbed = (row for rows in cells.values() for row in rows.values() if row.disturbed)
     busy = {row.label for row in disturbed} if cost.field in TIMED else set()
     starred = {row.label for row in fell_back}
