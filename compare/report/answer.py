@@ -47,6 +47,11 @@ def rivals(group: Group) -> list[Row]:
     return [row for row in group.rows if row.attends and row is not group.reference]
 
 
+def sound(group: Group) -> list[Row]:
+    """Of these, those whose scores nothing disturbed."""
+    return [row for row in rivals(group) if len(group.fair_scores(row)) == len(row.scores)]
+
+
 def is_within(found: Difference | None) -> bool:
     """Not worse than full by more than WITHIN, at 95 % confidence."""
     return (
@@ -149,8 +154,7 @@ def clearly(group: Group) -> list[str]:
     worse = sorted(behind, key=lambda name: -found[name].mean)
     unclear = {name: d for name, d in found.items() if d.n >= ENOUGH_SEEDS and not d.beyond and not is_within(d)}
     partly = {row.name: score for row in rivals(group) if (score := group.fair_score(row)) and score.solved is not None}
-    sound = [row.name for row in rivals(group) if len(group.fair_scores(row)) == len(row.scores)]
-    few = [name for name in sound if name not in found or found[name].n < ENOUGH_SEEDS]
+    few = [row.name for row in sound(group) if row.name not in found or found[row.name].n < ENOUGH_SEEDS]
     said = (
         ("Clearly better than full", better),
         ("Clearly worse", worse),
@@ -234,7 +238,8 @@ def over_tasks(groups: Sequence[Group]) -> list[str]:
     counts: dict[str, list[bool]] = {}
     for group in groups:
         for row in rivals(group):
-            counts.setdefault(row.name, []).append(is_within(group.against_full.get(row.name)))
+            if row.name in group.against_full or row in sound(group):
+                counts.setdefault(row.name, []).append(is_within(group.against_full.get(row.name)))
     ranked = sorted(counts, key=lambda name: -sum(counts[name]))
     some = [f"{name} on {sum(counts[name])} of {len(counts[name])}" for name in ranked if any(counts[name])]
     none = [name for name in ranked if not any(counts[name])]
