@@ -134,10 +134,11 @@ def test_a_disturbed_run_is_flagged_everywhere_and_the_report_repeats_it(tmp_pat
         assert "Runs on a busy machine" in page
         assert page.count("40 % of its CPU time lost to others in training") >= 3
         assert page.count(ENVIRONMENT["command"]) >= 3
-    assert "40 % of its CPU time lost" in csv_table([group])
+    assert "disturbed by other processes: 3 of 3 runs" in csv_table([group])
     said = answer([group])[0]
     assert "Disturbed by other processes, and left out of verdicts by time" in said
-    assert "linear (3 of 3 runs)" in said
+    assert "linear (3 of 3 runs, 4" in said
+    assert " as it stands)" in said
     assert 'with the commands under "Runs on a busy machine"' in said
 
 

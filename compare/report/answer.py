@@ -100,10 +100,13 @@ def disturbed(group: Group) -> list[str]:
     rows = [row for row in group.rows if row.disturbed]
     if not rows:
         return []
-    counts = ((row, len(row.disturbed), len(row.finished)) for row in rows)
-    names = ", ".join(f"{row.name} ({some} of {n} {plural(n, 'run')})" for row, some, n in counts)
+    names = []
+    for row in rows:
+        some, n, score = len(row.disturbed), len(row.finished), group.score(row)
+        stands = f", {score_words(score)} as it stands" if score and row.by_budget else ""
+        names.append(f"{row.name} ({some} of {n} {plural(n, 'run')}{stands})")
     what = "verdicts by time, budgets in seconds included" if rows[0].by_budget else "verdicts by time"
-    return [f"Disturbed by other processes, and left out of {what}: {names}. {REPEAT}"]
+    return [f"Disturbed by other processes, and left out of {what}: {', '.join(names)}. {REPEAT}"]
 
 
 def as_good(group: Group, full: Estimate) -> list[str]:
