@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when what is kept changes: checkpoints of another format are not continued."""
 SHARE = 0.02  # of the training time, that writing may take
 Restored = TypeVar("Restored")

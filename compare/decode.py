@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from compare.load import add_since, clocks, shares
 from compare.measure import FORMULAS, synchronise
 from compare.spec import RunSpec
 from compare.train import DivergedError, Model
@@ -39,7 +40,8 @@ def measure_decoding(
 
     Returns:
         Fields of a record: ``token_seconds``, of one step (a token for each sample), the median over windows of steps,
-        and its quartiles; ``cache_bytes``, kept of one sample by the whole encoder after ``seq_len`` positions.
+        and its quartiles; ``cache_bytes``, kept of one sample by the whole encoder after ``seq_len`` positions; what
+        others took of the machine meanwhile.
 
     Raises:
         NotImplementedError: a backend without a step form.
@@ -65,7 +67,7 @@ def measure_decoding(
 
     N = spec.seq_len
     windows, window = min(WINDOWS, N - 1), max(1, min(WINDOW, N // SHARE))
-    untimed, took = N - windows * window, []
+    untimed, took, before = N - windows * window, [], clocks()
     with torch.autocast(device.type, getattr(torch, spec.dtype), enabled=spec.dtype != "float32"):
         with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
             y, state = model.encoder.step(next(tokens))
@@ -75,6 +77,7 @@ def measure_decoding(
         for _ in range(windows):
             seconds, y, state = walk(window, state)
             took.append(seconds)
+    spent = add_since({}, before, clocks())
     if not y.isfinite().all():
         raise DivergedError(f"the output after {N} positions is not finite")
     low, median, high = statistics.quantiles(took, n=4, method="inclusive")
@@ -89,4 +92,5 @@ def measure_decoding(
         "token_seconds": median,
         "token_seconds_spread": [low, high],
         "cache_bytes": state.nbytes // state.batch,
+        **{f"measure_{name}": share for name, share in shares(spent, spec.threads).items()},
     }

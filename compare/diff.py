@@ -79,8 +79,8 @@ class Measure:
         return times * self.floor if self.in_points else math.log1p(times * self.floor)
 
     def by_seed(self, row: Row) -> dict[str, float]:
-        """On that scale, of the runs that finished."""
-        found = row.by_seed(self.field)
+        """On that scale, of the runs that finished, and of what depends on time of those that nothing disturbed."""
+        found = row.fair(self.field).by_seed(self.field)
         return found if self.in_points else {seed: math.log(value) for seed, value in found.items() if value > 0}
 
     def words(self, change: float, half: float | None) -> str:
@@ -99,6 +99,7 @@ MEASURES = (
     Measure("test_score", "test score", percent, 0.001, -1),
     Measure("step_seconds", "step", seconds, 0.1, 1, timed=True),
     Measure("forward_seconds", "forward", seconds, 0.1, 1, timed=True),
+    Measure("train_memory_bytes", "memory of training", size, 0.05, 1),
     Measure("peak_memory_bytes", "peak memory", size, 0.05, 1),
     Measure("token_seconds", "time per token", seconds, 0.1, 1, timed=True),
     Measure("saved_bytes", "saved for backward", size, 0.05, 1),
@@ -174,7 +175,9 @@ class Comparison:
         before, after = mean_of(self.before), mean_of(self.after)
         if self.measure.is_score or abs(after - before) <= self.measure.limit(2):
             return None
-        quartiles = [row.spread(self.measure.field) for row in (self.pair.before, self.pair.after)]
+        quartiles = [
+            row.fair(self.measure.field).spread(self.measure.field) for row in (self.pair.before, self.pair.after)
+        ]
         if quartiles[0] and quartiles[1] and max(q[0] for q in quartiles if q) <= min(q[1] for q in quartiles if q):
             return None
         return after - before
@@ -185,7 +188,8 @@ class Comparison:
         verdict = "worse" if change * measure.worse > 0 else "better"
         if measure.timed and elsewhere:
             verdict = "other machine"
-        was, now = (mean_of(row.by_seed(measure.field)) for row in (pair.before, pair.after))
+        rows = (row.fair(measure.field) for row in (pair.before, pair.after))
+        was, now = (mean_of(row.by_seed(measure.field)) for row in rows)
         words = measure.words(change, half)
         return Change(pair.where, pair.before.name, measure.title, measure.show(was), measure.show(now), words, verdict)
 
@@ -275,6 +279,8 @@ def diff(before: Source, after: Source) -> Diff:
                 changes.append(comparison.told(change, None, elsewhere=elsewhere))
         elif found.chance <= limit and abs(found.change) > comparison.measure.limit(1):
             changes.append(comparison.told(found.change, found.half, elsewhere=elsewhere))
+    if busy := [f"{row.name} ({pair.where})" for pair in pairs for row in (pair.before, pair.after) if row.disturbed]:
+        remarks.append(f"Disturbed by other processes, and left out of times: {', '.join(dict.fromkeys(busy))}.")
     order = {(pair.where, pair.before.name): rank for rank, pair in enumerate(pairs)}
     changes.sort(key=lambda change: order[change.where, change.variant])
     unjudged = sum(

@@ -90,6 +90,7 @@ LENGTH = Kind("a whole number above 0", lambda value: is_whole(value) and value 
 NUMBER = Kind("a number", is_number)
 AMOUNT = Kind("a number of at least 0", lambda value: is_number(value) and value >= 0)
 MEASURED = Kind("a number above 0", is_measured)
+SHARE = Kind("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
 SPREAD = Kind("two numbers above 0, the second not below the first", is_spread)
 SCALE = Kind("an object of unit, lower_is_better and bounds", is_scale)
 SCORES = Kind("an object of numbers", are_scores)
@@ -102,11 +103,13 @@ FIELDS: dict[str, Kind] = {
     **dict.fromkeys(("family", "reason", "kernel", "metric", "command", "started", "task_summary", "remark"), TEXT),
     **{"seq_len": LENGTH, "seed": COUNT, "kernel_fallback": SWITCH, "causal": SWITCH, "rotary_without_effect": SWITCH},
     **dict.fromkeys(("test_score", "val_score", "test_loss", "val_loss"), NUMBER),
-    **dict.fromkeys((*TIMES, "tokens_per_second"), MEASURED),
+    **dict.fromkeys((*TIMES, "tokens_per_second", "train_step_seconds"), MEASURED),
     **{f"{name}_spread": SPREAD for name in TIMES},
     **dict.fromkeys(("test_size", "val_size", "params", "flops", "train_flops", "matrix_rate_flops"), AMOUNT),
-    **dict.fromkeys(("peak_memory_bytes", "saved_bytes", "state_bytes", "cache_bytes"), AMOUNT),
+    **dict.fromkeys(("peak_memory_bytes", "train_memory_bytes", "saved_bytes", "state_bytes", "cache_bytes"), AMOUNT),
     **dict.fromkeys(("train_steps", "train_seconds", "train_tokens", "loader_seconds", "wall_seconds"), AMOUNT),
+    "train_cpu_seconds": AMOUNT,
+    **dict.fromkeys((f"{at}_{of}_share" for at in ("measure", "train") for of in ("others", "lost")), SHARE),
     **dict.fromkeys(("baselines", "test_slices"), SCORES),
     "test_lens": Kind("an object of lengths and what was scored there", are_tests),
     "metric_scale": SCALE,

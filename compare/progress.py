@@ -22,6 +22,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from compare.load import disturbance
 from compare.record import Record
 from compare.spec import Option, RunSpec
 
@@ -306,7 +307,7 @@ class JsonProgress(Progress):
 
     def finished(self, spec: RunSpec, record: Record) -> None:
         self.runs.finish(record)
-        told = ("status", "reason", "metric", "test_score", "wall_seconds")
+        told = ("status", "reason", "metric", "test_score", "train_steps", "wall_seconds")
         self.send("finished", **self.name(spec), **{name: record.get(name) for name in told})
 
     def name(self, spec: RunSpec) -> dict[str, object]:
@@ -368,7 +369,10 @@ def outcome(record: Record) -> str:
     if "tokens_per_second" not in record:  # it asked whether a length fits
         return "fits"
     score = f"{score_text(record)}, " if "test_score" in record else ""
+    if "train_steps" in record:
+        score += f"{record['train_steps']:,} steps, "
+    busy = disturbance(record)
     return (
         f"{score}{record['tokens_per_second']:,.0f} tokens/s, step {record['step_seconds']:.3g} s, "
-        f"{record['wall_seconds']:.0f} s in all"
+        f"{record['wall_seconds']:.0f} s in all" + (f"; disturbed by other processes: {busy}" if busy else "")
     )

@@ -17,8 +17,9 @@ from typing import Any
 from compare.fields import parse_record
 from compare.limits import memory_limit, usable_cores
 
-SCHEMA = 2
-"""2: points of a curve count FLOPs. Older records lack them, and are read all the same."""
+SCHEMA = 3
+"""2: points of a curve count FLOPs. 3: memory of training in all, and what others took of the machine. Older records
+lack them, and are read all the same."""
 STATUSES = ("ok", "oom", "diverged", "timeout", "unsupported", "error")
 RETRIED = ("timeout", "error")
 """Runs that ended so are tried again; every other status is final."""

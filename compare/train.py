@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from compare.load import add_since, clocks, shares
 from compare.measure import synchronise
 from compare.schedule import lr_factor
 from compare.spec import RunSpec
@@ -27,6 +29,8 @@ from zoo.heads import ClassificationHead, PairHead, RestoreHead, TokenHead
 
 CURVE_POINTS = 100
 VALIDATIONS = 10
+TIMED_STEPS = 1000  # the latest at full length, whose median is compared with what was measured before
+FEWEST_TIMED = 3
 TOLD_SECONDS = 0.5  # from one word on the progress to the next, between points of the curve
 VALIDATION_SHARE = 0.1  # of the training time, at most, apart from the last validation
 TEST_TOKENS = 2**19  # at a length that was not trained at, at most: softmax at 65,536 takes minutes for them
@@ -144,6 +148,9 @@ class Progress:
     Attributes:
         step, tokens, flops, seconds: trained.
         loading: seconds of these in which batches were made. validating: seconds beside them.
+        cpu: CPU seconds of the process in these.
+        spent: seconds of the process and of the machine, validation included, as `compare.load` counts them.
+        full: seconds of the latest steps at full length, loading left out, a micro-batch each.
         seq_len, taken: the length of the current phase, and the micro-batches taken of it.
         curve: its points so far.
         tally: of the steps since the last point.
@@ -156,6 +163,9 @@ class Progress:
     seconds: float = 0.0
     loading: float = 0.0
     validating: float = 0.0
+    cpu: float = 0.0
+    spent: dict[str, float] = field(default_factory=dict)
+    full: list[float] = field(default_factory=list)
     seq_len: int = 0
     taken: int = 0
     curve: list[dict[str, Any]] = field(default_factory=list)
@@ -191,6 +201,15 @@ class Trainer:
         inputs, targets = (torch.from_numpy(x).to(self.device) for x in (batch.inputs, batch.targets))
         padding = None if batch.padding is None else torch.from_numpy(batch.padding).to(self.device)
         return inputs, targets, padding
+
+    def held_bytes(self) -> int:
+        """Bytes of weights, buffers and the optimizer's state, each storage counted once: what is held between steps.
+
+        The optimizer has its state after its first step.
+        """
+        state = (value for values in self.optimizer.state.values() for value in values.values())
+        held = [*self.model.parameters(), *self.model.buffers(), *filter(torch.is_tensor, state)]
+        return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}.values())
 
     def forward(self, batch: tuple[Tensor, Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
         logits, targets = self.model(*batch)
@@ -248,15 +267,17 @@ class Trainer:
             on_step: called between steps, outside what counts as training time, with the seconds trained.
 
         Returns:
-            steps, seconds, tokens and FLOPs trained, and the seconds of these in which batches were made; the curve;
-            the last validation's loss, score and size. Time spent on validation is not training time.
+            steps, seconds, tokens and FLOPs trained, and the seconds of these in which batches were made; CPU seconds
+            of the process, what others took of the machine, and the time of a step at full length (None where there
+            were too few); the curve; the last validation's loss, score and size. Time spent on validation is not
+            training time.
 
         Raises:
             DivergedError: the loss is not finite.
         """
         spec, at = self.spec, self.progress
         batches: Iterator[Batch] | None = None
-        told = time.perf_counter()
+        told, read = time.perf_counter(), clocks()
         self.model.train()
         while (done := share_done(spec, at.step, at.seconds)) < 1 or at.step == 0:
             wanted, size = next((length, size) for end, length, size in spec.phases() if done < end)
@@ -267,24 +288,30 @@ class Trainer:
                 deque(islice(batches, at.taken), maxlen=0)
             for group in self.optimizer.param_groups:
                 group["lr"] = spec.lr * lr_factor(spec.lr_schedule, spec.warmup, done)
-            start = time.perf_counter()
+            start, cpu, loading, is_full = time.perf_counter(), time.process_time(), at.loading, True
             self.encoder.redraw(after=at.step)
             for _ in range(spec.accumulate):
                 begun = time.perf_counter()
                 batch = next(batches)
                 at.loading += time.perf_counter() - begun
+                is_full &= length_of(batch) == spec.seq_len and len(batch.inputs) == spec.batch_size
                 tokens = count_tokens(batch)
                 at.tokens += tokens
                 at.flops += tokens * flops_per_token(length_of(batch))
                 self.step(self.to_device(batch), at.tally)
             synchronise(self.device)
-            at.seconds += time.perf_counter() - start
+            took = time.perf_counter() - start
+            at.seconds += took
+            at.cpu += time.process_time() - cpu
+            if is_full:
+                at.full = [*at.full[1 - TIMED_STEPS :], (took - at.loading + loading) / spec.accumulate]
             at.taken += spec.accumulate
             at.step += 1
             done = share_done(spec, at.step, at.seconds)
             at_point = done >= 1 or done * CURVE_POINTS >= len(at.curve) + 1
             if at_point:
                 at.curve.append(self.point(done))
+                at.spent, read = add_since(at.spent, read, now := clocks()), now
             if at_point or time.perf_counter() - told >= TOLD_SECONDS:
                 told = time.perf_counter()
                 on_progress(min(done, 1.0), at.curve[-1]["train_loss"] if at.curve else None)
@@ -293,6 +320,9 @@ class Trainer:
             "train_steps": at.step,
             "train_seconds": at.seconds,
             "loader_seconds": at.loading,
+            "train_cpu_seconds": at.cpu,
+            **{f"train_{name}": share for name, share in shares(at.spent, spec.threads).items()},
+            "train_step_seconds": statistics.median(at.full) if len(at.full) >= FEWEST_TIMED else None,
             "train_tokens": at.tokens,
             "train_flops": at.flops,
             "curve": at.curve,

@@ -314,9 +314,11 @@ def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
     import torch
 
     from compare import measure
+    from compare.load import add_since, clocks, shares
     from compare.train import Tally, count_tokens
 
     spec, task, device = trainer.spec, trainer.task, trainer.device
+    before = clocks()
     if spec.steps == 0:
         record["matrix_rate_flops"] = measure.matrix_rate(device, getattr(torch, spec.dtype))
     first = at_full_length(next(task.train_batches(spec.batch_size, spec.seq_len, spec.seed)), spec.seq_len)
@@ -341,8 +343,13 @@ def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
     def step() -> None:
         trainer.step(batch, Tally(task.metric))
 
-    step()
-    record["peak_memory_bytes"] = measure.peak_memory(step, device)
+    def whole_step() -> None:
+        for _ in range(spec.accumulate):
+            step()
+
+    whole_step()  # after it the optimizer holds its state
+    record["peak_memory_bytes"] = added = measure.peak_memory(whole_step, device)
+    record["train_memory_bytes"] = None if added is None else trainer.held_bytes() + added
     record["saved_bytes"] = measure.saved_bytes(lambda: Tally(task.metric).add(*trainer.forward(batch)), trainer.model)
     record["flops"] = measure.count_flops(forward_backward)
     warm_up = 3 if device.type == "cuda" else 1
@@ -350,6 +357,8 @@ def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
         timing = measure.time_it(fn, device, warm_up=warm_up)
         record[f"{name}_seconds"], record[f"{name}_seconds_spread"] = timing.median, list(timing.spread)
     record["tokens_per_second"] = count_tokens(first) / record["step_seconds"]
+    spent = add_since({}, before, clocks())
+    record |= {f"measure_{name}": share for name, share in shares(spent, spec.threads).items()}
 
     lengths = {length for _, length, _ in spec.phases()} - {spec.seq_len}
     if task.sample_lengths("train") is not None:

@@ -97,6 +97,8 @@ def test_a_record_holds_what_is_promised(finished) -> None:
     assert record["forward_seconds"] < record["forward_backward_seconds"]
     if sys.platform == "linux":
         assert record["peak_memory_bytes"] >= 0
+        assert record["train_memory_bytes"] >= record["peak_memory_bytes"] + 12 * record["params"]
+        assert record["train_cpu_seconds"] > 0
     assert record["kernel_fallback"]
     assert "xformers has no cpu kernel" in record["kernel"]
     assert [p["step"] for p in record["curve"]] == [1, 2]

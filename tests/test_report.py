@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -23,8 +23,8 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from compare.report import write_report, write_report_many
-from compare.report.accuracy import SPEED, WEIGHT, Against, accuracy_chart, near_baselines
-from compare.report.aggregate import Group, Source, group_records, learning_curve, pareto_front
+from compare.report.accuracy import SPEED, Against, accuracy_chart, near_baselines, weight_of
+from compare.report.aggregate import Group, Row, Source, group_records, learning_curve, pareto_front
 from compare.report.answer import answer
 from compare.report.canvas import SOFT, STYLE, choose_styles, folded, memory_ticks, nice_ticks
 from compare.report.charts import plan, write_charts
@@ -263,15 +263,16 @@ def crowd() -> list[Record]:
         for seed in range(3):
             record = make_record(label.split()[0], label=label, seed=seed)
             record["test_score"] = score + rng.normal(0, 0.004)
-            record |= {"tokens_per_second": speed * rng.uniform(0.98, 1.02), "peak_memory_bytes": memory}
+            record |= {"tokens_per_second": speed * rng.uniform(0.98, 1.02)}
+            record |= {"peak_memory_bytes": memory, "train_memory_bytes": 1.1 * memory}
             records.append(record)
     return records
 
 
-@pytest.mark.parametrize("against", [SPEED, WEIGHT], ids=["speed", "memory"])
-def test_25_names_close_together_do_not_overlap(against: Against) -> None:
+@pytest.mark.parametrize("against_of", [lambda rows: SPEED, weight_of], ids=["speed", "memory"])
+def test_25_names_close_together_do_not_overlap(against_of: Callable[[Sequence[Row]], Against]) -> None:
     (group,) = groups_of(crowd())
-    figure = accuracy_chart(group, against, choose_styles([group]))
+    figure = accuracy_chart(group, against_of(group.rows), choose_styles([group]))
     assert figure is not None
     assert_readable(figure)
     labels = [name for name, _ in labels_of(figure)]
@@ -294,7 +295,7 @@ def test_25_names_of_one_family_do_not_overlap_on_learning_curves(axis: str) -> 
 def expected_names(stem: str, groups: list[Group]) -> set[str]:
     """How each variant that has a value must be named on a chart of many."""
     if stem.startswith("cost"):
-        field = "forward_backward_seconds" if "time" in stem else "peak_memory_bytes"
+        field = "forward_backward_seconds" if "time" in stem else "train_memory_bytes"
         starred = {row.label for group in groups for row in group.rows if row.fell_back}
         rows = [row for group in groups for row in group.rows if row.over_seeds(field)]
         return {folded(row.name + ("*" if row.label in starred else "")) for row in rows}
@@ -303,7 +304,7 @@ def expected_names(stem: str, groups: list[Group]) -> set[str]:
         return {cells[label][1024].name for label in find_crossovers(cells, "forward_backward_seconds")}
     (group,) = (group for group in groups if stem.endswith(group.slug))
     if stem.startswith("accuracy"):
-        return {folded(marked(row, group)) for row in group.rows if row.score}
+        return {folded(marked(row, group)) for row in group.rows if row.scores}
     return {folded(course_name(row), PANEL_FOLD) for row in group.rows if course_of(row, "step")}
 
 
@@ -537,7 +538,7 @@ def test_any_field_may_be_absent(field: str, how: str) -> None:
     for group in groups:
         assert summarise(group)
         accuracy_chart(group, SPEED, styles)
-        accuracy_chart(group, WEIGHT, styles)
+        accuracy_chart(group, weight_of(group.rows), styles)
         learning_curves(group, "step", styles)
     for series in length_series(groups):
         cost_against_length(series, TIME, styles)

@@ -34,6 +34,8 @@ SMALL: dict[str, Any] = {"d_model": 16, "n_heads": 2, "n_layers": 1}
 TINY = replace(small_spec("mqar", 32, steps=12, batch_size=64), **SMALL)
 TIMES = {"started", "wall_seconds", "train_seconds", "loader_seconds", "command", "peak_memory_bytes"}
 TIMES |= {f"{part}_seconds{spread}" for part in ("forward", "forward_backward", "step") for spread in ("", "_spread")}
+TIMES |= {"train_memory_bytes", "train_cpu_seconds", "train_step_seconds"}
+TIMES |= {f"{stage}_{of}_share" for stage in ("measure", "train") for of in ("others", "lost")}
 TIMES |= {"tokens_per_second"}
 
 

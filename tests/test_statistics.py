@@ -1,27 +1,52 @@
 """What the report's arithmetic promises, on records whose truth is known: coverage, error rates, power."""
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from compare.report.aggregate import Group, Row
-from compare.report.answer import is_within
-from compare.report.stats import binomial_half, discoveries, estimate, judge, paired, paired_noise, t95, t_tails
+from compare.report.answer import clearly, is_within
+from compare.report.families import CONTROL_FAMILY
+from compare.report.stats import (
+    Difference,
+    Estimate,
+    binomial_half,
+    discoveries,
+    estimate,
+    judge,
+    paired,
+    paired_noise,
+    sign_test,
+    t95,
+    t_tails,
+)
 from compare.report.summary import summarise
-from compare.report.tables import verdict
+from compare.report.tables import score_text, verdict
 
 DRAWS = 2000
 SPREAD = 0.02  # of a score over seeds
 
 
-def group_of(scores: Mapping[str, Sequence[float]], test_size: int | None = None) -> Group:
+def group_of(
+    scores: Mapping[str, Sequence[float]],
+    test_size: int | None = None,
+    *,
+    metric: str | None = None,
+    baselines: Mapping[str, float] | None = None,
+    controls: Collection[str] = (),
+) -> Group:
     """A group with these scores, one for each seed."""
-    record = {"status": "ok", "test_size": test_size}
+    record = {"status": "ok", "test_size": test_size, "metric": metric, "baselines": baselines}
+
+    def family(name: str) -> str:
+        return CONTROL_FAMILY if name in controls else "kernel"
+
     rows = (
-        Row(name, "", name, "kernel", (record,), {str(seed): float(score) for seed, score in enumerate(values)})
+        Row(name, "", name, family(name), (record,), {str(seed): float(score) for seed, score in enumerate(values)})
         for name, values in scores.items()
     )
     return Group("task", 64, "", "", "", "", {}, tuple(rows))
@@ -56,10 +81,10 @@ def test_tails_of_one_and_two_degrees_have_closed_forms() -> None:
 
 
 def test_one_seed_has_no_interval_and_none_no_estimate() -> None:
-    assert estimate([0.4]) == (0.4, None, 1)
+    assert estimate([0.4]) == Estimate(0.4, None, 1)
     assert estimate([]) is None
     assert paired([]) is None
-    assert judge({"a": ([0.1], 0.01), "b": ([], 0.01)}) == {"a": (0.1, None, 1, False)}
+    assert judge({"a": ([0.1], 0.01), "b": ([], 0.01)}) == {"a": Difference(0.1, None, 1, False)}
 
 
 def test_binomial_noise() -> None:
@@ -84,7 +109,9 @@ def test_a_difference_is_never_surer_than_the_test_set_or_the_seeds_allow() -> N
 
 
 def test_equal_scores_are_no_difference() -> None:
-    assert group_of({"full": [1.0] * 3, "naive": [1.0] * 3}, 3000).against_full["naive"] == (0.0, 0.0, 3, False)
+    assert group_of({"full": [1.0] * 3, "naive": [1.0] * 3}, 3000).against_full["naive"] == Difference(
+        0.0, 0.0, 3, False
+    )
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
@@ -197,3 +224,111 @@ def test_verdicts_are_plain_words() -> None:
     assert verdict(found["below"]) == "4.3 ± 1.4 points below full"
     assert verdict(found["above"]) == "4.0 ± 0.1 points above full"
     assert verdict(found["level"]) == "within noise of full (+0.0 ± 2.5)"
+
+
+def test_what_is_cut_off_by_bounds_costs_no_coverage() -> None:
+    rng = np.random.default_rng(3)
+    covered = uncut = 0
+    for _ in range(DRAWS):
+        found = estimate(list(1 - np.abs(rng.normal(0, 0.02, 3))))
+        assert found is not None
+        low, high = found._replace(bounds=(0.0, 1.0)).ends
+        assert 0 <= low <= found.mean <= high <= 1
+        truth = 1 - 0.02 * math.sqrt(2 / math.pi)
+        covered += low <= truth <= high
+        uncut += found.ends[0] <= truth <= found.ends[1]
+    assert covered == uncut
+    assert covered / DRAWS >= 0.9
+
+
+@pytest.mark.parametrize("scores", [[0.024, 0.97, 0.975], [0.0, 0.0, 1.0], [0.99, 0.999, 0.97], [0.5, 0.9], [0.3]])
+def test_no_score_and_no_difference_reaches_beyond_what_can_be(scores: list[float]) -> None:
+    group = group_of({"full": [1.0, 1.0, 0.999], "linear": scores}, metric="accuracy")
+    for found, least in ((group.score(group.rows[1]), 0.0), (group.against_full["linear"], -1.0)):
+        assert found is not None
+        assert least <= found.ends[0] <= found.mean <= found.ends[1] <= 1
+    (text,) = (score_text(group.score(row)) for row in group.rows[1:])
+    halves = [float(half) for half in re.findall(r"± ([\d.]+)", text + verdict(group.against_full["linear"]))]
+    assert all(half <= 100 for half in halves)
+
+
+def test_explained_variance_has_no_lower_bound() -> None:
+    group = group_of({"full": [0.9, 0.95, 0.99], "linear": [-0.4, 0.1, 0.9]}, metric="explained variance")
+    found = group.score(group.rows[1])
+    assert found is not None
+    assert found.ends[0] < -1
+    assert found.ends[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ([0.024, 0.97, 0.975], "2 of 3 solved (mean 65.6)"),  # 65.6 ± 136.2 by the t interval alone
+        ([0.91, 0.3, 0.92, 0.1, 0.95], "3 of 5 solved (mean 63.6)"),
+        ([0.91, 0.93, 0.99], "94.3 (84.0 to 100.0) (n=3)"),  # all solved it
+        ([0.02, 0.03, 0.01], "2.0 (0.0 to 4.5) (n=3)"),  # none did
+        ([0.6, 0.75, 0.95], "76.7 (33.0 to 100.0) (n=3)"),  # none far from it
+    ],
+)
+def test_seeds_that_fall_apart_are_counted(scores: list[float], said: str) -> None:
+    group = group_of({"full": [1.0] * len(scores), "linear": scores}, metric="accuracy")
+    assert score_text(group.score(group.rows[1])) == said
+
+
+def test_what_counts_as_solved_is_gained_over_the_best_trivial_predictor() -> None:
+    scores = {"full": [0.52, 0.53, 0.52], "linear": [0.46, 0.51, 0.47]}
+    group = group_of(scores, metric="accuracy", baselines={"bigram": 0.45})
+    assert [found.solved for row in group.rows if (found := group.score(row))] == [None, None], "too near one another"
+    scores = {"full": [0.98, 0.97, 0.98], "linear": [0.62, 0.97, 0.98]}
+    above = group_of(scores, metric="accuracy", baselines={"majority": 0.6})
+    assert [found.solved for row in above.rows if (found := above.score(row))] == [None, 2]
+    alone = group_of(scores, metric="accuracy")
+    assert [found.solved for row in alone.rows if (found := alone.score(row))] == [None, None], (
+        "0.62 is no failure there"
+    )
+
+
+def test_the_sign_test_is_exact() -> None:
+    assert sign_test([True] * 3, [False] * 3) == (3, 0, 0.25)
+    assert sign_test([True] * 6 + [False], [False] * 6 + [False]).chance == pytest.approx(2 / 64)
+    assert sign_test([True, False], [True, False]) == (1, 1, 1.0)
+    assert sign_test([True, False, True], [False, True, False]) == (2, 1, 1.0)
+
+
+def test_where_all_solve_with_the_same_chance_no_verdict_is_passed_on_those_that_fall_apart() -> None:
+    """A t test takes noise for normal, and the seeds of either side solve the task or do not."""
+    rng = np.random.default_rng(4)
+    named = 0
+    for _ in range(DRAWS // 4):
+        solved = rng.random((2, 8)) < 0.5
+        scores = np.where(solved, 0.98, 0.02) + rng.normal(0, 0.002, (2, 8))
+        group = group_of(dict(zip(("full", "linear"), scores, strict=True)), metric="accuracy")
+        named += group.against_full["linear"].beyond
+    assert named / (DRAWS // 4) <= 0.05
+
+
+def test_seeds_that_fall_apart_get_counts_and_no_interval_in_words() -> None:
+    scores = {"full": [0.99, 1.0, 1.0], "linear": [0.024, 0.97, 0.975], "local": [0.98, 0.99, 0.97]}
+    group = group_of(scores, metric="accuracy")
+    assert verdict(group.against_full["linear"]) == "no verdict: 2 of 3 seeds solved, full 3 of 3"
+    said = " ".join(clearly(group))
+    assert "Solved with some seeds only: linear (2 of 3)." in said
+    assert "Inconclusive: the interval is too wide: local." in said
+    assert "linear (2 of 3 solved)" not in said.partition("Inconclusive")[2]
+    assert not is_within(group.against_full["linear"])
+    sure = group_of({"full": [1.0] * 8, "linear": [0.02] * 7 + [0.97]}, metric="accuracy")
+    assert verdict(sure.against_full["linear"]) == "below full: 1 of 8 seeds solved, full 8 of 8"
+
+
+def test_controls_count_in_no_family_of_tests() -> None:
+    rng = np.random.default_rng(5)
+    rivals = {f"v{i}": list(0.6 + rng.normal(0, 0.02, 3)) for i in range(6)} | {"linear": [0.57, 0.573, 0.565]}
+    alone = group_of({"full": [0.6, 0.605, 0.596], **rivals}).against_full
+    for score in (0.1, 0.6):
+        controls = {f"none{i}": list(score + rng.normal(0, 0.001, 3)) for i in range(8)}
+        group = group_of({"full": [0.6, 0.605, 0.596], **rivals, **controls}, controls=controls.keys())
+        found = group.against_full
+        assert {name: found[name] for name in alone} == alone
+        assert all(found[name].beyond for name in controls) is (score == 0.1), "each is judged by itself"
+    together = group_of({"full": [0.6, 0.605, 0.596], **rivals, **{f"w{i}": [0.1, 0.1, 0.101] for i in range(8)}})
+    assert {name for name, d in together.against_full.items() if d.beyond} > {n for n, d in alone.items() if d.beyond}

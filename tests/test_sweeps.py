@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from compare.report import write_report
-from compare.report.accuracy import SPEED, WEIGHT, accuracy_chart
+from compare.report.accuracy import SPEED, accuracy_chart, weight_of
 from compare.report.aggregate import Group
 from compare.report.canvas import STYLE, choose_styles
 from compare.report.charts import plan
@@ -169,7 +169,7 @@ def test_a_sweep_whose_runs_fail_is_drawn_as_far_as_it_goes() -> None:
         if record["label"] in ("performer features=1024", "local window=4") or record["variant"] == "linformer":
             record |= {"status": "oom", "test_score": None, "tokens_per_second": None, "step_seconds": None}
     group = group_of(records)
-    for against in (SPEED, WEIGHT):
+    for against in (SPEED, weight_of(group.rows)):
         figure = accuracy_chart(group, against, choose_styles([group]))
         assert figure is not None
         labels = [label.replace("\n", " ") for label, _ in labels_of(figure)]

@@ -26,6 +26,7 @@ from .canvas import (
     baseline_texts,
     box_along,
     boxes_along,
+    boxes_at,
     draw_baselines,
     draw_margin,
     draw_names,
@@ -38,6 +39,7 @@ from .canvas import (
     score_axis,
 )
 from .flags import flag_notes, marked
+from .memory import memory_of
 from .scale import FRACTION, Scale
 from .stats import ENOUGH_SEEDS, Estimate
 from .sweeps import sweeps_of
@@ -72,12 +74,15 @@ SPEED = Against(
     more_is_better=True,
     pareto=True,
 )
-WEIGHT = Against(
-    *("peak_memory_bytes", "accuracy_memory", "peak memory"),
-    "peak memory of a training step (logarithmic; further left is lighter)",
-    size,
-    pareto=True,
-)
+
+
+def weight_of(rows: Sequence[Row]) -> Against:
+    """Memory: of training in all, where the records tell it."""
+    memory = memory_of(rows)
+    axis = f"{memory.words}: {memory.holds} (logarithmic)"
+    return Against(memory.field, "accuracy_memory", memory.words, axis, size, pareto=True)
+
+
 STATE = Against(
     *("state_bytes", "capacity_state", "bytes of state"),
     "what one layer keeps of the other positions (logarithmic; further left is lighter)",
@@ -124,10 +129,11 @@ class Spot:
 
 
 def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) -> Figure | None:
+    memory = memory_of(group.rows)
     spots = [
-        Spot(row, cost, score, row.over_seeds("peak_memory_bytes") if against is SPEED else None)
+        Spot(row, cost, score, row.over_seeds(memory.field) if against is SPEED else None)
         for row in group.rows
-        if (score := row.score) and (cost := row.over_seeds(against.field))
+        if (score := group.score(row)) and (cost := row.over_seeds(against.field))
     ]
     free = [spot for spot in spots if spot.cost.mean <= 0]
     spots = [spot for spot in spots if spot.cost.mean > 0]
@@ -139,7 +145,9 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
     points = (point for sweep in sweeps for point in sweep.points)
     values = {row.name: f"{value:g}" for value, row in points if row.name not in named}
     scale, sign = group.scale, 1 if against.more_is_better else -1
-    attending = [spot for spot in spots if against.pareto and spot.row.attends]
+    attending = [
+        spot for spot in spots if against.pareto and spot.row.attends and group.is_fair(spot.row, against.field)
+    ]
     front = [attending[i] for i in pareto_front([(sign * s.cost.mean, scale.better(s.score.mean)) for s in attending])]
 
     baselines = baseline_texts(group)
@@ -155,13 +163,13 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
     bottom = 62 + 40 * any(spot.memory for spot in spots)
     axes = sheet.axes(78, bottom, WIDTH - 78 - margin_width([*baselines.values(), *levels.values()]), plot)
     means = [spot.cost.mean for spot in spots]
-    edges = [edge for spot in spots for edge in ends(spot.cost)]
+    edges = [edge for spot in spots for edge in spot.cost.ends]
     low, high = max(min(edges), min(means) / 1.6), min(max(edges), max(means) * 1.6)
     pad = max((high / low) ** 0.12, 1.25)
     low, high = low / pad, high * pad
     axes.set_xlim(low, high)
     log_ticks(axes, "x", against.ticks(low, high), against.show)
-    scores = [edge for spot in [*spots, *free] for edge in ends(spot.score)]
+    scores = [edge for spot in [*spots, *free] for edge in reach_of(spot)]
     shown, far = near_baselines(group.baselines, scores, scale)
     score_axis(axes, group.terms.words(group.metric), [*scores, *shown.values()], scale)
     axes.set_xlabel(against.axis)
@@ -184,16 +192,25 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
             linewidth=0.8,
             zorder=3,
         )
+        low_score, high_score = reach_of(spot)
+        if spot.score.solved is not None:
+            seeds = list(spot.row.scores.values())
+            axes.plot([x] * len(seeds), seeds, color=style.colour, linewidth=0.9, linestyle=":", zorder=2.5)
+            axes.scatter([x] * len(seeds), seeds, s=16, facecolor="white", edgecolor=style.colour, zorder=3.5)
+            lines.append(box_along(axes, (x, low_score), (x, high_score)))
+            marks += boxes_at(axes, [(x, seed) for seed in seeds], 4)
+        bars = [spot.score] if spot.score.solved is None else []
         for error, (start, end) in (
-            (spot.score, ((x, y - (spot.score.half or 0)), (x, y + (spot.score.half or 0)))),
-            (spot.cost, ((max(ends(spot.cost)[0], low), y), (min(ends(spot.cost)[1], high), y))),
+            *((error, ((x, low_score), (x, high_score))) for error in bars),
+            (spot.cost, ((max(spot.cost.ends[0], low), y), (min(spot.cost.ends[1], high), y))),
         ):
             if error.half:
                 axes.plot(*zip(start, end, strict=True), color=style.colour, linewidth=1.2, alpha=0.6, zorder=2.5)
                 lines.append(box_along(axes, start, end))
         radius = reach * math.sqrt(area * shape) * DPI / 72 + 1
         value = values.get(spot.row.name)
-        text, away = (folded(marked(spot.row, group)), math.inf) if value is None else (value, VALUE_REACH)
+        solved = "" if spot.score.solved is None else f" {scale.number(spot.score)}"
+        text, away = (folded(marked(spot.row, group) + solved), math.inf) if value is None else (value, VALUE_REACH)
         names.append(Name(text, x, y, radius, style.colour, style.weight, away))
     for sweep in sweeps:
         by_name = {spot.row.name: (spot.cost.mean, spot.score.mean) for spot in spots}
@@ -210,7 +227,7 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
     across = [*shown.values(), *(spot.score.mean for spot in free)]
     marks += [box_along(axes, (low, value), (high, value)) for value in across]
     draw_names(axes, sorted(names, key=lambda name: name.reach < math.inf), marks, lines)
-    draw_size_legend(axes, [spot.memory.mean for spot in spots if spot.memory], largest)
+    draw_size_legend(axes, [spot.memory.mean for spot in spots if spot.memory], largest, memory.words)
     return sheet.figure
 
 
@@ -235,13 +252,16 @@ def accuracy_notes(group: Group, against: Against, spots: Sequence[Spot], front:
     if missing := [f"{row.name} ({row.status})" for row in group.rows if row.name not in drawn]:
         notes.append(f"Not drawn, for lack of a score or a value: {', '.join(missing)}.")
     if against is SPEED and (unweighed := [spot.row.name for spot in spots if not spot.memory]):
-        notes.append(f"Hollow: peak memory not measured ({', '.join(unweighed)}).")
-    if far := near_baselines(group.baselines, [edge for spot in spots for edge in ends(spot.score)], group.scale)[1]:
+        notes.append(f"Hollow: memory not measured ({', '.join(unweighed)}).")
+    if any(spot.score.solved is not None for spot in spots):
+        notes.append("Rings: each seed, where some solved the task and others are far from it; the mark is their mean.")
+    if far := near_baselines(group.baselines, [edge for spot in spots for edge in reach_of(spot)], group.scale)[1]:
         notes.append(f"Far below the axis, hence not drawn: {', '.join(far)}.")
     if sweeps_of([spot.row for spot in spots]):
         notes.append("Joined: one option at several values, written beside the points; the last bears the name.")
     if len(front) > 1:
-        notes.append("Thin line: Pareto front, controls left out.")
+        drawn_out = any(not group.is_fair(spot.row, against.field) for spot in spots)
+        notes.append(f"Thin line: Pareto front, controls {'and disturbed runs ' * drawn_out}left out.")
     if group.terms.note:
         notes.append(group.terms.note)
         if group.baselines:
@@ -259,13 +279,14 @@ def marker_shape(marker: str) -> tuple[float, float]:
     return math.pi / 4 / area, float(np.abs(outline).max())
 
 
-def ends(found: Estimate) -> tuple[float, float]:
-    half = found.half or 0.0
-    return found.mean - half, found.mean + half
+def reach_of(spot: Spot) -> tuple[float, float]:
+    """From where to where its scores are drawn: the interval, or the seeds where these fall apart."""
+    seeds = spot.row.scores.values()
+    return spot.score.ends if spot.score.solved is None else (min(seeds), max(seeds))
 
 
-def draw_size_legend(axes: Axes, memories: Sequence[float], largest: float) -> None:
-    """Below the axes: sample markers with their memory."""
+def draw_size_legend(axes: Axes, memories: Sequence[float], largest: float, words: str) -> None:
+    """Below the axes: sample markers with their memory, which words name."""
     if not memories:
         return
     heaviest, lightest = max(memories), min(memories)
@@ -277,7 +298,7 @@ def draw_size_legend(axes: Axes, memories: Sequence[float], largest: float) -> N
     ]
     box = axes.get_position()
     figure_of(axes).legend(
-        handles=[axes.scatter([], [], s=0, label="marker area, peak memory:"), *handles],
+        handles=[axes.scatter([], [], s=0, label=f"marker area, {words}:"), *handles],
         loc="upper left",
         bbox_to_anchor=(box.x0 - 0.03, box.y0 - 48 / figure_of(axes).bbox.height),
         ncols=1 + len(handles),

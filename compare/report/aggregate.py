@@ -19,16 +19,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from compare.fields import TIMES
+from compare.load import disturbance
 from compare.spec import read_spec
 
 from .families import CONTROL_FAMILY, UNKNOWN_FAMILY
 from .scale import FRACTION, OLDER, Scale
-from .stats import Difference, Estimate, binomial_half, estimate, judge, paired_noise
+from .stats import Difference, Estimate, binomial_half, estimate, fall_apart, judge, paired_noise, sign_test, solved_by
 from .units import plain
 
 Record = dict[str, Any]
 CONTROL = "none"
 REFERENCE = "full"
+TIMED = frozenset({*TIMES, "tokens_per_second"})  # fields that a busy machine changes
 LONGEST_SLUG = 120  # letters; a file name holds 255 bytes
 
 # Spec fields that may differ between the rows of one group. All others are conditions and split it.
@@ -154,6 +157,22 @@ class Row:
     def finished(self) -> tuple[Record, ...]:
         return tuple(record for record in self.records if status_of(record) == "ok")
 
+    @cached_property
+    def disturbed(self) -> dict[str, str]:
+        """The seeds whose runs others disturbed, and by what."""
+        return {str(record.get("seed")): words for record in self.finished if (words := disturbance(record))}
+
+    @property
+    def by_budget(self) -> bool:
+        """Whether its runs trained for so many seconds: then a busy machine changes scores too."""
+        return any(as_mapping(record.get("spec")).get("budget") is not None for record in self.records)
+
+    def fair(self, field: str) -> "Row":
+        """What of it a verdict on a field may rest on: without disturbed runs where the field depends on time."""
+        if not self.disturbed or not (field in TIMED or (field == "test_score" and self.by_budget)):
+            return self
+        return replace(self, records=tuple(record for record in self.records if not disturbance(record)))
+
     @property
     def fell_back(self) -> bool:
         return any(record.get("kernel_fallback") is True for record in self.records)
@@ -168,10 +187,6 @@ class Row:
         found = [status_of(record) for record in self.records]
         kinds = sorted(set(found), key=lambda kind: (kind != "ok", kind))
         return kinds[0] if len(found) == 1 or kinds == ["ok"] else ", ".join(f"{found.count(k)} {k}" for k in kinds)
-
-    @property
-    def score(self) -> Estimate | None:
-        return estimate(list(self.scores.values()))
 
     def by_seed(self, field: str) -> dict[str, float]:
         """The field of each seed that finished and has it."""
@@ -307,26 +322,77 @@ class Group:
         """Half-width of the test set's own sampling noise at this score; 0 where its size is unknown."""
         return binomial_half(score, self.test_size) if self.test_size else 0.0
 
+    def fair_scores(self, row: Row) -> Mapping[str, float]:
+        """The scores that a verdict may rest on. Those of disturbed runs do not count where all had the same time."""
+        timed = row.by_budget and (self.terms == Terms() or "time" in self.terms.at)
+        return {seed: score for seed, score in row.scores.items() if not (timed and seed in row.disturbed)}
+
+    @cached_property
+    def bounds(self) -> tuple[float, float]:
+        """Of a score."""
+        return self.scale.limits
+
+    @cached_property
+    def gain(self) -> tuple[float, float]:
+        """Scores of the best trivial predictor, 0 without one, and of the best run."""
+        floor = max(self.baselines.values(), default=0.0)
+        return floor, max((score for row in self.rows for score in row.scores.values()), default=floor)
+
+    def splits(self, scores: Sequence[float]) -> bool:
+        """Whether the scores of one variant's seeds fall into solved and not; never where they are no fractions."""
+        return self.scale.is_fraction and fall_apart(scores, *self.gain)
+
+    def estimate_of(self, scores: Mapping[str, float]) -> Estimate | None:
+        """The mean of scores of one variant, by seed."""
+        values = list(scores.values())
+        solved = sum(solved_by(values, *self.gain)) if self.splits(values) else None
+        found = estimate(values)
+        return found and found._replace(bounds=self.bounds, solved=solved)
+
+    def score(self, row: Row) -> Estimate | None:
+        """Of all runs, disturbed or not."""
+        return self.estimate_of(row.scores)
+
+    def fair_score(self, row: Row) -> Estimate | None:
+        """Of the runs that a verdict may rest on."""
+        return self.estimate_of(self.fair_scores(row))
+
     def score_differences(self, anchor: Row) -> dict[str, Difference]:
         """By name, each other row's score minus the anchor's, paired over the seeds that both have."""
-        size = self.test_size
-        families = {}
+        size, theirs = self.test_size, self.fair_scores(anchor)
+        families, splits = {}, {}
         for row in self.rows:
-            shared = [seed for seed in row.scores if seed in anchor.scores]
-            means = [float(np.mean([of.scores[seed] for seed in shared])) for of in (row, anchor) if shared]
-            values = [row.scores[seed] - anchor.scores[seed] for seed in shared]
+            mine = self.fair_scores(row)
+            shared = [seed for seed in mine if seed in theirs]
+            means = [float(np.mean([of[seed] for seed in shared])) for of in (mine, theirs) if shared]
+            values = [mine[seed] - theirs[seed] for seed in shared]
             families[row.name] = (values, paired_noise(means, size))
-        return judge({name: family for name, family in families.items() if name != anchor.name})
+            sides = [[of[seed] for seed in shared] for of in (mine, theirs)]
+            if any(map(self.splits, sides)):
+                splits[row.name] = sign_test(*(solved_by(side, *self.gain) for side in sides))
+        low, high = self.bounds
+        families = {name: family for name, family in families.items() if name != anchor.name}
+        return judge(families, self.aside, splits, (low - high, high - low))
 
     def differences(self, anchor: Row, field: str) -> dict[str, Difference]:
         """The same of a field of the records."""
-        theirs = anchor.by_seed(field)
+        theirs = anchor.fair(field).by_seed(field)
         families = {
             row.name: ([mine[seed] - theirs[seed] for seed in mine if seed in theirs], 0.0)
             for row in self.rows
-            if row is not anchor and (mine := row.by_seed(field))
+            if row is not anchor and (mine := row.fair(field).by_seed(field))
         }
-        return judge(families)
+        return judge(families, self.aside)
+
+    def is_fair(self, row: Row, field: str) -> bool:
+        """Whether a place by this field and the score may be given to a row: no run of it was disturbed, or none of
+        what was measured depends on time."""
+        return not row.disturbed or (row.fair(field) is row and len(self.fair_scores(row)) == len(row.scores))
+
+    @property
+    def aside(self) -> set[str]:
+        """Names that do not count in a family of tests: no competitors."""
+        return {row.name for row in self.rows if not row.attends}
 
     @cached_property
     def against_full(self) -> dict[str, Difference]:

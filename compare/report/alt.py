@@ -13,13 +13,13 @@ Means = list[tuple[Row, float]]
 
 def describe_accuracy(group: Group, against: Against) -> str:
     """What stands on a chart of accuracy: how many, and the ends of both axes."""
-    rows = [row for row in group.rows if row.score and row.over_seeds(against.field)]
+    rows = [row for row in group.rows if row.scores and row.over_seeds(against.field)]
     if not rows:
         return ""
     unit = " tokens/s" if against.field == "tokens_per_second" else ""
     return (
         f"{count(len(rows), 'variant')}. {sentence(group.terms.words(group.metric))}: "
-        f"{span([(row, row.score.mean) for row in rows if row.score], group.scale.show)}. "
+        f"{span([(row, found.mean) for row in rows if (found := group.score(row))], group.scale.show)}. "
         f"{against.words.capitalize()}: {span(means(rows, against.field), lambda value: against.show(value) + unit)}."
     )
 

@@ -6,20 +6,19 @@ from collections.abc import Sequence
 from .aggregate import Group, Row, Terms
 from .decoding import kept, longest_decoded
 from .flags import in_words
+from .memory import memory_of
 from .scale import FRACTION, WITHIN, Scale
-from .scaling import STATE, TIME, TOKEN, find_crossovers, length_series, length_text, rows_by_length
-from .stats import ENOUGH_SEEDS, Difference
+from .scaling import STATE, TIME, TOKEN, disturbed_note, find_crossovers, length_series, length_text, rows_by_length
+from .stats import ENOUGH_SEEDS, Difference, Estimate
 from .summary import baseline_differences, measured, scores_of, short
 from .task_sweeps import held, kept_state, representatives, task_sweeps, unswept
 from .units import plain, plural, sentence, significant
 from .views import scored
 
 GOOD = f"within {100 * WITHIN:g} {plural(round(100 * WITHIN), 'point')} of full"
-TRAINED = (
-    ("Fastest", "tokens_per_second", "training speed", "most"),
-    ("lightest", "peak_memory_bytes", "peak memory", "least"),
-)
 DECODED = (("Fastest", TOKEN, "time per token", "least"), ("smallest state", STATE, "state", "least"))
+BUSY = "Runs on a busy machine"
+REPEAT = f'Repeat them on an idle machine with the commands under "{BUSY}".'
 EXPLAINED = (
     "full is ordinary softmax attention, with which the others are compared on the same seeds. A variant is said to be "
     f"{GOOD} where, at 95 % confidence, its score is at most {100 * WITHIN:g} percentage "
@@ -39,7 +38,7 @@ def answer(groups: Sequence[Group]) -> list[str]:
     judged = [group for group in groups if can_be_judged(group)]
     for group in [*(group for group in groups if not group.decodes), *longest_decoded(groups)]:
         by = f", by {group.terms.words('score')}" if group.terms != Terms() else ""
-        lines.append(f"{group.title}{by}: {' '.join(sentences(group))}")
+        lines.append(f"{group.title}{by}: {' '.join([*sentences(group), *disturbed(group)])}")
     lines += over_tasks(judged)
     lines += map(crossovers, series)
     return lines + ([EXPLAINED] if judged else [])
@@ -54,6 +53,11 @@ def rivals(group: Group) -> list[Row]:
     return [row for row in group.rows if row.attends and row is not group.reference]
 
 
+def sound(group: Group) -> list[Row]:
+    """Of these, those whose scores nothing disturbed."""
+    return [row for row in rivals(group) if len(group.fair_scores(row)) == len(row.scores)]
+
+
 def good(scale: Scale) -> str:
     """What a variant is called that is as good as full."""
     return GOOD if scale.is_fraction else f"within {100 * WITHIN:g} % of full's {scale.unit}"
@@ -61,30 +65,34 @@ def good(scale: Scale) -> str:
 
 def is_within(found: Difference | None, scale: Scale = FRACTION, full: float = 1.0) -> bool:
     """Not worse than full, whose score is given, by more than the margin, at 95 % confidence."""
-    if found is None or found.n < ENOUGH_SEEDS or found.half is None:
+    if found is None or found.solved is not None or found.n < ENOUGH_SEEDS or found.half is None:
         return False
     return scale.better(found.mean) - found.half > -scale.margin(full)
 
 
 def is_as_good(group: Group, name: str) -> bool:
-    full = group.reference.score if group.reference else None
+    full = group.fair_score(group.reference) if group.reference else None
     return full is not None and is_within(group.against_full.get(name), group.scale, full.mean)
 
 
 def sentences(group: Group) -> list[str]:
     if not any(row.finished for row in group.rows):
         return ["No run finished."]
+    if not scores_of(group) and any(row.scores and row.attends for row in group.rows):
+        return ["Every run was disturbed: no score can be compared."]
     if not scores_of(group) and scored(group):
         return ["Only the control has a score: there is nothing to compare."]
     if not scores_of(group):
         if group.decodes:
             return ["Decoding, without scores.", *cheapest(group, rivals(group), ""), kept(group)]
         return ["Cost alone, without scores.", *cheapest(group, rivals(group), "")]
-    full = group.reference.score if group.reference else None
+    full = group.fair_score(group.reference) if group.reference else None
     if full is None:
-        why = f"has no score ({group.reference.status})" if group.reference else "was not run"
+        why = "was not run"
+        if group.reference:
+            why = "was disturbed" if group.reference.scores else f"has no score ({group.reference.status})"
         return [f"Full {why}, so nothing can be compared with it.", *sobering(group)]
-    if not any(row.score for row in rivals(group)):
+    if not any(group.fair_score(row) for row in rivals(group)):
         alone = "No variant but full has a score" if rivals(group) else "Full is the only variant here that attends"
         return [f"{alone}, so nothing can be compared with it.", *sobering(group)]
     if not any(row.name in group.against_full for row in rivals(group)):
@@ -93,32 +101,50 @@ def sentences(group: Group) -> list[str]:
         n = max(found.n for found in group.against_full.values())
         word = "good" if group.scale.lower_is_better else "accurate"
         return [
-            f"With {n} {plural(n, 'seed')} it cannot be said who is as {word} as full ({group.scale.show(full.mean)}); "
+            f"With {n} {plural(n, 'seed')} it cannot be said who is as {word} as full ({score_words(group, full)}); "
             f"{ENOUGH_SEEDS} are needed.",
             *sobering(group),
         ]
-    return [*as_good(group, full.mean), *clearly(group), *sobering(group)]
+    return [*as_good(group, full), *clearly(group), *sobering(group)]
 
 
-def as_good(group: Group, full: float) -> list[str]:
+def disturbed(group: Group) -> list[str]:
+    """Whose runs others disturbed, and how to repeat them."""
+    rows = [row for row in group.rows if row.disturbed]
+    if not rows:
+        return []
+    names = []
+    for row in rows:
+        some, n, score = len(row.disturbed), len(row.finished), group.score(row)
+        stands = f", {score_words(group, score)} as it stands" if score and row.by_budget else ""
+        names.append(f"{row.name} ({some} of {n} {plural(n, 'run')}{stands})")
+    what = "verdicts by time, budgets in seconds included" if rows[0].by_budget else "verdicts by time"
+    return [f"Disturbed by other processes, and left out of {what}: {', '.join(names)}. {REPEAT}"]
+
+
+def as_good(group: Group, full: Estimate) -> list[str]:
     """Who is within reach of full, and the fastest and the lightest of them."""
     found = {name: d for name, d in group.against_full.items() if d.half is not None and d.n >= ENOUGH_SEEDS}
     reached = [row for row in rivals(group) if is_as_good(group, row.name)]
     scale = group.scale
-    words, level = good(scale), scale.show(full)
+    words, level = good(scale), score_words(group, full)
     if reached:
         names = short([row.name for row in reached])
         return [f"{sentence(words)} ({level}): {names}.", *cheapest(group, reached, " of these")]
     near = {row.name: found[row.name] for row in rivals(group) if row.name in found}
     nearest = max(near, key=lambda name: scale.better(near[name].mean) - (near[name].half or 0.0))
-    change = f"{scale.change(near[nearest])} {scale.points}"
-    return [f"No variant is shown to be {words} ({level}); nearest: {nearest} ({change})."]
+    return [f"No variant is shown to be {words} ({level}); nearest: {nearest} ({points_words(group, near[nearest])})."]
 
 
 def cheapest(group: Group, rows: Sequence[Row], among: str) -> list[str]:
     """Which of the rows is fastest, which takes least memory, and what that is beside full."""
     said = []
-    for most, field, words, pick in DECODED if group.decodes else TRAINED:
+    memory = memory_of(group.rows)
+    trained = (
+        ("Fastest", "tokens_per_second", "training speed", "most"),
+        ("lightest", memory.field, memory.words, "least"),
+    )
+    for most, field, words, pick in DECODED if group.decodes else trained:
         values = {row.name: (row, value.mean) for row, value in measured(group, field) if row in rows}
         if values:
             row, value = (max if pick == "most" else min)(values.values(), key=lambda item: item[1])
@@ -127,7 +153,7 @@ def cheapest(group: Group, rows: Sequence[Row], among: str) -> list[str]:
 
 
 def beside_full(group: Group, row: Row, value: float, field: str, words: str) -> str:
-    full = group.reference.over_seeds(field) if group.reference else None
+    full = group.reference.fair(field).over_seeds(field) if group.reference else None
     if full is None or group.reference is None or full.mean <= 0:
         return ""
     found = group.differences(group.reference, field).get(row.name)
@@ -143,17 +169,31 @@ def clearly(group: Group) -> list[str]:
     better = [name for name, d in found.items() if d.beyond and gains[name] > 0]
     behind = [name for name, d in found.items() if d.beyond and gains[name] < 0 and not is_as_good(group, name)]
     worse = sorted(behind, key=lambda name: -gains[name])
-    unclear = [
-        name for name, d in found.items() if d.n >= ENOUGH_SEEDS and not d.beyond and not is_as_good(group, name)
-    ]
-    few = [name for name in names if name not in found or found[name].n < ENOUGH_SEEDS]
+    unclear = {
+        name: d for name, d in found.items() if d.n >= ENOUGH_SEEDS and not d.beyond and not is_as_good(group, name)
+    }
+    partly = {row.name: score for row in rivals(group) if (score := group.fair_score(row)) and score.solved is not None}
+    few = [row.name for row in sound(group) if row.name not in found or found[row.name].n < ENOUGH_SEEDS]
     said = (
         ("Clearly better than full", better),
         ("Clearly worse", worse),
-        ("Undecided, for wide intervals", unclear),
+        ("Solved with some seeds only", [f"{name} ({score.solved} of {score.n})" for name, score in partly.items()]),
+        ("Inconclusive: the interval is too wide", [name for name, d in unclear.items() if not d.solved]),
+        (
+            "Inconclusive: full's seeds fall apart",
+            [name for name, d in unclear.items() if d.solved and name not in partly],
+        ),
         ("No verdict, for want of seeds", few),
     )
     return [f"{words}: {short(names)}." for words, names in said if names]
+
+
+def score_words(group: Group, found: Estimate) -> str:
+    return group.scale.show(found.mean) if found.solved is None else group.scale.number(found)
+
+
+def points_words(group: Group, found: Difference) -> str:
+    return group.scale.change(found) + ("" if found.solved else f" {group.scale.points}")
 
 
 def sobering(group: Group) -> list[str]:
@@ -165,10 +205,10 @@ def sobering(group: Group) -> list[str]:
         words, above = baseline_differences(group, scores)
         if not any(may_be_ahead(group, found) for found in above.values()):
             said.append(f"No variant is shown to be {ahead} the best trivial baseline ({words}).")
-    if group.control and group.control.score:
+    if group.control and (alone := group.fair_score(group.control)):
         above = group.score_differences(group.control)
         if not any(may_be_ahead(group, above[row.name]) for row, _ in scores if row.name in above):
-            control = f"the control without attention ({group.scale.show(group.control.score.mean)})"
+            control = f"the control without attention ({group.scale.show(alone.mean)})"
             said.append(
                 f"No variant is shown to be {ahead} {control}: that attention gains anything here cannot be said."
             )
@@ -186,10 +226,11 @@ def crossovers(series: Sequence[Group]) -> str:
         crossover, row = found[label], next(iter(cells[label].values()))
         if not row.attends:
             continue
+        last = crossover.measured[1]
         if crossover.within_noise:
             unclear.append(row.name)
         elif crossover.length == 0:
-            always.append(row.name)
+            always.append(row.name if last == longest else f"{row.name} (measured up to {plain(last)})")
         elif crossover.length == math.inf:
             never.append(row.name)
         else:
@@ -198,11 +239,12 @@ def crossovers(series: Sequence[Group]) -> str:
         (f"at every length from {plain(shortest)} on", always),
         ("from some length on", sometime),
         (f"at none of the longest, up to {plain(longest)}", never),
-        ("undecided, within noise", unclear),
+        ("inconclusive, within noise", unclear),
     )
     words = "; ".join(f"{what}: {', '.join(names)}" for what, names in said if names)
     where = f"{series[0].task} (causal)" if series[0].causal else series[0].task
-    return f"{where} against length: faster than full ({what}) {words or 'cannot be said'}."
+    text = f"{where} against length: faster than full ({what}) {words or 'cannot be said'}."
+    return " ".join([text, *disturbed_note(cells)])
 
 
 def may_be_ahead(group: Group, found: Difference) -> bool:
@@ -217,7 +259,8 @@ def over_tasks(groups: Sequence[Group]) -> list[str]:
     counts: dict[str, list[bool]] = {}
     for group in groups:
         for row in rivals(group):
-            counts.setdefault(row.name, []).append(is_as_good(group, row.name))
+            if row.name in group.against_full or row in sound(group):
+                counts.setdefault(row.name, []).append(is_as_good(group, row.name))
     ranked = sorted(counts, key=lambda name: -sum(counts[name]))
     some = [f"{name} on {sum(counts[name])} of {len(counts[name])}" for name in ranked if any(counts[name])]
     none = [name for name in ranked if not any(counts[name])]

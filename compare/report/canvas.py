@@ -416,9 +416,12 @@ def baseline_texts(group: Group) -> dict[str, str]:
 
 
 def shown_name(row: Row) -> str:
-    return row.name + ("*" if row.fell_back else "")
+    return row.name + "*" * row.fell_back + "‖" * bool(row.disturbed)
 
 
 def fallback_notes(rows: Sequence[Row]) -> list[str]:
     ran = {row.name: row.kernels or "another kernel" for row in rows if row.fell_back}
-    return [f"* {name} ran {kernel}" for name, kernel in ran.items()]
+    notes = [f"* {name} ran {kernel}" for name, kernel in ran.items()]
+    if busy := [row.name for row in rows if row.disturbed]:
+        notes.append(f"‖ disturbed by other processes: {', '.join(busy)}.")
+    return notes

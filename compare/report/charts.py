@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from compare.record import naming, write_atomically
 
-from .accuracy import SPEED, STEP, WEIGHT, accuracy_chart, state_of
+from .accuracy import SPEED, STEP, accuracy_chart, state_of, weight_of
 from .aggregate import Chart, Group, distinct_slugs
 from .alt import describe_accuracy, describe_cost, describe_crossovers, describe_curves, describe_decoding
 from .beyond import chart_by_length, describe_by_length, test_lengths
@@ -20,7 +20,7 @@ from .canvas import DPI, STYLE, Style, choose_styles, fonts
 from .curves import learning_curves
 from .decoding import DECODING, longest_decoded, time_against_state
 from .heatmap import HEAT, draw_heat_map, heat_maps
-from .lengths import MEMORY, STATE, TIME, TOKEN, cost_against_length, crossover_chart
+from .lengths import STATE, TIME, TOKEN, cost_against_length, crossover_chart, memory_cost
 from .scaling import length_series, series_note
 from .sweeps import capacity_group
 from .task_sweeps import describe_sweep, representatives, sweep_chart, task_sweeps, unswept
@@ -70,7 +70,7 @@ def plan(groups: Sequence[Group], styles: Mapping[str, Style]) -> list[tuple[Cha
         (Chart(sweep.stem, describe_sweep(sweep), sweep.stem), partial(sweep_chart, sweep, styles)) for sweep in sweeps
     ]
     for group in unswept(groups, sweeps):
-        for against in (SPEED, WEIGHT):
+        for against in (SPEED, weight_of(group.rows)):
             title = f"{sentence(group.terms.words('score'))} against {against.words}: {group.title}"
             alt = f"{title}. {describe_accuracy(group, against)}"
             chart = Chart(f"{against.stem}_{group.slug}", alt.strip(), group.slug)
@@ -94,7 +94,7 @@ def plan(groups: Sequence[Group], styles: Mapping[str, Style]) -> list[tuple[Cha
     names = distinct_slugs([(series[0].task, series[0].where, series_note(series, groups)) for series in found])
     for series, name in zip(found, names, strict=True):
         decoded = series[0].decodes
-        place, time, other = (DECODING, TOKEN, STATE) if decoded else ("", TIME, MEMORY)
+        place, time, other = (DECODING, TOKEN, STATE) if decoded else ("", TIME, memory_cost(series))
         for cost in (time, other):
             alt = f"{cost.title}: {series[0].task}. {describe_cost(series, cost)}"
             chart = Chart(f"{cost.stem}_{name}", alt.strip(), place)

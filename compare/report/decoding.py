@@ -25,6 +25,7 @@ from .scaling import (
     batch_of,
     crossover_note,
     crossover_text,
+    disturbed_note,
     exponent_text,
     find_crossovers,
     fit_exponents,
@@ -135,6 +136,7 @@ def growth_table(series: Sequence[Group], title: str) -> CostTable:
     notes = [powers_note(series)]
     if reference is not None:
         notes.append(crossover_note("Faster", cells, TOKEN))
+    notes += disturbed_note(cells)
     return CostTable(f"Growth: {title}", header, body, notes)
 
 

@@ -44,7 +44,8 @@ QUANTITIES = (
     Quantity("step_seconds", "step", "s", "step (ms)", 1e3, 1, "low"),
     Quantity("forward_seconds", "forward", "s"),
     Quantity("forward_backward_seconds", "forward + backward", "s", "fwd + bwd (ms)", 1e3, 1, "low"),
-    Quantity("peak_memory_bytes", "peak memory", "B", "peak memory (MiB)", 2**-20, 1, "low"),
+    Quantity("train_memory_bytes", "memory of training", "B", "memory (MiB)", 2**-20, 1, "low"),
+    Quantity("peak_memory_bytes", "peak memory", "B", "peak of a step (MiB)", 2**-20, 1, "low"),
     Quantity("saved_bytes", "saved for backward", "B"),
     Quantity("flops", "step cost", "FLOP"),
     Quantity("token_seconds", "time per token", "s", "token (ms)", 1e3, 3, "low"),
@@ -52,6 +53,10 @@ QUANTITIES = (
     Quantity("params", "parameters", "count", "parameters"),
     Quantity("train_steps", "training steps", "count"),
     Quantity("train_seconds", "training time", "s"),
+    Quantity("train_cpu_seconds", "CPU time of training", "s"),
+    Quantity("train_others_share", "machine taken by others in training", "fraction"),
+    Quantity("train_lost_share", "CPU time lost in training", "fraction"),
+    Quantity("train_step_seconds", "step in training", "s"),
 )
 TEXT = (
     "task",
@@ -68,6 +73,7 @@ TEXT = (
 )
 COUNTS = ("runs", "finished runs")
 DIFFERENCE = ("difference to full [fraction]", "difference to full half [fraction]", "seeds of the difference")
+REACH = ("test score low [fraction]", "test score high [fraction]", "seeds that solved")
 
 FORMULA = ("=", "+", "-", "@", "\t")  # how a cell begins that spreadsheets run
 Part = list[list[str]]
@@ -98,13 +104,14 @@ TEX = str.maketrans(
 
 
 def csv_table(groups: Sequence[Group]) -> str:
-    """One line for each variant of each group: means and half intervals in plain units, empty where not measured."""
+    """One line for each variant of each group: means and half intervals in plain units, empty where not measured, and
+    where an interval is not as long on either side, or seeds fall apart: its ends, and how many solved the task."""
     numbers = [f"{q.title}{half} [{q.unit}]" for q in QUANTITIES for half in ("", " half")]
     units = list(dict.fromkeys(group.scale.unit for group in groups if not group.scale.is_fraction))
     beside = [f"{title}{half} [{unit}]" for unit in units for title in SCORES for half in ("", " half")]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow((*TEXT, *COUNTS, *numbers, *DIFFERENCE, *beside))
+    writer.writerow((*TEXT, *COUNTS, *numbers, *DIFFERENCE, *REACH, *beside))
     for group in groups:
         for row in group.rows:
             place = (group.task, group.seq_len, group.conditions, group.machine)
@@ -119,17 +126,19 @@ def csv_table(groups: Sequence[Group]) -> str:
             ]
             difference = group.against_full.get(row.name)
             scale = group.scale
-            measured = [(q, row.over_seeds(q.field)) for q in QUANTITIES]
-            found = [n for q, mean in measured for n in pair(mean if scale.is_fraction or q.unit != FRACTION else None)]
+            means = [(q, measured(q, row, group)) for q in QUANTITIES]
+            found = [n for q, mean in means for n in pair(mean if scale.is_fraction or q.unit != FRACTION else None)]
             scores = [
-                n for mean in (*(mean for q, mean in measured if q.unit == FRACTION), difference) for n in pair(mean)
+                n for mean in (*(mean for q, mean in means if q.unit == FRACTION), difference) for n in pair(mean)
             ]
             others = [n for unit in units for n in (scores if unit == scale.unit else [""] * len(scores))]
             words.append("; ".join(flags(row, group)))
             counts = (len(row.records), len(row.finished))
             seeds = difference.n if difference else ""
             fraction = pair(difference if scale.is_fraction else None)
-            writer.writerow((*map(as_text, words), *counts, *found, *fraction, seeds, *others))
+            score = group.score(row)
+            reach = (*score.ends, "" if score.solved is None else score.solved) if score else ("", "", "")
+            writer.writerow((*map(as_text, words), *counts, *found, *fraction, seeds, *reach, *others))
     return out.getvalue()
 
 
@@ -144,7 +153,11 @@ def as_text(value: str | int) -> str | int:
 def pair(found: Estimate | Difference | None) -> tuple[float | str, float | str]:
     if found is None:
         return "", ""
-    return found.mean, "" if found.half is None else found.half
+    return found.mean, "" if found.half is None or found.is_cut or found.solved is not None else found.half
+
+
+def measured(quantity: Quantity, row: Row, group: Group) -> Estimate | None:
+    return group.score(row) if quantity.field == "test_score" else row.over_seeds(quantity.field)
 
 
 def flags(row: Row, group: Group) -> list[str]:
@@ -196,7 +209,7 @@ def latex_table(group: Group) -> str:
         if width_of(name) > WIDEST_NAME:
             name = rf"\parbox[t]{{{WIDEST_NAME}pt}}{{\raggedright {name}\strut}}"
         cells = [name + (rf"\textsuperscript{{{','.join(marks)}}}" if marks else "")]
-        cells += [number(row.over_seeds(q.field), q.factor, q.decimals, bold=best.get(q.field) is row) for q in shown]
+        cells += [number(measured(q, row, group), q.factor, q.decimals, bold=best.get(q.field) is row) for q in shown]
         if any(scored):
             cells.insert(2, number(difference, group.scale.factor, group.scale.decimals, sign=True))
         lines.append(cells)
@@ -301,7 +314,7 @@ def best_of(group: Group, quantity: Quantity) -> Row | None:
     """The best of those that attend, if every other lies behind it beyond noise, and all have seeds enough."""
     field = quantity.field
     rows = [row for row in group.rows if row.attends]
-    found = [(row, measured.mean) for row in rows if (measured := row.over_seeds(field))]
+    found = [(row, measured.mean) for row in rows if (measured := row.fair(field).over_seeds(field))]
     if len(found) < 2:
         return None
     best, _ = (max if quantity.better == "high" else min)(found, key=lambda item: item[1])
@@ -317,6 +330,12 @@ def number(
         return "--"
     mean = f"{round(factor * found.mean, decimals) or 0.0:{'+' if sign else ''},.{decimals}f}".replace(",", "{,}")
     half = "" if not found.half else rf" \pm {factor * found.half:,.{decimals}f}".replace(",", "{,}")
+    if found.solved is not None:
+        sides = found.solved if isinstance(found, Difference) else (found.solved,)
+        return " vs. ".join(f"{solved} of {found.n}" for solved in sides) + " solved"
+    if found.is_cut:
+        low, high = (f"{factor * end:{'+' if sign else ''},.{decimals}f}" for end in found.ends)
+        half = rf"\ ({low} \mbox{{ to }} {high})"
     shown = rf"\mathbf{{{mean}}}" if bold else mean
     return f"${shown}{half}$"
 

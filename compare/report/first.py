@@ -49,7 +49,7 @@ def lead_of(groups: Sequence[Group], sweeps: Sequence[TaskSweep]) -> Lead | None
         told = [asked(group), held(longest), kept_state(longest)]
         stem = longest.stem
     else:
-        group, told = longest, [asked(longest), solved(longest), cost(longest)]
+        group, told = longest, [asked(longest), solved(longest), cost(longest), disturbed(longest)]
         stem = f"{SPEED.stem}_{longest.slug}"
     return Lead(longest, [*filter(None, told), *more], remarks(group), stem)
 
@@ -60,7 +60,7 @@ def groups_of(subject: Group | TaskSweep) -> list[Group]:
 
 def scores_of(group: Group) -> Scores:
     """The mean score of each variant that attends, the best first."""
-    found = {row.name: row.score.mean for row in group.rows if row.attends and row.score}
+    found = {row.name: score.mean for row in group.rows if row.attends and (score := group.score(row))}
     return dict(sorted(found.items(), key=lambda item: -group.scale.better(item[1])))
 
 
@@ -81,8 +81,8 @@ def floor_of(group: Group) -> tuple[float, str] | None:
     no control."""
     level = group.scale.level
     name, value = max(group.baselines.items(), key=lambda item: group.scale.better(item[1]), default=("", 0.0))
-    if group.control and group.control.score:
-        control = group.control.score.mean
+    if group.control and (alone := group.score(group.control)):
+        control = alone.mean
         beside = f"; {name} {level(value)}" if name else ""
         return control, f"the control without attention ({level(control)}{beside})"
     return (value, f"the best trivial predictor ({name} {level(value)})") if name else None
@@ -102,7 +102,7 @@ def unsolved(group: Group) -> list[str]:
 def solved(group: Group) -> str:
     """Who keeps the score of full and who does not. It tells the numbers of this report, and ranks nobody."""
     scores, floor, failed = scores_of(group), floor_of(group), unsolved(group)
-    n = max(row.score.n for row in group.rows if row.score)
+    n = max(score.n for row in group.rows if (score := group.score(row)))
     where = "In this run" if n == 1 else f"On the mean of {n} seeds"
     what, scale = group.terms.words(group.metric), group.scale
     step = near(group)
@@ -171,6 +171,15 @@ def cost(group: Group) -> str:
 def times(ratio: float) -> str:
     """Two digits: 0.34, 1.0, 3.1 or 12 times."""
     return f"{ratio:.2g} times" if ratio < 0.95 else f"{ratio:.1f} times" if ratio < 9.95 else f"{ratio:.0f} times"
+
+
+def disturbed(group: Group) -> str:
+    """Whose numbers other processes may have changed."""
+    names = [row.name for row in group.rows if row.disturbed]
+    if not names:
+        return ""
+    what = "times and scores" if group.rows[0].by_budget else "times"
+    return f"Other processes took part of the machine from {joined(names, FEW)}: take their {what} as rough."
 
 
 def remarks(group: Group) -> list[str]:

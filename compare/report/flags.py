@@ -13,6 +13,7 @@ MEANINGS = {
     "‡": "runs that did not finish",
     "§": "other seeds than full, so that few pairs are left",
     "¶": "other data",
+    "‖": "disturbed by other processes, and left out of verdicts by time",
 }
 
 
@@ -25,7 +26,7 @@ class Flag(NamedTuple):
 
 
 def flags_of(row: Row, group: Group) -> list[Flag]:
-    found = (check(row, group) for check in (kernel, parameters, unfinished, seeds, data))
+    found = (check(row, group) for check in (kernel, parameters, unfinished, seeds, data, busy))
     return [flag for flag in found if flag]
 
 
@@ -84,6 +85,16 @@ def seeds(row: Row, group: Group) -> Flag | None:
         return None
     detail = f"{len(own & full)} of its {len(own)} shared, full has {len(full)}"
     return Flag("§", detail, f"other seeds than full: {detail}")
+
+
+def busy(row: Row, group: Group) -> Flag | None:
+    del group
+    if not row.disturbed:
+        return None
+    seed, words = next(iter(row.disturbed.items()))
+    share = f"{len(row.disturbed)} of {len(row.finished)} {plural(len(row.finished), 'run')}"
+    detail = f"{share}: {words}" if len(row.disturbed) == 1 else f"{share}; seed {seed}: {words}"
+    return Flag("‖", detail, f"disturbed by other processes: {share}")
 
 
 def data(row: Row, group: Group) -> Flag | None:

@@ -26,9 +26,10 @@ ENDS = (0.15, 0.85)  # of the map that are used: every number stays readable on 
 EMPTY = "#d9d9d9"
 CELL = 34.0  # least height of a line, pixels
 SMALLEST = 8.0  # points
-HATCHES = {"noise": "////", "few": "....", "": ""}
+HATCHES = {"noise": "////", "few": "....", "busy": "xxx", "": ""}
 MARKS = {
     "noise": "within noise of full",
+    "busy": "on a busy machine: no verdict",
     "few": f"fewer than {ENOUGH_SEEDS} seeds",
     "failed": "no run finished",
     "absent": "not run",
@@ -62,12 +63,25 @@ class Cell:
         factor, decimals = self.scale.factor, self.scale.decimals
         rounded = round(factor * self.found.mean, decimals) or 0.0  # no -0.0
         number = f"{rounded:{'+' if self.relative else ''}.{decimals}f}".replace("-", "−")
-        return number, "" if self.found.half is None else f"± {factor * self.found.half:.{decimals}f}"
+        return number, self.half
 
     @property
     def gain(self) -> float:
         """How much better than full; 0 where that cannot be said."""
         return self.scale.better(self.found.mean) if self.found and self.relative else 0.0
+
+    @property
+    def half(self) -> str:
+        """The half interval, or what stands for it."""
+        if self.found is None or self.found.half is None:
+            return ""
+        if self.found.solved is not None:
+            solved = self.found.solved[0] if isinstance(self.found, Difference) else self.found.solved
+            return f"{solved} of {self.found.n} solved"
+        factor, decimals = self.scale.factor, self.scale.decimals
+        if self.found.is_cut:
+            return " to ".join(f"{factor * end:.{decimals}f}" for end in self.found.ends).replace("-", "−")
+        return f"± {factor * self.found.half:.{decimals}f}"
 
     @property
     def words(self) -> str:
@@ -132,7 +146,7 @@ class HeatMap:
                 low, high = (f"{name} on {group.task} {cell.words}" for cell, name, group in ends)
                 behind, ahead = ("behind", "ahead") if scale.lower_is_better else ("below", "above")
                 text += f" Furthest {behind} full: {low}. Furthest {ahead}: {high}."
-        counts = [(marks.count(mark), MARKS[mark]) for mark in ("noise", "few", "failed", "absent")]
+        counts = [(marks.count(mark), MARKS[mark]) for mark in ("noise", "busy", "few", "failed", "absent")]
         return text + " Cells: " + ", ".join(f"{count} {words}" for count, words in counts if count) + "."
 
 
@@ -175,11 +189,14 @@ def make_lines(groups: Sequence[Group]) -> list[Line]:
 def make_cell(row: Row | None, group: Group) -> Cell:
     if row is None:
         return Cell(None, relative=False, mark="absent")
-    if row.score is None:
+    score = group.score(row)
+    if score is None:
         return Cell(None, relative=False, mark="failed", status=row.status)
     scale = group.scale
     difference = group.against_full.get(row.name)
-    found = difference or row.score
+    found = difference or score
+    if difference is None and len(group.fair_scores(row)) < len(row.scores):
+        return Cell(found, relative=False, mark="busy")
     if found.n < ENOUGH_SEEDS:
         return Cell(found, difference is not None, "few", scale=scale)
     mark = "noise" if difference and not difference.beyond else ""
@@ -213,6 +230,8 @@ def heat_notes(heat: HeatMap) -> list[str]:
         notes.append(f"Lower is better, so − is better than full: {', '.join(lower)}. Blue is better everywhere.")
     if "noise" in marks:
         notes.append("Hatched: within noise of full, the test set's own included.")
+    if "busy" in marks:
+        notes.append("Crossed: disturbed by other processes, so no verdict where the budget is in seconds.")
     if "few" in marks:
         notes.append(f"Dotted: fewer than {ENOUGH_SEEDS} seeds, so no ranking.")
     if marks & {"failed", "absent"}:

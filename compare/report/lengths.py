@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from . import scaling
-from .aggregate import Group, status_of
+from .aggregate import TIMED, Group, status_of
 from .canvas import (
     FAINT,
     INK,
@@ -31,8 +31,9 @@ from .canvas import (
     write,
 )
 from .labels import Box
+from .memory import memory_of
 from .scaling import NOISE, batch_of, find_crossovers, fit_exponents, length_text, one_batch, rows_by_length
-from .units import seconds, size
+from .units import seconds, sentence, size
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,6 @@ TIME = Cost(
     seconds,
     what="forward + backward is",
 )
-MEMORY = Cost(scaling.MEMORY, "cost_memory", "Peak memory of training against length", "peak memory", size)
 TOKEN = Cost(
     *(scaling.TOKEN, "decode_time", "Time per token against length, decoding"),
     "time of a step, a token for each sample",
@@ -71,6 +71,13 @@ STATE = Cost(
     size,
     note="All that the causal encoder keeps of the positions before its next step.",
 )
+
+
+def memory_cost(series: Sequence[Group]) -> Cost:
+    """Memory of training in all, where the records tell it."""
+    memory = memory_of([row for group in series for row in group.rows])
+    note = f"{sentence(memory.words)}: {memory.holds}."
+    return Cost(memory.field, "cost_memory", f"{sentence(memory.words)} against length", memory.words, size, note=note)
 
 
 def cost_against_length(series: Sequence[Group], cost: Cost, styles: Mapping[str, Style]) -> Figure | None:
@@ -106,6 +113,10 @@ def cost_against_length(series: Sequence[Group], cost: Cost, styles: Mapping[str
     if nothing:
         notes.append(f"0 at every length: {', '.join(nothing)}.")
     notes += fallback_notes(fell_back)
+    if cost.field in TIMED:
+        notes += [f"‖ {note}" for note in scaling.disturbed_note(cells)]
+    disturbed = (row for rows in cells.values() for row in rows.values() if row.disturbed)
+    busy = {row.label for row in disturbed} if cost.field in TIMED else set()
     starred = {row.label for row in fell_back}
 
     fits = fit_exponents(cells, cost.field) if one_batch(series) else {}
@@ -113,7 +124,10 @@ def cost_against_length(series: Sequence[Group], cost: Cost, styles: Mapping[str
         notes.append("N^: the power of the length that the cost grows with, fitted over the longest lengths.")
     texts = {
         label: folded(
-            row.name + ("*" if label in starred else "") + (f" N^{fits[label].words}" if label in fits else "")
+            row.name
+            + ("*" if label in starred else "")
+            + ("‖" if label in busy else "")
+            + (f" N^{fits[label].words}" if label in fits else "")
         )
         for label, row in rows_shown.items()
     }
@@ -191,7 +205,8 @@ def crossover_chart(series: Sequence[Group], cost: Cost, styles: Mapping[str, St
         series[0].machine,
         [
             "Lines: 95 % intervals. Left of the lengths measured: faster at all of them; right: not at the longest. "
-            "Within noise: at no length measured beyond noise faster or slower."
+            "Within noise: at no length measured beyond noise faster or slower.",
+            *scaling.disturbed_note(cells),
         ],
         list(rows.values()),
         body=20.0 * len(order) + 58,

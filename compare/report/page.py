@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from compare.spec import read_spec
 
 from .aggregate import Chart, Group, Record, Row, as_mapping, as_pairs, slug, status_of
-from .answer import answer
+from .answer import BUSY, answer
 from .beyond import table_by_length
 from .decoding import DECODING, decode_tables
 from .families import colour_of, in_order
@@ -23,9 +23,11 @@ from .scaling import CostTable, cost_tables, length_series
 from .summary import summarise
 from .sweeps import sweep_table
 from .tables import (
+    BUSY_HEADER,
     READING,
     Cell,
     baseline_rows,
+    busy_runs,
     columns_of,
     commands,
     equal_table,
@@ -109,6 +111,7 @@ def html_page(groups: Sequence[Group], charts: Sequence[Chart], folder: Path, wa
         Section("tasks", "Tasks and variants", heat_section(once, charts, folder)),
         Section("baselines", "Trivial baselines", baselines_section(groups)),
         Section("failures", "Runs that did not finish", failures_section(groups)),
+        Section("busy", BUSY, busy_section(groups)),
         Section("reading", "How to read this", bullets(READING)),
         Section("runs", "Every run", every_run(groups, runs)),
         Section("commands", "The commands that made this", commands_section(groups)),
@@ -354,6 +357,11 @@ def baselines_section(groups: Sequence[Group]) -> str:
 def failures_section(groups: Sequence[Group]) -> str:
     found = failures(groups)
     return simple_table("Failed runs", ("task", "variant", "seed", "status", "reason"), found) if found else ""
+
+
+def busy_section(groups: Sequence[Group]) -> str:
+    found = busy_runs(groups)
+    return simple_table(BUSY, BUSY_HEADER, found) if found else ""
 
 
 def commands_section(groups: Sequence[Group]) -> str:

@@ -1,8 +1,9 @@
 """How the scores of a group are told, and which of two is the better one."""
 
+import math
 from dataclasses import dataclass
 
-from .stats import Difference, Estimate, in_points
+from .stats import Difference, Estimate, in_numbers, in_points
 from .units import percent
 
 WITHIN = 0.01  # of full's score, in points or as a share of it: what counts as being as good
@@ -21,6 +22,12 @@ class Scale:
     unit: str = "%"
     lower_is_better: bool = False
     bounds: tuple[float | None, float | None] = (0.0, 1.0)
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The bounds, infinite where there are none."""
+        low, high = self.bounds
+        return -math.inf if low is None else low, math.inf if high is None else high
 
     @property
     def is_fraction(self) -> bool:
@@ -67,9 +74,8 @@ class Scale:
         return self.better(score - other) / (1.0 if self.is_fraction else other)
 
     def number(self, found: Estimate) -> str:
-        """ "97.5 ± 0.8", without the unit."""
-        half = "" if found.half is None else f" ± {self.factor * found.half:.{self.decimals}f}"
-        return f"{self.factor * found.mean:.{self.decimals}f}{half}"
+        """ "97.5 ± 0.8", "98.8 (94.9 to 100.0)", "2 of 3 solved"; without the unit."""
+        return in_numbers(found, self.factor, self.decimals)
 
     def change(self, found: Estimate | Difference) -> str:
         """A difference with its sign, in points or in the unit: "−4.1 ± 1.2"."""

@@ -123,8 +123,8 @@ def one_batch(series: Sequence[Group]) -> bool:
 
 
 def positive(row: Row, field: str) -> list[float]:
-    """What the finished runs measured; logarithms are taken of it."""
-    return [value for value in numbers(row.finished, field) if value > 0]
+    """What the finished runs measured, of times those that nothing disturbed; logarithms are taken of it."""
+    return [value for value in numbers(row.fair(field).finished, field) if value > 0]
 
 
 def fit_exponents(cells: RowsByLength, field: str) -> dict[str, Fit]:
@@ -186,7 +186,7 @@ def levels(rows: Mapping[int, Row], field: str, noise: Noise) -> dict[int, Level
     found = {}
     for n, row in rows.items():
         if costs := positive(row, field):
-            spread = row.spread(field)
+            spread = row.fair(field).spread(field)
             own = math.log(spread[1] / spread[0]) / IQR_OF_NORMAL if spread and spread[0] > 0 else 0.0
             found[n] = Level(float(np.log(costs).mean()), max(noise.deviation, own) / math.sqrt(len(costs)))
     return found
@@ -326,7 +326,13 @@ def cost_table(series: Sequence[Group], told_apart: str) -> CostTable:
     reference = reference_of(cells)
     longest = longest_of(series, reference)
     exponents = [fit_exponents(cells, field) for field in (TIME, MEMORY)]
-    header = ["variant", "family", "power of N, time", "power of N, memory", f"forward + backward at {plain(longest)}"]
+    header = [
+        "variant",
+        "family",
+        "power of N, time",
+        "power of N, memory of a step",
+        f"forward + backward at {plain(longest)}",
+    ]
     header += ["ratio to full", "cheaper than full from N", "whole step cheaper from N", "of matrix rate"]
     limit = as_number(json.loads(series[0].cost_conditions).get("memory_limit"))
     probes = series[0].probes
@@ -376,12 +382,26 @@ def table_notes(series: Sequence[Group], cells: RowsByLength) -> list[str]:
     lines = [powers_note(series)]
     if reference_of(cells) is not None:
         lines.append(crossover_note("Cheaper", cells, TIME))
+    lines += disturbed_note(cells)
     if any(matrix_share(row) for rows in cells.values() for row in rows.values()):
         lines.append(
             "Of matrix rate: FLOPs of forward + backward (matrix products alone) over their time, as a share of what a "
             "large square matrix product reaches in the same process, dtype and threads."
         )
     return lines
+
+
+def disturbed_note(cells: RowsByLength) -> list[str]:
+    """Which times no power and no crossover rests on."""
+    found = {
+        n: [row.name for rows in cells.values() if (row := rows.get(n)) and row.disturbed] for n in lengths_of(cells)
+    }
+    told = "; ".join(f"at {plain(n)} {', '.join(names)}" for n, names in found.items() if names)
+    return [f"Disturbed by other processes, and left out of powers and crossovers by time: {told}."] if told else []
+
+
+def lengths_of(cells: RowsByLength) -> list[int]:
+    return sorted({n for rows in cells.values() for n in rows})
 
 
 def powers_note(series: Sequence[Group]) -> str:

@@ -1,34 +1,113 @@
 """The arithmetic of few seeds: means and paired differences with 95 % intervals, and many verdicts at once."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.special import bdtr, stdtr, stdtrit
 
 ENOUGH_SEEDS = 3
 SIGNIFICANT = 0.05
 CERTAIN = 10**6  # degrees of freedom of what is not estimated from seeds
+UNBOUNDED = (-math.inf, math.inf)
+SOLVED, FAR = 0.9, 0.5  # of the gain that the best run has over the best trivial predictor
+APART = 0.2  # of a score
 LEAST = 1e-12  # differences up to this are rounding
 
 
 class Estimate(NamedTuple):
-    """A mean over n seeds and the half-width of its 95 % t interval (None from a single seed)."""
+    """A mean over n seeds and the half-width of its 95 % t interval (None from a single seed).
+
+    bounds: of what was measured. solved: how many of the seeds solved the task, where some did and others did not: then
+    neither the mean nor its interval says what to expect of a seed.
+    """
 
     mean: float
     half: float | None
     n: int
+    bounds: tuple[float, float] = UNBOUNDED
+    solved: int | None = None
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Of the interval; the mean twice where there is none."""
+        return cut_interval(self.mean, self.half, self.bounds)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the bounds cut the interval, so that it is not as long on either side."""
+        return self.ends != cut_interval(self.mean, self.half, UNBOUNDED)
 
 
 class Difference(NamedTuple):
     """A mean paired difference over n shared seeds, the half-width of its 95 % interval (None from a single seed),
-    and whether it is beyond noise, judged together with the others of its family."""
+    and whether it is beyond noise, judged together with the others of its family.
+
+    solved: how many of the seeds solved the task on either side, where the seeds of one side fall apart.
+    """
 
     mean: float
     half: float | None
     n: int
     beyond: bool
+    bounds: tuple[float, float] = UNBOUNDED
+    solved: tuple[int, int] | None = None
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        return cut_interval(self.mean, self.half, self.bounds)
+
+    @property
+    def is_cut(self) -> bool:
+        return self.ends != cut_interval(self.mean, self.half, UNBOUNDED)
+
+
+class Split(NamedTuple):
+    """How many shared seeds solved a task on either side, and how likely it is by chance that these differ so."""
+
+    mine: int
+    theirs: int
+    chance: float
+
+
+def cut_interval(mean: float, half: float | None, bounds: tuple[float, float]) -> tuple[float, float]:
+    """The ends of an interval, cut at the bounds of what was measured.
+
+    The mean of what lies within bounds lies within them: what is cut off could not hold it, so the interval covers it
+    as often as before. As the mean of the seeds lies within them too, something is always left (Mandelkern 2002,
+    doi:10.1214/ss/1030550859, warns of data for which cutting leaves nothing).
+    """
+    half = half or 0.0
+    return max(mean - half, min(bounds[0], mean)), min(mean + half, max(bounds[1], mean))
+
+
+def solved_by(scores: Iterable[float], floor: float, top: float) -> list[bool]:
+    """Which scores solve a task: those with at least 90 % of the gain that the best run of the table has over the best
+    trivial predictor.
+
+    Args:
+        scores: of seeds.
+        floor: of the best trivial predictor; 0 where there is none.
+        top: of the best run.
+    """
+    return [score - floor >= SOLVED * (top - floor) for score in scores]
+
+
+def fall_apart(scores: Sequence[float], floor: float, top: float) -> bool:
+    """Whether seeds fall into solved and not: at least one solves the task, and at least one has less than half of the
+    gain and 20 points less than another."""
+    low, high = min(scores, default=0.0), max(scores, default=0.0)
+    return any(solved_by(scores, floor, top)) and low - floor < FAR * (top - floor) and high - low >= APART
+
+
+def sign_test(mine: Sequence[bool], theirs: Sequence[bool]) -> Split:
+    """The exact test of McNemar (1947, doi:10.1007/BF02295996) on seeds of which just one side solved the task: either
+    side is as likely where there is no difference."""
+    won = sum(own and not other for own, other in zip(mine, theirs, strict=True))
+    lost = sum(other and not own for own, other in zip(mine, theirs, strict=True))
+    chance = min(1.0, 2 * float(bdtr(min(won, lost), won + lost, 0.5))) if won + lost else 1.0
+    return Split(sum(mine), sum(theirs), chance)
 
 
 def t95(degrees: float) -> float:
@@ -105,18 +184,55 @@ def discoveries(chances: Mapping[str, float]) -> set[str]:
     return set(ranked[:last])
 
 
-def judge(families: Mapping[str, tuple[Sequence[float], float]]) -> dict[str, Difference]:
+def judge(
+    families: Mapping[str, tuple[Sequence[float], float]],
+    aside: Collection[str] = (),
+    splits: Mapping[str, Split] | None = None,
+    bounds: tuple[float, float] = UNBOUNDED,
+) -> dict[str, Difference]:
     """Paired differences and which of them are beyond noise: judged together, all with enough seeds.
 
     Args:
         families: under each name, one difference for each shared seed, and the standard error from the test set.
+        aside: names that are no members of the family, as controls: each is judged by itself, and makes no verdict on
+            another stricter or milder.
+        splits: names whose seeds fall into solved and not, on either side: the t test, which takes noise for normal,
+            gives way to the exact one on these counts.
+        bounds: of a difference.
     """
+    splits = splits or {}
     found = {name: pair for name, (values, noise) in families.items() if (pair := paired(values, noise))}
-    beyond = discoveries({name: chance for name, (mean, chance) in found.items() if mean.n >= ENOUGH_SEEDS})
-    return {name: Difference(*mean, name in beyond) for name, (mean, _) in found.items()}
+    chances = {
+        name: splits[name].chance if name in splits else chance
+        for name, (mean, chance) in found.items()
+        if mean.n >= ENOUGH_SEEDS
+    }
+    beyond = discoveries({name: chance for name, chance in chances.items() if name not in aside})
+    beyond |= {name for name in aside if name in chances and chances[name] <= SIGNIFICANT}
+    solved = {name: (split.mine, split.theirs) for name, split in splits.items()}
+    return {
+        name: Difference(mean.mean, mean.half, mean.n, name in beyond, bounds, solved.get(name))
+        for name, (mean, _) in found.items()
+    }
 
 
 def in_points(found: Estimate | Difference, factor: float = 100, decimals: int = 1) -> str:
     """A difference of scores, in percentage points where nothing else is said, with its sign: "−4.1 ± 1.2"."""
-    half = "" if found.half is None else f" ± {factor * found.half:.{decimals}f}"
-    return f"{round(factor * found.mean, decimals) or 0.0:+.{decimals}f}{half}".replace("-", "−")
+    ends = (found.mean, *found.ends)
+    mean, low, high = (f"{round(factor * value, decimals) or 0.0:+.{decimals}f}".replace("-", "−") for value in ends)
+    if isinstance(found, Difference) and found.solved:
+        return f"{mean}; {found.solved[0]} against {found.solved[1]} of {found.n} seeds solved"
+    if found.is_cut:
+        return f"{mean}, {low} to {high}"
+    return mean if found.half is None else f"{mean} ± {factor * found.half:.{decimals}f}"
+
+
+def in_numbers(found: Estimate, factor: float = 100, decimals: int = 1) -> str:
+    """A score and its interval, in percent where nothing else is said, without the unit: "97.2 ± 1.2", "98.8 (94.9 to
+    100.0)", "2 of 3 solved"."""
+    mean, low, high = (f"{factor * value:.{decimals}f}" for value in (found.mean, *found.ends))
+    if found.solved is not None:
+        return f"{found.solved} of {found.n} solved"
+    if found.is_cut:
+        return f"{mean} ({low} to {high})"
+    return mean if found.half is None else f"{mean} ± {factor * found.half:.{decimals}f}"

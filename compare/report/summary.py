@@ -6,6 +6,7 @@ from functools import partial
 from .aggregate import Group, Row
 from .beyond import carried_over
 from .flags import flags_of, in_words
+from .memory import memory_of
 from .scaling import STATE, TOKEN
 from .stats import ENOUGH_SEEDS, Difference, Estimate, judge, paired_noise
 from .sweeps import options_in_words
@@ -20,8 +21,7 @@ def summarise(group: Group) -> list[str]:
     """Sentences on accuracy, speed, memory, the trivial baselines, the control, and what is not on equal terms."""
     if not any(row.finished for row in group.rows):
         return [f"No run finished: {', '.join(f'{row.name} {row.status}' for row in group.rows)}."]
-    scores = scores_of(group)
-    scale = group.scale
+    scores, memory, scale = scores_of(group), memory_of(group.rows), group.scale
     best = f"Lowest {group.terms.words(group.metric)}" if scale.lower_is_better else None
     highest = best or f"Highest {group.terms.words('score')}"
     first = "Most accurate" if group.terms.split == "test" and not best else highest
@@ -34,7 +34,7 @@ def summarise(group: Group) -> list[str]:
             )
             for field, words, show, more in (
                 ("tokens_per_second", ("Fastest", "Highest training speed"), speed, True),
-                ("peak_memory_bytes", ("Lightest", "Lowest peak memory"), size, False),
+                (memory.field, ("Lightest", f"Lowest {memory.words}"), size, False),
                 (TOKEN, ("Fastest", "Shortest time per token"), seconds, False),
                 (STATE, ("Smallest state", "Smallest state"), size, False),
             )
@@ -55,12 +55,12 @@ def options_set(group: Group) -> list[str]:
 
 
 def scores_of(group: Group) -> Measured:
-    """What attends, and its scores."""
-    return [(row, row.score) for row in group.rows if row.score and row.attends]
+    """What attends, and its scores that a verdict may rest on."""
+    return [(row, found) for row in group.rows if row.attends and (found := group.fair_score(row))]
 
 
 def measured(group: Group, field: str) -> Measured:
-    return [(row, found) for row in group.rows if row.attends and (found := row.over_seeds(field))]
+    return [(row, found) for row in group.rows if row.attends and (found := row.fair(field).over_seeds(field))]
 
 
 def speed(value: float) -> str:
@@ -95,25 +95,32 @@ def leader(
     ranked = sorted(found, key=lambda item: item[1].mean, reverse=more_is_better)
     (best, top), rest = ranked[0], ranked[1:]
     claim, number = words
-    name = f"{in_words(best, group)}, {show(top.mean)}"
+
+    def say(estimate: Estimate) -> str:
+        return show(estimate.mean) if estimate.solved is None else group.scale.number(estimate)
+
+    name = f"{in_words(best, group)}, {say(top)}"
     if not rest:
         return f"{number}: {name}, the only variant measured {no_ranking(top.n)}."
     differences = against(best)
     second, runner = rest[0]
     shared = differences[second.name].n if second.name in differences else 0
     if shared < ENOUGH_SEEDS:
-        return f"{number}: {name}, next {second.name}, {show(runner.mean)} {no_ranking(shared)}."
+        return f"{number}: {name}, next {second.name}, {say(runner)} {no_ranking(shared)}."
     tied = [row.name for row, _ in rest if not (row.name in differences and differences[row.name].beyond)]
     if tied:
         return f"{number}: {name}, but within noise of {short(tied)}: no ranking among these."
-    return f"{claim}: {name}, beyond noise ahead of {second.name}, {show(runner.mean)}."
+    return f"{claim}: {name}, beyond noise ahead of {second.name}, {say(runner)}."
 
 
 def baseline_differences(group: Group, scores: Measured) -> tuple[str, Differences]:
     """The best trivial predictor in words, and the scores minus its own, by name."""
     name, value = list(group.baselines.items())[-1]
     families = {
-        row.name: ([score - value for score in row.scores.values()], paired_noise((found.mean, value), group.test_size))
+        row.name: (
+            [score - value for score in group.fair_scores(row).values()],
+            paired_noise((found.mean, value), group.test_size),
+        )
         for row, found in scores
     }
     return f"{name}, {group.scale.show(value)}", judge(families)
@@ -130,9 +137,10 @@ def against_baseline(group: Group, scores: Measured) -> str:
 def against_control(group: Group, scores: Measured) -> str:
     """Which variants gain from attending at all."""
     control = group.control
-    if control is None or control.score is None or not scores:
+    if control is None or (alone := group.fair_score(control)) is None or not scores:
         return ""
-    words = f"Control without attention: {group.scale.show(control.score.mean)}. "
+    scale = group.scale
+    words = f"Control without attention: {scale.show(alone.mean) if alone.solved is None else scale.number(alone)}. "
     return words + standing(scores, group.score_differences(control), group)
 
 
@@ -141,8 +149,9 @@ def standing(scores: Measured, differences: Differences, group: Group) -> str:
     ahead, behind, leading = "above", "below", "higher"
     if group.scale.lower_is_better:
         ahead, behind, leading = "better than", "worse than", "better"
-    known = {row.name: differences[row.name] for row, _ in scores if row.name in differences}
-    few = [row.name for row, _ in scores if row.name not in known or known[row.name].n < ENOUGH_SEEDS]
+    names = {row.name: row.name + ("" if of.solved is None else f" ({group.scale.number(of)})") for row, of in scores}
+    known = {name: differences[own] for own, name in names.items() if own in differences}
+    few = [name for name in names.values() if name not in known or known[name].n < ENOUGH_SEEDS]
     if len(few) == len(scores):
         higher = [name for name, found in known.items() if group.scale.better(found.mean) > 0]
         most = max((found.n for found in known.values()), default=0)

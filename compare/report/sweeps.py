@@ -67,7 +67,7 @@ def sweep_table(group: Group) -> tuple[list[str], list[list[str]]] | None:
     """
     body, scale = [], group.scale
     for sweep in sweeps_of(group.rows):
-        scored = [(value, row, found) for value, row in sweep.points if (found := row.score)]
+        scored = [(value, row, found) for value, row in sweep.points if (found := group.score(row))]
         if len(scored) < 2:
             continue
         top, best, highest = max(scored, key=lambda point: scale.better(point[2].mean))

@@ -5,18 +5,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from compare.load import LIMIT, is_known
+
 from .aggregate import Chart, Group, Row, Terms, as_mapping, as_number, numbers, status_of
-from .answer import answer
+from .answer import BUSY, answer
 from .beyond import table_by_length
 from .decoding import DECODING, decode_tables
 from .families import colour_of
 from .first import lead_of, remarks
 from .flags import flag_notes, marked, parameters
 from .heatmap import HEAT
+from .memory import ADDED, TRAINING
 from .published import published_tables
 from .scale import FRACTION, Scale
 from .scaling import STATE, TOKEN, CostTable, cost_tables
-from .stats import ENOUGH_SEEDS, Difference, Estimate, binomial_half
+from .stats import APART, ENOUGH_SEEDS, FAR, SOLVED, Difference, Estimate, binomial_half
 from .summary import summarise
 from .sweeps import sweep_table
 from .task_sweeps import TaskSweep, representatives, task_sweeps, unswept
@@ -67,27 +70,39 @@ def family(row: Row, group: Group) -> Cell:
 
 
 def score(row: Row, group: Group) -> Cell:
-    return Cell(score_text(row.score, group.scale), row.score.mean if row.score else None)
+    found = group.score(row)
+    return Cell(score_text(found, group.scale), found.mean if found else None)
 
 
 def test_score(row: Row, group: Group) -> Cell:
-    found = row.over_seeds("test_score")
+    found = group.estimate_of(row.by_seed("test_score"))
     return Cell(score_text(found, group.scale), found.mean if found else None)
 
 
 def score_text(found: Estimate | None, scale: Scale) -> str:
-    return MISSING if found is None else f"{scale.number(found)} (n={found.n})"
+    if found is None:
+        return MISSING
+    if found.solved is not None:
+        return f"{scale.number(found)} (mean {scale.factor * found.mean:.{scale.decimals}f})"
+    return f"{scale.number(found)} (n={found.n})"
 
 
 def against_full(row: Row, group: Group) -> Cell:
     found = group.against_full.get(row.name)
-    return Cell(verdict(found, group.scale), found.mean) if found else Cell(MISSING, None)
+    if found:
+        return Cell(verdict(found, group.scale), found.mean)
+    of = [each for each in (row, group.reference) if each and each.scores and not group.fair_scores(each)]
+    return Cell("no verdict: on a busy machine", None) if of and row is not group.reference else Cell(MISSING, None)
 
 
 def verdict(found: Difference, scale: Scale = FRACTION) -> str:
     """In plain words, what may be said of a row's paired difference to full."""
     if found.n < ENOUGH_SEEDS:
         return f"no verdict: {found.n} shared {plural(found.n, 'seed')} ({scale.change(found)})"
+    if found.solved:
+        mine, theirs = (f"{count} of {found.n}" for count in found.solved)
+        told = f"{mine} seeds solved, full {theirs}"
+        return f"{'above' if found.mean > 0 else 'below'} full: {told}" if found.beyond else f"no verdict: {told}"
     if found.beyond:
         amount = scale.change(found).lstrip("+−")
         where = "above" if found.mean > 0 else "below"
@@ -102,6 +117,11 @@ def params(row: Row, group: Group) -> Cell:
         return Cell(MISSING, None)
     unlike = parameters(row, group)
     return Cell(count(found.mean) + (f" {unlike.mark}" if unlike else ""), found.mean)
+
+
+def steps(row: Row, group: Group) -> Cell:
+    """Where a budget in seconds decided how many there were."""
+    return measured("train_steps", plain)(row, group) if row.by_budget else Cell(MISSING, None)
 
 
 def kernel(row: Row, group: Group) -> Cell:
@@ -119,11 +139,13 @@ COLUMNS = (
     Column("family", family),
     Column("test score", score),
     Column("against full", against_full),
+    Column("steps trained", steps),
     Column("tokens/s", measured("tokens_per_second", plain)),
     Column("step", measured("step_seconds", seconds)),
     Column("forward", measured("forward_seconds", seconds)),
     Column("forward + backward", measured("forward_backward_seconds", seconds)),
-    Column("peak memory", measured("peak_memory_bytes", size)),
+    Column("memory of training", measured(TRAINING.field, size)),
+    Column("peak memory of a step", measured(ADDED.field, size)),
     Column("saved for backward", measured("saved_bytes", size)),
     Column("state a layer", measured("state_bytes", size)),
     Column("time per token", measured(TOKEN, seconds)),
@@ -152,7 +174,7 @@ def columns_of(group: Group) -> list[Column]:
 def notes(group: Group) -> list[str]:
     """How to read one group's table."""
     lines = []
-    counts = {row.score.n for row in group.rows if row.score}
+    counts = {len(row.scores) for row in group.rows if row.scores}
     if counts and min(counts) < ENOUGH_SEEDS:
         lines.append(f"Some variants have fewer than {ENOUGH_SEEDS} seeds: read no ranking from their scores.")
     if group.test_size:
@@ -172,6 +194,10 @@ def notes(group: Group) -> list[str]:
     unturned = [row.name for row in group.rows if any(r.get("rotary_without_effect") is True for r in row.records)]
     if unturned:
         lines.append(f"Rotary positions have no effect on {', '.join(unturned)}.")
+    finished = [row for row in group.rows if row.finished]
+    if unknown := [row.name for row in finished if not all(map(is_known, row.finished))]:
+        who = ", ".join(unknown) if len(unknown) < len(finished) else "any run"
+        lines.append(f"Not recorded, whether other processes disturbed {who}.")
     return [*lines, *remarks(group), *flag_notes(group.rows, group), *search_notes(group), *group.data_notes]
 
 
@@ -212,7 +238,7 @@ def equal_table(group: Group) -> Equal | None:
     header, columns = ["variant"], [[marked(row, group) for row in group.rows]]
     for view in filter(scored, views):
         header += [f"{view.terms.at}, {unit_of(group)}", f"Δ to full, {group.scale.points}"]
-        columns.append([score_text(row.score, group.scale) for row in view.rows])
+        columns.append([score_text(view.score(row), group.scale) for row in view.rows])
         columns.append(
             [group.scale.change(d) if (d := view.against_full.get(row.name)) else MISSING for row in view.rows]
         )
@@ -225,7 +251,13 @@ def slice_table(group: Group) -> tuple[list[str], list[list[str]]] | None:
     names = list(dict.fromkeys(name for slices in found.values() for name in slices))
     if not names:
         return None
-    body = [[label, *(score_text(slices.get(name), group.scale) for name in names)] for label, slices in found.items()]
+    body = [
+        [
+            label,
+            *(score_text(part and part._replace(bounds=group.bounds), group.scale) for part in map(slices.get, names)),
+        ]
+        for label, slices in found.items()
+    ]
     return ["variant", *(f"{name}, {unit_of(group)}" for name in names)], body
 
 
@@ -234,11 +266,9 @@ def task_sweep_table(sweep: TaskSweep) -> tuple[list[str], list[list[str]]]:
     body = []
     for name, rows in sweep.rows.items():
         state = sweep.state(name)
-        found = (rows.get(value) for value, _ in sweep.points)
-        cells = (
-            row.status if row and not row.score else score_text(row.score if row else None, sweep.scale)
-            for row in found
-        )
+        found, scores = [rows.get(value) for value, _ in sweep.points], sweep.scores[name]
+        texts = [score_text(scores.get(value), sweep.scale) for value, _ in sweep.points]
+        cells = [row.status if row and not row.scores else text for row, text in zip(found, texts, strict=True)]
         body.append([name, size(state.mean) if state else MISSING, *cells])
     return [
         "variant",
@@ -247,9 +277,14 @@ def task_sweep_table(sweep: TaskSweep) -> tuple[list[str], list[list[str]]]:
     ], body
 
 
+BUSY_HEADER = ("task", "variant", "seed", "by what", "repeat it on an idle machine")
 READING = (
-    "Score: mean over seeds ± half of the 95 % t interval; n is the number of seeds. The test split is scored "
-    "once, after training. Fewer than 3 seeds allow no ranking.",
+    "Score: mean over seeds ± half of the 95 % t interval, or its ends where it is cut at 0 or 100 %; n is the number "
+    "of seeds. The test split is scored once, after training. Fewer than 3 seeds allow no ranking.",
+    "k of n solved: where seeds fall apart, their mean and its interval say nothing of a seed. A seed solved the task "
+    f"if it has {100 * SOLVED:g} % of the gain of the table's best run over the best trivial baseline. Seeds fall "
+    f"apart where one did and another has less than {100 * FAR:g} % of that gain and {100 * APART:g} points less. "
+    "What is said of such a variant rests on the exact sign test of seeds that just one side solved (McNemar).",
     "Against full: the mean difference on the same seeds ± half of its 95 % interval, in percentage points. All seeds "
     "share one test set, so its luck is not in their spread: the interval adds the binomial noise that two scores have "
     "on a test set of that size, as if their mistakes were independent, which is rather too much, as models find the "
@@ -257,22 +292,40 @@ READING = (
     "Above or below full is said where that is beyond noise, judged for all variants of a table together "
     "(Benjamini-Hochberg at 5 %): of those named, one in twenty is so by chance on average, at the most; if none "
     "differed from full, one table in twenty would name any. So of many variants one may be within noise although its "
-    "own interval leaves out 0. Who leads is decided in the same way.",
+    "own interval leaves out 0. Who leads is decided in the same way. Controls do not count in a table's tests: each "
+    "is judged by itself.",
     "At equal terms: validation scores at the largest number of steps, time or FLOPs that every finished run of the "
     "table reached, read from the learning curves between the two nearest validations. The learning rate was annealed "
     "for each run's own budget, so a score read in mid-course is below what a run of that length would end with; "
     "where shorter samples come first, it may be from before the run saw its full length.",
     "tokens/s: tokens of one step at full length over its median time.",
     "step, forward, forward + backward: median [quartiles] of timed repetitions after warm-up, averaged over seeds.",
-    "Peak memory: the most held during a training step; saved for backward: bytes autograd keeps between "
-    "the forward and the backward pass.",
+    "Memory of training: weights, gradients, optimizer state and what a step adds at its peak: all that is held. "
+    "Peak memory of a step: what a step adds to weights and optimizer state, gradients included. Saved for backward: "
+    "bytes that autograd keeps between the forward and the backward pass.",
     "State a layer: what stands between the positions of one sample and a query, the keys and values that it attends "
     "to or what takes their place; it bounds what the query can recall (Zoology, arXiv:2312.04927).",
     "FLOPs: counted for one training step.",
     "Test length: the model that was trained at one length, tested at others, at most half a million tokens at each. "
     "Costs are measured at the training length; every encoder is built for the longest test length.",
+    f"Disturbed: a run that lost more than {100 * LIMIT:g} % of the CPU time that it was ready to use, while it was "
+    "measured or trained, or whose steps in training took a time that differs by as much from what was measured. "
+    "No verdict by time rests on it: neither on speed nor on crossovers, nor on scores where the budget is in seconds. "
+    "Where the records do not tell, as older ones do not, that is unknown. A run that was repeated counts instead of "
+    "the disturbed one where both folders are reported together, the newer one last.",
     "none (control) mixes no tokens by attention at all. What does not beat it gains nothing from attention here.",
 )
+
+
+def busy_runs(groups: Sequence[Group]) -> list[tuple[str, str, str, str, str]]:
+    """Every run that others disturbed: group, variant, seed, by what, and the command that repeats it."""
+    return [
+        (group.title, row.name, str(record.get("seed")), words, str(record.get("command") or MISSING))
+        for group in groups
+        for row in group.rows
+        for record in row.finished
+        if (words := row.disturbed.get(str(record.get("seed"))))
+    ]
 
 
 def failures(groups: Sequence[Group]) -> list[tuple[str, str, str, str, str]]:
@@ -359,6 +412,8 @@ def markdown_report(groups: Sequence[Group], charts: Sequence[Chart], warnings: 
     if failed := failures(groups):
         header = ("task", "variant", "seed", "status", "reason")
         parts += ["## Runs that did not finish", markdown_table(header, failed)]
+    if busy := busy_runs(groups):
+        parts += [f"## {BUSY}", markdown_table(BUSY_HEADER, busy)]
     parts += ["## How to read this", bullets(READING)]
     return "\n\n".join(part for part in parts if part) + "\n"
 

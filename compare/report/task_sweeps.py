@@ -94,6 +94,15 @@ class TaskSweep:
                 found.setdefault(row.name, {})[value] = row
         return dict(sorted(found.items(), key=lambda item: next(iter(item[1].values())).is_control))
 
+    @property
+    def scores(self) -> dict[str, dict[float, Estimate]]:
+        """Name -> value -> the score there, where there is one."""
+        groups = dict(self.points)
+        return {
+            name: {value: found for value, row in rows.items() if (found := groups[value].score(row))}
+            for name, rows in self.rows.items()
+        }
+
     def state(self, name: str) -> Estimate | None:
         """Bytes that one layer keeps of the other positions."""
         values = [found.mean for row in self.rows[name].values() if (found := row.over_seeds("state_bytes"))]
@@ -147,11 +156,12 @@ def held(sweep: TaskSweep) -> str:
     rows = {name: row for name, row in sweep.rows.items() if next(iter(row.values())).attends}
     values = [value for value, _ in sweep.points]
     reached: dict[str, list[str]] = {}
-    for name, by_value in rows.items():
-        good = [value for value in values if (row := by_value.get(value)) and row.score and row.score.mean >= HELD]
+    scores = {name: found for name, found in sweep.scores.items() if name in rows}
+    for name, found in scores.items():
+        good = [value for value in values if value in found and found[value].mean >= HELD]
         reached.setdefault(range_words(values, good), []).append(name)
     parts = "; ".join(f"{joined(names, NAMED)} {words}" for words, names in reached.items())
-    fewest = min((row.score.n for by in rows.values() for row in by.values() if row.score), default=0)
+    fewest = min((score.n for found in scores.values() for score in found.values()), default=0)
     unsure = "" if fewest >= ENOUGH_SEEDS else f" {no_ranking(fewest)}"
     tried = f"with {sweep.option} from {values[0]:g} to {values[-1]:g}"
     return f"{sentence(sweep.groups[0].metric)} of {100 * HELD:g}{SPACE}% or more {tried}: {parts}{unsure}."
@@ -181,8 +191,8 @@ def kept_state(sweep: TaskSweep) -> str:
 def describe_sweep(sweep: TaskSweep) -> str:
     """The chart in words: where each line begins and ends."""
     told = []
-    for name, rows in sweep.rows.items():
-        scored = [(value, row.score.mean) for value, row in rows.items() if row.score]
+    for name, found in sweep.scores.items():
+        scored = [(value, score.mean) for value, score in found.items()]
         if scored:
             (first, start), (last, end) = scored[0], scored[-1]
             told.append(f"{name} from {sweep.scale.show(start)} at {first:g} to {sweep.scale.show(end)} at {last:g}")
@@ -192,8 +202,8 @@ def describe_sweep(sweep: TaskSweep) -> str:
 def sweep_chart(sweep: TaskSweep, styles: Mapping[str, Style]) -> Figure | None:
     """The score against the option, a line a variant; below it the bytes of state that it has for that."""
     lines = {
-        name: [(value, row.score, list(row.scores.values())) for value, row in rows.items() if row.score]
-        for name, rows in sweep.rows.items()
+        name: [(value, score, list(sweep.rows[name][value].scores.values())) for value, score in found.items()]
+        for name, found in sweep.scores.items()
     }
     lines = {name: line for name, line in lines.items() if line}
     if not lines:
@@ -291,5 +301,5 @@ def sweep_notes(sweep: TaskSweep, lines: Mapping[str, Iterable[tuple[float, Esti
     note = f"Mean of {most} seeds; dots: each seed." if most > 1 else "One seed."
     if len(counts) > 1:
         note = f"Mean of {counts[0]} to {most} {plural(most, 'seed')}; dots: each seed."
-    missing = [name for name, rows in sweep.rows.items() if any(not row.score for row in rows.values())]
+    missing = [name for name, found in sweep.scores.items() if len(found) < len(sweep.rows[name])]
     return [note, *([f"Without a score at some values: {', '.join(missing)}."] if missing else [])]

@@ -152,6 +152,7 @@ def test_a_comparison_runs(dtype: str, tmp_path: Path) -> None:
     for record in records:
         assert record["status"] == "ok", record["reason"]
         assert record["peak_memory_bytes"] > 0
+        assert record["train_memory_bytes"] >= record["peak_memory_bytes"] + 12 * record["params"]
 
 
 @pytest.mark.parametrize("decode", [[], ["--decode"]], ids=["encode", "decode"])
