@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CONTROL = "none"
 DEFAULT_VARIANTS = "full,linformer,linear"
-DEFAULT_TASK = "bytes"
+DEFAULT_TASK = "noisy_recall"
 DEFAULT_BUDGET = 100.0  # seconds
 LEAST_MEMORY = 64 * 2**20  # bytes
 SIZES = ("vocab_size", "n_features", "n_classes")  # of a task, that a model is built for

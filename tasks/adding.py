@@ -16,7 +16,11 @@ To say 1 every time leaves a squared error of 1/6, the variance of the sum: expl
 
 A control without attention can solve this: a feed-forward layer finds number × mark at each position, and the
 head's mean over positions adds up. At N 32 it explains 0.999 of the variance after 1,000 steps of 64. What
-attention changes is how fast: after 300 steps of 32 at N 128, 0.97 with softmax and 0.23 without.
+attention changes is how fast: after 300 steps of 32 at N 128, 0.97 with softmax and 0.23 without. A causal encoder
+solves it as well (softmax at N 64 after 300 steps, both ways: 0.99; causal: 0.95).
+
+Within its half a mark is at every place as often: a method that saw an eighth of the places best would know an
+eighth of the sum's variance.
 
 Departure: the two marked numbers are added as they are, where Hochreiter & Schmidhuber have numbers from -1 to 1 and
 ask for 0.5 + sum / 4.
@@ -49,6 +53,7 @@ class Adding(Generated):
     name = "adding"
     kind = "value"
     metric = EXPLAINED_VARIANCE
+    causal = True  # the head's mean adds what the positions found
     summary = "add the two marked numbers among N"
     min_len = 4
     max_len = 65_536

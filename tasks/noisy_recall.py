@@ -127,7 +127,7 @@ class NoisyRecall(Generated):
 
     name = "noisy_recall"
     kind = "token"
-    summary = "recall the value of each key asked for, from pairs scattered in hay; also scored by distance"
+    summary = "say which value each key was paired with, the pairs lying hidden among random tokens"
     min_len = 32
     max_len = 65_536
     config_type = NoisyRecallConfig

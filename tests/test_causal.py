@@ -17,7 +17,7 @@ from tests.test_train import SPEC
 from zoo import available, describe
 
 ABLE = {name for name in available() if describe(name).traits.causal}
-READ = {"duplicate", "mqar", "needle", "next_byte", "selective_copy"}
+READ = {"adding", "duplicate", "mqar", "needle", "next_byte", "selective_copy"}
 
 
 def specs(*words: str) -> list[RunSpec]:
@@ -69,7 +69,10 @@ def test_a_task_for_causal_encoders_needs_no_flag() -> None:
         ),
         ("--causal --sweep linformer.rank=4,8", "--causal: linformer has no causal form"),
         ("--tasks mqar,next_byte --variants fnet", "next_byte: fnet has no causal form"),
-        ("--causal --tasks digits", "--causal: digits has no causal reading; these tasks have: bytes, duplicate"),
+        (
+            "--causal --tasks digits",
+            "--causal: digits has no causal reading; these tasks have: adding, bytes, duplicate",
+        ),
         ("--causal --tasks lra", "--causal: lra has no causal reading"),
     ],
 )

@@ -134,6 +134,8 @@ def test_why_a_variant_fails_is_told_where_it_failed() -> None:
     assert told in notes(group)
     (group,) = groups_of([make_recall(variant, score=0.9 if variant == "linformer" else None) for variant in RECALL])
     assert told not in notes(group)
+    (group,) = groups_of([make_recall(variant, score=0.01) for variant in RECALL])
+    assert told not in notes(group), "nobody has learned it, so nothing shows why"
 
 
 def test_every_record_bears_what_its_task_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from compare.report.summary import summarise
 from compare.report.sweeps import sweep_table
 from compare.report.tables import baseline_rows, columns_of, equal_table
 from compare.report.views import match_scores
-from compare.search import choose
+from compare.search import choose, make_grid
 from tests.make_records import ENVIRONMENT, Record, make_record, write_folder
 
 BITS = {"unit": "bits", "lower_is_better": True, "bounds": [0.0, None]}
@@ -192,8 +192,9 @@ def test_more_bits_are_a_regression() -> None:
 
 def test_a_grid_takes_the_rate_with_the_fewest_bits() -> None:
     tried = [in_bits(make_record("full")) | {"val_score": score} for score in (3.1, 2.2, 2.9)]
-    assert choose(tried, [1e-3, 3e-3, 1e-2])["chosen"] == 3e-3
-    assert choose([run | {"metric_scale": None} for run in tried], [1e-3, 3e-3, 1e-2])["chosen"] == 1e-3
+    grid = make_grid((1e-3, 3e-3, 1e-2), ())
+    assert choose(tried, grid)["chosen"] == 3e-3
+    assert choose([run | {"metric_scale": None} for run in tried], grid)["chosen"] == 1e-3
 
 
 def test_files_and_lines_do_not_call_bits_a_percentage(tmp_path: Path) -> None:

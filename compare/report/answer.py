@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from .aggregate import Group, Row, Terms
 from .decoding import kept, longest_decoded
 from .flags import in_words
-from .scale import WITHIN, Scale
+from .scale import FRACTION, WITHIN, Scale
 from .scaling import STATE, TIME, TOKEN, find_crossovers, length_series, length_text, rows_by_length
 from .stats import ENOUGH_SEEDS, Difference
 from .summary import baseline_differences, measured, scores_of, short
@@ -59,12 +59,16 @@ def good(scale: Scale) -> str:
     return GOOD if scale.is_fraction else f"within {100 * WITHIN:g} % of full's {scale.unit}"
 
 
-def is_within(group: Group, name: str) -> bool:
-    """Not worse than full by more than the margin, at 95 % confidence."""
-    found, full = group.against_full.get(name), group.reference and group.reference.score
-    if found is None or not full or found.n < ENOUGH_SEEDS or found.half is None:
+def is_within(found: Difference | None, scale: Scale = FRACTION, full: float = 1.0) -> bool:
+    """Not worse than full, whose score is given, by more than the margin, at 95 % confidence."""
+    if found is None or found.n < ENOUGH_SEEDS or found.half is None:
         return False
-    return group.scale.better(found.mean) - found.half > -group.scale.margin(full.mean)
+    return scale.better(found.mean) - found.half > -scale.margin(full)
+
+
+def is_as_good(group: Group, name: str) -> bool:
+    full = group.reference.score if group.reference else None
+    return full is not None and is_within(group.against_full.get(name), group.scale, full.mean)
 
 
 def sentences(group: Group) -> list[str]:
@@ -99,7 +103,7 @@ def sentences(group: Group) -> list[str]:
 def as_good(group: Group, full: float) -> list[str]:
     """Who is within reach of full, and the fastest and the lightest of them."""
     found = {name: d for name, d in group.against_full.items() if d.half is not None and d.n >= ENOUGH_SEEDS}
-    reached = [row for row in rivals(group) if is_within(group, row.name)]
+    reached = [row for row in rivals(group) if is_as_good(group, row.name)]
     scale = group.scale
     words, level = good(scale), scale.show(full)
     if reached:
@@ -137,9 +141,11 @@ def clearly(group: Group) -> list[str]:
     found = {name: group.against_full[name] for name in names if name in group.against_full}
     gains = {name: group.scale.better(d.mean) for name, d in found.items()}
     better = [name for name, d in found.items() if d.beyond and gains[name] > 0]
-    behind = [name for name, d in found.items() if d.beyond and gains[name] < 0 and not is_within(group, name)]
+    behind = [name for name, d in found.items() if d.beyond and gains[name] < 0 and not is_as_good(group, name)]
     worse = sorted(behind, key=lambda name: -gains[name])
-    unclear = [name for name, d in found.items() if d.n >= ENOUGH_SEEDS and not d.beyond and not is_within(group, name)]
+    unclear = [
+        name for name, d in found.items() if d.n >= ENOUGH_SEEDS and not d.beyond and not is_as_good(group, name)
+    ]
     few = [name for name in names if name not in found or found[name].n < ENOUGH_SEEDS]
     said = (
         ("Clearly better than full", better),
@@ -211,7 +217,7 @@ def over_tasks(groups: Sequence[Group]) -> list[str]:
     counts: dict[str, list[bool]] = {}
     for group in groups:
         for row in rivals(group):
-            counts.setdefault(row.name, []).append(is_within(group, row.name))
+            counts.setdefault(row.name, []).append(is_as_good(group, row.name))
     ranked = sorted(counts, key=lambda name: -sum(counts[name]))
     some = [f"{name} on {sum(counts[name])} of {len(counts[name])}" for name in ranked if any(counts[name])]
     none = [name for name in ranked if not any(counts[name])]

@@ -58,6 +58,14 @@ class Scale:
         """ "97.5 %", "2.345 bits"."""
         return percent(score) if self.is_fraction else f"{score:.{self.decimals}f} {self.unit}"
 
+    def level(self, score: float) -> str:
+        """As `show`, before the name of the metric: "97.5 %", "2.345"."""
+        return percent(score) if self.is_fraction else f"{score:.{self.decimals}f}"
+
+    def lead(self, score: float, other: float) -> float:
+        """By how much a score is better than another: in points as a fraction, else as a share of the other."""
+        return self.better(score - other) / (1.0 if self.is_fraction else other)
+
     def number(self, found: Estimate) -> str:
         """ "97.5 ± 0.8", without the unit."""
         half = "" if found.half is None else f" ± {self.factor * found.half:.{self.decimals}f}"
