@@ -66,7 +66,7 @@ LENGTH_SCHEDULES: dict[LengthSchedule, tuple[Phase, ...]] = {
 """Many short steps learn what is local, few long ones what is far. The one with the shortest samples comes first.
 
 Shorter micro-batches have fewer tokens than those at N, as more steps learn more: full on noisy_recall at 128 tokens is
-below a loss of 1 after 0.9 M tokens in steps of 4,096, after 1.2 M in steps of 8,192, after 1.8 M in steps of 16,384.
+below a loss of 1 by 1.0 M tokens in steps of 4,096, by 1.2 M in steps of 8,192, by 1.8 M in steps of 16,384 (one seed).
 """
 
 
