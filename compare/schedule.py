@@ -63,7 +63,11 @@ LENGTH_SCHEDULES: dict[LengthSchedule, tuple[Phase, ...]] = {
     "from-16th": (Phase(0.5, 16, 0.25), Phase(0.75, 4, 0.25), Phase(1.0, 1, 1.0)),
     "constant": (Phase(1.0, 1, 1.0),),
 }
-"""Many short steps learn what is local, few long ones what is far. The one with the shortest samples comes first."""
+"""Many short steps learn what is local, few long ones what is far. The one with the shortest samples comes first.
+
+Shorter micro-batches have fewer tokens than those at N, as more steps learn more: full on noisy_recall at 128 tokens is
+below a loss of 1 by 1.0 M tokens in steps of 4,096, by 1.2 M in steps of 8,192, by 1.8 M in steps of 16,384 (one seed).
+"""
 
 
 def phase_length(seq_len: int, phase: Phase) -> int:
