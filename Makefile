@@ -1,4 +1,4 @@
-# make compare   the main job: full and linformer attention at 8192 tokens
+# make compare   the main job: full, linformer and linear attention at 8192 tokens, beside none at all
 # make test      lint, types, tests
 # make bench-peers   time and memory beside public packages (about 20 minutes)
 # make readme    the tables of backends and tasks in README.md
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 .PHONY: compare test setup check lint readme bench-peers clean
 
 compare: setup
-	$(BIN)/python -m compare --variants full,linformer --seq-len 8192
+	$(BIN)/python -m compare
 
 test: lint
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m 'not long and not alone'

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from compare.arguments import LONGEST, Parser, add_match, cost_parser, diff_parser, run_parser
-from compare.plan import UsageError, find, make_specs, remarks, split
+from compare.plan import UsageError, asked_variants, find, left_out, make_specs, remarks, split
 
 if TYPE_CHECKING:
     import argparse
@@ -159,6 +159,9 @@ def execute(options: argparse.Namespace, words: list[str], cap: int | None = Non
     specs = make_specs(options, device, threads)
     for line in remarks(options):
         progress.say(line)
+    run = {find(spec.variant, "--variants").name for spec in specs}
+    if options.test_len and (bound := asked_variants(options).keys() - {*run, *left_out(options)}):
+        progress.say(f"left out, with parameters for each position: {', '.join(sorted(bound))}")
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     machine = describe_machine(device=device, threads=threads, gpu=gpu, command=command)
     memory = torch.cuda.get_device_properties(0).total_memory if gpu else machine["memory_bytes"]

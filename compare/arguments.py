@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
-from compare.plan import CONTROL, DEFAULT_BUDGET, UsageError
+from compare.plan import CONTROL, DEFAULT_BUDGET, DEFAULT_TASK, DEFAULT_VARIANTS, UsageError
 from compare.schedule import LENGTH_SCHEDULES, LR_SCHEDULES, SHORTEST_DEFAULT, in_words
 
 MATCHES = ("end", "time", "steps", "flops")
@@ -26,6 +26,7 @@ EPILOG = """other commands:
   python -m compare reproduce NAME   run a named plan, and show what came out beside published figures
 
 examples:
+  python -m compare                  which of three keeps its accuracy at 8192 tokens, and what that costs
   python -m compare --variants full,linformer --seq-len 8192
   python -m compare --variants all --tasks mqar --seq-len 256 --seeds 3 --budget 60
   python -m compare --variants full,linformer --set linformer.rank=128 --steps 500
@@ -34,6 +35,7 @@ examples:
   python -m compare --variants full,linear,performer --tasks quick
   python -m compare --variants full,linear --task classify --data reviews.csv --label-column stars --seq-len 1024
   python -m compare --variants full --sweep performer.features=16:1024 --sweep linformer.rank=32,64,256 --tasks mqar
+  python -m compare --variants full,linear --tasks listops --sweep listops.min_len=125:1000
   python -m compare --variants full,linear --lr-grid 1e-3,3e-3,1e-2 --tasks mqar --seeds 3
   python -m compare --causal --variants full,linear,mamba2 --tasks mqar,bytes
   python -m compare --variants full,my_module:MyAttention --set my_attention.scale=5
@@ -84,9 +86,16 @@ def run_parser() -> Parser:
         "--seq-len",
         type=lengths,
         metavar="N,M",
-        help="lengths, for every task, 8k being 8192; LOW:HIGH doubles from LOW on (each task's own; bytes: 8192)",
+        help="lengths, for every task, 8k being 8192; LOW:HIGH doubles from LOW on (each task's own)",
     )
     what.add_argument("--seeds", type=seeds, default=1, metavar="K", help="seeds 0 to K-1; 3 or more to rank (1)")
+    what.add_argument(
+        "--test-len",
+        type=lengths,
+        default=[],
+        metavar="N,M",
+        help="test the trained models at these lengths too, as 16k,64k; every encoder is then built for the longest",
+    )
 
     data = run.add_argument_group("data of your own (--task classify), or a public data set that lies on this machine")
     data.add_argument("--data", metavar="PATH", help="a file (csv, tsv, json, parquet, arrow), a folder, or a hub id")
@@ -216,16 +225,16 @@ def add_what(parser: Parser) -> argparse._ArgumentGroup:
     what.add_argument(
         "--variants",
         action=Named,
-        default="full,linformer",
+        default=DEFAULT_VARIANTS,
         metavar="A,B",
         help="names, module:Class of your own, or all (%(default)s)",
     )
     what.add_argument(
         "--tasks",
         "--task",
-        default="bytes",
+        default=DEFAULT_TASK,
         metavar="A,B",
-        help="names, suites (quick, lra, diagnostics), or all (%(default)s)",
+        help="names, suites (quick, lra, diagnostics, mad), or all (%(default)s)",
     )
     what.add_argument(
         "--set",

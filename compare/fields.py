@@ -57,6 +57,18 @@ def are_scores(value: Any) -> bool:
     return isinstance(value, dict) and all(each is None or is_number(each) for each in value.values())
 
 
+def are_tests(value: Any) -> bool:
+    """ "test_lens": length -> what came of it."""
+    return isinstance(value, dict) and all(
+        length.isdecimal()
+        and isinstance(found, dict)
+        and is_text(found.get("status"))
+        and are_scores(found.get("baselines"))
+        and all(found.get(name) is None or is_number(found[name]) for name in ("score", "loss", "size"))
+        for length, found in value.items()
+    )
+
+
 def is_scale(value: Any) -> bool:
     """What a task's `Metric` says of a score beside its name."""
     if not isinstance(value, dict) or not value.keys() >= {"unit", "lower_is_better", "bounds"}:
@@ -92,6 +104,7 @@ FIELDS: dict[str, Kind] = {
     **dict.fromkeys(("peak_memory_bytes", "saved_bytes", "state_bytes", "cache_bytes"), AMOUNT),
     **dict.fromkeys(("train_steps", "train_seconds", "train_tokens", "loader_seconds", "wall_seconds"), AMOUNT),
     **dict.fromkeys(("baselines", "test_slices"), SCORES),
+    "test_lens": Kind("an object of lengths and what was scored there", are_tests),
     "metric_scale": SCALE,
     **dict.fromkeys(("spec", "data", "lr_search", "machine"), OBJECT),
     "data_notes": Kind("a list of texts", lambda value: is_list_of(str, value)),

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from compare.spec import Option, RunSpec
     from tasks import LengthSchedule, Task
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     Chosen = tuple[str, int, float]  # task, length, seconds of training
 
 CONTROL = "none"
+DEFAULT_VARIANTS = "full,linformer,linear"
+DEFAULT_TASK = "bytes"
 DEFAULT_BUDGET = 100.0  # seconds
 LEAST_MEMORY = 64 * 2**20  # bytes
 
@@ -38,6 +40,8 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
         raise UsageError("--lr-grid: with --steps 0 nothing is trained that could choose a rate")
     if options.weight_decay_grid and not options.lr_grid:
         raise UsageError("--weight-decay-grid: expected --lr-grid with it: both are chosen together")
+    if options.test_len and options.steps == 0:
+        raise UsageError("--test-len: with --steps 0 nothing is trained that could be tested")
     if options.memory_limit is not None and options.memory_limit < LEAST_MEMORY:
         raise UsageError(
             f"--memory-limit: expected a size with its unit, as 500MB or 16GB, and at least {LEAST_MEMORY >> 20}MB, "
@@ -71,11 +75,13 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
             Dims(d_model=d_model, n_heads=n_heads, max_len=seq_len)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        causal = is_causal(options, kind)
         lr_schedule = options.lr_schedule or defaults.lr_schedule
         if lr_schedule == "inverse-square-root" and options.warmup == 0:
             raise UsageError("--warmup 0: expected a share above 0 with --lr-schedule inverse-square-root, its peak")
-        specs += [
+        test_lens = tuple(sorted(options.test_len))
+        check_test_lengths(task, test_lens)
+        causal = is_causal(options, kind)
+        planned = [
             RunSpec(
                 variant=typed,
                 options=variant_options,
@@ -99,6 +105,7 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
                 warmup=options.warmup,
                 weight_decay=options.weight_decay,
                 length_schedule=choose_lengths(options.length_schedule, task),
+                test_lens=test_lens,
                 checkpointing=options.checkpointing,
                 reversible=options.reversible,
                 compile=options.compile,
@@ -113,6 +120,7 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
             for typed, variant_options in forms
             if not causal or find(typed, "--variants").traits.causal
         ]
+        specs += testable(planned, [*typed_variants(options), *(sweep.typed for sweep in sweeps)])
     return sorted(specs, key=lambda spec: spec.seed)
 
 
@@ -254,6 +262,66 @@ def remarks(options: argparse.Namespace) -> list[str]:
         chosen = dict.fromkeys(name for name, _, _ in choose_tasks(options) if is_causal(options, tasks.get(name)))
         lines += [f"left out of {name}, for want of a causal form: {', '.join(unable)}" for name in chosen]
     return lines
+
+
+def check_test_lengths(task: Task, test_lens: Sequence[int]) -> None:
+    """Raise UsageError where the task at one of these lengths is none that a model of its own length can take."""
+    for length in test_lens:
+        try:
+            there = type(task)(length, task.config)
+        except ValueError as error:
+            raise UsageError(f"--test-len {length}: {error}") from error
+        for what in ("vocab_size", "n_features", "n_classes"):
+            here, other = getattr(task, what), getattr(there, what)
+            if here != other:
+                raise UsageError(
+                    f"--test-len {length}: {task.name} has {what} {other} there and {here} at the training length "
+                    f"{task.seq_len}: take lengths that share it"
+                )
+
+
+def testable(planned: list[RunSpec], named: list[str]) -> list[RunSpec]:
+    """Without the runs of variants that cannot be tested beyond their training length, which are left out of all.
+
+    Raises:
+        UsageError: one of them was named.
+    """
+    unreached = {spec.label: unreached_parameters(spec) for spec in planned if spec.seed == 0}
+    for spec in planned:
+        if (names := unreached[spec.label]) and spec.variant in named:
+            raise UsageError(
+                f"--test-len {spec.max_len}: {spec.label} cannot be tested beyond its training length {spec.seq_len}: "
+                f"it has parameters for each position ({', '.join(names)}), and training would not reach those beyond"
+            )
+    return [spec for spec in planned if not unreached[spec.label]]
+
+
+def unreached_parameters(spec: RunSpec) -> list[str]:
+    """Names of parameters that have rows for places beyond the training length: their shapes follow ``max_len``."""
+    if spec.max_len == spec.seq_len:
+        return []
+    import torch
+
+    from zoo import Encoder
+
+    def shapes(max_len: int) -> dict[str, torch.Size]:
+        with torch.device("meta"):
+            encoder = Encoder(
+                find(spec.variant, "--variants").config(**dict(spec.options)),
+                d_model=spec.d_model,
+                n_heads=spec.n_heads,
+                n_layers=1,
+                max_len=max_len,
+                positions=spec.positions,  # type: ignore[arg-type]
+            )
+        return {name: parameter.shape for name, parameter in encoder.named_parameters()}
+
+    try:
+        own, longer = shapes(spec.seq_len), shapes(spec.max_len)
+    except ValueError as error:
+        raise UsageError(f"--test-len {spec.max_len}: {spec.label}: {error}") from error
+    grown = [name for name in own if own[name] != longer[name]]
+    return ["learned positions" if name.startswith("positions.") else name.rpartition(".")[2] for name in grown]
 
 
 def choose_variants(text: str) -> dict[str, str]:

@@ -35,7 +35,7 @@ PLANS: dict[str, Plan] = {
         words=(
             *("--variants", "full,hyena,gated_deltanet,mamba2,linear,retnet"),
             *("--tasks", "mad_memorize", "--sweep", "mad_memorize.vocab_size=256:8192", "--causal"),
-            *("--steps", "400", "--batch-size", "128", "--seeds", "3"),
+            *("--steps", "400", "--batch-size", "128", "--n-heads", "4", "--activation", "swiglu", "--seeds", "3"),
             *("--lr-grid", "1e-4,5e-4,1e-3", "--weight-decay-grid", "0,0.1"),
             *("--lr-schedule", "cosine", "--warmup", "0"),
         ),

@@ -17,9 +17,10 @@ def prepare_data(specs: list[RunSpec], progress: Progress) -> dict[DataId, str]:
         What could not be prepared, and why, in one line.
     """
     failed = {}
-    for data_id, spec in {spec.data_id: spec for spec in specs}.items():
-        task = make_task(spec)
-        title = f"{spec.task} · N {spec.seq_len}"
+    wanted = {(spec.data_id, length): spec for spec in specs for length in (spec.seq_len, *spec.test_lens)}
+    for (data_id, length), spec in wanted.items():
+        task = make_task(spec, length)
+        title = f"{spec.task} · N {length}"
         try:
             with (
                 progress.preparing(f"{title}: preparing data") as on_progress,

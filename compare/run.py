@@ -210,6 +210,7 @@ def reproduce(spec: RunSpec) -> str:
         words += [f"--accumulate {spec.accumulate}", f"--lr {spec.lr:g}", f"--weight-decay {spec.weight_decay:g}"]
         words += [f"--lr-schedule {spec.lr_schedule}", f"--warmup {spec.warmup:g}"]
         words.append(f"--length-schedule {spec.length_schedule}")
+        words += [f"--test-len {','.join(map(str, spec.test_lens))}"] if spec.test_lens else []
     words += ["--causal"] * spec.causal + ["--checkpointing"] * spec.checkpointing + ["--reversible"] * spec.reversible
     words += ["--compile"] * spec.compile
     words += [f"--memory-limit {spec.memory_limit}"] if spec.memory_limit else []

@@ -33,6 +33,8 @@ class RunSpec:
         lr: the peak learning rate. lr_schedule: how it changes over the training. warmup: share of the training in
             which it rises.
         length_schedule: how the length of training samples changes over the training.
+        test_lens: lengths beside ``seq_len`` at which the trained model is tested. Where one is longer, the encoder is
+            built for the longest.
         checkpointing: layers are run again in backward instead of kept. reversible: layers add to two streams in turn,
             and are undone in backward instead of kept. compile: through ``torch.compile``.
         causal: the encoder sees the past alone.
@@ -70,6 +72,7 @@ class RunSpec:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     length_schedule: LengthSchedule = "constant"
+    test_lens: tuple[int, ...] = ()
     checkpointing: bool = False
     reversible: bool = False
     compile: bool = False
@@ -89,6 +92,11 @@ class RunSpec:
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
+    def max_len(self) -> int:
+        """The longest input that the encoder is built for."""
+        return max(self.seq_len, *self.test_lens)
+
+    @property
     def data_id(self) -> DataId:
         """What the data depends on: runs that share it share what has to be prepared."""
         return self.task, self.seq_len, self.task_options
@@ -106,6 +114,7 @@ class RunSpec:
         fields = json.loads(text)
         for field in ("options", "task_options"):
             fields[field] = tuple((name, value) for name, value in fields[field])
+        fields["test_lens"] = tuple(fields["test_lens"])
         return cls(**fields)
 
     def phases(self) -> list[tuple[float, int, int]]:

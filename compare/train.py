@@ -22,12 +22,14 @@ from compare.spec import RunSpec
 from tasks import IGNORE, Batch, EvalSplit, Task
 from tasks.base import BITS_PER_BYTE, EXPLAINED_VARIANCE, Metric
 from zoo import Encoder, describe
-from zoo.heads import ClassificationHead, PairHead, TokenHead
+from zoo.contract import Backend
+from zoo.heads import ClassificationHead, PairHead, RestoreHead, TokenHead
 
 CURVE_POINTS = 100
 VALIDATIONS = 10
 TOLD_SECONDS = 0.5  # from one word on the progress to the next, between points of the curve
 VALIDATION_SHARE = 0.1  # of the training time, at most, apart from the last validation
+TEST_TOKENS = 2**19  # at a length that was not trained at, at most: softmax at 65,536 takes minutes for them
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -46,7 +48,7 @@ class Model(nn.Module):
             n_heads=spec.n_heads,
             n_layers=spec.n_layers,
             dropout=spec.dropout,
-            max_len=spec.seq_len,
+            max_len=spec.max_len,
             norm=spec.norm,  # type: ignore[arg-type]
             activation=spec.activation,  # type: ignore[arg-type]
             positions=spec.positions,  # type: ignore[arg-type]
@@ -58,9 +60,11 @@ class Model(nn.Module):
             checkpointing=spec.checkpointing,
             reversible=spec.reversible,
         )
-        self.head: TokenHead | PairHead | ClassificationHead
+        self.head: TokenHead | RestoreHead | PairHead | ClassificationHead
         if task.kind == "token":
             self.head = TokenHead(spec.d_model, task.n_classes)
+        elif task.kind == "restore":
+            self.head = RestoreHead(spec.d_model, task.n_classes, max_len=spec.seq_len)
         elif task.kind == "pair":
             self.head = PairHead(spec.d_model, task.n_classes)
         else:
@@ -76,7 +80,8 @@ class Model(nn.Module):
         if isinstance(self.head, ClassificationHead):
             return self.head(encoded, key_padding_mask=padding), targets
         asked = targets != IGNORE
-        return self.head(encoded[asked]), targets[asked]
+        predicted = self.head(encoded)[asked] if isinstance(self.head, RestoreHead) else self.head(encoded[asked])
+        return predicted, targets[asked]
 
 
 class Tally:
@@ -178,6 +183,7 @@ class Trainer:
         self.device: torch.device = self.accelerator.device
         model = Model(self.spec, self.task)
         self.parameters = sum(p.numel() for p in model.parameters())
+        self.encoder = model.encoder
         optimizer = torch.optim.AdamW(decay_groups(model, self.spec.weight_decay), lr=self.spec.lr)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
@@ -200,12 +206,21 @@ class Trainer:
             self.optimizer.zero_grad()
 
     @torch.no_grad()
-    def evaluate(self, split: EvalSplit, on_progress: Callable[[], None] = lambda: None) -> Evaluation:
-        """Loss and score over all of a split."""
+    def evaluate(
+        self, split: EvalSplit, on_progress: Callable[[], None] = lambda: None, elsewhere: Task | None = None
+    ) -> Evaluation:
+        """Loss and score over all of a split.
+
+        elsewhere: the task at another length, of which at most ``TEST_TOKENS`` tokens are taken.
+        """
         self.model.eval()
-        total = Tally(self.task.metric)
-        slices = {name: Tally(self.task.metric) for name in self.task.slice_names}
-        for batch in self.task.eval_batches(split, self.spec.batch_size):
+        task, size, most = self.task, self.spec.batch_size, None
+        if elsewhere is not None:
+            task, size = elsewhere, max(1, size * self.spec.seq_len // elsewhere.seq_len)
+            most = max(1, TEST_TOKENS // elsewhere.seq_len)
+        total = Tally(task.metric)
+        slices = {name: Tally(task.metric) for name in task.slice_names}
+        for batch in task.eval_batches(split, size, most):
             on_progress()
             predicted, targets = self.forward(self.to_device(batch))
             total.add(predicted, targets)
@@ -253,6 +268,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = spec.lr * lr_factor(spec.lr_schedule, spec.warmup, done)
             start = time.perf_counter()
+            self.encoder.redraw(after=at.step)
             for _ in range(spec.accumulate):
                 begun = time.perf_counter()
                 batch = next(batches)
@@ -347,7 +363,10 @@ def share_done(spec: RunSpec, step: int, seconds: float) -> float:
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters with weight decay (matrices), and without (norms, biases)."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    """Parameters with weight decay (matrices), and without (norms, biases, and what a backend names ``undecayed``)."""
+    backends = [module for module in model.modules() if isinstance(module, Backend)]
+    named = [(backend, name, p) for backend in backends for name, p in backend.named_parameters()]
+    spared = {p for backend, name, p in named if name.split(".")[0] in backend.undecayed}
+    decayed = [p for p in model.parameters() if p.dim() >= 2 and p not in spared]
+    others = [p for p in model.parameters() if p.dim() < 2 or p in spared]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

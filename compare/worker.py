@@ -265,13 +265,32 @@ def work(
     record |= {"test_loss": found.loss, "test_score": found.score, "test_size": found.size}
     if found.slices:
         record["test_slices"] = found.slices
+    if spec.test_lens:
+        record["test_lens"] = {str(n): test_at(n, trainer, events) for n in spec.test_lens}
 
 
-def make_task(spec: RunSpec) -> Task:
+def test_at(length: int, trainer: Trainer, events: Events) -> Record:
+    """What the trained model reaches at a length other than its own; where it fails there, how."""
+    events.phase(f"testing at {length:,}")
+    task = make_task(trainer.spec, length)
+    baselines = task.facts["baselines"]
+    try:
+        found = trainer.evaluate("test", lambda: events.still(f"testing at {length:,}"), task)
+    except Exception as error:
+        status, reason = explain(error)
+        return {"status": status, "reason": reason, "baselines": baselines}
+    return {
+        **{"status": "ok", "score": found.score, "loss": found.loss, "size": found.size},
+        "baselines": baselines,
+    }
+
+
+def make_task(spec: RunSpec, seq_len: int | None = None) -> Task:
+    """seq_len: None = that of training."""
     import tasks
 
     kind = tasks.get(spec.task)
-    return kind(spec.probe or spec.seq_len, kind.config_type(**dict(spec.task_options)))
+    return kind(seq_len or spec.probe or spec.seq_len, kind.config_type(**dict(spec.task_options)))
 
 
 def try_length(trainer: Trainer) -> None:

@@ -22,7 +22,9 @@ EvalSplit = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 POOL = 32  # training batches that are filled together, where samples differ in length
 
-Kind = Literal["token", "sequence", "pair", "value"]
+Kind = Literal["token", "restore", "sequence", "pair", "value"]
+"""What a task asks for: "token" a class at each position, "restore" the same, but read from the encoder's output at the
+last position alone; "sequence" a class of the whole, "pair" one of two, "value" a number."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class Batch:
     Attributes:
         inputs: (B, N) token ids, int64; (B, N, F) float32 where the task has features instead of tokens; for kind
             "pair" (B, 2, N) token ids.
-        targets: kind "token": (B, N) class at each position, `IGNORE` where nothing is asked, int64; "sequence" and
-            "pair": (B,) class, int64; "value": (B,) float32.
+        targets: kinds "token" and "restore": (B, N) class at each position, `IGNORE` where nothing is asked, int64;
+            "sequence" and "pair": (B,) class, int64; "value": (B,) float32.
         padding: (B, N), for kind "pair" (B, 2, N), True = padding; None where the batch has no padding anywhere.
         slices: shaped as targets, which of the task's `slice_names` each target belongs to; None where it has none.
     """
@@ -140,16 +142,19 @@ class Task(ABC):
     """A frozen dataclass of plain values (int, float, str, bool) that checks itself with ValueError."""
     own_data: ClassVar[bool] = False
     """It reads files that the user brings, and has nothing without."""
-    metric: ClassVar[Metric] = ACCURACY
-    """What a score is; `EXPLAINED_VARIANCE` for kind "value"."""
     remarks: ClassVar[Mapping[str, str]] = {}
     """By variant, why it cannot solve the task, in words that a newcomer understands, without a full stop."""
+    metric: ClassVar[Metric] = ACCURACY
+    """What a score is; `EXPLAINED_VARIANCE` for kind "value"."""
     causal: ClassVar[bool] = False
     """A causal encoder can solve it: what an answer rests on stands before the place that asks."""
     causal_only: ClassVar[bool] = False
     """Others would see the answer: it is always a causal encoder that is trained."""
     causal_form: ClassVar[str] = ""
     """The task that stands for this one where the encoder is causal; "" = itself, if `causal`."""
+    fixed_places: ClassVar[str] = ""
+    """Where the task's definition ties what an answer rests on to fixed places: how, in words. Elsewhere no place tells
+    more of an answer than another."""
 
     vocab_size: int | None
     """Number of input ids; None where the inputs are features."""
@@ -281,10 +286,16 @@ class Task(ABC):
             for rows in batches if lengths is None else rng.permutation(batches):
                 yield self.take("train", rows)
 
-    def eval_batches(self, split: EvalSplit, batch_size: int) -> Iterator[Batch]:
-        """All of a split, the longest samples first; the last batch may be smaller than B."""
+    def eval_batches(self, split: EvalSplit, batch_size: int, most: int | None = None) -> Iterator[Batch]:
+        """All of a split, the longest samples first; the last batch may be smaller than B.
+
+        most: so many samples, evenly spread over the split; None = all.
+        """
         lengths = self.sample_lengths(split)
-        order = np.arange(self.size(split)) if lengths is None else np.argsort(-lengths, kind="stable")
+        size = self.size(split)
+        order = np.arange(size) if lengths is None else np.argsort(-lengths, kind="stable")
+        if most is not None and most < size:
+            order = order[np.arange(most) * size // most]
         for start in range(0, len(order), batch_size):
             yield self.take(split, order[start : start + batch_size])
 

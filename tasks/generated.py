@@ -33,6 +33,14 @@ class Generated(Task):
         Ids and classes are those of the task's own length.
         """
 
+    def draw_train(self, rng: np.random.Generator, rows: int, seq_len: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """As `draw`, for training, where a task trains on something else than it is tested on."""
+        return self.draw(rng, rows, seq_len)
+
+    def count(self, split: Split) -> int:
+        """Samples that are drawn for a split."""
+        return min(self.max_rows[split], self.max_tokens[split] // self.seq_len)
+
     @property
     def cache_key(self) -> str:
         return f"{self.seq_len}-g{self.generator}"
@@ -41,15 +49,15 @@ class Generated(Task):
         seen: set[bytes] = set()
         built: dict[Split, Rows] = {}
         for stream, split in enumerate(reversed(SPLITS), start=1):
-            count = min(self.max_rows[split], self.max_tokens[split] // self.seq_len)
-            built[split] = Rows(count, fresh(self._rows(stream, count), "inputs", seen))
+            built[split] = Rows(self.count(split), fresh(self._rows(stream, split), "inputs", seen))
         return built
 
-    def _rows(self, stream: int, count: int) -> Iterator[Row]:
-        rng = np.random.default_rng([self.seed, stream])
+    def _rows(self, stream: int, split: Split) -> Iterator[Row]:
+        rng, count = np.random.default_rng([self.seed, stream]), self.count(split)
+        draw = self.draw_train if split == "train" else self.draw
         chunk = max(1, CHUNK // self.seq_len)
         for start in range(0, count, chunk):
-            for inputs, targets in zip(*self.draw(rng, min(chunk, count - start), self.seq_len), strict=True):
+            for inputs, targets in zip(*draw(rng, min(chunk, count - start), self.seq_len), strict=True):
                 yield {"inputs": inputs.tobytes(), "targets": targets.tobytes()}
 
     def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
@@ -70,7 +78,7 @@ class Generated(Task):
         if seq_len == self.seq_len:
             yield from super()._train(rng, batch_size, seq_len)
         while True:
-            yield self.to_batch(*self.draw(rng, batch_size, seq_len))
+            yield self.to_batch(*self.draw_train(rng, batch_size, seq_len))
 
     def provenance(self) -> dict[str, str | int]:
         test = hashlib.sha256()

@@ -278,6 +278,7 @@ class Listops(Task):
     """Nested list operations on digits; see the module's docstring."""
 
     name = "listops"
+    fixed_places = "the operator at the root comes first; what it tells alone is a baseline"
     kind = "sequence"
     summary = "the value of a nested expression of MIN, MAX, MED and SM (Long Range Arena)"
     min_len = 16

@@ -13,7 +13,8 @@ on keys, those between hay. Four needles, twenty tokens:
 
 A value is easy to see, but only the key before it tells which of the four is meant. The score is also given
 by how far the needle lies before the first question, in eight bins. The four tokens before the questions are always
-hay: a short convolution sees no needle from there.
+hay: a short convolution sees no needle from there. Questions come last, as in those tests; a needle lies at every place
+before them as often.
 
 Departures: random ids instead of prose and of UUIDs; every needle is asked for, which gives four answers to learn from
 and to score where those tests have one.

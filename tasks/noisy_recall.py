@@ -33,6 +33,7 @@ Departures from MAD:
   comes by chance.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -131,6 +132,12 @@ class NoisyRecall(Generated):
     max_len = 65_536
     config_type = NoisyRecallConfig
     causal = True
+    remarks: ClassVar[Mapping[str, str]] = {
+        "linformer": "its learned projections mix all positions into a few summaries, with weights that are fixed "
+        "before any key is seen; a pair that may stand anywhere is blurred with its neighbours, and no question can "
+        "look it up",
+        "local": "a token sees only those within its window, and most pairs lie further back",
+    }
     defaults = TaskDefaults(
         seq_len=8192,
         d_model=64,

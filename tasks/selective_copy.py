@@ -13,6 +13,9 @@ markers (15) follow, and at the i-th marker the answer is the i-th symbol. Three
 A marker says nothing of its number, and a symbol nothing of its rank: both have to be counted. The answers stand
 nowhere but in the text, and out of reach of a short convolution at the marker that asks for them.
 
+Every set of places is as likely, but their order tells something: the first symbol lies near the start more often than
+elsewhere, and the last marker asks for what lies near the end. What a place alone gives is among the baselines.
+
 Departures from MAD: every set of places is equally likely, where MAD deals the blanks out to the gaps before the
 symbols, so that its last symbol always stands right before the copy token; n markers ask for the answers, where MAD
 has one copy token and then n blanks; n grows with N (16 at N 256, as there).
@@ -72,6 +75,9 @@ class SelectiveCopy(Generated):
     generator = 1
     seed = 240317844
 
+    fixed_places = (
+        "the i-th marker asks for the i-th symbol, which lies near i / n of the text more often than elsewhere"
+    )
     vocab_size = 16
     n_classes = SYMBOLS
 

@@ -36,4 +36,18 @@ SUITES = {
         ),
         budget=100,
     ),
+    "mad": Suite(
+        summary="the token manipulations of MAD (arXiv:2403.17844), causal",
+        tasks=dict.fromkeys(
+            (
+                "mad_compress",
+                "mad_fuzzy_recall",
+                "mad_memorize",
+                "mad_noisy_recall",
+                "mad_recall",
+                "mad_selective_copy",
+            )
+        ),
+        budget=300,
+    ),
 }

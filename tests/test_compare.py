@@ -651,7 +651,7 @@ def test_a_sign_of_life_comes_within_three_seconds(tmp_path: Path) -> None:
     took = time.perf_counter() - start
     process.kill()
     process.communicate()
-    assert "comparing full,linformer on mqar" in first
+    assert "comparing full,linformer,linear on mqar" in first
     assert took < 3
 
 

@@ -19,6 +19,7 @@ from torch.nn.utils import prune
 from compare.measure import saved_bytes
 from zoo import Encoder, MultiHeadAttention, available
 from zoo.attention.linformer import LinformerConfig
+from zoo.attention.performer import PerformerConfig
 from zoo.attention.reformer import ReformerConfig
 from zoo.heads import ClassificationHead, TokenHead
 
@@ -343,6 +344,20 @@ def test_redraw_reaches_every_layer() -> None:
     encoder.redraw()
     after = [layer.attention.mixer.attention.rotations for layer in encoder.layers]
     assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_redraw_after_so_many_steps_reaches_those_whose_interval_is_over() -> None:
+    encoder = Encoder(PerformerConfig(features=8, redraw_interval=3), **SMALL)
+    kept = Encoder(PerformerConfig(features=8, redraw_interval=0), **SMALL)
+    hashes = Encoder(ReformerConfig(bucket_size=8), **SMALL)  # which its authors draw in every forward, and no trainer
+
+    def drawn(encoder: Encoder, after: int) -> bool:
+        before = [buffer.clone() for buffer in encoder.buffers()]
+        encoder.redraw(after=after)
+        return any(not torch.equal(a, b) for a, b in zip(before, encoder.buffers(), strict=True))
+
+    assert [step for step in range(10) if drawn(encoder, step)] == [3, 6, 9]
+    assert not any(drawn(each, step) for each in (kept, hashes) for step in range(10))
 
 
 def test_heads_pool_over_real_positions() -> None:

@@ -20,7 +20,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from compare.report import write_report
 from compare.report.aggregate import Source, group_records
 from compare.report.page import html_page
-from tests.make_records import ENVIRONMENT, PROFILES, make_record, write_folder
+from tests.make_records import ENVIRONMENT, PROFILES, RECALL, make_recall, make_record, swept_recall, write_folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -279,6 +279,28 @@ def test_the_page_itself_never_scrolls_sideways(opened: webdriver.Chrome, width:
     opened.execute_script("document.querySelectorAll('details').forEach(details => details.open = true)")
     assert opened.execute_script("return document.documentElement.scrollWidth") <= width
     opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("kind", ["a task", "a swept task"])
+def test_the_first_screen_holds_the_sentences_and_their_chart(
+    browser: webdriver.Chrome, tmp_path: Path, kind: str
+) -> None:
+    records = swept_recall() if kind == "a swept task" else [make_recall(variant) | {"curve": []} for variant in RECALL]
+    write_report(write_folder(tmp_path, records))
+    visit(browser, tmp_path / "report.html")
+    for width, height in ((1280, 800), (400, 800)):
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        *told, chart = find(browser, ".first .told p, .first img")
+        assert len(told) == 3
+        assert chart == find(browser, "img")[0]
+        for part in (*told, chart):
+            assert part.is_displayed()
+            assert part.rect["x"] >= 0
+            assert part.rect["x"] + part.rect["width"] <= width
+            assert part.rect["y"] + part.rect["height"] <= height
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 CONTRASTS = """

@@ -9,7 +9,7 @@ import pytest
 
 import tasks
 from compare.arguments import run_parser
-from compare.plan import DEFAULT_BUDGET, UsageError, choose_tasks, make_specs
+from compare.plan import DEFAULT_BUDGET, DEFAULT_TASK, UsageError, choose_tasks, make_specs
 from compare.run import reproduce
 from compare.spec import RunSpec
 
@@ -23,12 +23,26 @@ def specs(*words: str) -> list[RunSpec]:
 
 
 def test_a_task_has_its_own_length_and_lengths_given_count_for_all() -> None:
-    assert chosen() == [("bytes", 8192, DEFAULT_BUDGET)]
+    assert chosen() == [(DEFAULT_TASK, 8192, tasks.get(DEFAULT_TASK).defaults.budget or DEFAULT_BUDGET)]
     assert chosen("--tasks", "mqar,bytes") == [("mqar", 64, DEFAULT_BUDGET), ("bytes", 8192, DEFAULT_BUDGET)]
     assert chosen("--task", "mqar", "--seq-len", "32,64") == [
         ("mqar", 32, DEFAULT_BUDGET),
         ("mqar", 64, DEFAULT_BUDGET),
     ]
+
+
+def test_a_task_may_have_a_budget_of_its_own_that_a_suite_and_the_command_line_replace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tasks.get("mqar"), "defaults", replace(tasks.get("mqar").defaults, budget=7.0))
+    assert chosen("--tasks", "mqar") == [("mqar", 64, 7.0)]
+    assert ("mqar", 64, tasks.SUITES["quick"].budget) in chosen("--tasks", "quick")
+    assert {spec.budget for spec in specs("--tasks", "mqar", "--budget", "9")} == {9.0}
+
+
+def test_without_arguments_three_variants_and_the_control_run() -> None:
+    assert [spec.label for spec in specs()] == ["full", "linformer", "linear", "none"]
+    assert {spec.seq_len for spec in specs()} == {8192}
 
 
 def test_a_suite_is_its_tasks_at_their_lengths_for_its_time() -> None:
@@ -77,7 +91,7 @@ def test_options_of_tasks_and_flags_for_data_reach_the_run_and_its_command(tmp_p
         (["--tasks", "lra", "--data", "x"], r"--data: several tasks take it; say which: --set listops\.data=x"),
         (["--tasks", "text", "--tokenizer", "x"], "--tokenizer: no task among text takes it; these do: classify"),
         (["--tasks", "classify"], "classify.data: expected a file, a folder or a hub id, got nothing"),
-        (["--set", "listops.samples=5"], "'listops' is not among what is compared: full, linformer, none, bytes"),
+        (["--set", "listops.samples=5"], "'listops' is not among what is compared: full, linformer, linear, none, "),
         (["--tasks", "listops", "--set", "listops.samples=many"], "expected an integer, got 'many'"),
         (["--tasks", "listops", "--set", "listops.samples=0"], "listops.samples >= 1, got 0"),
         (

@@ -166,6 +166,7 @@ def test_describe_prints_all_of_a_backend() -> None:
         "capacity    rank=256",
         "rank=256: M, how many positions",
         "sharing=heads: ``none`` (E and F for each head)",
+        "init        queries and keys of variance 0.33: torch's default for nn.Linear",
         "exceptions  none",
         "zoo.attention.linformer:LinformerAttention",
     ):
@@ -173,6 +174,8 @@ def test_describe_prints_all_of_a_backend() -> None:
     assert max(map(len, text.splitlines())) <= 100
     assert describe("linformer").capacity == ("rank", 256)
     assert describe("full").capacity is None
+    assert "variance 0.33: nn.Linear's default, as in performer-pytorch" in str(describe("performer"))
+    assert "init        of its own" in str(describe("luna"))
 
 
 def test_every_option_of_one_line_or_of_many_is_explained() -> None:

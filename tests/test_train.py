@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from compare.spec import RunSpec
-from compare.train import DivergedError, Model, Tally, Trainer, count_tokens
-from compare.worker import at_full_length
+from compare.train import DivergedError, Evaluation, Model, Tally, Trainer, count_tokens, decay_groups
+from compare.worker import at_full_length, make_task
 from tasks import IGNORE, Batch
 from tasks.base import ACCURACY, EXPLAINED_VARIANCE
-from zoo import Encoder
-from zoo.heads import PairHead
+from tests.learning import small_spec
+from zoo import Encoder, MultiHeadAttention
+from zoo.heads import PairHead, RestoreHead
 
 SPEC = RunSpec(
     variant="full",
@@ -59,6 +63,7 @@ def test_each_kind_gets_predictions_of_its_shape() -> None:
         ("pair", ids(3, 2, 12), classes, (3, 5), {}),
         ("value", torch.randn(3, 12, 2), torch.randn(3), (3, 1), {"vocab_size": None, "n_features": 2, "n_classes": 1}),
         ("token", ids(3, 12), torch.full((3, 12), IGNORE).index_fill(1, torch.tensor([4, 7]), 2), (6, 5), {}),
+        ("restore", ids(3, 12), torch.full((3, 12), IGNORE).index_fill(1, torch.tensor([4, 7]), 2), (6, 5), {}),
     ):
         model = Model(SPEC, fake(kind, **attributes))
         predicted, asked = model(inputs, targets, None)
@@ -96,6 +101,21 @@ def test_pair_head_reads_neighbours_as_pairs() -> None:
     first, second = x[::2].mean(1), x[1::2].mean(1)
     joined = torch.cat([first, second, first * second, first - second], dim=-1)
     torch.testing.assert_close(head(x), head.out(head.hidden(joined).relu()))
+
+
+def test_a_restored_sequence_is_read_from_the_last_position_alone() -> None:
+    torch.manual_seed(0)
+    head = RestoreHead(8, 3)
+    x = torch.randn(2, 6, 8)
+    elsewhere = torch.cat([torch.randn(2, 5, 8), x[:, -1:]], dim=1)
+    assert torch.equal(head(x), head(elsewhere))
+    for position in range(6):
+        waves = [(math.sin, math.cos)[i % 2](position / 10_000 ** (i // 2 * 2 / 8)) for i in range(8)]
+        h = x[:, -1] + torch.tensor(waves)
+        for norm, linear in ((0, 1), (3, 4), (6, 7)):
+            h = head.decoder[linear](head.decoder[norm](h))
+            h = F.gelu(h) if linear < 7 else h
+        torch.testing.assert_close(head(x)[:, position], h)
 
 
 def test_features_enter_through_a_linear_map_of_the_size_of_embeddings() -> None:
@@ -140,6 +160,22 @@ def test_explained_variance_is_that_of_all_predictions() -> None:
     assert exact.read() == (0, 1)
 
 
+def test_features_are_drawn_again_between_steps_and_not_after_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = small_spec("mqar", 32, steps=6, batch_size=2)
+    spec = replace(spec, variant="performer", options=(("features", 8), ("redraw_interval", 2)), n_layers=1)
+    trainer = Trainer(spec, make_task(spec))
+    seen: list[Tensor] = []
+
+    def remember(module: nn.Module, inputs: object) -> None:
+        seen.append(trainer.encoder.layers[0].attention.mixer.attention.projection)
+
+    trainer.model.register_forward_pre_hook(remember)
+    monkeypatch.setattr(trainer, "evaluate", lambda split: Evaluation(0.0, 0.0, 1, {}))
+    trainer.train(lambda done, loss: None)
+    assert [torch.equal(a, b) for a, b in pairwise(seen)] == [True, False, True, False, True]
+    assert torch.equal(trainer.encoder.layers[0].attention.mixer.attention.projection, seen[-1])
+
+
 def test_a_loss_that_is_not_finite_is_divergence() -> None:
     tally = Tally(EXPLAINED_VARIANCE)
     tally.add(torch.full((2, 1), float("nan")), torch.zeros(2))
@@ -156,7 +192,7 @@ def test_slices_are_scored_apart() -> None:
     slices[25:, 3] = 2
 
     class Sliced(SimpleNamespace):
-        def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
+        def eval_batches(self, split: str, batch_size: int, most: int | None) -> Iterator[Batch]:
             for start in range(0, 40, batch_size):
                 rows = slice(start, start + batch_size)
                 yield Batch(inputs[rows], targets[rows], None, slices[rows])
@@ -199,3 +235,16 @@ def test_tokens_are_positions_whatever_the_inputs() -> None:
     assert count_tokens(Batch(np.zeros((3, 5), np.int64), targets)) == 15
     assert count_tokens(Batch(np.zeros((3, 2, 5), np.int64), targets)) == 30
     assert count_tokens(Batch(np.zeros((3, 5, 7), np.float32), targets)) == 15
+
+
+def test_weight_decay_spares_vectors_and_what_a_backend_names() -> None:
+    """S4's authors train A and Δ without decay, which would pull poles to 0; Hyena's the network of the filters."""
+    for name, spared in (("s4d", {"log_real", "imaginary"}), ("hyena", {"hidden", "write"}), ("full", set())):
+        layer = MultiHeadAttention(name, d_model=16, n_heads=2)
+        decayed, others = decay_groups(layer, 0.1)
+        names = {p: name.removeprefix("mixer.").split(".")[0] for name, p in layer.named_parameters()}
+        assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+        assert len(decayed["params"]) + len(others["params"]) == len(names)
+        assert {names[p] for p in others["params"] if p.dim() >= 2} == spared
+        assert not spared & {names[p] for p in decayed["params"]}
+        assert all(p.dim() >= 2 for p in decayed["params"])

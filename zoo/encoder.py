@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo import takeover
 from zoo.contract import (
+    SHELL_INIT,
     Attention,
     Backend,
     Device,
@@ -58,6 +59,7 @@ class Heads(Mixer):
         self.kind = attention.kind
         self.out = nn.Linear(dims.d_model, dims.d_model)
         nn.init.normal_(self.qkv.weight, std=dims.d_model**-0.5)
+        (attention.traits.init or SHELL_INIT).scale(self.qkv.weight[: -dims.d_model])
         nn.init.normal_(self.out.weight, std=dims.d_model**-0.5)
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.out.bias)
@@ -659,10 +661,18 @@ class Encoder(Formed):
         parts = [layer.attention.mixer.kind for layer in self.layers[:1] if isinstance(layer, EncoderLayer)]
         return f"Encoder ({', '.join([sizes, *parts])})"
 
-    def redraw(self) -> None:
-        """Draw the random parts of every backend again (hashes, features, sparse layouts)."""
+    def redraw(self, *, after: int | None = None) -> None:
+        """Draw the random parts of every backend again (hashes, features, sparse layouts).
+
+        Args:
+            after: optimizer steps taken so far. Only backends whose ``redraw_interval`` divides it draw again, as
+                ``performer`` does every 1000 steps by default. A training loop calls this before each step; no forward
+                draws, so what backward computes again (checkpoints, reversible layers) stays the same.
+        """
         for module in self.modules():
-            if isinstance(module, Backend) and not isinstance(module, Heads):
+            if not isinstance(module, Backend) or isinstance(module, Heads):
+                continue
+            if after is None or (after and module.redraw_interval and after % module.redraw_interval == 0):
                 module.redraw()
 
     @classmethod

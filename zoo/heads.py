@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.contract import Device, one_of
+from zoo.embeddings import SinusoidalPositions
 
 
 def masked_mean(x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -93,4 +94,36 @@ class TokenHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.out(x)
+        return logits
+
+
+class RestoreHead(nn.Module):
+    """One prediction a position, all read from the last position alone. (B, N, C) without padding -> (B, N, n_classes).
+
+    The decoder of MAD's compression task (arXiv:2403.17844, ``mad/model/auto_encoder.py``): the last position's vector
+    plus the sines of the position asked for, through two layers of width C, each a LayerNorm, a linear map and a GELU.
+
+    Args:
+        max_len: the longest input that will come.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_classes: int,
+        *,
+        max_len: int = 8192,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.positions = SinusoidalPositions(max_len, d_model, scale=1.0)
+        layers: list[nn.Module] = []
+        for width in (d_model, d_model, n_classes):
+            norm = nn.LayerNorm(d_model, device=device, dtype=dtype)
+            layers += [norm, nn.Linear(d_model, width, device=device, dtype=dtype), nn.GELU()]
+        self.decoder = nn.Sequential(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.decoder(self.positions(x[:, -1:].expand_as(x)))
         return logits

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from zoo.contract import Attention, Backend, Dims, Mixer, Traits
+from zoo.contract import SHELL_INIT, Attention, Backend, Dims, Mixer, Traits
 
 T = TypeVar("T", bound=type[Backend])
 OWN = "zoo.attention"
@@ -69,6 +69,12 @@ class Entry:
         """The option that buys accuracy for cost, and its default; None where there is none."""
         field = self.traits.capacity
         return None if field is None else (field, self.options[field])
+
+    @property
+    def init(self) -> str:
+        """How large queries and keys are in a fresh layer, and who has it so."""
+        init = self.traits.init or (SHELL_INIT if issubclass(self.cls, Attention) else None)
+        return "of its own" if init is None else f"queries and keys of variance {init.variance:.2g}: {init.source}"
 
     @property
     def directions(self) -> str:
@@ -148,6 +154,7 @@ class Entry:
             ("source", traits.source if traits.year is None else f"{traits.source} ({traits.year})"),
             ("time", f"{traits.time} for a forward"),
             ("memory", f"{traits.memory} kept for backward"),
+            ("init", self.init),
             ("directions", self.directions),
             ("traits", ", ".join(words)),
             ("parameters", f"{added} beside full, in one layer of {size}"),

@@ -435,7 +435,8 @@ def group_records(sources: Sequence[Source], *, short: bool = True) -> list[Grou
     where = tell_machines_apart(machines)
     families = families_of(record for source in sources for record in source.records)
     groups = []
-    for (machine, task, seq_len, setting), cell in sorted(cells.items(), key=lambda item: item[0]):
+    for machine, task, seq_len, setting in sorted(cells, key=lambda key: (*key[:3], natural(key[3]))):
+        cell = cells[machine, task, seq_len, setting]
         rivals = [key[3] for key in cells if key[:3] == (machine, task, seq_len)]
         told_apart = conditions_in_words(setting, rivals)
         cost = cost_key(json.loads(setting))

@@ -15,6 +15,7 @@ from compare.record import naming, write_atomically
 from .accuracy import SPEED, STEP, WEIGHT, accuracy_chart, state_of
 from .aggregate import Chart, Group, distinct_slugs
 from .alt import describe_accuracy, describe_cost, describe_crossovers, describe_curves, describe_decoding
+from .beyond import chart_by_length, describe_by_length, test_lengths
 from .canvas import DPI, STYLE, Style, choose_styles, fonts
 from .curves import learning_curves
 from .decoding import DECODING, longest_decoded, time_against_state
@@ -84,6 +85,10 @@ def plan(groups: Sequence[Group], styles: Mapping[str, Style]) -> list[tuple[Cha
             alt = f"Learning curves by {words}: {group.title}. {describe_curves(group, axis)}"
             chart = Chart(f"curves_{words}_{group.slug}", alt.strip(), group.slug)
             charts.append((chart, partial(learning_curves, group, axis, styles)))
+        if test_lengths(group):
+            alt = f"Test {group.metric} against test length: {group.title}. {describe_by_length(group)}"
+            chart = Chart(f"test_length_{group.slug}", alt.strip(), group.slug)
+            charts.append((chart, partial(chart_by_length, group, styles)))
     groups = representatives(groups, sweeps)
     found = length_series(groups)
     names = distinct_slugs([(series[0].task, series[0].where, series_note(series, groups)) for series in found])

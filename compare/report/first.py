@@ -7,13 +7,14 @@ from .accuracy import SPEED
 from .aggregate import Group, as_mapping, as_number
 from .flags import in_words
 from .scaling import MEMORY, STEP
-from .summary import NAMED, measured
+from .summary import measured
 from .task_sweeps import TaskSweep, held, kept_state, unswept
-from .units import plain, plural, seconds, size
+from .units import joined, plain, plural, seconds, size
 
+DIGITS = 6  # of a score
 NEAR = 0.05  # a score within so many points of another, or such a share of it, is told as being at its level
 COSTS = (STEP, MEMORY)
-FEW = 3  # variants whose cost is told one by one
+FEW = 3  # variants that are told one by one
 Scores = dict[str, float]
 
 
@@ -69,31 +70,26 @@ def asked(group: Group) -> str:
     spec = as_mapping(record.get("spec"))
     budget, steps = as_number(spec.get("budget")), as_number(spec.get("steps"))
     taught = f"{seconds(budget)} of training" if budget else f"{plain(steps)} training steps" if steps else "training"
-    task = str(record.get("task_summary") or f"the task {group.task}")
-    return f"After {taught} each model had to do this with inputs of {plain(group.seq_len)} tokens: {task}."
+    inputs = f"with inputs of {plain(group.seq_len)} tokens"
+    if not (task := str(record.get("task_summary") or "")):
+        return f"After {taught} each model was tested on {group.task}, {inputs}."
+    return f"After {taught} each model was asked, {inputs}: {task}{'' if task.endswith('?') else '.'}"
 
 
 def floor_of(group: Group) -> tuple[float, str] | None:
-    """What is reached without attention, and by what: the control, the best trivial predictor."""
-    found: dict[str, float] = {}
+    """What the control reaches, and it in words beside the best trivial predictor, which stands for it where there is
+    no control."""
+    level = group.scale.level
+    name, value = max(group.baselines.items(), key=lambda item: group.scale.better(item[1]), default=("", 0.0))
     if group.control and group.control.score:
-        found["the control"] = group.control.score.mean
-    if group.baselines:
-        name, value = list(group.baselines.items())[-1]
-        found[name] = value
-    if not found:
-        return None
-    best = max(found.values(), key=group.scale.better)
-    return best, ", ".join(f"{name} {group.scale.level(value)}" for name, value in found.items())
-
-
-def near(group: Group) -> str:
-    """`NEAR` in words."""
-    return f"{100 * NEAR:g} points" if group.scale.is_fraction else f"{100 * NEAR:g} %"
+        control = group.control.score.mean
+        beside = f"; {name} {level(value)}" if name else ""
+        return control, f"the control without attention ({level(control)}{beside})"
+    return (value, f"the best trivial predictor ({name} {level(value)})") if name else None
 
 
 def unsolved(group: Group) -> list[str]:
-    """The variants that are hardly better than what needs no attention."""
+    """The variants that are at the level of what needs no attention, or below it."""
     floor = floor_of(group)
     return [name for name, score in scores_of(group).items() if floor and group.scale.lead(score, floor[0]) <= NEAR]
 
@@ -104,25 +100,22 @@ def solved(group: Group) -> str:
     n = max(row.score.n for row in group.rows if row.score)
     where = "In this run" if n == 1 else f"On the mean of {n} seeds"
     what, scale = group.terms.words(group.metric), group.scale
-    step = near(group)
+    step = f"{100 * NEAR:g} {'points' if scale.is_fraction else '%'}"
     above = f"{step} {'better than' if scale.lower_is_better else 'above'}"
-    needs = f"what needs no attention ({floor[1]})" if floor else ""
+    needs = floor[1] if floor else ""
     if len(failed) == len(scores):
-        return f"{where} no model solves it: {listed(group, failed)} {what}, at most {above} {needs}."
+        return f"{where} no model solves it: none is more than {above} {needs}: {listed(group, failed)} {what}."
     if floor and scale.lead(next(iter(scores.values())), floor[0]) <= 2 * NEAR:
         return f"{where} all models are too near {needs} to say who solves it: {listed(group, scores)} {what}."
     full = group.reference.name if group.reference else ""
     others = [name for name in scores if name not in failed and name != full]
-    parts = []
+    parts = [f"full has no score ({group.reference.status})"] if group.reference and full not in scores else []
     if full in scores and full not in failed:
         parts.append(f"full reaches {scale.level(scores[full])} {what}")
-        differences = {name: scale.lead(scores[name], scores[full]) for name in others}
+        differences = {name: round(scale.lead(scores[name], scores[full]), DIGITS) for name in others}
         for names, words in (
             ([name for name in others if differences[name] > NEAR], ("is more", "are more", f"than {above} it")),
-            (
-                [name for name in others if abs(differences[name]) <= NEAR],
-                ("stays", "stay", f"within {step} of it"),
-            ),
+            ([name for name in others if abs(differences[name]) <= NEAR], ("stays", "stay", f"within {step} of it")),
             ([name for name in others if differences[name] < -NEAR], ("falls", "fall", "behind")),
         ):
             parts += [f"{listed(group, names)} {verb(names, *words)}"] if names else []
@@ -139,13 +132,7 @@ def solved(group: Group) -> str:
 def listed(group: Group, names: Iterable[str]) -> str:
     """ "linear (97.5 %) and luna (66.9 %)"."""
     scores = scores_of(group)
-    return joined([f"{name} ({group.scale.level(scores[name])})" for name in names])
-
-
-def joined(words: Sequence[str]) -> str:
-    rest = len(words) - NAMED
-    shown = [*words[:NAMED], f"{rest} more"] if rest > 1 else list(words)
-    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
+    return joined([f"{name} ({group.scale.level(scores[name])})" for name in names], FEW)
 
 
 def verb(names: Sequence[str], one: str, many: str, rest: str) -> str:
@@ -154,25 +141,29 @@ def verb(names: Sequence[str], one: str, many: str, rest: str) -> str:
 
 def cost(group: Group) -> str:
     """Time and memory of a training step of full, and what part of them others take: all of a few, else the fastest
-    and the lightest of those that solve the task."""
-    full, failed = group.reference, unsolved(group)
-    steps, memories = ({row.name: found.mean for row, found in measured(group, field)} for field in COSTS)
+    and the lightest of those that keep its score, where there are such."""
+    full, scores = group.reference, scores_of(group)
+    steps, memories = ({row.name: it.mean for row, it in measured(group, field) if it.mean > 0} for field in COSTS)
     if full is None or full.name not in steps or full.name not in memories:
         return ""
-    rows = [
-        row for row in group.rows if row.attends and row is not full and {row.name} <= steps.keys() & memories.keys()
-    ]
+    rows = [row for row in group.rows if row is not full and row.name in steps and row.name in memories]
     if len(rows) > FEW:
-        rows = [row for row in rows if row.name not in failed] or rows
+        kept = {name for name in scores if group.scale.lead(scores[name], scores.get(full.name, scores[name])) >= -NEAR}
+        rows = [row for row in rows if row.name in kept] or rows
         best = {min(rows, key=lambda row: values[row.name]).name for values in (steps, memories)}
         rows = [row for row in rows if row.name in best]
     told = [
-        f"{in_words(row, group)} takes {steps[row.name] / steps[full.name]:.2g} times that time and "
-        f"{memories[row.name] / memories[full.name]:.2g} times that memory"
+        f"{in_words(row, group)} takes {times(steps[row.name] / steps[full.name])} the time and "
+        f"{times(memories[row.name] / memories[full.name])} the memory"
         for row in rows
     ]
     own = f"{seconds(steps[full.name])} and {size(memories[full.name])} of memory"
     return f"{'; '.join([f'A training step of {in_words(full, group)} takes {own}', *told])}."
+
+
+def times(ratio: float) -> str:
+    """Two digits: 0.34, 1.0, 3.1 or 12 times."""
+    return f"{ratio:.2g} times" if ratio < 0.95 else f"{ratio:.1f} times" if ratio < 9.95 else f"{ratio:.0f} times"
 
 
 def remarks(group: Group) -> list[str]:

@@ -13,6 +13,7 @@ from compare.spec import read_spec
 
 from .aggregate import Chart, Group, Record, Row, as_mapping, as_pairs, slug, status_of
 from .answer import answer
+from .beyond import table_by_length
 from .decoding import DECODING, decode_tables
 from .families import colour_of, in_order
 from .first import Lead, lead_of
@@ -210,6 +211,8 @@ def group_section(number: int, group: Group, runs: Sequence[Run], charts: Sequen
         parts.append(simple_table(f"Score by slice: {group.title}", *sliced))
     if swept := sweep_table(group):
         parts.append(simple_table(f"Capacity: {group.title}", *swept))
+    if longer := table_by_length(group):
+        parts.append(simple_table(f"Score by test length: {group.title}", *longer))
     if equal := equal_table(group):
         parts.append(simple_table(f"At equal terms: {group.title}", equal.header, equal.rows))
         parts.append(bullets(equal.notes, css="soft"))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from .aggregate import Group, Row
+from .beyond import carried_over
 from .flags import flags_of, in_words
 from .scaling import STATE, TOKEN
 from .stats import ENOUGH_SEEDS, Difference, Estimate, judge, paired_noise
@@ -41,7 +42,7 @@ def summarise(group: Group) -> list[str]:
         against_baseline(group, scores),
         against_control(group, scores),
     ]
-    sentences += options_set(group)
+    sentences += carried_over(group) + options_set(group)
     if flagged := [in_words(row, group) for row in group.rows if flags_of(row, group)]:
         sentences.append(f"Not on equal terms: {', '.join(flagged)}.")
     return [sentence for sentence in sentences if sentence]

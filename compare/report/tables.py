@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from .aggregate import Chart, Group, Row, Terms, as_mapping, as_number, numbers, status_of
 from .answer import answer
+from .beyond import table_by_length
 from .decoding import DECODING, decode_tables
 from .families import colour_of
 from .first import lead_of, remarks
@@ -230,19 +231,19 @@ def slice_table(group: Group) -> tuple[list[str], list[list[str]]] | None:
 
 def task_sweep_table(sweep: TaskSweep) -> tuple[list[str], list[list[str]]]:
     """Header and rows: what each variant keeps, and its score at each value."""
-    body, group = [], sweep.groups[0]
+    body = []
     for name, rows in sweep.rows.items():
         state = sweep.state(name)
         found = (rows.get(value) for value, _ in sweep.points)
         cells = (
-            row.status if row and not row.score else score_text(row.score if row else None, group.scale)
+            row.status if row and not row.score else score_text(row.score if row else None, sweep.scale)
             for row in found
         )
         body.append([name, size(state.mean) if state else MISSING, *cells])
     return [
         "variant",
         "state a layer",
-        *(f"{sweep.option}={value:g}, {unit_of(group)}" for value, _ in sweep.points),
+        *(f"{sweep.option}={value:g}, {sweep.scale.unit}" for value, _ in sweep.points),
     ], body
 
 
@@ -268,6 +269,8 @@ READING = (
     "State a layer: what stands between the positions of one sample and a query, the keys and values that it attends "
     "to or what takes their place; it bounds what the query can recall (Zoology, arXiv:2312.04927).",
     "FLOPs: counted for one training step.",
+    "Test length: the model that was trained at one length, tested at others, at most half a million tokens at each. "
+    "Costs are measured at the training length; every encoder is built for the longest test length.",
     "none (control) mixes no tokens by attention at all. What does not beat it gains nothing from attention here.",
 )
 
@@ -370,6 +373,8 @@ def group_parts(group: Group, charts: Sequence[Chart], level: str = "###") -> li
         parts.append(markdown_table(*sliced))
     if swept := sweep_table(group):
         parts.append(markdown_table(*swept))
+    if longer := table_by_length(group):
+        parts.append(markdown_table(*longer))
     if equal := equal_table(group):
         parts += [f"{level} At equal terms", markdown_table(equal.header, equal.rows), bullets(equal.notes)]
     return parts + [image(chart) for chart in charts if chart.group == group.slug]

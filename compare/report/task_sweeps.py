@@ -26,10 +26,12 @@ from .canvas import (
     text_size,
     write,
 )
+from .scale import Scale
 from .stats import ENOUGH_SEEDS, Estimate, estimate
-from .summary import no_ranking, short
-from .units import SPACE, plural, sentence, size
+from .summary import NAMED, no_ranking, short
+from .units import SPACE, joined, plural, sentence, size
 
+SHARES = ("accuracy", "explained variance", "score")  # metrics of at most 1, where more is better
 HELD = 0.9  # the score that a variant is said to hold
 DOUBLING = 1.5  # from one value to the next, at the least: on a logarithmic axis
 MOST_TICKS = 10
@@ -51,6 +53,10 @@ class TaskSweep:
     points: tuple[tuple[float, Group], ...]
     title: str
     slug: str = ""
+
+    @property
+    def scale(self) -> Scale:
+        return self.points[0][1].scale
 
     @property
     def groups(self) -> list[Group]:
@@ -136,8 +142,9 @@ def representatives(groups: Sequence[Group], sweeps: Sequence[TaskSweep]) -> lis
 
 
 def held(sweep: TaskSweep) -> str:
-    """One sentence: at which values each variant scores `HELD` or more; nothing where scores are no fractions."""
-    if not sweep.groups[0].scale.is_fraction:
+    """One sentence: at which values each variant scores `HELD` or more; nothing where scores are no shares."""
+    metric = sweep.groups[0].metric
+    if metric not in SHARES:
         return ""
     rows = {name: row for name, row in sweep.rows.items() if next(iter(row.values())).attends}
     values = [value for value, _ in sweep.points]
@@ -145,21 +152,19 @@ def held(sweep: TaskSweep) -> str:
     for name, by_value in rows.items():
         good = [value for value in values if (row := by_value.get(value)) and row.score and row.score.mean >= HELD]
         reached.setdefault(range_words(values, good), []).append(name)
-    nowhere = reached.pop("", [])
-    parts = [f"{short(names)} {words}" for words, names in reached.items()]
-    parts += [f"at none of them: {short(nowhere)}"] if nowhere else []
+    parts = "; ".join(f"{joined(names, NAMED)} {words}" for words, names in reached.items())
     fewest = min((row.score.n for by in rows.values() for row in by.values() if row.score), default=0)
     unsure = "" if fewest >= ENOUGH_SEEDS else f" {no_ranking(fewest)}"
-    tried = f"{sweep.option} from {values[0]:g} to {values[-1]:g}"
-    return f"{100 * HELD:g}{SPACE}% or more with {tried}: {'; '.join(parts)}{unsure}."
+    tried = f"with {sweep.option} from {values[0]:g} to {values[-1]:g}"
+    return f"{sentence(metric)} of {100 * HELD:g}{SPACE}% or more {tried}: {parts}{unsure}."
 
 
 def range_words(values: Sequence[float], good: Sequence[float]) -> str:
-    """Which of the rising values are good; nothing where none is."""
+    """Which of the rising values are good."""
     if not good:
-        return ""
+        return "at none"
     if len(good) == len(values):
-        return "at all of them"
+        return "at every value"
     if list(values[: len(good)]) == list(good):
         return f"up to {good[-1]:g}"
     if list(values[-len(good) :]) == list(good):
@@ -177,12 +182,12 @@ def kept_state(sweep: TaskSweep) -> str:
 
 def describe_sweep(sweep: TaskSweep) -> str:
     """The chart in words: where each line begins and ends."""
-    told, show = [], sweep.groups[0].scale.show
+    told = []
     for name, rows in sweep.rows.items():
         scored = [(value, row.score.mean) for value, row in rows.items() if row.score]
         if scored:
             (first, start), (last, end) = scored[0], scored[-1]
-            told.append(f"{name} from {show(start)} at {first:g} to {show(end)} at {last:g}")
+            told.append(f"{name} from {sweep.scale.show(start)} at {first:g} to {sweep.scale.show(end)} at {last:g}")
     return f"{sweep.heading}. {short(told)}. {kept_state(sweep)}".strip()
 
 
@@ -195,10 +200,10 @@ def sweep_chart(sweep: TaskSweep, styles: Mapping[str, Style]) -> Figure | None:
     lines = {name: line for name, line in lines.items() if line}
     if not lines:
         return None
-    values, scale = [value for value, _ in sweep.points], sweep.groups[0].scale
+    values = [value for value, _ in sweep.points]
     trivial = baseline_lines(sweep.points)
     texts = {name: folded(name) for name in lines}
-    trivial_texts = {name: folded(f"{name} {scale.show(line[-1][1])}", 20) for name, line in trivial.items()}
+    trivial_texts = {name: folded(f"{name} {sweep.scale.show(line[-1][1])}", 20) for name, line in trivial.items()}
     margin = [*texts.values(), *trivial_texts.values()]
     states = {name: state.mean for name in lines if (state := sweep.state(name))}
     plot, panel = max(330.0, 1.1 * margin_height(margin)), LINE * len(states)
@@ -221,7 +226,7 @@ def sweep_chart(sweep: TaskSweep, styles: Mapping[str, Style]) -> Figure | None:
             *(score for line in lines.values() for _, _, seeds in line for score in seeds),
             *(value for line in trivial.values() for _, value in line),
         ],
-        scale,
+        sweep.scale,
     )
     labels = []
     for name, baseline in trivial.items():

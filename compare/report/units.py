@@ -1,6 +1,7 @@
 """Numbers as people read them: times, bytes, counts and percentages with their units."""
 
 import math
+from collections.abc import Sequence
 
 SPACE = "\N{NO-BREAK SPACE}"
 MISSING = "–"
@@ -50,6 +51,13 @@ def plain(value: float) -> str:
 
 def plural(number: int, word: str) -> str:
     return word if number == 1 else f"{word}s"
+
+
+def joined(words: Sequence[str], most: int) -> str:
+    """ "a, b and c"; beyond so many, how many more there are."""
+    rest = len(words) - most
+    shown = [*words[:most], f"{rest} more"] if rest > 1 else list(words)
+    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
 
 
 def sentence(text: str) -> str:

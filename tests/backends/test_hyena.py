@@ -123,7 +123,7 @@ def test_a_layer_has_about_as_many_parameters_as_full() -> None:
         sum(p.numel() for p in MultiHeadAttention(name, d_model=256, n_heads=4).parameters())
         for name in ("hyena", "full")
     )
-    assert full < ours < 1.06 * full
+    assert full < ours < 1.12 * full
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.peers.routing import pair
 from compare.measure import saved_bytes
 from zoo import MultiHeadAttention
+from zoo.attention.local import LocalAttention, LocalConfig
 from zoo.attention.routing import RoutingAttention, RoutingConfig
 from zoo.contract import Dims
 
@@ -127,6 +128,17 @@ def test_saved_bytes_do_not_depend_on_the_clusters() -> None:
         return saved_bytes(lambda: routing(*leaves), routing)
 
     assert saved(16) < 1.1 * saved(256)
+
+
+def test_half_of_the_heads_rounded_down_are_local() -> None:
+    q, k, v = qkv()
+    half = backend(window=9, half_local=True)
+    near = LocalAttention(Dims(d_model=16, n_heads=2, max_len=60), LocalConfig(window=4))
+    assert half.centroids.shape == (1, 7, 8)
+    assert torch.equal(half(q, k, v)[:, :1], near(q, k, v)[:, :1])
+    assert half.state_size(60) == 2 * (9 + 9) * 8
+    single = RoutingAttention(Dims(d_model=8, n_heads=1, max_len=60), RoutingConfig(half_local=True))
+    assert single.near == 0
 
 
 # The peer

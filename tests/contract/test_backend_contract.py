@@ -14,9 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from compare.measure import saved_bytes
 from tests.conftest import Case, find_oracle, heads
 from zoo import Encoder, MultiHeadAttention, available, describe
-from zoo.contract import Attention, Dims, Mixer
+from zoo.contract import SHELL_INIT, Attention, Dims, Mixer
+from zoo.encoder import Heads
 from zoo.registry import build
 
+SCALE = 12  # how many times larger or smaller than full's a fresh layer's output may be
 LENGTHS = (1, 2, 7, 32, 33, 63, 64, 65, 96)
 
 
@@ -390,6 +392,31 @@ def test_the_file_says_what_it_implements(name: str) -> None:
     assert "Cost:" in doc
     assert "arXiv:" in doc or describe(name).traits.family == "control"
     assert describe(name).summary
+
+
+@pytest.mark.law("scale")
+def test_a_fresh_layer_gives_about_as_much_as_full(name: str) -> None:
+    """Full attention gives means over many values, about 0.14 here; a method that passes on one value gives 1."""
+
+    def size(attn: str) -> float:
+        torch.manual_seed(0)
+        layer = MultiHeadAttention(attn, d_model=64, n_heads=4, max_len=64)
+        return layer(torch.randn(8, 64, 64)).std().item()
+
+    assert 1 / SCALE < size(name) / size("full") < SCALE
+
+
+def test_queries_and_keys_start_as_declared(name: str) -> None:
+    entry = describe(name)
+    layer = MultiHeadAttention(name, d_model=256, n_heads=4, max_len=64)
+    if not isinstance(layer.mixer, Heads):
+        assert (entry.traits.init is None) == ("init        of its own" in str(entry))
+        return
+    *found, values = (weight.square().mean().item() * 256 for weight in layer.mixer.qkv.weight.split(256))
+    declared = entry.traits.init or SHELL_INIT
+    assert found == pytest.approx([declared.variance] * len(found), rel=0.05)
+    assert values == pytest.approx(1, rel=0.05)
+    assert declared.source in " ".join(str(entry).split())
 
 
 def test_kernel_is_named(case: Case) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.conftest import Case, heads
 from zoo import Encoder, MultiHeadAttention, available, describe
-from zoo.heads import ClassificationHead, PairHead, TokenHead
+from zoo.heads import ClassificationHead, PairHead, RestoreHead, TokenHead
 
 FORMS = [(name, causal) for name in available() for causal in (False, True)[: 1 + describe(name).traits.causal]]
 EVERY_FORM = pytest.mark.parametrize(
@@ -93,6 +93,7 @@ def test_of_heads(pool: Any, padded: bool) -> None:
     assert_empty(ClassificationHead(16, 3, pool=pool), torch.randn(0, 7, 16), (0, 3), **mask)
     assert_empty(PairHead(16, 3), torch.randn(0, 7, 16), (0, 3), **mask)
     assert_empty(TokenHead(16, 3), torch.randn(0, 7, 16), (0, 7, 3))
+    assert_empty(RestoreHead(16, 3), torch.randn(0, 7, 16), (0, 7, 3))
 
 
 @EVERY_FORM

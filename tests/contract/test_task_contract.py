@@ -103,7 +103,7 @@ def assert_well_formed(task: Task, batch: Batch, size: int) -> None:
         assert batch.inputs.shape == (*shape, task.n_features)
         assert batch.inputs.dtype == np.float32
         assert np.isfinite(batch.inputs).all()
-    assert batch.targets.shape == (shape if task.kind == "token" else (size,))
+    assert batch.targets.shape == (shape if task.kind in ("token", "restore") else (size,))
     asked = batch.targets != IGNORE
     assert asked.any()
     if task.kind == "value":
@@ -363,6 +363,7 @@ def test_every_task_file_registers_a_task_of_its_name():
         "files",
         "generated",
         "labels",
+        "mad",
         "parallel",
         "sources",
         "suites",

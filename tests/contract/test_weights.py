@@ -17,7 +17,7 @@ from tests.conftest import Case
 from zoo import Encoder, MultiHeadAttention, available, describe
 from zoo.attention.dilated import DilatedConfig
 from zoo.attention.gau import GAUConfig
-from zoo.heads import ClassificationHead, PairHead, TokenHead
+from zoo.heads import ClassificationHead, PairHead, RestoreHead, TokenHead
 
 FORMS = [(name, causal) for name in available() for causal in (False, True)[: 1 + describe(name).traits.causal]]
 EVERY_FORM = pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_weights_can_be_left_out_of_a_build(name: str) -> None:
     assert torch.equal(net(TOKENS), encoder(name)(TOKENS))
 
 
-@pytest.mark.parametrize("head", [ClassificationHead, PairHead, TokenHead])
+@pytest.mark.parametrize("head", [ClassificationHead, PairHead, RestoreHead, TokenHead])
 def test_heads_take_device_and_dtype(head: Callable[..., nn.Module]) -> None:
     assert all(parameter.is_meta for parameter in head(16, 3, device="meta").parameters())
     assert {parameter.dtype for parameter in head(16, 3, dtype=torch.float64).parameters()} == {torch.float64}

@@ -20,7 +20,10 @@ Departures from the paper:
 - In both directions the short convolution is centred and the filters have two sides: the network is asked for negative
   lags too, which its odd features tell from positive ones. Values at padded positions are 0 in every convolution.
 - Windows are scaled to an energy of 1, so that a layer starts with outputs as large as its inputs at any ``max_len``.
-- ``filter_width`` is 32, in the authors' code 64: at a d_model of 128 that would be a tenth of a layer's parameters.
+- The options are those of the authors' experiments (HazyResearch/safari), not of their class (16, 1 and one band): 64
+  hidden units, 16 bands as on the Pile (``emb_dim`` 33), a frequency of 10 as in recall at 131,072 tokens (14 on the
+  Pile). At a d_model of 256 the network adds a tenth to a layer's parameters. It is trained without weight decay, as
+  theirs; its features are not learned, and it has the learning rate of all other parameters.
 - All of it runs in float32 also under autocast: it multiplies P + 1 maps of the input, so inputs that are 100 times as
   large give results that float16 does not hold.
 """
@@ -56,7 +59,7 @@ class HyenaConfig:
     """
 
     order: int = 2
-    filter_width: int = 32
+    filter_width: int = 64
     frequency: float = 10.0
 
     def __post_init__(self) -> None:
@@ -82,6 +85,7 @@ class Hyena(Mixer):
         capacity="filter_width",
         subquadratic=True,
     )
+    undecayed = ("hidden", "write")  # the network of the filters, as in the authors' code
 
     def __init__(self, dims: Dims, config: HyenaConfig) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from zoo.blocks import KERNELS, Part, Span, attend, kept, kernel_name, window_block, window_spans
 from zoo.cache import cached_attention, empty, fill, room
-from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
+from zoo.contract import SHELL_INIT, Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
 from zoo.embeddings import RotaryPositions
 from zoo.functional import full_attention, split
 from zoo.registry import register
@@ -75,6 +75,10 @@ class LongformerAttention(Mixer):
             if linear is not None:
                 nn.init.normal_(linear.weight, std=C**-0.5)
                 nn.init.zeros_(linear.bias)
+        SHELL_INIT.scale(self.qkv.weight[: 2 * C])
+        if self.global_q is not None and self.global_kv is not None:
+            SHELL_INIT.scale(self.global_q.weight)
+            SHELL_INIT.scale(self.global_kv.weight[:C])
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         n_global = self.config.n_global

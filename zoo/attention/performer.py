@@ -11,7 +11,9 @@ Departures from the paper:
   ``zoo.kernel_attention``), so no denominator vanishes, and what is computed is the equation itself.
 - When causal, that maximum is over the keys of earlier chunks; a key that exceeds it by more than e⁵⁹ (float32) counts
   as e⁵⁹ for the rows of its own chunk.
-- W is drawn again by ``redraw()`` only, not every so many steps.
+- W is drawn again between steps of training, every ``redraw_interval`` of them, when the training loop says
+  ``encoder.redraw(after=steps)``, as ``compare`` does. performer-pytorch counts forwards instead, 1000 by default; the
+  authors' JAX code draws in every forward.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from zoo.contract import Attention, Dims, Tensors, Traits, at_least
+from zoo.contract import Attention, Dims, Init, Tensors, Traits, at_least
 from zoo.kernel_attention import (
     FeatureMap,
     empty_state,
@@ -36,12 +38,16 @@ from zoo.registry import register
 
 @dataclass(frozen=True, kw_only=True)
 class PerformerConfig:
-    """features: M, random features a head (m in the paper)."""
+    """features: M, random features a head (m in the paper).
+    redraw_interval: steps of training after which the features are drawn again; 0 keeps the first.
+    """
 
     features: int = 256
+    redraw_interval: int = 1000
 
     def __post_init__(self) -> None:
         at_least(1, **{"performer.features": self.features})
+        at_least(0, **{"performer.redraw_interval": self.redraw_interval})
 
 
 @register("performer", config=PerformerConfig)
@@ -58,13 +64,14 @@ class PerformerAttention(Attention):
         capacity="features",
         stochastic=True,
         subquadratic=True,
+        init=Init(variance=1 / 3, source="nn.Linear's default, as in performer-pytorch"),
     )
     projection: Tensor
 
     def __init__(self, dims: Dims, config: PerformerConfig) -> None:
         super().__init__()
         self.dims = dims
-        self.causal = dims.causal
+        self.causal, self.redraw_interval = dims.causal, config.redraw_interval
         self.register_buffer("projection", orthogonal_gaussian(config.features, dims.d_head))  # W: (M, D)
 
     def redraw(self) -> None:

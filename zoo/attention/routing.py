@@ -10,12 +10,16 @@ w quadratic with a small factor, as much as the attention itself at N = w², 16,
 In training each forward moves the centroids, after it has used them, towards the mean of the unit vectors nearest to
 each: ``μ <- decay μ + (1 - decay) mean / |mean|``. Evaluation moves nothing.
 
+The paper's models have heads of local attention beside those that route. With ``half_local`` the first half of the
+heads (rounded down) see ⌊w / 2⌋ positions on each side, about as many keys as the others.
+
 Departures from the paper:
 - The number of clusters follows each sample's own real length, so neither padding nor batch-mates change anything: a
   sample uses the first ⌈N / w⌉ centroids of the ⌈max_len / w⌉ that there are.
 - Vectors are scaled to length 1 for the clusters only, as in the public package; the paper normalises the queries and
   keys of the attention too, and takes off their mean.
 - Centroids start as random unit vectors; the package takes them from the first batch. ``redraw()`` starts anew.
+- Every head routes unless ``half_local`` says otherwise, as in the public package.
 - There is no commitment loss: a backend returns one output. Queries and keys learn from the attention alone.
 - Equal similarities are taken in no particular order.
 There is no causal form: whether a cluster takes position t depends on the similarities of all later positions.
@@ -31,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.attention.local import LocalAttention, LocalConfig
 from zoo.contract import Attention, Dims, Kernel, Traits, at_least
 from zoo.functional import accumulator, sdpa_kernel_name, softmax_attention, traced
 from zoo.registry import register
@@ -41,10 +46,14 @@ SIMILARITIES = 2**20  # held at once, or those of one cluster
 
 @dataclass(frozen=True, kw_only=True)
 class RoutingConfig:
-    """window: w, queries and keys in a cluster. decay: how much of a centroid stays in one step of training."""
+    """window: w, queries and keys in a cluster.
+    decay: how much of a centroid stays in one step of training.
+    half_local: half of the heads attend to their neighbours instead.
+    """
 
     window: int = 128
     decay: float = 0.999
+    half_local: bool = False
 
     def __post_init__(self) -> None:
         at_least(1, **{"routing.window": self.window})
@@ -74,13 +83,22 @@ class RoutingAttention(Attention):
         super().__init__()
         self.dims = dims
         self.config = config
-        clusters = -(-dims.max_len // config.window)
-        self.register_buffer("centroids", F.normalize(torch.randn(dims.n_heads, clusters, dims.d_head), dim=-1))
+        self.near = dims.n_heads // 2 if config.half_local else 0  # local heads, the first ones
+        self.local = LocalAttention(dims, LocalConfig(window=max(1, config.window // 2)))
+        shape = dims.n_heads - self.near, -(-dims.max_len // config.window), dims.d_head
+        self.register_buffer("centroids", F.normalize(torch.randn(shape), dim=-1))
 
     def redraw(self) -> None:
         self.centroids = F.normalize(torch.randn(self.centroids.shape), dim=-1).to(self.centroids)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        n = self.near
+        routed = self._route(q[:, n:], k[:, n:], v[:, n:], key_padding_mask)
+        if n == 0:
+            return routed
+        return torch.cat([self.local(q[:, :n], k[:, :n], v[:, :n], key_padding_mask=key_padding_mask), routed], dim=1)
+
+    def _route(self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None) -> Tensor:
         k = k.to(q.dtype)
         with torch.autocast(q.device.type, enabled=False):
             with torch.no_grad():
@@ -128,7 +146,8 @@ class RoutingAttention(Attention):
 
     def state_size(self, length: int) -> int:
         """One cluster: the mean over the queries, of which some stand in several and some in none."""
-        return 2 * min(self.config.window, length) * self.dims.d_model
+        routed = 2 * min(self.config.window, length) * self.dims.d_model
+        return routed + self.near * (self.local.state_size(length) - routed) // self.dims.n_heads
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return Kernel(f"gathered clusters on {sdpa_kernel_name(x).name}")

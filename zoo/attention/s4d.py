@@ -69,6 +69,7 @@ class S4D(Mixer):
         capacity="state",
         subquadratic=True,
     )
+    undecayed = ("log_real", "imaginary")  # A, as in the authors' code; Δ is a vector
 
     def __init__(self, dims: Dims, config: S4DConfig) -> None:
         super().__init__()

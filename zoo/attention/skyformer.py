@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.contract import Attention, Dims, Kernel, Traits, at_least
+from zoo.contract import Attention, Dims, Init, Kernel, Traits, at_least
 from zoo.functional import accumulator, once, recompute, side_by_side, traced
 from zoo.landmarks import iterate_inverse, segments
 from zoo.registry import register
@@ -69,6 +69,8 @@ class SkyformerAttention(Attention):
         capacity="landmarks",
         stochastic=True,
         subquadratic=True,
+        init=Init(variance=1 / 3, source="nn.Linear's default, as in the authors' code (pkuzengqi/Skyformer)"),
+        exceptions={"scale": "the kernel's rows are not divided by their sums, so an output grows with its keys"},
     )
     draws: Tensor
 

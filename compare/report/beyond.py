@@ -1,0 +1,235 @@
+"""Train short, test long: accuracy against the length of test samples, as a chart, a table and in words."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from .accuracy import seeds_note
+from .aggregate import Group, Record, Row, as_mapping, as_number
+from .canvas import (
+    SMALL,
+    SOFT,
+    TRIVIAL,
+    WIDTH,
+    MarginLabel,
+    Sheet,
+    Style,
+    draw_margin,
+    fallback_notes,
+    figure_of,
+    folded,
+    log_ticks,
+    margin_height,
+    margin_width,
+    score_axis,
+    shown_name,
+    text_size,
+    write,
+)
+from .labels import spread
+from .scale import Scale
+from .stats import ENOUGH_SEEDS, Difference, Estimate, binomial_half, estimate, judge
+from .units import MISSING, plain, plural
+
+BASELINE = "best trivial predictor"
+NAMED = 6  # variants, in one sentence
+
+
+def tested_at(record: Record, length: int) -> Record:
+    """What came of a test at a length: status, score, size and baselines."""
+    if length == as_number(record.get("seq_len")):
+        own = {"score": "test_score", "size": "test_size", "baselines": "baselines"}
+        return {"status": "ok"} | {name: record.get(field) for name, field in own.items()}
+    return as_mapping(as_mapping(record.get("test_lens")).get(str(length)))
+
+
+def test_lengths(group: Group) -> list[int]:
+    """Every length that a run of the group was tested at, its own among them; empty where there is no other."""
+    found = {int(length) for record in group.records for length in as_mapping(record.get("test_lens"))}
+    return sorted({*found, group.seq_len}) if found - {group.seq_len} else []
+
+
+def seeds_at(row: Row, length: int) -> dict[str, float]:
+    """The score of each seed at a length."""
+    found = {str(record.get("seed")): as_number(tested_at(record, length).get("score")) for record in row.finished}
+    return {seed: score for seed, score in found.items() if score is not None}
+
+
+def size_at(group: Group, length: int) -> float | None:
+    """Predictions that are scored there: the fewest of any run."""
+    sizes = (as_number(tested_at(record, length).get("size")) for record in group.records)
+    return min((size for size in sizes if size), default=None)
+
+
+def baseline_at(group: Group, length: int) -> float | None:
+    """The best trivial predictor's score there."""
+    scores = (as_mapping(tested_at(record, length).get("baselines")).values() for record in group.records)
+    return max((value for found in scores for score in found if (value := as_number(score)) is not None), default=None)
+
+
+def courses(group: Group) -> dict[str, dict[int, Estimate]]:
+    """The name of each row that was tested at several lengths -> length -> its score."""
+    found = {
+        row.name: {n: mean for n in test_lengths(group) if (mean := estimate(list(seeds_at(row, n).values())))}
+        for row in group.rows
+    }
+    return {name: scores for name, scores in found.items() if scores}
+
+
+def failures_at(group: Group) -> list[str]:
+    """ "naive at 65,536 (oom)", each once."""
+    found = [
+        f"{row.name} at {length:,} ({status})"
+        for row in group.rows
+        for record in row.finished
+        for length in test_lengths(group)
+        if (status := str(tested_at(record, length).get("status", "not tested"))) != "ok"
+    ]
+    return list(dict.fromkeys(found))
+
+
+def chart_by_length(group: Group, styles: Mapping[str, Style]) -> Figure | None:
+    lengths, found = test_lengths(group), courses(group)
+    if not lengths or not found:
+        return None
+    rows = [row for row in group.rows if row.name in found]
+    baseline = {n: value for n in lengths if (value := baseline_at(group, n)) is not None}
+    sizes = [f"{plain(size)} at {n:,}" for n in lengths if (size := size_at(group, n))]
+    notes = [
+        f"Upright line: the training length. {seeds_note({row.name: max_seeds(found[row.name]) for row in rows})}",
+        f"Predictions scored: {', '.join(sizes)}.",
+    ]
+    if baseline:
+        notes.append(f"Dashed: the {BASELINE} of each length.")
+    if failed := failures_at(group):
+        notes.append(f"Without a score: {', '.join(failed)}.")
+    notes += fallback_notes(rows)
+    texts = {row.name: folded(shown_name(row)) for row in rows}
+    column = [*texts.values(), *([BASELINE] if baseline else [])]
+    plot = max(370.0, 1.15 * margin_height(column))
+    title = f"Test {group.metric} against test length: {group.title}"
+    sheet = Sheet(title, group.machine, notes, rows, body=plot + 92)
+    axes = sheet.axes(78, 62, WIDTH - 78 - margin_width(column), plot)
+    axes.set_xlim(lengths[0] / 1.12, lengths[-1] * 1.04)
+    log_ticks(axes, "x", lengths, lambda n: f"{n:,.0f}")
+    axes.set_xlabel("length of test samples, tokens (logarithmic)")
+    score_axis(
+        axes,
+        f"test {group.metric}",
+        [*(mean.mean for scores in found.values() for mean in scores.values()), *baseline.values()],
+        group.scale,
+    )
+    axes.axvline(group.seq_len, color="#bbbbbb", linewidth=1, zorder=1)
+    box, told = axes.get_window_extent(), f"trained at {group.seq_len:,}"
+    middle = float(axes.transData.transform((group.seq_len, 0))[0])
+    (centre,) = spread([middle], [text_size(told, SMALL)[0]], box.x0, box.x1)
+    write(figure_of(axes), told, centre, box.y1 + 9, ha="center")
+    margin = []
+    if baseline:
+        axes.plot(*zip(*baseline.items(), strict=True), color=SOFT, linewidth=1.0, linestyle=TRIVIAL, zorder=1)
+        margin.append(MarginLabel(*list(baseline.items())[-1], BASELINE, Style(SOFT, TRIVIAL, "")))
+    for row in rows:
+        style, scores = styles[row.name], found[row.name]
+        axes.errorbar(
+            list(scores),
+            [mean.mean for mean in scores.values()],
+            yerr=[mean.half or 0.0 for mean in scores.values()],
+            color=style.colour,
+            linestyle=style.dash,
+            linewidth=style.width,
+            elinewidth=1,
+            marker=style.marker,
+            markersize=5,
+            zorder=4 if row.is_reference else 3,
+        )
+        longest = max(scores)
+        margin.append(MarginLabel(longest, scores[longest].mean, texts[row.name], style))
+    draw_margin(axes, margin)
+    return sheet.figure
+
+
+def max_seeds(scores: Mapping[int, Estimate]) -> Estimate:
+    return max(scores.values(), key=lambda mean: mean.n)
+
+
+def table_by_length(group: Group) -> tuple[list[str], list[list[str]]] | None:
+    """Header and rows: the score of each variant at each length; None where only one was tested."""
+    lengths, found = test_lengths(group), courses(group)
+    if not lengths or not found:
+        return None
+    header = ["variant", *(f"{n:,}" + " (trained), %" * (n == group.seq_len) for n in lengths)]
+    body = [[row.name, *(cell(row, n) for n in lengths)] for row in group.rows if row.name in found]
+    baselines = [baseline_at(group, n) for n in lengths]
+    if any(value is not None for value in baselines):
+        body.append([BASELINE, *(MISSING if value is None else f"{100 * value:.1f}" for value in baselines)])
+    return header, body
+
+
+def cell(row: Row, length: int) -> str:
+    if mean := estimate(list(seeds_at(row, length).values())):
+        half = "" if mean.half is None else f" ± {100 * mean.half:.1f}"
+        return f"{100 * mean.mean:.1f}{half} (n={mean.n})"
+    statuses = (tested_at(record, length).get("status") for record in row.finished)
+    return ", ".join(sorted({str(status) for status in statuses if status})) or MISSING
+
+
+def carried_over(group: Group) -> list[str]:
+    """A sentence on the longest test length: who keeps the score of the training length there, and who does not."""
+    lengths, found = test_lengths(group), courses(group)
+    if not lengths or lengths[-1] == group.seq_len:
+        return []
+    longest = lengths[-1]
+    rows = [row for row in group.rows if row.attends and {group.seq_len, longest} <= found.get(row.name, {}).keys()]
+    if not rows:
+        return []
+    drops = changes(group, rows, longest)
+    words = {row.name: ends(row.name, group.scale, found[row.name], group.seq_len, longest) for row in rows}
+    better = {name: group.scale.better(change.mean) for name, change in drops.items()}
+    times = longest / group.seq_len
+    begin = f"Trained at {group.seq_len:,} tokens and tested at {longest:,}, {times:.3g} times as long"
+    few = [row.name for row in rows if row.name not in drops or drops[row.name].n < ENOUGH_SEEDS]
+    if len(few) == len(rows):
+        n = max((change.n for change in drops.values()), default=0)
+        return [f"{begin}: {some(words, few)} ({n} {plural(n, 'seed')}: no verdict)."]
+    judged = {name: change for name, change in drops.items() if name not in few}
+    parts = [
+        ("lose", [name for name, change in judged.items() if change.beyond and better[name] < 0]),
+        ("gain", [name for name, change in judged.items() if change.beyond and better[name] > 0]),
+        ("stay within noise", [name for name, change in judged.items() if not change.beyond]),
+        ("too few seeds for a verdict", few),
+    ]
+    return [f"{begin}: " + "; ".join(f"{what}: {some(words, names)}" for what, names in parts if names) + "."]
+
+
+def ends(name: str, scale: Scale, scores: Mapping[int, Estimate], *lengths: int) -> str:
+    """ "full 99.8 % → 20.1 %"."""
+    return f"{name} " + " → ".join(scale.show(scores[n].mean) for n in lengths)
+
+
+def changes(group: Group, rows: Sequence[Row], longest: int) -> dict[str, Difference]:
+    """By name, the score at the longest length minus that at the training length, paired over seeds."""
+    families = {}
+    sizes = [size_at(group, n) for n in (group.seq_len, longest)]
+    for row in rows:
+        own, there = seeds_at(row, group.seq_len), seeds_at(row, longest)
+        shared = [seed for seed in own if seed in there]
+        means = [sum(of[seed] for seed in shared) / len(shared) for of in (own, there)] if shared else []
+        halves = [binomial_half(mean, size) for mean, size in zip(means, sizes, strict=bool(means)) if size]
+        families[row.name] = ([there[seed] - own[seed] for seed in shared], math.hypot(*halves) / 1.96)
+    return judge(families)
+
+
+def some(words: Mapping[str, str], names: Sequence[str]) -> str:
+    rest = len(names) - NAMED
+    shown = [words[name] for name in names[: NAMED if rest > 1 else None]]
+    return ", ".join(shown) + (f" and {rest} more" if rest > 1 else "")
+
+
+def describe_by_length(group: Group) -> str:
+    """The chart in words."""
+    return " ".join(
+        f"At {n:,}: {', '.join(f'{name} {group.scale.show(scores[n].mean)}' for name, scores in shown)}."
+        for n in test_lengths(group)
+        if (shown := [(name, scores) for name, scores in courses(group).items() if n in scores][:NAMED])
+    )

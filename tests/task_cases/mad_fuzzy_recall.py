@@ -1,0 +1,7 @@
+"""Small samples of mad_fuzzy_recall."""
+
+from pathlib import Path
+
+
+def cases(folder: Path) -> list[tuple[int, dict[str, object]]]:
+    return [(32, {"train_samples": 2_500}), (65, {"train_samples": 2_500, "vocab_size": 32})]
