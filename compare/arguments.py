@@ -35,7 +35,7 @@ examples:
   python -m compare --variants full,linear,performer --tasks quick
   python -m compare --variants full,linear --task classify --data reviews.csv --label-column stars --seq-len 1024
   python -m compare --variants full --sweep performer.features=16:1024 --sweep linformer.rank=32,64,256 --tasks mqar
-  python -m compare --variants full,linear --tasks listops --sweep listops.min_len=125:1000
+  python -m compare --variants full,linear --sweep noisy_recall.pairs=4:256
   python -m compare --variants full,linear --lr-grid 1e-3,3e-3,1e-2 --tasks mqar --seeds 3
   python -m compare --causal --variants full,linear,mamba2 --tasks mqar,bytes
   python -m compare --variants full,my_module:MyAttention --set my_attention.scale=5

@@ -57,6 +57,10 @@ def are_scores(value: Any) -> bool:
     return isinstance(value, dict) and all(each is None or is_number(each) for each in value.values())
 
 
+def are_lengths(value: Any) -> bool:
+    return isinstance(value, list) and all(is_whole(each) and each > 0 for each in value)
+
+
 def are_tests(value: Any) -> bool:
     """ "test_lens": length -> what came of it."""
     return isinstance(value, dict) and all(
@@ -118,6 +122,7 @@ SPEC_FIELDS: dict[str, Kind] = {
     **dict.fromkeys(("seed", "steps"), COUNT),
     **dict.fromkeys(("lr_schedule", "length_schedule"), TEXT),
     "warmup": AMOUNT,
+    "test_lens": Kind("a list of whole numbers above 0", are_lengths),
 }
 POINT_FIELDS: dict[str, Kind] = {
     **dict.fromkeys(("step", "seconds", "tokens", "flops"), AMOUNT),

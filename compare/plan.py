@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 CONTROL = "none"
 DEFAULT_VARIANTS = "full,linformer,linear"
-DEFAULT_TASK = "bytes"
+DEFAULT_TASK = "noisy_recall"
 DEFAULT_BUDGET = 100.0  # seconds
 LEAST_MEMORY = 64 * 2**20  # bytes
+SIZES = ("vocab_size", "n_features", "n_classes")  # of a task, that a model is built for
 
 
 class UsageError(Exception):
@@ -269,10 +270,10 @@ def check_test_lengths(task: Task, test_lens: Sequence[int]) -> None:
     for length in test_lens:
         try:
             there = type(task)(length, task.config)
-        except ValueError as error:
-            raise UsageError(f"--test-len {length}: {error}") from error
-        for what in ("vocab_size", "n_features", "n_classes"):
-            here, other = getattr(task, what), getattr(there, what)
+            sizes = [(what, getattr(task, what), getattr(there, what)) for what in SIZES]
+        except (ValueError, OSError) as error:  # where the user's own data tells them, it may be unreadable
+            raise UsageError(f"--test-len {length}: {' '.join(str(error).split())}") from error
+        for what, here, other in sizes:
             if here != other:
                 raise UsageError(
                     f"--test-len {length}: {task.name} has {what} {other} there and {here} at the training length "

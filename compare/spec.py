@@ -94,7 +94,7 @@ class RunSpec:
     @property
     def max_len(self) -> int:
         """The longest input that the encoder is built for."""
-        return max(self.seq_len, *self.test_lens)
+        return max((self.seq_len, *self.test_lens))
 
     @property
     def data_id(self) -> DataId:

@@ -33,7 +33,7 @@ Departures from Long Range Arena, whose generator has no seed:
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -344,8 +344,25 @@ class Listops(Task):
 
     def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
         found = self.tables[split][rows]
-        inputs, padding = padded(found["ids"], self.seq_len)
-        return Batch(inputs, np.array(found["label"], np.int64), padding)
+        return self._to_batch(found["ids"], found["label"])
+
+    def _to_batch(self, expressions: Sequence[bytes], values: Sequence[int]) -> Batch:
+        inputs, padding = padded(list(expressions), self.seq_len)
+        return Batch(inputs, np.array(values, np.int64), padding)
+
+    @property
+    def shortest_train(self) -> int:
+        """Of files there are no shorter expressions."""
+        return self.seq_len if self.config.data else self.min_len
+
+    def _train(self, rng: np.random.Generator, batch_size: int, seq_len: int) -> Iterator[Batch]:
+        """Below the task's own length expressions are drawn as they are needed, all lengths in proportion."""
+        if seq_len == self.seq_len:
+            yield from super()._train(rng, batch_size, seq_len)
+        roots, longer_than = CHUNK_TOKENS // self.seq_len, min(self.longer_than * seq_len // self.seq_len, seq_len - 2)
+        drawn = (each for _ in itertools.count() for each in generate(rng, roots, seq_len=seq_len, min_len=longer_than))
+        while True:
+            yield self._to_batch(*zip(*itertools.islice(drawn, batch_size), strict=True))
 
     def sample_lengths(self, split: Split) -> NDArray[np.int64]:
         return byte_lengths(self.tables[split], "ids")

@@ -36,7 +36,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from tasks.base import SPLITS, TaskDefaults, register
+from tasks.base import SPLITS, Batch, TaskDefaults, register
 from tasks.bytes import rank, read_corpus, sha256_of
 from tasks.cache import Rows, Split
 from tasks.retrieval import Pair, PairTask, fresh_rows
@@ -156,18 +156,31 @@ class Matching(PairTask):
                 )
             count = self.config.samples if split == "train" else EVAL_SAMPLES
             rng = np.random.default_rng([SEED, stream])
-            labels = [fresh_rows(self._pairs(rng, files[split], label), seen) for label in (0, 1)]
+            labels = [fresh_rows(self._pairs(rng, files[split], label, self.seq_len), seen) for label in (0, 1)]
             built[split] = Rows(count, islice(map(next, cycle(labels)), count))
         return built
 
-    def _pairs(self, rng: np.random.Generator, files: dict[str, list[str]], label: int) -> Iterator[Pair]:
+    @property
+    def shortest_train(self) -> int:
+        return self.min_len
+
+    def _train(self, rng: np.random.Generator, batch_size: int, seq_len: int) -> Iterator[Batch]:
+        """Below the task's own length pairs are drawn as they are needed, from the same files."""
+        if seq_len == self.seq_len:
+            yield from super()._train(rng, batch_size, seq_len)
+        files = self.files["train"]
+        pairs = [self._pairs(rng, files, label, seq_len) for label in (0, 1)]
+        while True:
+            yield self._to_batch(*zip(*(next(pairs[label]) for label in rng.integers(2, size=batch_size)), strict=True))
+
+    def _pairs(self, rng: np.random.Generator, files: dict[str, list[str]], label: int, seq_len: int) -> Iterator[Pair]:
         """Pairs of one label without end."""
         names = list(files)
         while True:
             early = late = names[rng.integers(len(names))]
             if label == 0:
                 late = files[early][rng.integers(len(files[early]))]
-            yield label, *chunks(rng, self.texts[early], self.texts[late], seq_len=self.seq_len)
+            yield label, *chunks(rng, self.texts[early], self.texts[late], seq_len=seq_len)
 
     def provenance(self) -> dict[str, str | int]:
         return {

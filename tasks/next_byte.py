@@ -100,6 +100,7 @@ class NextByte(Corpus):
         conv_width=5,
         embedding_std=1.0,
         tokens_per_step=8192,
+        lr_schedule="constant-then-linear",
         length_schedule="from-16th",
     )
 

@@ -38,7 +38,9 @@ label is a coin: 1, the discs are on both ends of one target; 0, on one end of e
 >>> scene.label
 1
 
-A token is a pixel + 1, row by row, as 0 stands for padding: LRA and its descendants took black for it.
+A token is a pixel + 1, row by row, as 0 stands for padding: LRA and its descendants took black for it. There is no
+training at shorter lengths: in a smaller picture the pixel below is fewer tokens away, so what is learned there about
+places does not hold in a larger one.
 
 Departures from the published generator: targets and distractors have one contrast, where those of LRA's 32 pixels
 have two, a cue; at a dead end the last few paddles are taken back, not all; a paddle is drawn among all that are free,

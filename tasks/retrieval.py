@@ -20,7 +20,7 @@ split or in test or validation, in either order.
 import hashlib
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,12 +92,15 @@ class PairTask(Task):
 
     def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
         found = self.tables[split][rows]
-        texts = [text for pair in zip(found["first"], found["second"], strict=True) for text in pair]
+        return self._to_batch(found["label"], found["first"], found["second"])
+
+    def _to_batch(self, labels: Sequence[int], first: Sequence[bytes], second: Sequence[bytes]) -> Batch:
+        texts = [text for pair in zip(first, second, strict=True) for text in pair]
         ids, padding = padded(texts, self.seq_len, shift=1)
-        shape = (len(rows), 2, ids.shape[1])
+        shape = (len(labels), 2, ids.shape[1])
         return Batch(
             inputs=ids.reshape(shape),
-            targets=np.array(found["label"], np.int64),
+            targets=np.array(labels, np.int64),
             padding=None if padding is None else padding.reshape(shape),
         )
 

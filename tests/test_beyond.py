@@ -124,14 +124,14 @@ def test_a_report_shows_each_length_and_what_stays(tmp_path: Path) -> None:
     table = table_by_length(group)
     assert table is not None
     header, body = table
-    assert header == ["variant", "512", "1,024 (trained), %", "4,096", "16,384"]
+    assert header == ["variant", "512, %", "1,024 (trained), %", "4,096, %", "16,384, %"]
     cells = {row[0]: row[1:] for row in body}
     assert cells["full"][1] == "90.0 ± 0.0 (n=3)"
     assert cells["full"][3].startswith("40.")
     assert cells["naive"][3] == "oom"
     assert cells["best trivial predictor"][3] == "35.0"
     (said,) = carried_over(group)
-    assert said.startswith("Trained at 1,024 tokens and tested at 16,384, 16 times as long: lose accuracy: full 90.0")
+    assert said.startswith("Trained at 1,024 tokens and tested at 16,384, 16 times as long: lose: full 90.0")
     assert "stay within noise: linear 70.0" in said
     assert "naive" not in said
     page, text = ((folder / name).read_text() for name in ("report.html", "report.md"))
@@ -168,3 +168,21 @@ def test_records_of_earlier_versions_are_read_under_present_names(tmp_path: Path
     (group,) = group_records([Source(old, ENVIRONMENT)])
     assert json.loads(group.cost_conditions).keys().isdisjoint({"length_warmup", "warmup_steps", "warmup"})
     assert '"length_schedule":"from-16th"' in (folder / "report.html").read_text()
+
+
+def test_where_less_is_better_more_is_a_loss() -> None:
+    bits = {"unit": "bits", "lower_is_better": True, "bounds": [0.0, None]}
+    told = [record | {"metric": "bits per byte", "metric_scale": bits} for record in records()]
+    for record in told:
+        for found in (record, *record["test_lens"].values()):
+            found["baselines"] = {"unigram": 4.5, "bigram": 3.5}
+            if "score" in found:
+                found["score"] = 3 - 2 * found["score"]
+        record["test_score"] = 3 - 2 * record["test_score"]
+    (group,) = group_records([Source(told, ENVIRONMENT)])
+    (said,) = carried_over(group)
+    assert "lose: full 1.200 bits → 2.2" in said
+    table = table_by_length(group)
+    assert table is not None
+    assert table[0][-1] == "16,384, bits"
+    assert table[1][-1] == ["best trivial predictor", *["3.500"] * 4]

@@ -26,7 +26,7 @@ def make(name: str, seq_len: int, **options: object) -> tasks.Task:
     return tasks.get(name)(seq_len, tasks.get(name).config_type(**options))
 
 
-def drawn(name: str, seq_len: int, rows: int = 400, *, training: bool = False, **options: object):
+def drawn(name: str, seq_len: int, rows: int = 150, *, training: bool = False, **options: object):
     """Inputs and targets, lists of lists."""
     task = make(name, seq_len, **options)
     draw = task.draw_train if training else task.draw
@@ -202,7 +202,7 @@ def literal_fuzzy(rng: np.random.Generator, seq_len: int, training: bool) -> lis
 
 @pytest.mark.parametrize("training", [False, True])
 def test_fuzzy_texts_are_as_a_literal_generator_draws_them(training):
-    rng, rows, seq_len = np.random.default_rng(0), 800, 64
+    rng, rows, seq_len = np.random.default_rng(0), 500, 64
     task = make("mad_fuzzy_recall", seq_len)
     ours, foretold = task.text(rng, rows, seq_len, training=training)
     assert (ours.shape, foretold.shape) == ((rows, seq_len + 1), (rows, seq_len + 1))
@@ -260,11 +260,11 @@ def test_the_list_is_the_same_in_every_split_and_another_for_each_vocabulary(tmp
 
 def test_what_training_never_shows_bounds_the_score(tmp_path, monkeypatch):
     monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path))
-    shares = {size: make("mad_memorize", 32, vocab_size=size).shown() for size in (256, 2048, 4096, 8192)}
+    shares = {size: make("mad_memorize", 32, vocab_size=size).shown() for size in (2048, 4096, 8192)}
     for size, share in shares.items():
         assert share == pytest.approx(1 - np.exp(-256 * 16 / ((size - 1) // 2)), abs=0.02)
     assert (round(shares[4096], 2), round(shares[8192], 2)) == (0.86, 0.63)
-    mean = (2 + sum(shares.values())) / 6  # 512 and 1024 show all
+    mean = (3 + sum(shares.values())) / 6  # up to 1024 all are shown
     assert round(mean, 2) == 0.91
     (note,) = make("mad_memorize", 32, vocab_size=8192).notes()
     assert f"{shares[8192]:.1%}" in note

@@ -9,7 +9,7 @@ import pytest
 
 import tasks
 from compare.arguments import run_parser
-from compare.plan import DEFAULT_BUDGET, DEFAULT_TASK, UsageError, choose_tasks, make_specs
+from compare.plan import DEFAULT_BUDGET, UsageError, choose_tasks, make_specs
 from compare.run import reproduce
 from compare.spec import RunSpec
 
@@ -23,7 +23,7 @@ def specs(*words: str) -> list[RunSpec]:
 
 
 def test_a_task_has_its_own_length_and_lengths_given_count_for_all() -> None:
-    assert chosen() == [(DEFAULT_TASK, 8192, tasks.get(DEFAULT_TASK).defaults.budget or DEFAULT_BUDGET)]
+    assert chosen() == [("noisy_recall", 8192, 60.0)]
     assert chosen("--tasks", "mqar,bytes") == [("mqar", 64, DEFAULT_BUDGET), ("bytes", 8192, DEFAULT_BUDGET)]
     assert chosen("--task", "mqar", "--seq-len", "32,64") == [
         ("mqar", 32, DEFAULT_BUDGET),
@@ -42,7 +42,10 @@ def test_a_task_may_have_a_budget_of_its_own_that_a_suite_and_the_command_line_r
 
 def test_without_arguments_three_variants_and_the_control_run() -> None:
     assert [spec.label for spec in specs()] == ["full", "linformer", "linear", "none"]
-    assert {spec.seq_len for spec in specs()} == {8192}
+    assert {(spec.task, spec.seq_len, spec.budget) for spec in specs()} == {("noisy_recall", 8192, 60.0)}
+    same = specs("--variants", "full,linformer", "--seq-len", "8192")
+    assert same == [spec for spec in specs() if spec.variant != "linear"]
+    assert tasks.get("noisy_recall").remarks["linformer"]
 
 
 def test_a_suite_is_its_tasks_at_their_lengths_for_its_time() -> None:

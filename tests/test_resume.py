@@ -79,7 +79,7 @@ def train(spec: RunSpec, path: Path, kill_after: int | None = None) -> tuple[Tra
         {"variant": "routing", "options": (("window", 8),)},
         {"variant": "performer", "options": (("redraw_interval", 3),), "dtype": "bfloat16"},
         {"task": "bytes", "seq_len": 512, "batch_size": 1, "length_schedule": "from-16th"},
-        {"task": "adding", "seq_len": 32},
+        {"task": "adding", "seq_len": 64, "length_schedule": "from-16th"},
     ],
     ids=str,
 )

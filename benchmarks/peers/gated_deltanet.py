@@ -47,6 +47,7 @@ def pair(*, d_model: int, n_heads: int, length: int) -> list[Pair]:
     theirs.in_proj_ba.weight.copy_(mixer.rates.weight.view(2, n_heads, d_model).transpose(0, 1).flatten(0, 1))
     taps = mixer.conv[:, :, 0].permute(1, 2, 0).unflatten(1, (3, d_head))  # (H, 3, D, conv_width)
     theirs.conv1d.weight.copy_(taps.transpose(0, 1).flatten(0, 2)[:, None])
+    mixer.strength.zero_()  # theirs has none
     theirs.A_log.copy_(mixer.log_rate)
     theirs.dt_bias.copy_(mixer.offset)
     theirs.norm.weight.copy_(mixer.norm)

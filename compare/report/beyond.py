@@ -65,7 +65,8 @@ def size_at(group: Group, length: int) -> float | None:
 def baseline_at(group: Group, length: int) -> float | None:
     """The best trivial predictor's score there."""
     scores = (as_mapping(tested_at(record, length).get("baselines")).values() for record in group.records)
-    return max((value for found in scores for score in found if (value := as_number(score)) is not None), default=None)
+    known = [value for found in scores for score in found if (value := as_number(score)) is not None]
+    return max(known, key=group.scale.better, default=None)
 
 
 def courses(group: Group) -> dict[str, dict[int, Estimate]]:
@@ -158,18 +159,18 @@ def table_by_length(group: Group) -> tuple[list[str], list[list[str]]] | None:
     lengths, found = test_lengths(group), courses(group)
     if not lengths or not found:
         return None
-    header = ["variant", *(f"{n:,}" + " (trained), %" * (n == group.seq_len) for n in lengths)]
-    body = [[row.name, *(cell(row, n) for n in lengths)] for row in group.rows if row.name in found]
+    header = ["variant", *(f"{n:,}{' (trained)' * (n == group.seq_len)}, {group.scale.unit}" for n in lengths)]
+    body = [[row.name, *(cell(row, n, group.scale) for n in lengths)] for row in group.rows if row.name in found]
     baselines = [baseline_at(group, n) for n in lengths]
     if any(value is not None for value in baselines):
-        body.append([BASELINE, *(MISSING if value is None else f"{100 * value:.1f}" for value in baselines)])
+        told = (MISSING if value is None else group.scale.number(Estimate(value, None, 1)) for value in baselines)
+        body.append([BASELINE, *told])
     return header, body
 
 
-def cell(row: Row, length: int) -> str:
+def cell(row: Row, length: int, scale: Scale) -> str:
     if mean := estimate(list(seeds_at(row, length).values())):
-        half = "" if mean.half is None else f" ± {100 * mean.half:.1f}"
-        return f"{100 * mean.mean:.1f}{half} (n={mean.n})"
+        return f"{scale.number(mean)} (n={mean.n})"
     statuses = (tested_at(record, length).get("status") for record in row.finished)
     return ", ".join(sorted({str(status) for status in statuses if status})) or MISSING
 
@@ -210,12 +211,12 @@ def ends(name: str, scale: Scale, scores: Mapping[int, Estimate], *lengths: int)
 def changes(group: Group, rows: Sequence[Row], longest: int) -> dict[str, Difference]:
     """By name, the score at the longest length minus that at the training length, paired over seeds."""
     families = {}
-    sizes = [size_at(group, n) for n in (group.seq_len, longest)]
+    sizes = [size_at(group, n) if group.scale.is_share else None for n in (group.seq_len, longest)]
     for row in rows:
         own, there = seeds_at(row, group.seq_len), seeds_at(row, longest)
         shared = [seed for seed in own if seed in there]
         means = [sum(of[seed] for seed in shared) / len(shared) for of in (own, there)] if shared else []
-        halves = [binomial_half(mean, size) for mean, size in zip(means, sizes, strict=bool(means)) if size]
+        halves = [binomial_half(mean, size) for mean, size in zip(means, sizes, strict=False) if size]
         families[row.name] = ([there[seed] - own[seed] for seed in shared], math.hypot(*halves) / 1.96)
     return judge(families)
 

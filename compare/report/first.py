@@ -11,7 +11,7 @@ from .summary import measured
 from .task_sweeps import TaskSweep, held, kept_state, unswept
 from .units import joined, plain, plural, seconds, size
 
-DIGITS = 6  # of a score
+DIGITS = 6  # of a difference of scores
 NEAR = 0.05  # a score within so many points of another, or such a share of it, is told as being at its level
 COSTS = (STEP, MEMORY)
 FEW = 3  # variants that are told one by one
@@ -88,6 +88,11 @@ def floor_of(group: Group) -> tuple[float, str] | None:
     return (value, f"the best trivial predictor ({name} {level(value)})") if name else None
 
 
+def near(group: Group) -> str:
+    """`NEAR` in words."""
+    return f"{100 * NEAR:g} points" if group.scale.is_fraction else f"{100 * NEAR:g} %"
+
+
 def unsolved(group: Group) -> list[str]:
     """The variants that are at the level of what needs no attention, or below it."""
     floor = floor_of(group)
@@ -100,7 +105,7 @@ def solved(group: Group) -> str:
     n = max(row.score.n for row in group.rows if row.score)
     where = "In this run" if n == 1 else f"On the mean of {n} seeds"
     what, scale = group.terms.words(group.metric), group.scale
-    step = f"{100 * NEAR:g} {'points' if scale.is_fraction else '%'}"
+    step = near(group)
     above = f"{step} {'better than' if scale.lower_is_better else 'above'}"
     needs = floor[1] if floor else ""
     if len(failed) == len(scores):
@@ -115,7 +120,10 @@ def solved(group: Group) -> str:
         differences = {name: round(scale.lead(scores[name], scores[full]), DIGITS) for name in others}
         for names, words in (
             ([name for name in others if differences[name] > NEAR], ("is more", "are more", f"than {above} it")),
-            ([name for name in others if abs(differences[name]) <= NEAR], ("stays", "stay", f"within {step} of it")),
+            (
+                [name for name in others if abs(differences[name]) <= NEAR],
+                ("stays", "stay", f"within {step} of it"),
+            ),
             ([name for name in others if differences[name] < -NEAR], ("falls", "fall", "behind")),
         ):
             parts += [f"{listed(group, names)} {verb(names, *words)}"] if names else []

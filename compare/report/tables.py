@@ -261,7 +261,7 @@ READING = (
     "At equal terms: validation scores at the largest number of steps, time or FLOPs that every finished run of the "
     "table reached, read from the learning curves between the two nearest validations. The learning rate was annealed "
     "for each run's own budget, so a score read in mid-course is below what a run of that length would end with; "
-    "where the length is warmed up, it may be from before the run saw its full length.",
+    "where shorter samples come first, it may be from before the run saw its full length.",
     "tokens/s: tokens of one step at full length over its median time.",
     "step, forward, forward + backward: median [quartiles] of timed repetitions after warm-up, averaged over seeds.",
     "Peak memory: the most held during a training step; saved for backward: bytes autograd keeps between "

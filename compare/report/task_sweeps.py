@@ -31,7 +31,6 @@ from .stats import ENOUGH_SEEDS, Estimate, estimate
 from .summary import NAMED, no_ranking, short
 from .units import SPACE, joined, plural, sentence, size
 
-SHARES = ("accuracy", "explained variance", "score")  # metrics of at most 1, where more is better
 HELD = 0.9  # the score that a variant is said to hold
 DOUBLING = 1.5  # from one value to the next, at the least: on a logarithmic axis
 MOST_TICKS = 10
@@ -142,9 +141,8 @@ def representatives(groups: Sequence[Group], sweeps: Sequence[TaskSweep]) -> lis
 
 
 def held(sweep: TaskSweep) -> str:
-    """One sentence: at which values each variant scores `HELD` or more; nothing where scores are no shares."""
-    metric = sweep.groups[0].metric
-    if metric not in SHARES:
+    """One sentence: at which values each variant scores `HELD` or more; nothing where scores are no fractions."""
+    if not sweep.groups[0].scale.is_fraction:
         return ""
     rows = {name: row for name, row in sweep.rows.items() if next(iter(row.values())).attends}
     values = [value for value, _ in sweep.points]
@@ -156,7 +154,7 @@ def held(sweep: TaskSweep) -> str:
     fewest = min((row.score.n for by in rows.values() for row in by.values() if row.score), default=0)
     unsure = "" if fewest >= ENOUGH_SEEDS else f" {no_ranking(fewest)}"
     tried = f"with {sweep.option} from {values[0]:g} to {values[-1]:g}"
-    return f"{sentence(metric)} of {100 * HELD:g}{SPACE}% or more {tried}: {parts}{unsure}."
+    return f"{sentence(sweep.groups[0].metric)} of {100 * HELD:g}{SPACE}% or more {tried}: {parts}{unsure}."
 
 
 def range_words(values: Sequence[float], good: Sequence[float]) -> str:

@@ -10,7 +10,13 @@ from torch import Tensor
 from benchmarks.peers.performer import pair
 from tests.backends.test_linear import outputs_and_gradients, qkv
 from tests.oracles.performer import oracle
-from zoo.attention.performer import PerformerAttention, PerformerConfig, orthogonal_gaussian
+from zoo.attention.performer import (
+    PerformerAttention,
+    PerformerConfig,
+    key_features,
+    orthogonal_gaussian,
+    query_features,
+)
 from zoo.contract import Dims
 from zoo.registry import build
 from zoo.scan import CHUNK
@@ -35,6 +41,21 @@ def test_error_against_softmax_attention_falls_with_features(causal: bool) -> No
         for m in (64, 256, 1024)
     ]
     assert errors[0] > 1.4 * errors[1] > 1.4**2 * errors[2], errors
+
+
+def test_a_key_that_is_looked_up_gets_little_of_the_weight() -> None:
+    """The figures of the file: more features help slowly, since the estimate's variance is exponential in the logit."""
+    torch.manual_seed(0)
+    logit, d_head = 8, 16
+    k = F.normalize(torch.randn(32, 1, 64, d_head, dtype=torch.float64), dim=-1) * (logit * d_head**0.5) ** 0.5
+    exact = (k @ k.mT * d_head**-0.5).softmax(-1).diagonal(dim1=-2, dim2=-1).mean()
+    found = []
+    for features in (64, 256, 1024):
+        projection = orthogonal_gaussian(features, d_head).double()
+        weights = query_features(projection, k, 0).exp() @ key_features(projection, k, 0).exp().mT
+        found.append((weights / weights.sum(-1, keepdim=True)).diagonal(dim1=-2, dim2=-1).mean().item())
+    assert exact.item() == pytest.approx(0.89, abs=0.02)
+    assert found == pytest.approx([0.17, 0.26, 0.37], abs=0.03)
 
 
 # Features

@@ -133,17 +133,22 @@ def test_training_batches_are_well_formed_down_to_one_sample(task):
 
 
 def test_training_at_a_shorter_length_where_the_task_allows_it(task_name, cases):
-    task = make(task_name, cases[-1])
-    if task.shortest_train < task.seq_len:
-        shorter = task.train_batches(4, task.shortest_train, 0)
-        batch, other = next(shorter), next(shorter)
-        assert batch.inputs.shape[:2] == (4, task.shortest_train)
-        assert (batch.targets != IGNORE).any(axis=-1).all()
-        assert batch.targets[batch.targets != IGNORE].max() < (task.n_classes if task.kind != "value" else np.inf)
-        assert not same(batch, other)
-    elif task.seq_len > task.min_len:
-        with pytest.raises(ValueError, match=f"got {task.min_len}"):
-            task.train_batches(4, task.min_len, 0)
+    for case in (cases[0], cases[-1]):
+        task = make(task_name, case)
+        if task.shortest_train < task.seq_len:
+            shorter = task.train_batches(4, task.shortest_train, 0)
+            batch, other = next(shorter), next(shorter)
+            longest = batch.inputs.shape[1 if task.n_features else -1]
+            assert len(batch.inputs) == 4
+            assert longest <= task.shortest_train
+            if task.sample_lengths("train") is None:
+                assert longest == task.shortest_train
+            assert (batch.targets != IGNORE).any(axis=-1).all()
+            assert batch.targets[batch.targets != IGNORE].max() < (task.n_classes if task.kind != "value" else np.inf)
+            assert not same(batch, other)
+        elif task.seq_len > task.min_len:
+            with pytest.raises(ValueError, match=f"got {task.min_len}"):
+                task.train_batches(4, task.min_len, 0)
 
 
 def test_training_batches_follow_their_seed(task):

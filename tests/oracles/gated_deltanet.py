@@ -49,7 +49,7 @@ def oracle(module, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         heads = []
         for h in range(H):
             projected = seen @ module.qkv.weight[h * 3 * D : (h + 1) * 3 * D].T
-            beta = 1 / (1 + torch.exp(-seen @ module.rates.weight[h]))
+            beta = 1 / (1 + torch.exp(-seen @ module.rates.weight[h] - module.strength[h]))
             step = torch.log(1 + torch.exp(seen @ module.rates.weight[H + h] + module.offset[h]))
             alpha = torch.exp(-torch.exp(module.log_rate[h]) * step)
             taps = module.conv[:, h, 0]

@@ -4,4 +4,4 @@ from pathlib import Path
 
 
 def cases(folder: Path) -> list[tuple[int, dict[str, object]]]:
-    return [(32, {"train_samples": 2_500}), (65, {"train_samples": 2_500, "vocab_size": 32})]
+    return [(32, {"train_samples": 600}), (65, {"train_samples": 600, "vocab_size": 32})]

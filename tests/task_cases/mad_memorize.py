@@ -4,4 +4,4 @@ from pathlib import Path
 
 
 def cases(folder: Path) -> list[tuple[int, dict[str, object]]]:
-    return [(32, {"vocab_size": 8192}), (65, {"train_samples": 2_500})]
+    return [(32, {"vocab_size": 8192}), (65, {"train_samples": 600})]

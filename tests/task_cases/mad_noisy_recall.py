@@ -4,4 +4,4 @@ from pathlib import Path
 
 
 def cases(folder: Path) -> list[tuple[int, dict[str, object]]]:
-    return [(32, {"train_samples": 2_500}), (65, {"train_samples": 2_500, "noise_share": 0.8})]
+    return [(32, {"train_samples": 600}), (65, {"train_samples": 600, "noise_share": 0.8})]

@@ -17,6 +17,9 @@ Departures from the paper:
 - x is as wide as d_model, not twice, so that a layer has about the parameters of ``full``; ``expand`` is that factor.
   M is 64; the paper's code has 128 by default.
 - A layer has as many heads as the others here; in the paper they are 64 wide.
+- It starts where it reads some of all values, as ``gated_deltanet`` does and for its reason: the convolution takes
+  little but the own position, whose B and C it multiplies by 3, so that SiLU makes them mostly positive. The authors
+  draw taps around 0.
 - Padding has Δ = 0, which leaves the state as it is, and the convolution reads zeros there.
 """
 
@@ -48,6 +51,7 @@ from zoo.scan import (
 EPSILON = 1e-5  # of RMSNorm
 DECAYS = (1.0, 16.0)  # -a at first, uniform
 STEPS = (1e-3, 1e-1)  # Δ at first, log-uniform
+OWN_TAPS = (1.0, 3.0)  # what the convolution multiplies a position's own x, and its own B and C, by at first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +104,11 @@ class Mamba2(Mixer):
 
         self.project = nn.Linear(dims.d_model, sum(self.sizes), bias=False)
         bound = conv_width**-0.5
-        self.taps = nn.Parameter(torch.empty(conv_width, self.sizes[1]).uniform_(-bound, bound))
-        self.taps_bias = nn.Parameter(torch.empty(self.sizes[1]).uniform_(-bound, bound))
+        shapes = (conv_width, self.sizes[1]), (self.sizes[1],)
+        taps, bias = (torch.empty(shape).uniform_(-0.1 * bound, 0.1 * bound) for shape in shapes)
+        taps[past, :width] += OWN_TAPS[0]
+        taps[past, width:] += OWN_TAPS[1]
+        self.taps, self.taps_bias = nn.Parameter(taps), nn.Parameter(bias)
         self.log_a = nn.Parameter(torch.empty(H).uniform_(*DECAYS).log())  # of -a
         step = torch.empty(H).uniform_(*map(math.log, STEPS)).exp()
         self.step_bias = nn.Parameter(step + (-torch.expm1(-step)).log())  # whose softplus is the step

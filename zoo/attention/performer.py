@@ -5,6 +5,11 @@ Rethinking Attention with Performers, arXiv:2009.14794, lemma 1 and section 2.4:
 Gaussian, and orthogonal within blocks of D, which lowers the variance; all heads share W.
 Cost: O(N M D) time, O(N D) memory.
 
+The estimate is without bias, but its variance grows exponentially with the lengths of queries and keys, so a sharp
+weight needs very many features. Of 64 keys of one length (D = 16), that which equals the query gets 89 % of softmax
+attention's weight where its logit is 8, and 17, 26 and 37 % of this one's with M = 64, 256 and 1024. To look a key up,
+as mqar and noisy_recall ask, is to give such weights.
+
 Departures from the paper:
 - No epsilon is added to the features. The authors' code needs one because it divides all keys by one maximum; with
   keys larger than in a fresh model it drowns the features. Here each feature has a maximum of its own (see

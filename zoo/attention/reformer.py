@@ -8,7 +8,8 @@ Cost: O(R N (S D + log N)) time; O(R N) memory. The hash multiplies with N / (2S
 small factor: as much as the attention itself at N = 12 S², 49,152 for S = 64.
 
 Departures from the paper:
-- The rotations stay the same between calls; ``redraw()`` draws new ones.
+- The rotations stay the same between calls; ``redraw()`` draws new ones. The authors' code draws in every forward.
+- Queries start at the variance of every backend here, 1/3, as in ports to torch; the authors' Glorot weights give 1.
 - The number of buckets follows each sample's own real length, and padding is left out of the sort, so neither
   padding nor batch-mates change anything. (Causal: see below.)
 - A pair that meets in several rounds counts once in each, as in the authors' code (equation 6 divides it out).

@@ -15,10 +15,14 @@ Cost: O(N log N) time, O(N) memory; a step of the recurrence O(state) for each c
 The kernel is a sum of powers Ā^l = Ā^(r·b) Ā^j with b about √N: one small product of matrices for each channel makes it
 from O(n √N) exponentials. Backward makes it again.
 
+A kernel knows distances alone: how much one position gives to another does not depend on what stands at either, so no
+layer can look a key up, wherever its value stands.
+
 Departures from the paper:
 - The gated map is two maps of C × C, 2·d_model² parameters, as in its experiments; there is none before the
   convolution. So a layer has about 2·d_model² fewer parameters than one of full attention.
-- There is no dropout between GELU and map, and no learning rate of its own for A and Δ.
+- There is no dropout between GELU and map, and no learning rate of its own for A and Δ; neither decays, as
+  in the authors' code.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ Departures from the paper:
   of in every forward: one random position out of each of M/2 consecutive segments of the real positions. So they depend
   on a sample's own real length alone, none comes twice, and a short sample has every position as a landmark.
 - The scale is √D for any head width D (their code holds it at the √32 of their models).
+- Values start at variance 1, as every backend's here; in the authors' code all three start at nn.Linear's 1/3.
 - γ is 0.001 by default; their code adds 0.1, an error that no number of landmarks takes away.
 - The iterations start from I, which ``‖I - A‖ < 1`` allows. Their code starts from Aᵀ over a maximum in the whole
   batch, by which a sample's output depends on its batch-mates, and which squares the small eigenvalues.

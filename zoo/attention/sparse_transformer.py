@@ -13,6 +13,7 @@ Departures from the paper:
 - Besides the causal form of the paper there is one for both directions, with the same sets without j <= i.
 - Every head sees both parts; the paper also tries one part a layer and one part a head.
 - The stride is an option and does not follow N, so that padding changes nothing.
+- Queries and keys start as every backend's here; the paper draws all weights smaller, N(0, 0.125 / √fan-in).
 """
 
 from __future__ import annotations
