@@ -36,7 +36,7 @@ __all__ = ["NextByte", "encode", "shifted"]
 
 
 def shifted(ids: NDArray[np.int64]) -> Batch:
-    """Ids (B, N + 1) as inputs and targets (B, N); `PAD` among them stands at the end of a row. Slices: by bytes seen."""
+    """Ids (B, N + 1) as inputs and targets (B, N), with `PAD` at the end of a row alone. Slices: by bytes seen."""
     padding = ids[:, 1:] == PAD
     seen = np.broadcast_to(np.arange(1, ids.shape[1]), padding.shape)
     return Batch(
