@@ -36,12 +36,14 @@ __all__ = ["NextByte", "encode", "shifted"]
 
 
 def shifted(ids: NDArray[np.int64]) -> Batch:
-    """Ids (B, N + 1) as inputs and targets (B, N); `PAD` among them stands at the end of a row."""
+    """Ids (B, N + 1) as inputs and targets (B, N), with `PAD` at the end of a row alone. Slices: by bytes seen."""
     padding = ids[:, 1:] == PAD
+    seen = np.broadcast_to(np.arange(1, ids.shape[1]), padding.shape)
     return Batch(
         inputs=np.where(padding, PAD, ids[:, :-1]),
         targets=np.where(padding, IGNORE, ids[:, 1:]),
         padding=padding if padding.any() else None,
+        slices=np.searchsorted(CONTEXTS, seen, side="right") - 1,
     )
 
 
@@ -120,9 +122,7 @@ class NextByte(Corpus):
         stream = self.streams[split]
         places = rows[:, None] * self.seq_len + np.arange(self.seq_len + 1)
         ids = np.where(places < len(stream), stream[np.minimum(places, len(stream) - 1)].astype(np.int64) + 1, PAD)
-        batch = shifted(ids)
-        context = np.broadcast_to(1 + np.arange(self.seq_len), batch.targets.shape)
-        return Batch(batch.inputs, batch.targets, batch.padding, np.searchsorted(CONTEXTS, context, side="right") - 1)
+        return shifted(ids)
 
     def _train(self, rng: np.random.Generator, batch_size: int, seq_len: int) -> Iterator[Batch]:
         """Windows start anywhere."""

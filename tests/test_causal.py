@@ -48,14 +48,14 @@ def test_every_task_with_a_causal_reading_is_trained_on_it() -> None:
 
 
 def test_variants_that_nobody_typed_are_left_out_and_not_refused() -> None:
-    assert {spec.variant for spec in specs("--causal", "--tasks", "mqar")} == {"full", "none"}
+    assert {spec.variant for spec in specs("--causal", "--tasks", "mqar")} == {"full", "linear", "none"}
     assert told("--causal", "--tasks", "mqar") == "left out, for want of a causal form: linformer"
 
 
 def test_a_task_for_causal_encoders_needs_no_flag() -> None:
     found = specs("--tasks", "mqar,next_byte")
     by_task = {name: {spec.variant for spec in found if spec.task == name} for name in ("mqar", "next_byte")}
-    assert by_task == {"mqar": {"full", "linformer", "none"}, "next_byte": {"full", "none"}}
+    assert by_task == {"mqar": {"full", "linformer", "linear", "none"}, "next_byte": {"full", "linear", "none"}}
     assert {spec.task for spec in found if spec.causal} == {"next_byte"}
     assert "left out of next_byte, for want of a causal form: linformer" in told("--tasks", "all")
 

@@ -125,7 +125,9 @@ def test_a_report_of_several_comparisons_begins_with_the_longest_and_says_so() -
     assert first(records)[3] == "This is about noisy_recall, length 8,192; 1 other comparison below."
     assert first(swept_recall())[1].startswith("Accuracy of 90 % or more with pairs")
     assert first([record | {"test_score": None} for record in records]) == []
-    assert first([record | {"metric": "bits per byte"} for record in records]) == []
+    scale = {"unit": "bits", "lower_is_better": True, "bounds": [0, None]}
+    bits = [record | {"metric": "bits per byte", "metric_scale": scale} for record in records]
+    assert "test bits per byte" in first(bits)[1]
 
 
 def test_why_a_variant_fails_is_told_where_it_failed() -> None:

@@ -17,6 +17,7 @@ from compare.report.answer import answer
 from compare.report.canvas import choose_styles
 from compare.report.curves import learning_curves
 from compare.report.export import latex_table
+from compare.report.first import lead_of
 from compare.report.heatmap import COLOURS, fill_of, furthest_of, heat_maps, heat_notes
 from compare.report.summary import summarise
 from compare.report.sweeps import sweep_table
@@ -233,3 +234,18 @@ def test_a_scale_that_says_nothing_is_a_damaged_line(scale: object) -> None:
     line = json.dumps(in_bits(make_record("full")) | {"metric_scale": scale}).encode()
     with pytest.raises(ValueError, match="metric_scale: expected an object of unit, lower_is_better and bounds"):
         parse_record(line, 2)
+
+
+def test_the_first_sentences_rank_by_fewer_bits() -> None:
+    records = [in_bits(record) for record in runs()]
+    for record in records:
+        record["test_score"] = {"full": 2.0, "linear": 2.06, "local": 2.5, "performer": 3.9, "none": 4.0}[
+            record["variant"]
+        ]
+    lead = lead_of(groups_of(records), [])
+    assert lead is not None
+    said = lead.sentences[1]
+    assert "full reaches 2.000 test bits per byte" in said
+    assert "linear (2.060) stays within 5 % of it" in said
+    assert "local (2.500) falls behind" in said
+    assert "performer (3.900) does not solve it, at most 5 % better than the control without attention (4.000" in said

@@ -156,7 +156,8 @@ def cost(group: Group) -> str:
         return ""
     rows = [row for row in group.rows if row is not full and row.name in steps and row.name in memories]
     if len(rows) > FEW:
-        rows = [row for row in rows if scores.get(row.name, 0.0) >= scores.get(full.name, 0.0) - NEAR] or rows
+        kept = {name for name in scores if group.scale.lead(scores[name], scores.get(full.name, scores[name])) >= -NEAR}
+        rows = [row for row in rows if row.name in kept] or rows
         best = {min(rows, key=lambda row: values[row.name]).name for values in (steps, memories)}
         rows = [row for row in rows if row.name in best]
     told = [
