@@ -95,6 +95,8 @@ def as_authors(module: nn.Module) -> None:
     if isinstance(module, GatedDeltaNet):
         maps, taps = (module.qkv, module.rates, module.gate, module.out), (module.conv,)
         module.strength.zero_()
+        module.log_rate.uniform_(0.01, 16).log_()
+        module.offset.uniform_(math.log(1e-3), math.log(0.1)).exp_().expm1_().log_()
     elif isinstance(module, Mamba2):
         maps, taps = (module.project, module.out), (module.taps, module.taps_bias)
     else:
