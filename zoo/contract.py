@@ -105,8 +105,8 @@ class Traits:
         stochastic: holds random parts, drawn at construction and again by ``redraw()`` only.
         subquadratic: time, and bytes saved for backward, grow slower than N².
         shared_qk: keys are the queries, so the shell projects them once.
-        init: the initial size of queries and keys that its authors have, where the method needs another than
-            ``SHELL_INIT``. A ``Mixer`` sees to it itself.
+        init: the initial size of queries and keys, with its source, where the method needs one of its own in place of
+            ``SHELL_INIT``: its authors', or a measured one. A ``Mixer`` sees to it itself.
         rotary: ``positions="rotary"`` has an effect, as on every ``Attention``; False for a ``Mixer`` without.
         exceptions: contract law -> why this method cannot hold it (tested as a strict expected failure).
     """

@@ -4,7 +4,9 @@ Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention, a
 ``out_i = φ(q_i) Σ_j φ(k_j)ᵀ v_j / (φ(q_i) Σ_j φ(k_j)ᵀ)`` with ``φ(x) = elu(x) + 1``; j <= i when causal.
 Cost: O(N D²) time, O(N D) memory.
 
-Departures from the paper: none. In float32 φ rounds to 0 below x = -17; a row all of whose products are 0 gives 0.
+Departures from the paper: queries and keys start at variance 1. The authors' code has nn.Linear's 1/3, at which φ is
+flatter: mqar at 32 tokens, the context at a random place, ends at 73 % after 300 steps at 3e-3, and at 88 % from 1 (one
+seed). In float32 φ rounds to 0 below x = -17; a row all of whose products are 0 gives 0.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.contract import Attention, Dims, Tensors, Traits
+from zoo.contract import Attention, Dims, Init, Tensors, Traits
 from zoo.functional import traced
 from zoo.kernel_attention import (
     FeatureMap,
@@ -45,6 +47,7 @@ class LinearAttention(Attention):
         memory="O(N)",
         causal=True,
         subquadratic=True,
+        init=Init(variance=1.0, source="measured on mqar; its authors have 1/3"),
     )
 
     def __init__(self, dims: Dims, config: LinearConfig) -> None:
