@@ -10,6 +10,7 @@ import pytest
 from compare.diff import diff
 from compare.fields import parse_record
 from compare.progress import outcome
+from compare.record import SCHEMA
 from compare.report import write_report
 from compare.report.accuracy import SPEED, accuracy_chart
 from compare.report.aggregate import Group, Source, group_records
@@ -234,7 +235,7 @@ def test_a_scale_that_says_nothing_is_a_damaged_line(scale: object) -> None:
 
     line = json.dumps(in_bits(make_record("full")) | {"metric_scale": scale}).encode()
     with pytest.raises(ValueError, match="metric_scale: expected an object of unit, lower_is_better and bounds"):
-        parse_record(line, 2)
+        parse_record(line, SCHEMA)
 
 
 def test_the_first_sentences_rank_by_fewer_bits() -> None:

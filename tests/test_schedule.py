@@ -106,8 +106,8 @@ def test_a_default_that_would_start_too_short_gives_way_to_the_next(seq_len: int
 
 def test_schedules_reach_the_run() -> None:
     (spec,) = specs()
-    assert (spec.task, spec.seq_len, spec.length_schedule) == ("bytes", 8192, "from-16th")
-    assert spec.lr_schedule == tasks.get("bytes").defaults.lr_schedule
+    assert (spec.task, spec.seq_len, spec.length_schedule) == ("noisy_recall", 8192, "from-64th")
+    assert spec.lr_schedule == tasks.get("noisy_recall").defaults.lr_schedule
     (spec,) = specs("--tasks", "bytes", "--seq-len", "1024")
     assert spec.length_schedule == "constant"
     words = ["--lr-schedule", "inverse-square-root", "--warmup", "0.1", "--length-schedule", "from-16th"]

@@ -110,7 +110,7 @@ def test_a_difference_is_never_surer_than_the_test_set_or_the_seeds_allow() -> N
 
 def test_equal_scores_are_no_difference() -> None:
     assert group_of({"full": [1.0] * 3, "naive": [1.0] * 3}, 3000).against_full["naive"] == Difference(
-        0.0, 0.0, 3, False
+        0.0, 0.0, 3, False, (-1.0, 1.0)
     )
 
 
@@ -247,7 +247,7 @@ def test_no_score_and_no_difference_reaches_beyond_what_can_be(scores: list[floa
     for found, least in ((group.score(group.rows[1]), 0.0), (group.against_full["linear"], -1.0)):
         assert found is not None
         assert least <= found.ends[0] <= found.mean <= found.ends[1] <= 1
-    (text,) = (score_text(group.score(row)) for row in group.rows[1:])
+    (text,) = (score_text(group.score(row), group.scale) for row in group.rows[1:])
     halves = [float(half) for half in re.findall(r"± ([\d.]+)", text + verdict(group.against_full["linear"]))]
     assert all(half <= 100 for half in halves)
 
@@ -272,7 +272,7 @@ def test_explained_variance_has_no_lower_bound() -> None:
 )
 def test_seeds_that_fall_apart_are_counted(scores: list[float], said: str) -> None:
     group = group_of({"full": [1.0] * len(scores), "linear": scores}, metric="accuracy")
-    assert score_text(group.score(group.rows[1])) == said
+    assert score_text(group.score(group.rows[1]), group.scale) == said
 
 
 def test_what_counts_as_solved_is_gained_over_the_best_trivial_predictor() -> None:

@@ -54,8 +54,8 @@ QUANTITIES = (
     Quantity("train_steps", "training steps", "count"),
     Quantity("train_seconds", "training time", "s"),
     Quantity("train_cpu_seconds", "CPU time of training", "s"),
-    Quantity("train_others_share", "machine taken by others in training", "fraction"),
-    Quantity("train_lost_share", "CPU time lost in training", "fraction"),
+    Quantity("train_others_share", "machine taken by others in training", "share"),
+    Quantity("train_lost_share", "CPU time lost in training", "share"),
     Quantity("train_step_seconds", "step in training", "s"),
 )
 TEXT = (
@@ -136,7 +136,7 @@ def csv_table(groups: Sequence[Group]) -> str:
             counts = (len(row.records), len(row.finished))
             seeds = difference.n if difference else ""
             fraction = pair(difference if scale.is_fraction else None)
-            score = group.score(row)
+            score = group.score(row) if scale.is_fraction else None
             reach = (*score.ends, "" if score.solved is None else score.solved) if score else ("", "", "")
             writer.writerow((*map(as_text, words), *counts, *found, *fraction, seeds, *reach, *others))
     return out.getvalue()
