@@ -280,7 +280,7 @@ def diff(before: Source, after: Source) -> Diff:
         elif found.chance <= limit and abs(found.change) > comparison.measure.limit(1):
             changes.append(comparison.told(found.change, found.half, elsewhere=elsewhere))
     if busy := [f"{row.name} ({pair.where})" for pair in pairs for row in (pair.before, pair.after) if row.disturbed]:
-        remarks.append(f"Disturbed by other processes, and left out of times: {', '.join(dict.fromkeys(busy))}.")
+        remarks.append(f"Disturbed (as by other processes) and left out of times: {', '.join(dict.fromkeys(busy))}.")
     order = {(pair.where, pair.before.name): rank for rank, pair in enumerate(pairs)}
     changes.sort(key=lambda change: order[change.where, change.variant])
     unjudged = sum(

@@ -77,9 +77,16 @@ def disturbance(record: Mapping[str, Any]) -> str:
         if (lost := record.get(f"{stage}_lost_share")) is not None and lost > LIMIT
     ]
     ratio = slowdown(record)
-    if ratio is not None and not 1 / (1 + LIMIT) <= ratio <= 1 + LIMIT:
+    if ratio is not None and abs(ratio - 1) > LIMIT:
         words.append(f"steps took {ratio:.2f} times as long in training as measured")
     return ", ".join(words)
+
+
+def slowed(record: Mapping[str, Any]) -> bool:
+    """Whether a run was disturbed in training, so that it did less in its time than it would alone: it lost CPU time
+    there, or its steps took longer than measured. A disturbed measurement does not change what a training ends with."""
+    lost, ratio = record.get("train_lost_share"), slowdown(record)
+    return (lost is not None and lost > LIMIT) or (ratio is not None and ratio > 1 + LIMIT)
 
 
 def slowdown(record: Mapping[str, Any]) -> float | None:

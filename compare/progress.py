@@ -374,5 +374,5 @@ def outcome(record: Record) -> str:
     busy = disturbance(record)
     return (
         f"{score}{record['tokens_per_second']:,.0f} tokens/s, step {record['step_seconds']:.3g} s, "
-        f"{record['wall_seconds']:.0f} s in all" + (f"; disturbed by other processes: {busy}" if busy else "")
+        f"{record['wall_seconds']:.0f} s in all" + (f"; disturbed (as by other processes): {busy}" if busy else "")
     )

@@ -96,6 +96,7 @@ class Recall(Mad):
     """
 
     causal_only = True
+    fixed_places = "questions stand among the pairs, so what an early one asks for stands before it"
 
     @abstractmethod
     def text(self, rng: np.random.Generator, rows: int, seq_len: int, *, training: bool) -> tuple[Ids, Marks]:

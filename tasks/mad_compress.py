@@ -49,6 +49,7 @@ class MadCompress(Mad):
     name = "mad_compress"
     kind = "restore"
     summary = "MAD: restore a text from the encoder's output at its last token alone"
+    fixed_places = "each answer is the token at its own place"
     min_len = 8
     defaults = defaults(32)
     config_type = MadCompressConfig

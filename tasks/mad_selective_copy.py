@@ -74,6 +74,7 @@ class MadSelectiveCopy(Mad):
 
     name = "mad_selective_copy"
     summary = "MAD: say again, in order, the tokens scattered among blanks"
+    fixed_places = "the last token to copy stands right before the one that says copy, as MAD deals the blanks out"
     min_len = 4
     defaults = defaults(256)
     config_type = MadSelectiveCopyConfig

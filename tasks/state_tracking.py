@@ -91,6 +91,7 @@ class StateTracking(Generated):
     summary = "the product of all permutations so far; also scored by position"
     causal = True
     causal_only = True
+    fixed_places = "the first answers rest on the first tokens, and each on all that stand before it"
     min_len = 24  # samples of two things that are different enough in number
     max_len = 65_536
     defaults = TaskDefaults(

@@ -368,7 +368,10 @@ def test_records_survive_damage(tmp_path: Path) -> None:
         (["--set", "naive.size=3"], "naive has no option 'size'; it has no options"),
         (["--variants", "nowhere:MyAttention"], "--variants: there is no module 'nowhere'"),
         (["--set", "nowhere:MyAttention.rank=3"], "--set: there is no module 'nowhere'"),
-        (["--set", "reformer.n_hashes=3"], "'reformer' is not among what is compared: full, linformer, none, bytes"),
+        (
+            ["--set", "reformer.n_hashes=3"],
+            "'reformer' is not among what is compared: full, linformer, linear, none, noisy_recall",
+        ),
         (["--set", "block_sparse.layout=3"], "block_sparse has no option 'layout'"),
         (
             ["--tasks", "mqar", "--seq-len", "64", "--length-schedule", "from-16th"],

@@ -210,7 +210,7 @@ def test_memory_of_both_towers_counts():
     spec = small_spec("retrieval", 64, steps=1, batch_size=8)
 
     def kept(kind: str, shape: tuple[int, ...]) -> int:
-        asked = SimpleNamespace(kind=kind, vocab_size=257, n_features=None, n_classes=2)
+        asked = SimpleNamespace(kind=kind, vocab_size=257, n_features=None, n_classes=2, metric=ACCURACY)
         trainer = Trainer(spec, asked)
         batch = torch.ones(shape, dtype=torch.int64), torch.zeros(shape[0], dtype=torch.int64), None
         return saved_bytes(lambda: Tally(ACCURACY).add(*trainer.forward(batch)), trainer.model)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compare.fields import TIMES
-from compare.load import disturbance
+from compare.load import disturbance, slowed
 from compare.spec import read_spec
 
 from .families import CONTROL_FAMILY, UNKNOWN_FAMILY
@@ -162,6 +162,11 @@ class Row:
         """The seeds whose runs others disturbed, and by what."""
         return {str(record.get("seed")): words for record in self.finished if (words := disturbance(record))}
 
+    @cached_property
+    def slowed(self) -> set[str]:
+        """The seeds of these that were disturbed in training."""
+        return {str(record.get("seed")) for record in self.finished if slowed(record)}
+
     @property
     def by_budget(self) -> bool:
         """Whether its runs trained for so many seconds: then a busy machine changes scores too."""
@@ -169,7 +174,9 @@ class Row:
 
     def fair(self, field: str) -> "Row":
         """What of it a verdict on a field may rest on: without disturbed runs where the field depends on time."""
-        if not self.disturbed or not (field in TIMED or (field == "test_score" and self.by_budget)):
+        if field == "test_score" and self.by_budget and self.slowed:
+            return replace(self, records=tuple(record for record in self.records if not slowed(record)))
+        if not self.disturbed or field not in TIMED:
             return self
         return replace(self, records=tuple(record for record in self.records if not disturbance(record)))
 
@@ -323,9 +330,9 @@ class Group:
         return binomial_half(score, self.test_size) if self.test_size else 0.0
 
     def fair_scores(self, row: Row) -> Mapping[str, float]:
-        """The scores that a verdict may rest on. Those of disturbed runs do not count where all had the same time."""
+        """The scores that a verdict may rest on. Those of slowed runs do not count where all had the same time."""
         timed = row.by_budget and (self.terms == Terms() or "time" in self.terms.at)
-        return {seed: score for seed, score in row.scores.items() if not (timed and seed in row.disturbed)}
+        return {seed: score for seed, score in row.scores.items() if not (timed and seed in row.slowed)}
 
     @cached_property
     def bounds(self) -> tuple[float, float]:

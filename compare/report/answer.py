@@ -116,10 +116,11 @@ def disturbed(group: Group) -> list[str]:
     names = []
     for row in rows:
         some, n, score = len(row.disturbed), len(row.finished), group.score(row)
-        stands = f", {score_words(group, score)} as it stands" if score and row.by_budget else ""
+        stands = f", {score_words(group, score)} as it stands" if score and row.by_budget and row.slowed else ""
         names.append(f"{row.name} ({some} of {n} {plural(n, 'run')}{stands})")
-    what = "verdicts by time, budgets in seconds included" if rows[0].by_budget else "verdicts by time"
-    return [f"Disturbed by other processes, and left out of {what}: {', '.join(names)}. {REPEAT}"]
+    scores = rows[0].by_budget and any(row.slowed for row in rows)
+    what = "verdicts by time, budgets in seconds included" if scores else "verdicts by time"
+    return [f"Disturbed (as by other processes) and left out of {what}: {', '.join(names)}. {REPEAT}"]
 
 
 def as_good(group: Group, full: Estimate) -> list[str]:

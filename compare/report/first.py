@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from .accuracy import SPEED
 from .aggregate import Group, as_mapping, as_number
 from .flags import in_words
-from .scaling import MEMORY, STEP
+from .memory import memory_of
+from .scaling import STEP
 from .summary import measured
 from .task_sweeps import TaskSweep, held, kept_state, unswept
 from .units import joined, plain, plural, seconds, size
 
 DIGITS = 6  # of a difference of scores
 NEAR = 0.05  # a score within so many points of another, or such a share of it, is told as being at its level
-COSTS = (STEP, MEMORY)
 FEW = 3  # variants that are told one by one
 Scores = dict[str, float]
 
@@ -150,8 +150,10 @@ def verb(names: Sequence[str], one: str, many: str, rest: str) -> str:
 def cost(group: Group) -> str:
     """Time and memory of a training step of full, and what part of them others take: all of a few, else the fastest
     and the lightest of those that keep its score, where there are such."""
-    full, scores = group.reference, scores_of(group)
-    steps, memories = ({row.name: it.mean for row, it in measured(group, field) if it.mean > 0} for field in COSTS)
+    full, scores, memory = group.reference, scores_of(group), memory_of(group.rows)
+    steps, memories = (
+        {row.name: it.mean for row, it in measured(group, field) if it.mean > 0} for field in (STEP, memory.field)
+    )
     if full is None or full.name not in steps or full.name not in memories:
         return ""
     rows = [row for row in group.rows if row is not full and row.name in steps and row.name in memories]
@@ -165,7 +167,7 @@ def cost(group: Group) -> str:
         f"{times(memories[row.name] / memories[full.name])} the memory"
         for row in rows
     ]
-    own = f"{seconds(steps[full.name])} and {size(memories[full.name])} of memory"
+    own = f"{seconds(steps[full.name])} ({memory.words} {size(memories[full.name])})"
     return f"{'; '.join([f'A training step of {in_words(full, group)} takes {own}', *told])}."
 
 
@@ -175,12 +177,12 @@ def times(ratio: float) -> str:
 
 
 def disturbed(group: Group) -> str:
-    """Whose numbers other processes may have changed."""
+    """Whose numbers something else on the machine may have changed."""
     names = [row.name for row in group.rows if row.disturbed]
     if not names:
         return ""
-    what = "times and scores" if group.rows[0].by_budget else "times"
-    return f"Other processes took part of the machine from {joined(names, FEW)}: take their {what} as rough."
+    what = "times and scores" if group.rows[0].by_budget and any(row.slowed for row in group.rows) else "times"
+    return f"The machine was not quiet while {joined(names, FEW)} ran: take these {what} as rough."
 
 
 def remarks(group: Group) -> list[str]:

@@ -13,7 +13,7 @@ MEANINGS = {
     "‡": "runs that did not finish",
     "§": "other seeds than full, so that few pairs are left",
     "¶": "other data",
-    "‖": "disturbed by other processes, and left out of verdicts by time",
+    "‖": "disturbed (as by other processes) and left out of verdicts by time",
 }
 
 
@@ -94,7 +94,7 @@ def busy(row: Row, group: Group) -> Flag | None:
     seed, words = next(iter(row.disturbed.items()))
     share = f"{len(row.disturbed)} of {len(row.finished)} {plural(len(row.finished), 'run')}"
     detail = f"{share}: {words}" if len(row.disturbed) == 1 else f"{share}; seed {seed}: {words}"
-    return Flag("‖", detail, f"disturbed by other processes: {share}")
+    return Flag("‖", detail, f"disturbed (as by other processes): {share}")
 
 
 def data(row: Row, group: Group) -> Flag | None:

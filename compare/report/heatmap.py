@@ -231,7 +231,7 @@ def heat_notes(heat: HeatMap) -> list[str]:
     if "noise" in marks:
         notes.append("Hatched: within noise of full, the test set's own included.")
     if "busy" in marks:
-        notes.append("Crossed: disturbed by other processes, so no verdict where the budget is in seconds.")
+        notes.append("Crossed: disturbed (as by other processes), so no verdict where the budget is in seconds.")
     if "few" in marks:
         notes.append(f"Dotted: fewer than {ENOUGH_SEEDS} seeds, so no ranking.")
     if marks & {"failed", "absent"}:

@@ -397,7 +397,7 @@ def disturbed_note(cells: RowsByLength) -> list[str]:
         n: [row.name for rows in cells.values() if (row := rows.get(n)) and row.disturbed] for n in lengths_of(cells)
     }
     told = "; ".join(f"at {plain(n)} {', '.join(names)}" for n, names in found.items() if names)
-    return [f"Disturbed by other processes, and left out of powers and crossovers by time: {told}."] if told else []
+    return [f"Disturbed (as by other processes) and left out of powers and crossovers by time: {told}."] if told else []
 
 
 def lengths_of(cells: RowsByLength) -> list[int]:

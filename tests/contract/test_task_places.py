@@ -59,7 +59,7 @@ def told(inputs: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
     return max(right) - np.bincount(labels).max() / len(labels)
 
 
-MEASURES = {"token": sources, "value": explained, "sequence": told}
+MEASURES = {"token": sources, "restore": sources, "value": explained, "sequence": told}
 
 
 @pytest.mark.parametrize("task_name", GENERATED)

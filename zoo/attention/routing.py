@@ -84,7 +84,7 @@ class RoutingAttention(Attention):
         self.dims = dims
         self.config = config
         self.near = dims.n_heads // 2 if config.half_local else 0  # local heads, the first ones
-        self.local = LocalAttention(dims, LocalConfig(window=max(1, config.window // 2)))
+        self.local = LocalAttention(dims, LocalConfig(window=max(1, config.window // 2))) if self.near else None
         shape = dims.n_heads - self.near, -(-dims.max_len // config.window), dims.d_head
         self.register_buffer("centroids", F.normalize(torch.randn(shape), dim=-1))
 
@@ -92,11 +92,11 @@ class RoutingAttention(Attention):
         self.centroids = F.normalize(torch.randn(self.centroids.shape), dim=-1).to(self.centroids)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        if self.local is None:
+            return self._route(q, k, v, key_padding_mask)
         n = self.near
-        routed = self._route(q[:, n:], k[:, n:], v[:, n:], key_padding_mask)
-        if n == 0:
-            return routed
-        return torch.cat([self.local(q[:, :n], k[:, :n], v[:, :n], key_padding_mask=key_padding_mask), routed], dim=1)
+        near = self.local(q[:, :n], k[:, :n], v[:, :n], key_padding_mask=key_padding_mask)
+        return torch.cat([near, self._route(q[:, n:], k[:, n:], v[:, n:], key_padding_mask)], dim=1)
 
     def _route(self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None) -> Tensor:
         k = k.to(q.dtype)
@@ -147,6 +147,8 @@ class RoutingAttention(Attention):
     def state_size(self, length: int) -> int:
         """One cluster: the mean over the queries, of which some stand in several and some in none."""
         routed = 2 * min(self.config.window, length) * self.dims.d_model
+        if self.local is None:
+            return routed
         return routed + self.near * (self.local.state_size(length) - routed) // self.dims.n_heads
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
