@@ -42,7 +42,8 @@ def test_three_sentences_say_what_was_asked_who_can_and_at_what_cost() -> None:
     )
     assert cost == (
         "A training step of full takes 1.31 s (memory of training 10.9 GiB); linear takes 0.34 times the time and 0.1 "
-        "times the memory; linformer (22 % more parameters than full) takes 0.28 times the time and 0.13 times the memory."
+        "times the memory; linformer (22 % more parameters than full) takes 0.28 times the time and 0.13 times the "
+        "memory."
     )
 
 
