@@ -111,12 +111,12 @@ class SinkhornAttention(Attention):
         scores = self._scores(q, k, real)
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (b h, n, S, D)
         if self.config.sort == "soft":
-            weights = recompute(lambda scores: self._balance(scores, allowed), scores).to(k.dtype).flatten(0, 1)
+            weights = recompute(lambda scores: self._balance(scores, allowed), scores).flatten(0, 1)
             keys, values = (beside_mixture(x, weights) for x in (k, v))
             seen = self._mixture_seen(allowed, real)
         else:
             weight, best, seen = self._pick(scores, allowed, real)
-            weight, best = weight.to(k.dtype).flatten(0, 1), best.flatten(0, 1)
+            weight, best = weight.flatten(0, 1), best.flatten(0, 1)
             keys, values = (beside_pick(x, weight, best) for x in (k, v))
         out = softmax_attention(q, keys, values, self._mask(seen, real, (b, h), q))
         return out.reshape(b, h, -(-N // size) * size, D)[:, :, :N], keys, values
@@ -290,7 +290,7 @@ def beside_pick(x: Tensor, weight: Tensor, best: Tensor) -> Tensor:
     """See ``_BesidePick``."""
     if traced():
         picked = x.gather(1, best[..., None, None].expand(-1, -1, *x.shape[2:]))
-        return torch.cat([weight[..., None, None] * picked, x], dim=2)
+        return torch.cat([(weight[..., None, None] * picked).to(x.dtype), x], dim=2)
     out: Tensor = _BesidePick.apply(x, weight, best)  # type: ignore[no-untyped-call]
     return out
 
@@ -298,7 +298,7 @@ def beside_pick(x: Tensor, weight: Tensor, best: Tensor) -> Tensor:
 def beside_mixture(x: Tensor, weights: Tensor) -> Tensor:
     """See ``_BesideMixture``."""
     if traced():
-        return torch.cat([(weights @ x.flatten(2)).view_as(x), x], dim=2)
+        return torch.cat([(weights @ x.flatten(2).to(weights)).to(x.dtype).view_as(x), x], dim=2)
     out: Tensor = _BesideMixture.apply(x, weights)  # type: ignore[no-untyped-call]
     return out
 
@@ -306,7 +306,7 @@ def beside_mixture(x: Tensor, weights: Tensor) -> Tensor:
 class _BesidePick(torch.autograd.Function):
     """[weight · x_best; x] for each bucket, written once.
 
-    x: (G, n, S, D); weight, best: (G, n); result: (G, n, 2S, D).
+    x: (G, n, S, D); weight, in at least float32, and best: (G, n); result: (G, n, 2S, D).
     """
 
     @staticmethod
@@ -315,7 +315,7 @@ class _BesidePick(torch.autograd.Function):
         rows = (best + n * torch.arange(G, device=x.device)[:, None]).flatten()
         flat = x.reshape(G * n, size * D)
         out = x.new_empty(G * n, 2, size * D)
-        torch.mul(flat.index_select(0, rows), weight.reshape(-1, 1), out=out[:, 0])
+        torch.mul(flat.index_select(0, rows), weight.reshape(-1, 1).to(x.dtype), out=out[:, 0])
         out[:, 1] = flat
         out = out.view(G, n, 2 * size, D)
         ctx.save_for_backward(out, weight, rows)
@@ -326,21 +326,25 @@ class _BesidePick(torch.autograd.Function):
         out, weight, rows = ctx.saved_tensors
         G, n, both, D = grad.shape
         moved, own = grad.reshape(G * n, 2, both // 2 * D).unbind(1)
-        factor = weight.reshape(-1, 1)
-        slope = (moved[:, None] @ out.view(G * n, 2, moved.shape[-1])[:, 0, :, None])[:, 0] / factor
+        picked = out.view(G * n, 2, -1)[:, 1].index_select(0, rows)  # not the product over a weight that may be 0
+        slope = (moved[:, None].to(weight) @ picked[..., None].to(weight))[:, 0]
+        factor = weight.reshape(-1, 1).to(moved)
         dx = own.clone(memory_format=torch.contiguous_format).index_add_(0, rows, moved * factor)
         return dx.view(G, n, both // 2, D), slope.view_as(weight), None
 
 
 class _BesideMixture(torch.autograd.Function):
-    """[Σ_v R_uv x_v; x_u] for each bucket u. x: (G, n, S, D); R: (G, n, n); result: (G, n, 2S, D)."""
+    """[Σ_v R_uv x_v; x_u] for each bucket u.
+
+    x: (G, n, S, D); R, in at least float32: (G, n, n); result: (G, n, 2S, D).
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor) -> Tensor:
         G, n, size, D = x.shape
         out = x.new_empty(G, n, 2, size * D)
         out[:, :, 1] = x.reshape(G, n, size * D)
-        out[:, :, 0] = weights @ out[:, :, 1]
+        out[:, :, 0] = weights.to(x.dtype) @ out[:, :, 1]
         out = out.view(G, n, 2 * size, D)
         ctx.save_for_backward(out, weights)
         return out
@@ -350,5 +354,6 @@ class _BesideMixture(torch.autograd.Function):
         out, weights = ctx.saved_tensors
         G, n, both, D = grad.shape
         moved, own = grad.reshape(G, n, 2, both // 2 * D).unbind(2)
-        dx = torch.baddbmm(own, weights.mT, moved)
-        return dx.view(G, n, both // 2, D), moved @ out.view(G, n, 2, both // 2 * D)[:, :, 1].mT
+        dx = torch.baddbmm(own, weights.mT.to(moved), moved)
+        slopes = moved.to(weights) @ out.view(G, n, 2, both // 2 * D)[:, :, 1].mT.to(weights)
+        return dx.view(G, n, both // 2, D), slopes
