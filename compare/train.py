@@ -68,7 +68,7 @@ class Model(nn.Module):
         if task.kind == "token":
             self.head = TokenHead(spec.d_model, task.n_classes)
         elif task.kind == "restore":
-            self.head = RestoreHead(spec.d_model, task.n_classes, max_len=spec.seq_len)
+            self.head = RestoreHead(spec.d_model, task.n_classes, max_len=spec.max_len)
         elif task.kind == "pair":
             self.head = PairHead(spec.d_model, task.n_classes)
         else:

@@ -52,6 +52,18 @@ def records(seeds: int = 3) -> list[Record]:
     return [make_tested(variant, seed, reached) for variant, reached in REACHED.items() for seed in range(seeds)]
 
 
+def test_a_head_that_restores_a_text_reaches_the_longest_too() -> None:
+    import torch
+
+    from compare.train import Model
+    from compare.worker import make_task
+
+    (spec,) = specs("--variants", "full", "--tasks", "mad_compress", "--seq-len", "32", "--test-len", "64")
+    targets = torch.zeros(2, 64, dtype=torch.int64)
+    predicted, asked = Model(spec, make_task(spec))(torch.zeros(2, 64, dtype=torch.int64), targets, None)
+    assert len(predicted) == len(asked) == targets.numel()
+
+
 def test_lengths_reach_the_run_its_encoder_and_its_command() -> None:
     from compare.run import reproduce
 
