@@ -12,6 +12,9 @@ An id is its byte + 1; 0 is padding, 257 stands for a hidden byte:
 >>> print(np.where(batch.targets[0] == IGNORE, 0, batch.targets[0]))  # 0 for "not asked", to line up
 [  0   0   0 112   0   0   0 115   0]
 
+In minutes a model learns what stands nearby, which a short convolution sees without any attention: at 8,192 tokens the
+control leads after 100 s on two cores. It is real text, and no test of what attention sees far away.
+
 Files, not windows, are dealt out to the splits, by a seeded hash of their path: *.py of 2 kB or more, no
 links, no tests, no exact copies. A split is one stream, its files in the order of that hash with a zero
 byte between them. Training windows start anywhere; validation and test are consecutive windows, the last
@@ -174,7 +177,7 @@ class Bytes(Corpus):
     name = "bytes"
     kind = "token"
     causal_form = "next_byte"
-    summary = "restore the hidden 15 % of the bytes of Python's standard library"
+    summary = "restore the hidden 15 % of the bytes of Python's standard library; what helps is mostly near"
     min_len = 16
     max_len = 65_536
     defaults = TaskDefaults(
