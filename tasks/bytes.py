@@ -12,8 +12,8 @@ An id is its byte + 1; 0 is padding, 257 stands for a hidden byte:
 >>> print(np.where(batch.targets[0] == IGNORE, 0, batch.targets[0]))  # 0 for "not asked", to line up
 [  0   0   0 112   0   0   0 115   0]
 
-It is real text, and no test of what attention sees far away: in minutes a model learns what stands nearby, which a short
-convolution sees without any attention.
+It is real text, and no test of what attention sees far away: in minutes a model learns what stands nearby, which a
+short convolution sees without any attention.
 
 Files, not windows, are dealt out to the splits, by a seeded hash of their path: *.py of 2 kB or more, no
 links, no tests, no exact copies. A split is one stream, its files in the order of that hash with a zero

@@ -326,7 +326,9 @@ class _BesidePick(torch.autograd.Function):
         out, weight, rows = ctx.saved_tensors
         G, n, both, D = grad.shape
         moved, own = grad.reshape(G * n, 2, both // 2 * D).unbind(1)
-        picked = out.view(G * n, 2, -1)[:, 1].index_select(0, rows)  # not the product over a weight that may be 0
+        picked = out.view(G * n, 2, both // 2 * D)[:, 1].index_select(
+            0, rows
+        )  # not the product over a weight that may be 0
         slope = (moved[:, None].to(weight) @ picked[..., None].to(weight))[:, 0]
         factor = weight.reshape(-1, 1).to(moved)
         dx = own.clone(memory_format=torch.contiguous_format).index_add_(0, rows, moved * factor)
