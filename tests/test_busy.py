@@ -11,7 +11,7 @@ import pytest
 
 from compare.__main__ import main
 from compare.fields import parse_record
-from compare.load import LIMIT, add_since, clocks, disturbance, shares
+from compare.load import LIMIT, add_since, clocks, disturbance, shares, wavered
 from compare.progress import outcome
 from compare.report.accuracy import SPEED, accuracy_chart
 from compare.report.aggregate import Group, Source, group_records
@@ -93,9 +93,26 @@ def test_a_run_is_disturbed_beyond_15_percent_and_unknown_without_a_word() -> No
     for field in ("train_lost_share", "measure_lost_share"):
         assert disturbance(quiet | {field: LIMIT - 0.01}) == ""
         assert "16 % of its CPU time lost to others" in disturbance(quiet | {field: LIMIT + 0.01})
+    unknown = quiet | {"train_lost_share": None}
     for ratio, is_busy in ((0.84, True), (0.86, False), (1.14, False), (1.16, True)):
-        assert bool(disturbance(quiet | {"train_step_seconds": ratio * quiet["step_seconds"]})) is is_busy
+        took = {"train_step_seconds": ratio * quiet["step_seconds"]}
+        assert bool(disturbance(unknown | took)) is is_busy
+        assert bool(disturbance(quiet | took | {"train_lost_share": 0.06})) is is_busy
+        assert bool(disturbance(quiet | took | {"spec": {"device": "cuda"}})) is is_busy
+        assert disturbance(quiet | took) == "", "no CPU time was lost"
+        assert (wavered(quiet | took) is not None) is is_busy
+    assert "1.60 times as long" in disturbance(quiet | {"train_step_seconds": 1.6 * quiet["step_seconds"]})
     assert disturbance({name: value for name, value in quiet.items() if name not in LOAD}) == ""
+
+
+def test_a_machine_whose_times_waver_by_themselves_is_told_and_judged() -> None:
+    records = runs()
+    for record in records:
+        record["train_step_seconds"] = (1.3 if record["variant"] == "linear" else 1.0) * record["step_seconds"]
+    (group,) = groups_of(records)
+    assert "Steps of 3 runs took 1.30 times as long in training as measured" in " ".join(notes(group))
+    assert not any(row.disturbed for row in group.rows)
+    assert "linear" in group.against_full
 
 
 def test_an_older_record_is_unknown_and_not_idle() -> None:
@@ -171,7 +188,7 @@ def test_a_disturbed_measurement_leaves_the_scores_of_a_budget_in_seconds_alone(
     for record in records:
         if record["variant"] == "linear":
             record["measure_lost_share"] = 0.4
-            record["train_step_seconds"] = 0.7 * record["step_seconds"]
+            record["train_step_seconds"] = 0.4 * record["step_seconds"]
     (group,) = groups_of(records)
     assert "linear" in group.against_full
     assert "linear" not in fastest(records).split(",")[0]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from compare.load import LIMIT, is_known
+from compare.load import LIMIT, WAVERS, is_known, wavered
 
 from .aggregate import Chart, Group, Row, Terms, as_mapping, as_number, numbers, status_of
 from .answer import BUSY, answer
@@ -198,6 +198,12 @@ def notes(group: Group) -> list[str]:
     if unknown := [row.name for row in finished if not all(map(is_known, row.finished))]:
         who = ", ".join(unknown) if len(unknown) < len(finished) else "any run"
         lines.append(f"Not recorded, whether other processes disturbed {who}.")
+    if ratios := sorted(ratio for row in finished for record in row.finished if (ratio := wavered(record))):
+        spread = " to ".join(dict.fromkeys(f"{ratio:.2f}" for ratio in (ratios[0], ratios[-1])))
+        lines.append(
+            f"Steps of {len(ratios)} {plural(len(ratios), 'run')} took {spread} times as long in training as measured, "
+            "though hardly any CPU time was lost to other processes: times of this machine waver by so much."
+        )
     return [*lines, *remarks(group), *flag_notes(group.rows, group), *search_notes(group), *group.data_notes]
 
 
@@ -309,7 +315,8 @@ READING = (
     "Test length: the model that was trained at one length, tested at others, at most half a million tokens at each. "
     "Costs are measured at the training length; every encoder is built for the longest test length.",
     f"Disturbed: a run that lost more than {100 * LIMIT:g} % of the CPU time that it was ready to use, while it was "
-    "measured or trained, or whose steps in training took a time that differs by as much from what was measured. "
+    "measured or trained, or whose steps in training took a time that differs by as much from what was measured; by "
+    f"{100 * WAVERS:g} % where the system counted hardly any lost time, as times waver on virtual machines. "
     "No verdict by time rests on it: neither on speed nor on crossovers, nor on scores where the budget is in seconds. "
     "Where the records do not tell, as older ones do not, that is unknown. A run that was repeated counts instead of "
     "the disturbed one where both folders are reported together, the newer one last.",
