@@ -124,6 +124,22 @@ def most_frequent(context: NDArray[np.int32], ids: NDArray[np.int32], size: int)
 class Corpus(Task):
     """What the tasks on Python's standard library share: its files, dealt out to the splits, and their streams."""
 
+    kind = "token"
+    min_len = 16
+    max_len = 65_536
+    defaults = TaskDefaults(
+        seq_len=8192,
+        d_model=128,
+        n_heads=4,
+        n_layers=2,
+        lr=4e-3,
+        conv_width=5,
+        embedding_std=1.0,
+        tokens_per_step=8192,
+        lr_schedule="constant-then-linear",
+        length_schedule="from-16th",
+    )
+
     @cached_property
     def corpus_sha256(self) -> str:
         """Whichever split the files are in."""
@@ -175,24 +191,8 @@ class Bytes(Corpus):
     """Masked bytes of Python's standard library; see the module's docstring."""
 
     name = "bytes"
-    kind = "token"
     causal_form = "next_byte"
     summary = "restore the hidden 15 % of the bytes of Python's standard library; what helps is mostly near"
-    min_len = 16
-    max_len = 65_536
-    defaults = TaskDefaults(
-        seq_len=8192,
-        d_model=128,
-        n_heads=4,
-        n_layers=2,
-        lr=4e-3,
-        conv_width=5,
-        embedding_std=1.0,
-        tokens_per_step=8192,
-        lr_schedule="constant-then-linear",
-        length_schedule="from-16th",
-    )
-
     vocab_size = 258
     n_classes = 257  # `MASK` is never an answer
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from tasks.base import BITS_PER_BYTE, IGNORE, Batch, NoConfig, TaskDefaults, register
+from tasks.base import BITS_PER_BYTE, IGNORE, Batch, NoConfig, register
 from tasks.bytes import PAD, Corpus, encode
 from tasks.cache import Split
 
@@ -86,26 +86,10 @@ class NextByte(Corpus):
     """The next byte of Python's standard library; see the module's docstring."""
 
     name = "next_byte"
-    kind = "token"
     metric = BITS_PER_BYTE
     causal = True
     causal_only = True
     summary = "predict the next byte of Python's standard library, at every byte; also scored by context"
-    min_len = 16
-    max_len = 65_536
-    defaults = TaskDefaults(
-        seq_len=8192,
-        d_model=128,
-        n_heads=4,
-        n_layers=2,
-        lr=4e-3,
-        conv_width=5,
-        embedding_std=1.0,
-        tokens_per_step=8192,
-        lr_schedule="constant-then-linear",
-        length_schedule="from-16th",
-    )
-
     vocab_size = 257
     n_classes = 257  # `PAD` is never an answer
 
