@@ -304,15 +304,16 @@ def finished_lines(out: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel to end the worker with its parent")
-def test_twenty_kills_at_random_moments_lose_and_repeat_nothing(tmp_path: Path) -> None:
-    """Two comparisons at once, the parent of each killed ten times, and with it its worker."""
+@pytest.mark.parametrize("kills", [4, pytest.param(10, marks=pytest.mark.long)])
+def test_kills_at_random_moments_lose_and_repeat_nothing(tmp_path: Path, kills: int) -> None:
+    """Two comparisons at once, the parent of each killed some times, and with it its worker."""
     specs = [replace(TINY, variant=variant, seed=seed, steps=150) for seed in (0, 1) for variant in ("full", "none")]
     failures: list[str] = []
 
     def torment(out: Path, rng: random.Random) -> None:
         out.mkdir()
         kept: list[str] = []
-        for kill in range(10):
+        for kill in range(kills):
             compare_until(rng.randint(1, 110), out, specs, rng)
             lines = finished_lines(out)
             if lines[: len(kept)] != kept:
