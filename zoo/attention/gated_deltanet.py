@@ -24,7 +24,7 @@ Departures from the paper:
   of 1/2: values come with either sign, no first gradient says which of them occur, and training starts at a saddle.
   Heads fade within 1,000 positions at first; the authors draw rates at half of which 12 positions are forgotten, which
   a layer of few heads cannot spread. On noisy recall (64 tokens, 8 pairs, 2 heads, causal, 32 samples a step, rate
-  3e-3, one seed) it has 96.6 % after 300 steps and 99.5 after 400, and 0.8 % after 300 with drawn decays:
+  3e-3, one seed) it has 96.6 % after 300 steps and 99.5 after 400:
   ``python -m benchmarks.recall_steps --variants gated_deltanet --causal``; ``--initialisation authors`` draws theirs.
   At 128 tokens (``--seq-len 128``) it has 72.5 % after 300 steps and 95.8 after 400.
 A padded position reads as zeros in the convolution, and leaves the state as it is: β = 0, α = 1.
