@@ -22,7 +22,7 @@ SUITES = {
     "quick": Suite(
         summary="what two CPU cores learn in minutes",
         tasks={"mqar": 64, "selective_copy": None, "digits": 64, "bytes": 256},
-        budget=25,
+        budget=50,
     ),
     "lra": Suite(
         summary="Long Range Arena",
