@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
+
+from compare.plan import closest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,4 @@ def get(name: str) -> Plan:
     """
     if name in PLANS:
         return PLANS[name]
-    close = difflib.get_close_matches(name, PLANS, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise ValueError(f"expected a plan among {', '.join(PLANS)}, got {name!r}{hint}")
+    raise ValueError(f"expected a plan among {', '.join(PLANS)}, got {name!r}{closest(name, list(PLANS))}")

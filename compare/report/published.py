@@ -9,7 +9,7 @@ import numpy as np
 from compare.plans import PLANS, Plan
 
 from .aggregate import Group
-from .stats import ENOUGH_SEEDS, Estimate, estimate, judge
+from .stats import ENOUGH_SEEDS, Estimate, estimate, in_numbers, judge
 from .summary import short
 from .units import MISSING, plural, sentence
 
@@ -63,7 +63,7 @@ def table_of(name: str, plan: Plan, scores: Scores, settings: Sequence[str]) -> 
     for variant, mean in ours.items():
         figures = [source.get(variant) for source in plan.published.values()]
         cells = [MISSING if figure is None else f"{100 * figure:.1f}" for figure in figures]
-        body.append([variant, ours_in_words(mean), str(mean.n), *cells])
+        body.append([variant, in_numbers(mean), str(mean.n), *cells])
     header = ["variant", "ours, %", "seeds", *(f"{source}, %" for source in plan.published)]
     notes = [
         f"{sentence(plan.summary)}. Ours: {', '.join(settings)}.",
@@ -72,10 +72,6 @@ def table_of(name: str, plan: Plan, scores: Scores, settings: Sequence[str]) -> 
         *plan.departures,
     ]
     return Published(f"{name}, beside published figures", header, body, notes)
-
-
-def ours_in_words(mean: Estimate) -> str:
-    return f"{100 * mean.mean:.1f}" + ("" if mean.half is None else f" ± {100 * mean.half:.1f}")
 
 
 def orderings(plan: Plan, scores: Scores) -> list[str]:
@@ -141,11 +137,11 @@ def in_lines(groups: Sequence[Group]) -> list[str]:
         for table in published_tables(groups)
         for line in (
             f"{table.title}:",
-            *("  " + " · ".join([first, *map(told, table.header[1:], rest)]) for first, *rest in table.body),
+            *(
+                "  "
+                + " · ".join([first, *(f"{head} {cell}" for head, cell in zip(table.header[1:], rest, strict=True))])
+                for first, *rest in table.body
+            ),
             *table.notes,
         )
     ]
-
-
-def told(head: str, cell: str) -> str:
-    return f"{head} {cell}"
