@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from compare.progress import Progress
+from compare.progress import Progress, Runs
 from compare.spec import DataId, RunSpec
 from compare.worker import make_task
 from tasks.cache import DamagedCacheWarning
@@ -16,11 +16,11 @@ def prepare_data(specs: list[RunSpec], progress: Progress) -> dict[DataId, str]:
     Returns:
         What could not be prepared, and why, in one line.
     """
-    failed = {}
+    failed, runs = {}, Runs(specs, [])
     wanted = {(spec.data_id, length): spec for spec in specs for length in (spec.seq_len, *spec.test_lens)}
     for (data_id, length), spec in wanted.items():
         task = make_task(spec, length)
-        title = f"{spec.task} · N {length}"
+        title = f"{runs.task_of(spec)} · N {length}"
         try:
             with (
                 progress.preparing(f"{title}: preparing data") as on_progress,

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compare.load import disturbance
-from compare.record import Record
+from compare.record import Record, is_search
 from compare.spec import Option, RunSpec
 
 PLAIN_SECONDS = 15.0  # between lines where there is no terminal to draw on
@@ -44,6 +44,7 @@ class Runs:
         self.shared: dict[str, set[tuple[str, Option]]] = {}  # options that all runs of a task have
         for spec in specs:
             self.shared[spec.task] = self.shared.get(spec.task, set(spec.task_options)) & set(spec.task_options)
+        self.weight_decays = {spec.weight_decay for spec in specs if spec.search}
         self.current: RunSpec | None = None
         self.event: Record = {}
         self.since = self.trained_since = 0.0
@@ -60,14 +61,19 @@ class Runs:
         self.records[record["run_id"]], self.current = record, None
 
     def title(self, spec: RunSpec) -> str:
-        lr = f" · lr {spec.lr:g}" if spec.search else ""
-        where = f"{self.task_of(spec)} · N {spec.seq_len} · seed {spec.seed}{lr}"
+        where = f"{self.task_of(spec)} · N {spec.seq_len} · seed {spec.seed}{self.setting_of(spec)}"
         return f"{self.numbers[spec.run_id]}/{len(self.specs)} {spec.label} · {where}"
 
     def task_of(self, spec: RunSpec) -> str:
         """The task, and those of its options that not all runs of it have."""
         own = (f"{name}={value}" for name, value in spec.task_options if (name, value) not in self.shared[spec.task])
         return " ".join([spec.task, *own])
+
+    def setting_of(self, spec: RunSpec) -> str:
+        """What a run of a search tries."""
+        if not spec.search:
+            return ""
+        return f" · lr {spec.lr:g}" + f" · weight decay {spec.weight_decay:g}" * (len(self.weight_decays) > 1)
 
     def time_left(self, at: float) -> tuple[float | None, float | None]:
         """Seconds left of the run that runs and of the comparison; None where nothing tells."""
@@ -220,14 +226,20 @@ class TableProgress(Progress):
         varied |= {"task"} if len({(s.task, s.task_options) for s in runs.specs.values()}) > 1 else set()
         rows = [(spec, tasks[run_id], *self.state(spec, run_id, left[0])) for run_id, spec in shown]
         width = self.console.width - max((len(took) for *_, took in rows), default=0) - 6
-        longest = max((len(run_name(spec, task, varied, width)) for spec, task, *_ in rows), default=0)
+        longest = max((len(self.run_name(spec, task, varied, width)) for spec, task, *_ in rows), default=0)
         states = max((len(state) for *_, state, _ in rows), default=0)
         state_width = min(states, max(STATE_WIDTH, width - longest))
         table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
         for spec, task, style, state, took in rows:
-            run = Text(run_name(spec, task, varied, width - state_width), style=style)
+            run = Text(self.run_name(spec, task, varied, width - state_width), style=style)
             table.add_row(run, Text(cut(state, state_width), style=style), Text(took, style=style))
         return Group(table, Text(cut(self.summary(first, len(shown), left[1]), self.console.width), style="dim"))
+
+    def run_name(self, spec: RunSpec, task: str, varied: set[str], width: int) -> str:
+        """The variant, and what else differs among the runs; the variant is cut first."""
+        parts = {"task": f" · {task}", "seq_len": f" · N {spec.seq_len}", "seed": f" · seed {spec.seed}"}
+        rest = "".join(text for name, text in parts.items() if name in varied) + self.runs.setting_of(spec)
+        return cut(cut(spec.label, max(6, width - len(rest))) + rest, width)
 
     def state(self, spec: RunSpec, run_id: str, left: float | None) -> tuple[str, str, str]:
         """Style of a run, its state in words, and the time that it took or, of the current one, has ``left``."""
@@ -346,17 +358,10 @@ def cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: max(0, width - 1)] + "…"
 
 
-def run_name(spec: RunSpec, task: str, varied: set[str], width: int) -> str:
-    """The variant, and what else differs among the runs; the variant is cut first."""
-    parts = {"task": f" · {task}", "seq_len": f" · N {spec.seq_len}", "seed": f" · seed {spec.seed}"}
-    rest = "".join(text for name, text in parts.items() if name in varied) + f" · lr {spec.lr:g}" * spec.search
-    return cut(cut(spec.label, max(6, width - len(rest))) + rest, width)
-
-
-def score_text(record: Record) -> str:
+def score_text(record: Record, field: str = "test_score") -> str:
     """ "accuracy 97.5%", "bits per byte 2.345"."""
     fraction = (record.get("metric_scale") or {}).get("unit", "%") == "%"
-    return f"{record.get('metric') or 'score'} {record['test_score']:{'.1%' if fraction else '.3f'}}"
+    return f"{record.get('metric') or 'score'} {record[field]:{'.1%' if fraction else '.3f'}}"
 
 
 def outcome(record: Record) -> str:
@@ -366,13 +371,19 @@ def outcome(record: Record) -> str:
     if "token_seconds" in record:
         took = f"{record['wall_seconds']:.0f} s in all"
         return f"{1e3 * record['token_seconds']:.3g} ms a token, {record['cache_bytes']:,} bytes of state, {took}"
-    if "tokens_per_second" not in record:  # it asked whether a length fits
-        return "fits"
-    score = f"{score_text(record)}, " if "test_score" in record else ""
+    parts = []
+    if "test_score" in record:
+        parts.append(score_text(record, "test_score"))
+    elif is_search(record):
+        parts.append(f"validation {score_text(record, 'val_score')}")
     if "train_steps" in record:
-        score += f"{record['train_steps']:,} steps, "
+        parts.append(f"{record['train_steps']:,} steps")
+    if "tokens_per_second" in record:
+        parts.append(f"{record['tokens_per_second']:,.0f} tokens/s, step {record['step_seconds']:.3g} s")
+    if not parts:  # it asked whether a length fits
+        return "fits"
     busy = disturbance(record)
-    return (
-        f"{score}{record['tokens_per_second']:,.0f} tokens/s, step {record['step_seconds']:.3g} s, "
+    parts.append(
         f"{record['wall_seconds']:.0f} s in all" + (f"; disturbed (as by other processes): {busy}" if busy else "")
     )
+    return ", ".join(parts)

@@ -14,6 +14,7 @@ import sys
 import time
 import warnings
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -306,11 +307,18 @@ def try_length(trainer: Trainer) -> None:
 
 
 def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
-    """Kernel, parameters, state, time, memory and FLOPs of one micro-batch at full length, before any training.
+    """What a training costs, before it; of a search FLOPs alone: the runs that use what it finds measure the rest.
 
     Returns:
         Length -> FLOPs per token of forward and backward, at some lengths that come up in training.
     """
+    if not trainer.spec.search:
+        measure_step(trainer, record)
+    return count_step(trainer, record)
+
+
+def measure_step(trainer: Trainer, record: Record) -> None:
+    """Kernel, parameters, state, time and memory of one micro-batch at full length."""
     import torch
 
     from compare import measure
@@ -351,7 +359,6 @@ def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
     record["peak_memory_bytes"] = added = measure.peak_memory(whole_step, device)
     record["train_memory_bytes"] = None if added is None else trainer.held_bytes() + added
     record["saved_bytes"] = measure.saved_bytes(lambda: Tally(task.metric).add(*trainer.forward(batch)), trainer.model)
-    record["flops"] = measure.count_flops(forward_backward)
     warm_up = 3 if device.type == "cuda" else 1
     for name, fn in (("forward", forward), ("forward_backward", forward_backward), ("step", step)):
         timing = measure.time_it(fn, device, warm_up=warm_up)
@@ -360,15 +367,26 @@ def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
     spent = add_since({}, before, clocks())
     record |= {f"measure_{name}": share for name, share in shares(spent, spec.threads).items()}
 
-    lengths = {length for _, length, _ in spec.phases()} - {spec.seq_len}
+
+def count_step(trainer: Trainer, record: Record) -> dict[int, float]:
+    """FLOPs of forward and backward of one micro-batch at full length; returns what ``measure_costs`` does."""
+    from compare.measure import count_flops
+    from compare.train import Tally, count_tokens
+
+    spec, task = trainer.spec, trainer.task
+    first = at_full_length(next(task.train_batches(spec.batch_size, spec.seq_len, spec.seed)), spec.seq_len)
+    lengths = {spec.seq_len, *(length for _, length, _ in spec.phases())}
     if task.sample_lengths("train") is not None:
-        lengths |= {max(1, spec.seq_len // 4), max(1, spec.seq_len // 16)} - {spec.seq_len}
-    counted = {spec.seq_len: record["flops"] / count_tokens(first)}
-    for length in lengths:
-        part = resized(first, length)
-        batch = trainer.to_device(part)
-        counted[length] = measure.count_flops(forward_backward) / count_tokens(part)
-    return counted
+        lengths |= {max(1, spec.seq_len // 4), max(1, spec.seq_len // 16)}
+
+    def forward_backward(batch: Batch) -> None:
+        trainer.accelerator.backward(Tally(task.metric).add(*trainer.forward(trainer.to_device(batch))))
+        trainer.model.zero_grad()
+
+    parts = {length: resized(first, length) for length in lengths}
+    flops = {length: count_flops(partial(forward_backward, part)) for length, part in parts.items()}
+    record["flops"] = flops[spec.seq_len]
+    return {length: flops[length] / count_tokens(part) for length, part in parts.items()}
 
 
 def at_full_length(batch: Batch, seq_len: int) -> Batch:

@@ -236,3 +236,9 @@ def test_runs_that_differ_in_an_option_of_their_task_are_told_apart() -> None:
     assert [runs.task_of(spec) for spec in specs] == ["listops samples=4", "listops samples=8"]
     assert runs.title(specs[1]).startswith(f"2/2 {SPEC.label} · listops samples=8 · N")
     assert Runs(specs[:1], []).task_of(specs[0]) == "listops"
+    tried = [replace(spec, search=True, weight_decay=decay) for spec in specs[:1] for decay in (0.0, 0.1)]
+    assert [Runs(tried, []).setting_of(spec) for spec in tried] == [
+        f" · lr {specs[0].lr:g} · weight decay {decay:g}" for decay in (0.0, 0.1)
+    ]
+    assert Runs(tried[:1], []).setting_of(tried[0]) == f" · lr {specs[0].lr:g}"
+    assert Runs(specs, []).setting_of(specs[0]) == ""

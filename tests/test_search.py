@@ -134,7 +134,9 @@ def test_the_command_searches_and_touches_the_test_split_once(tmp_path: Path) ->
     assert "learning rate of none · mqar · N 32: 0.001 (at the edge of the grid" in " ".join(done.stdout.split())
     *search, final = read_records(tmp_path / "run" / "records.jsonl")[0]
     assert [(is_search(run), run["spec"]["lr"]) for run in search] == [(True, 1e-3), (True, 1e30)]
-    assert not any("test_score" in run for run in search)
+    assert not any("test_score" in run or "step_seconds" in run for run in search)
+    assert search[0]["flops"] == final["flops"] > 0
+    assert f"validation accuracy {search[0]['val_score']:.1%}, 2 steps, " in done.stdout
     assert "test_score" in final
     assert final["lr_search"]["scores"] == [search[0]["val_score"], search[1].get("val_score")]
 
