@@ -439,10 +439,9 @@ def read_sweeps(words: list[str]) -> tuple[list[Sweep], dict[str, Sweep]]:
         sweep = Sweep(name, typed, option, read_values(flag, values, known[option]))
         if name not in tasks.available():
             sweeps.append(sweep)
-        elif name in task_sweeps:
-            swept = task_sweeps[name].option
+        elif (swept := task_sweeps.get(name, sweep).option) != option:
             raise UsageError(f"{flag}: expected one swept option of a task, but {name}.{swept} is swept too")
-        else:
+        else:  # of the same option the last counts, as of any flag: a plan's can be changed
             task_sweeps[name] = sweep
     return sweeps, task_sweeps
 
