@@ -660,6 +660,18 @@ def test_a_sign_of_life_comes_within_three_seconds(tmp_path: Path) -> None:
     assert took < 3
 
 
+def test_denormals_count_as_zero_in_every_thread_of_a_run() -> None:
+    code = """if True:
+    import torch
+    from compare.worker import settle_cpu
+    settle_cpu(2)
+    tiny = torch.full((2**20,), 1e-39)
+    print(int((tiny * 1.0).count_nonzero()))
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "0", done.stdout + done.stderr
+
+
 def test_rooms_import_one_way_only() -> None:
     """zoo knows neither tasks nor compare, tasks knows neither; a report knows records and no torch."""
     forbidden = {
