@@ -82,6 +82,8 @@ def cases() -> list[Case]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         metafunc.parametrize("case", cases(), ids=str)
+    if "causal_case" in metafunc.fixturenames:
+        metafunc.parametrize("causal_case", [case for case in cases() if case.causal], ids=str)
     if "name" in metafunc.fixturenames:
         metafunc.parametrize("name", available())
 
@@ -93,7 +95,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         callspec = getattr(item, "callspec", None)
         if not law or not callspec:
             continue
-        case = callspec.params.get("case") or Case(callspec.params.get("name", "none"))
+        given = callspec.params
+        case = given.get("case") or given.get("causal_case") or Case(given.get("name", "none"))
         if law.args[0] in case.traits.exceptions:
             item.add_marker(pytest.mark.xfail(strict=True, reason=case.traits.exceptions[law.args[0]]))
 

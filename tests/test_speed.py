@@ -1,4 +1,7 @@
-"""What the project promises about cost at 8192 tokens. Ratios within one run, with room for a noisy machine."""
+"""What the project promises about cost at 8192 tokens, and the meters themselves.
+
+Tests marked ``bench`` compare two times and run by ``make bench`` alone: a busy machine fails them for nothing.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ def sublayer(name: str, length: int) -> nn.Module:
     return MultiHeadAttention(name, d_model=256, n_heads=4, max_len=length)
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_full_costs_no_more_than_bare_sdpa_with_projections() -> None:
     ratio = paired_ratio(layer_step(sublayer("full", 8192), 8192), layer_step(Bare(256, 4), 8192), 6)
     assert ratio < 1.1  # measured: 0.98
@@ -76,7 +79,7 @@ def seconds(step: Callable[[], None]) -> float:
 SUBQUADRATIC = [name for name in available() if describe(name).traits.subquadratic]
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 @pytest.mark.parametrize("attention", SUBQUADRATIC)
 def test_subquadratic_backends_beat_full_at_8192(attention: str, full_seconds: float) -> None:
     step = layer_step(sublayer(attention, 8192), 8192)

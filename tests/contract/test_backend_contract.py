@@ -35,13 +35,14 @@ def scattered(batch: int, length: int) -> Tensor:
     return mask
 
 
-@pytest.mark.parametrize("length", LENGTHS)
-def test_output_has_shape_and_dtype_of_input(case: Case, length: int) -> None:
-    x = torch.randn(2, length, 16)
-    y = case.sublayer()(x)
-    assert y.shape == x.shape
-    assert y.dtype == x.dtype
-    assert y.isfinite().all()
+def test_output_has_shape_and_dtype_of_input(case: Case) -> None:
+    sublayer = case.sublayer()
+    for length in LENGTHS:
+        x = torch.randn(2, length, 16)
+        y = sublayer(x)
+        assert y.shape == x.shape
+        assert y.dtype == x.dtype
+        assert y.isfinite().all()
 
 
 @pytest.mark.law("padding")
@@ -65,13 +66,13 @@ def test_padding_content_changes_nothing(case: Case, mask: Tensor) -> None:
 
 
 @pytest.mark.law("padding")
-@pytest.mark.parametrize("length", [34, 48, 64, 65, 96])
-def test_padding_to_the_right_by_any_amount_changes_nothing(case: Case, length: int) -> None:
+def test_padding_to_the_right_by_any_amount_changes_nothing(case: Case) -> None:
     sublayer = case.sublayer().double()
-    x = torch.randn(2, length, 16, dtype=torch.float64)
+    x = torch.randn(2, 96, 16, dtype=torch.float64)
     short = sublayer(x[:, :33])
-    long = sublayer(x, key_padding_mask=pad_right(2, length, 33))
-    torch.testing.assert_close(short, long[:, :33], atol=1e-9, rtol=1e-9)
+    for length in (34, 48, 64, 65, 96):
+        long = sublayer(x[:, :length], key_padding_mask=pad_right(2, length, 33))
+        torch.testing.assert_close(short, long[:, :33], atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary", "none"])
@@ -147,28 +148,24 @@ def test_a_sample_does_not_depend_on_its_batch_mates(case: Case) -> None:
 
 
 @pytest.mark.law("causal")
-@pytest.mark.parametrize("edited", [1, 20, 49])
 @pytest.mark.parametrize("padded", [False, True])
-def test_causal_editing_a_token_leaves_earlier_outputs_alone(case: Case, edited: int, padded: bool) -> None:
-    if not case.causal:
-        pytest.skip("not causal")
-    sublayer = case.sublayer().double()
+def test_causal_editing_a_token_leaves_earlier_outputs_alone(causal_case: Case, padded: bool) -> None:
+    sublayer = causal_case.sublayer().double()
     mask = scattered(2, 50) if padded else None
     x = torch.randn(2, 50, 16, dtype=torch.float64)
     before = sublayer(x, key_padding_mask=mask)
-    for scale in (1.0, 30.0):
-        changed = x.clone()
-        changed[:, edited] = scale * torch.randn(2, 16, dtype=torch.float64)
-        after = sublayer(changed, key_padding_mask=mask)
-        torch.testing.assert_close(after[:, :edited], before[:, :edited], atol=1e-9, rtol=1e-9)
+    for edited in (1, 20, 49):
+        for scale in (1.0, 30.0):
+            changed = x.clone()
+            changed[:, edited] = scale * torch.randn(2, 16, dtype=torch.float64)
+            after = sublayer(changed, key_padding_mask=mask)
+            torch.testing.assert_close(after[:, :edited], before[:, :edited], atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.law("causal")
-def test_causal_future_gets_no_gradient_from_the_past(case: Case) -> None:
-    if not case.causal:
-        pytest.skip("not causal")
+def test_causal_future_gets_no_gradient_from_the_past(causal_case: Case) -> None:
     x = torch.randn(2, 50, 16, dtype=torch.float64, requires_grad=True)
-    case.sublayer().double()(x)[:, :30].square().sum().backward()
+    causal_case.sublayer().double()(x)[:, :30].square().sum().backward()
     assert x.grad is not None
     assert x.grad[:, 30:].abs().max() <= 1e-12 * x.grad.abs().max()  # a Fourier transform rounds, the others give 0
 
@@ -181,30 +178,31 @@ def test_causal_is_refused_where_there_is_no_causal_form(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("padded", [False, True])
-def test_low_precision_stays_finite_and_close(case: Case, dtype: torch.dtype, padded: bool) -> None:
+def test_low_precision_stays_finite_and_close(case: Case, dtype: torch.dtype) -> None:
     backend = case.backend().to(dtype)
-    mask = scattered(2, 65) if padded else None
     inputs = [x.detach() for x in heads(backend, 65, dtype=dtype)]
-    low = backend(*inputs, key_padding_mask=mask)
-    want = backend.float()(*(x.float() for x in inputs), key_padding_mask=mask)
-    assert low.dtype == dtype
-    assert low.isfinite().all()
-    error = (low.float() - want).abs().max() / want.abs().max()
-    assert error < (0.02 if dtype == torch.bfloat16 else 0.003)
+    masks = (None, scattered(2, 65))
+    found = [backend(*inputs, key_padding_mask=mask) for mask in masks]
+    exact = backend.float()
+    for mask, low in zip(masks, found, strict=True):
+        want = exact(*(x.float() for x in inputs), key_padding_mask=mask)
+        assert low.dtype == dtype
+        assert low.isfinite().all()
+        error = (low.float() - want).abs().max() / want.abs().max()
+        assert error < (0.02 if dtype == torch.bfloat16 else 0.003)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_autocast_stays_finite_with_large_activations(case: Case, dtype: torch.dtype, scale: float) -> None:
+def test_autocast_stays_finite_with_large_activations(case: Case, dtype: torch.dtype) -> None:
     sublayer = case.sublayer()
-    x = (scale * torch.randn(2, 65, 16)).requires_grad_()
-    with torch.autocast("cpu", dtype=dtype):
-        y = sublayer(x, key_padding_mask=scattered(2, 65))
-    y.float().sum().backward()
-    assert y.isfinite().all()
-    assert x.grad is not None
-    assert x.grad.isfinite().all()
+    for scale in (1.0, 100.0):
+        x = (scale * torch.randn(2, 65, 16)).requires_grad_()
+        with torch.autocast("cpu", dtype=dtype):
+            y = sublayer(x, key_padding_mask=scattered(2, 65))
+        y.float().sum().backward()
+        assert y.isfinite().all()
+        assert x.grad is not None
+        assert x.grad.isfinite().all()
 
 
 def test_evaluation_is_deterministic_and_state_dict_round_trips(case: Case) -> None:
@@ -263,7 +261,7 @@ def test_forward_and_gradients_match_the_oracle(case: Case, length: int, padded:
         torch.testing.assert_close(ours, literal, atol=1e-9, rtol=1e-7)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("attention", available())
 def test_any_length_batch_mask_head_size_dtype_and_capacity(attention: str, data: st.DataObject) -> None:
@@ -370,7 +368,7 @@ def test_gradcheck(case: Case) -> None:
         q, *rest = leaves
         return backend(*((q, q, *rest) if case.traits.shared_qk else leaves))
 
-    assert torch.autograd.gradcheck(run, inputs, atol=1e-6)
+    assert torch.autograd.gradcheck(run, inputs, atol=1e-6, fast_mode=True)
 
 
 def test_signatures_are_exact(name: str) -> None:
