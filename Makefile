@@ -1,20 +1,23 @@
 # make compare   the main job: full, linformer and linear attention at 8192 tokens, beside none at all
 # make test      lint, types, tests
+# make bench     what the project promises about time, on an idle machine (about 2 minutes)
 # make bench-peers   time and memory beside public packages (about 20 minutes)
-# make readme    the tables of backends and tasks in README.md
+# make readme    the tables and results in README.md and docs
+# make results   pages, charts and tables of the committed records
+# make docs      the documentation, in site/
 # make setup     the virtual environment alone
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: compare test setup check lint readme bench-peers clean
+.PHONY: compare test setup check lint readme bench bench-peers results docs clean
 
 compare: setup
 	$(BIN)/python -m compare
 
 test: lint
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m 'not long and not alone'
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m 'not long and not bench and not alone'
+	$(BIN)/python -m pytest -m 'alone and not bench'
 
 check: lint
 	$(BIN)/python -m pytest tests/contract tests/backends
@@ -24,11 +27,22 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: setup
+	$(BIN)/python -m pytest -m bench
+
 bench-peers: setup
 	$(BIN)/python -m benchmarks.peers
 
 readme: setup
-	$(BIN)/python -m compare list --write README.md
+	$(BIN)/python -m compare list --write README.md docs/backends.md docs/tasks.md docs/findings.md
+
+results: setup
+	for folder in results/cpu-2core/main results/cpu-2core/cost results/cpu-2core/decode results/h200/cost; do \
+		$(BIN)/python -m compare report $$folder || exit 1; \
+	done
+
+docs: setup
+	$(BIN)/python -m mkdocs build --strict
 
 setup: $(VENV)/installed
 

@@ -331,17 +331,21 @@ def command_list(words: list[str]) -> int:
     form = listing.add_mutually_exclusive_group()
     form.add_argument("name", nargs="?", metavar="NAME", help="a backend, or module:Class of your own")
     form.add_argument("--markdown", action="store_true", help="the zoo's own, as the Markdown tables of the README")
-    form.add_argument("--write", type=Path, metavar="FILE", help="put those tables into FILE, between its markers")
+    form.add_argument(
+        "--write", type=Path, nargs="+", metavar="FILE", help="put tables and results into files, between their markers"
+    )
     options = listing.parse_args(words)
-    from compare.listing import markdown, show, write
+    from compare.listing import markdown, show, written
+    from compare.record import write_atomically
 
     if options.name is not None:
         print(find(options.name, "list"))
     elif options.write is not None:
-        try:
-            write(options.write)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"--write {options.write}: {error}") from error
+        for path in options.write:
+            try:
+                write_atomically(path, written(path))
+            except (OSError, ValueError) as error:
+                raise UsageError(f"--write {path}: {error}") from error
     elif options.markdown:
         print(*markdown().values(), sep="\n\n")
     else:

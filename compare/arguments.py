@@ -72,6 +72,19 @@ class Named(argparse.Action):
         namespace.named = True
 
 
+class Version(argparse.Action):
+    """Prints what somebody who reports a bug has, and ends; looked up when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        import platform
+
+        from compare.record import version_of
+
+        parts = [f"{name} {version_of(name) or 'not installed'}" for name in ("attention-zoo", "torch")]
+        print(f"{', '.join(parts)}, Python {platform.python_version()} on {platform.platform()}")
+        parser.exit()
+
+
 def run_parser() -> Parser:
     """Of ``python -m compare`` itself."""
     run = Parser(
@@ -80,6 +93,9 @@ def run_parser() -> Parser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+    )
+    run.add_argument(
+        "--version", action=Version, nargs=0, default=argparse.SUPPRESS, help="print versions: the zoo, torch, Python"
     )
     what = add_what(run)
     what.add_argument(

@@ -14,7 +14,6 @@ from rich.table import Table
 
 import tasks
 import zoo
-from compare.record import write_atomically
 from compare.report import in_short
 from zoo.registry import Entry, format_added, format_bytes
 
@@ -25,6 +24,7 @@ WHAT = ["name", "year", "causal", "what it does", "options"]
 COST = ["name", "time", "memory", "parameters added", "capacity"]
 KEPT = ["name", "directions", "state", "cache"]
 FORM = ["exact", "directions", "exceptions", "options", "source"]
+SHORT = ["name", "what it does", "family", "year", "time", "causal"]
 MARKDOWN = ["name", "what it does", "family", "year", *COST[1:-1], "state", "cache", "capacity", *FORM]
 WRAPPED = ("time", "directions", "what it does", "options", "what it asks", "lengths", "what for", "tasks")
 
@@ -134,10 +134,11 @@ def make_table(title: str, headers: Sequence[str]) -> Table:
 
 
 def markdown() -> dict[str, str]:
-    """The README's tables, by the name of their markers: the zoo's own backends, and the tasks."""
+    """The tables of README and docs, by the name of their markers: the zoo's own backends, and the tasks."""
     own = [columns(entry) for entry in backends() if entry.own]
     return {
-        "backends": markdown_table(MARKDOWN, [[row[header] for header in MARKDOWN] for row in own]),
+        "backends": markdown_table(SHORT, [[row[header] for header in SHORT] for row in own]),
+        "backends in full": markdown_table(MARKDOWN, [[row[header] for header in MARKDOWN] for row in own]),
         "tasks": markdown_table(TASK_HEADERS, task_rows()),
         "suites": markdown_table(SUITE_HEADERS, suite_rows()),
     }
@@ -166,26 +167,30 @@ def results(folder: Path, shown_as: str, chart: str = "") -> str:
     return f"![{path.stem.replace('_', ' ')}]({shown_as}/charts/{path.name})\n\n{' '.join(sentences)}"
 
 
-def results_in(text: str, root: Path) -> dict[str, str]:
-    """What belongs between the markers ``<!-- results/… -->`` of a text, by what stands in them: the folder and, where
-    another chart than the first is to be shown, its stem."""
-    found = re.findall(r"^<!-- (results/\S+)(?: (\S+))? -->$", text, re.M)
-    return {" ".join(filter(None, (name, chart))): results(root / name, name, chart) for name, chart in found}
+def results_in(text: str, folder: Path) -> dict[str, str]:
+    """What belongs between the markers ``<!-- results/… -->`` of a text, by what stands in them: the folder of results,
+    seen from the ``folder`` of the text, and, where another chart than the first is to be shown, its stem."""
+    found = re.findall(r"^<!-- ((?:\.\./)*results/\S+)(?: (\S+))? -->$", text, re.M)
+    return {" ".join(filter(None, (name, chart))): results(folder / name, name, chart) for name, chart in found}
 
 
-def write(path: Path) -> None:
-    """Replace what stands between ``<!-- backends -->`` and ``<!-- /backends -->`` in a file, and so for the tasks, and
-    in the markers of ``results_in``.
+def written(path: Path) -> str:
+    """A file with what belongs between its markers, as ``<!-- backends -->`` and ``<!-- /backends -->``: the tables of
+    ``markdown``, and what ``results_in`` finds.
 
     Raises:
-        ValueError: the file has no such markers.
+        ValueError: the file has no such markers, or lacks the second of two.
     """
     text = path.read_text(encoding="utf-8")
-    for name, table in (markdown() | results_in(text, path.parent)).items():
+    blocks = {name: table for name, table in markdown().items() if f"<!-- {name} -->\n" in text}
+    blocks |= results_in(text, path.parent)
+    if not blocks:
+        raise ValueError(f"it has no marker: <!-- results/FOLDER -->, or one of {', '.join(markdown())}")
+    for name, block in blocks.items():
         start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
-        before, found, rest = text.partition(start)
+        before, _, rest = text.partition(start)
         _, closed, after = rest.partition(end)
-        if not (found and closed):
-            raise ValueError(f"it has no lines {start.strip()} and {end.strip()}")
-        text = before + start + table + end + after
-    write_atomically(path, text)
+        if not closed:
+            raise ValueError(f"it has no line {end.strip()} after {start.strip()}")
+        text = before + start + block + end + after
+    return text

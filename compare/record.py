@@ -134,7 +134,7 @@ def now() -> str:
 
 def describe_machine(*, device: str, threads: int, gpu: str | None, command: str) -> Record:
     """What runs run on; each record bears it. Contains no user or host name."""
-    installed = {name: version for name in PACKAGES if (version := _version(name))}
+    installed = {name: version for name in PACKAGES if (version := version_of(name))}
     return {
         "python": platform.python_version(),
         "torch": installed.get("torch"),
@@ -152,7 +152,7 @@ def describe_machine(*, device: str, threads: int, gpu: str | None, command: str
     }
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -410,7 +410,7 @@ def test_records_survive_damage(tmp_path: Path) -> None:
         (["list", "--write", "/nonexistent/README.md"], "--write /nonexistent/README.md: .*No such file"),
         (
             ["list", "--write", str(ROOT / "LICENSE")],
-            "it has no lines <!-- backends --> and <!-- /backends -->",
+            "it has no marker: <!-- results/FOLDER -->, or one of backends, ",
         ),
     ],
 )
@@ -469,40 +469,22 @@ def test_list_of_one_is_what_describe_prints(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == f"{zoo.describe('linformer')}\n"
 
 
-def test_the_tables_of_the_readme_are_those_of_the_registries() -> None:
-    done = compare("list", "--markdown")
-    assert done.returncode == 0
-    readme = (ROOT / "README.md").read_text()
-    for table in done.stdout.strip().split("\n\n"):
-        assert table in readme, f"README.md lacks this table, which `make readme` writes:\n{table}"
-
-
-def test_what_the_readme_says_of_results_is_what_their_records_say() -> None:
-    from compare.listing import results_in
-
-    readme = (ROOT / "README.md").read_text()
-    shown = results_in(readme, ROOT)
-    assert shown
-    for name, text in shown.items():
-        assert f"<!-- {name} -->\n{text}\n<!-- /{name} -->" in readme, f"README.md is older than {name}: `make readme`"
-
-
 def test_the_tables_are_written_between_their_markers(tmp_path: Path) -> None:
-    from compare.listing import markdown, write
+    from compare.__main__ import main
+    from compare.listing import markdown
 
-    page = tmp_path / "page.md"
-    names = ("tasks", "suites", "backends")
+    page, tables = tmp_path / "page.md", markdown()
+    names = ("tasks", "suites", "backends", "backends in full")
     page.write_text("".join(f"a\n<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in names))
-    write(page)
-    tables = markdown()
-    written = page.read_text()
-    assert written == "".join(f"a\n<!-- {name} -->\n{tables[name]}\n<!-- /{name} -->\n" for name in names)
-    write(page)
-    assert page.read_text() == written
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stop:
+            main(["list", "--write", str(page)])
+        assert stop.value.code == 0
+        assert page.read_text() == "".join(f"a\n<!-- {n} -->\n{tables[n]}\n<!-- /{n} -->\n" for n in names)
 
 
 def test_results_are_written_between_markers_that_name_their_folder(tmp_path: Path) -> None:
-    from compare.listing import markdown, results, write
+    from compare.listing import results, written
 
     folder = tmp_path / "results" / "one"
     charts = folder / "charts"
@@ -511,27 +493,32 @@ def test_results_are_written_between_markers_that_name_their_folder(tmp_path: Pa
     (charts / "other.png").touch()
     write_folder(folder, [make_record(variant, task="mqar", seq_len=64) for variant in ("full", "linear", "none")])
     page = tmp_path / "page.md"
-    marked = "".join(f"<!-- {name} -->\n{table}\n<!-- /{name} -->\n" for name, table in markdown().items())
     names = ("results/one", "results/one other")
-    page.write_text(marked + "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in names))
-    write(page)
+    page.write_text("".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in names))
     first, other = results(folder, "results/one"), results(folder, "results/one", "other")
     assert first.startswith("![accuracy speed mqar 64](results/one/charts/accuracy_speed_mqar_64.png)\n\nAfter ")
     assert other.startswith("![other](results/one/charts/other.png)\n\nAfter ")
-    assert page.read_text() == marked + "".join(
+    assert written(page) == "".join(
         f"<!-- {name} -->\n{text}\n<!-- /{name} -->\n" for name, text in zip(names, (first, other), strict=True)
     )
+    (tmp_path / "docs").mkdir()
+    below = tmp_path / "docs" / "page.md"
+    below.write_text("<!-- ../results/one -->\nold\n<!-- /../results/one -->\n")
+    assert "](../results/one/charts/accuracy_speed_mqar_64.png)" in written(below)
+    below.write_text("<!-- ../results/one -->\nold\n")
+    with pytest.raises(ValueError, match=r"it has no line <!-- /\.\./results/one --> after <!-- ../results/one -->"):
+        written(below)
     with pytest.raises(ValueError, match="there is no chart"):
         results(folder, "results/one", "absent")
 
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The example of CONTRIBUTING.md, in a current folder of its own; the registry is left as it was."""
+    """The example of docs/extending.md, in a current folder of its own; the registry is left as it was."""
     import zoo
     from zoo.registry import _entries
 
-    text = (ROOT / "CONTRIBUTING.md").read_text().partition("## Add a backend from your own package")[2]
+    text = (ROOT / "docs/extending.md").read_text().partition("## Add a backend from your own package")[2]
     path = tmp_path / "my_module.py"
     path.write_text(text.partition("```python\n")[2].partition("```")[0])
     monkeypatch.chdir(tmp_path)
@@ -544,7 +531,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     _entries.update(before)
 
 
-def test_the_example_of_contributing_runs_from_its_own_folder(module: Path) -> None:
+def test_the_example_of_the_docs_runs_from_its_own_folder(module: Path) -> None:
     from compare.plan import make_specs
 
     words = [*TINY, "--variants", "my_module:MyAttention", "--set", "my_attention.scale=5", "--no-control"]

@@ -1,0 +1,165 @@
+"""README and docs: code runs, commands parse, links lead somewhere, figures are those of the records."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from compare.arguments import cost_parser, diff_parser, run_parser
+from compare.listing import markdown, written
+from compare.plan import make_specs
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MARKED = [path for path in PAGES if re.search(r"^<!-- /", path.read_text(encoding="utf-8"), re.M)]
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """(page, code) of every fenced block of a language."""
+    found = []
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        found += [(path.name, code) for code in re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)]
+    return found
+
+
+def commands() -> list[str]:
+    """Every ``python -m compare …`` of the pages, without comments."""
+    lines = [line for _, code in blocks("sh") for line in code.splitlines()]
+    return list(dict.fromkeys(line.split("  #")[0].strip() for line in lines if line.startswith("python -m compare")))
+
+
+def test_the_readme_is_read_in_five_minutes() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 8192
+
+
+@pytest.mark.parametrize("path", MARKED, ids=lambda path: path.name)
+def test_tables_and_results_are_those_of_registries_and_records(path: Path) -> None:
+    assert path.read_text(encoding="utf-8") == written(path), f"{path.name} is older than its sources: `make readme`"
+
+
+def test_every_table_is_shown() -> None:
+    shown = "".join(path.read_text(encoding="utf-8") for path in MARKED)
+    assert [name for name in markdown() if f"<!-- {name} -->" not in shown] == []
+
+
+@pytest.mark.parametrize(("page", "code"), [block for block in blocks("python") if block[0] != "extending.md"])
+def test_code_runs(page: str, code: str) -> None:
+    exec(compile(code, page, "exec"), {})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_are_understood(command: str) -> None:
+    words = shlex.split(command)[3:]
+    if words[:1] == ["cost"]:
+        make_specs(cost_parser().parse_args(words[1:]), "cpu", 2)
+    elif words[:1] == ["diff"]:
+        diff_parser().parse_args(words[1:])
+    elif words[:1] not in (["list"], ["report"], ["reproduce"]) and "my_module" not in command:
+        make_specs(run_parser().parse_args(words), "cpu", 2)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
+        if not target.startswith(("http", "#")):
+            assert (path.parent / target.split("#")[0]).exists(), target
+
+
+def test_steps_on_a_gpu_are_those_of_the_records() -> None:
+    page = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+    told = page.split("## On a GPU")[1].split("The sparse family")[0]
+    lines = (ROOT / "results/h200/cost/records.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [record for line in lines if (record := json.loads(line))["status"] == "ok"]
+    for length, part in zip((32768, 65536), told.split("At 65,536"), strict=True):
+        times = {r["variant"]: 1e3 * r["step_seconds"] for r in records if r["seq_len"] == length}
+        full = times.pop("full")
+        assert re.search(rf"takes {full:.1f}\b", part)
+        pairs = [(name, float(time)) for name, time in re.findall(r"`(\w+)` ([\d.]+\d)", part)]
+        assert dict(pairs) == {name: float(f"{times[name]:.1f}") for name, _ in pairs}
+        assert set(times) - dict(pairs).keys() <= {"mean", "xformers"}  # a control, and full's kernel by another name
+        if length == 32768:
+            faster, slower = part.split("Not faster")
+            assert all(times[name] < full for name in re.findall(r"`(\w+)` \d", faster.split("Faster")[1]))
+            assert all(times[name] >= full for name in re.findall(r"`(\w+)` \d", slower))
+
+
+def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for page in ("index.html", "findings/index.html", "backends/linformer/index.html", "tasks/mqar/index.html"):
+        assert (tmp_path / page).exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["add_attention.py"], "(2, 300, 64)"),
+        (["read_records.py", str(ROOT / "results/cpu-2core/main")], "linformer"),
+        (["choose_attention.py", "texts.csv", "--seq-len", "64", "--steps", "2"], "linear   accuracy"),
+    ],
+    ids=lambda words: words[0] if isinstance(words, list) else "",
+)
+def test_examples_run(words: list[str], said: str, tmp_path: Path) -> None:
+    texts = [f"{word} {number} of them,{word}" for number in range(150) for word in ("fine", "poor")]
+    (tmp_path / "texts.csv").write_text("\n".join(["text,label", *texts]) + "\n")
+    script = [sys.executable, str(ROOT / "examples" / words[0]), *words[1:]]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ATTENTION_ZOO_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+
+
+def test_a_wheel_runs_from_any_folder(tmp_path: Path) -> None:
+    def run(*words: str | Path, **environment: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *map(str, words)],
+            cwd=tmp_path,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    built = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    site = tmp_path / "site"
+    run("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel)
+    command = site / "bin" / "attention-zoo"
+    assert "attention-zoo 0.1.0, torch " in run(command, "--version", PYTHONPATH=str(site))
+    words = ["--variants", "linear", "--no-control", "--tasks", "mqar", "--seq-len", "32", "--steps", "1"]
+    words += ["--d-model", "16", "--batch-size", "4", "--out", "out"]
+    run(command, *words, PYTHONPATH=str(site))
+    assert (tmp_path / "out" / "report.html").exists()
+    where = run("-c", "import compare, zoo; print(compare.__file__, zoo.__file__)", PYTHONPATH=str(site))
+    assert where.count(str(site)) == 2
+
+
+def test_results_hold_records_and_the_pictures_that_are_shown() -> None:
+    listed = subprocess.run(["git", "ls-files", "results"], cwd=ROOT, capture_output=True, text=True, check=False)
+    files = [ROOT / name for name in listed.stdout.split()]
+    if not files:
+        pytest.skip("not a clone")
+    assert sum(path.stat().st_size for path in files) <= 12 * 2**20
+    shown = "".join(path.read_text(encoding="utf-8") for path in [*PAGES, ROOT / "results/README.md"])
+    for path in files:
+        if path.suffix not in (".jsonl", ".json", ".md"):
+            assert path.suffix == ".png", path
+            assert path.relative_to(ROOT / "results").as_posix() in shown, f"{path} is shown nowhere"
