@@ -159,6 +159,7 @@ def run(spec: RunSpec, conduct: Conduct, events: Events) -> Record:
     """Do the run. What fails is told in the record's status and reason; what was measured before stays."""
     started = time.perf_counter()
     events.phase("loading torch")
+    settle_cpu(spec.threads)
     record = new_record(spec, "ok", "") | {"machine": conduct.machine}
     from compare.checkpoint import Checkpoint
     from compare.track import Tracking
@@ -200,7 +201,6 @@ def work(
     from compare import measure
     from compare.train import Trainer, share_done
 
-    settle_cpu(spec.threads)
     if spec.device == "cuda" and spec.memory_limit:
         share = spec.memory_limit / torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, share))
