@@ -37,8 +37,8 @@ readme: setup
 	$(BIN)/python -m compare list --write README.md docs/backends.md docs/tasks.md docs/findings.md
 
 results: setup
-	for folder in results/cpu-2core/main results/cpu-2core/cost results/cpu-2core/decode results/h200/cost; do \
-		$(BIN)/python -m compare report $$folder || exit 1; \
+	for records in results/*/*/records.jsonl; do \
+		$(BIN)/python -m compare report $$(dirname $$records) || exit 1; \
 	done
 
 docs: setup
