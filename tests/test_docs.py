@@ -21,6 +21,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARKED = [path for path in PAGES if re.search(r"^<!-- /", path.read_text(encoding="utf-8"), re.M)]
 
 
+SMALL = "--seq-len 64 --steps 2 --d-model 16 --n-layers 1 --batch-size 4"
+
+
 def blocks(language: str) -> list[tuple[str, str]]:
     """(page, code) of every fenced block of a language."""
     found = []
@@ -104,7 +107,7 @@ def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
     [
         (["add_attention.py"], "(2, 300, 64)"),
         (["read_records.py", str(ROOT / "results/cpu-2core/main")], "linformer"),
-        (["choose_attention.py", "texts.csv", "--seq-len", "64", "--steps", "2"], "linear   accuracy"),
+        (["choose_attention.py", "texts.csv", *SMALL.split()], "linear   accuracy"),
     ],
     ids=lambda words: words[0] if isinstance(words, list) else "",
 )

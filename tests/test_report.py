@@ -334,6 +334,7 @@ def test_learning_curves_of_many_have_a_panel_for_each_family() -> None:
     assert names.count("linear") == 1
 
 
+@pytest.mark.bench
 def test_all_charts_of_26_variants_are_drawn_in_20_seconds(tmp_path: Path) -> None:
     assert len(MANY) == 26
     started = time.process_time()
