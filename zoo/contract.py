@@ -105,9 +105,10 @@ class Traits:
         stochastic: holds random parts, drawn at construction and again by ``redraw()`` only.
         subquadratic: time, and bytes saved for backward, grow slower than N².
         shared_qk: keys are the queries, so the shell projects them once.
-        init: the initial size of queries and keys, with its source, where the method needs one of its own in place of
-            ``SHELL_INIT``: its authors', or a measured one. A ``Mixer`` sees to it itself.
-        rotary: ``positions="rotary"`` has an effect, as on every ``Attention``; False for a ``Mixer`` without.
+        init: the initial size of queries and keys, with its source, where the method needs another than ``SHELL_INIT``:
+            its authors', or a measured one. A ``Mixer`` initialises itself.
+        rotary: ``positions="rotary"`` has an effect, as it has on every ``Attention``. False for a ``Mixer`` that
+            ignores it.
         exceptions: contract law -> why this method cannot hold it (tested as a strict expected failure).
     """
 
@@ -130,32 +131,33 @@ class Traits:
 
 @dataclass(frozen=True)
 class Kernel:
-    """The code that ran. ``fallback``: it is not the one that the backend is named for."""
+    """The code that ran. ``fallback``: another kernel than the one that the backend is named for."""
 
     name: str
     fallback: bool = False
 
 
 class State:
-    """What a step form keeps of the positions that it has seen.
+    """What a step form keeps of the positions it has seen.
 
-    A step uses it up, since it may write into its tensors: go on with the state that the step returns, and with a copy
-    where two continuations begin.
+    Each step consumes its state, because it may write into the state's tensors: pass on the state that the step
+    returns. Copy a state where two continuations begin.
 
-    It belongs to the module that made it. A copy (``clone``, ``select``, ``to``, ``copy.deepcopy``, ``pickle``, or
-    ``torch.save`` and ``torch.load``, which reads it with ``weights_only=True`` too) belongs to every module of the
-    same kind, sizes and options: a copy of the model, or the model in another process with the same weights.
+    A state belongs to the module that made it. A copy (``clone``, ``select``, ``to``, ``copy.deepcopy``, ``pickle``,
+    ``torch.save`` and ``torch.load``, with ``weights_only=True`` too) belongs to every module of the same kind, sizes
+    and options: a copy of the model, or the model with the same weights in another process.
 
     Attributes:
-        owner: the module whose steps it belongs to; None in a copy.
-        kind: what the owner is, in words.
-        length: positions seen, of the sample that has seen most.
-        shape, dtype: of an input, (B, …); batch: B.
+        owner: the module whose steps use the state; None in a copy.
+        kind: name, sizes and options of the owner.
+        length: positions seen, by the sample that has seen most.
+        shape, dtype: of an input, (B, …). batch: B.
         tensors: of a backend, (B, …) each.
         layers: of an encoder, the states of its layers.
-        groups: where samples have seen different numbers of positions, in place of tensors and layers: which samples
-            have seen equally many, (samples,) each, on the CPU, and the state of these; the longest first.
-        used: a step has used it up.
+        groups: replaces tensors and layers where samples have seen different numbers of positions. Each group holds the
+            numbers of the samples that have seen equally many, (samples,) on the CPU, and their state; the longest
+            first.
+        used: a step has consumed the state.
     """
 
     def __init__(
@@ -180,7 +182,7 @@ class State:
 
     @property
     def size(self) -> int:
-        """Numbers kept of one sample, of the one of which most are kept."""
+        """Numbers kept of one sample: the largest over the batch."""
         own = sum(math.prod(x.shape[1:]) for x in self.tensors) + sum(layer.size for layer in self.layers)
         return max([own, *(state.size for _, state in self.groups)])
 
@@ -191,10 +193,10 @@ class State:
         return sum(x.nbytes for x in self.tensors) + sum(part.nbytes for part in parts)
 
     def clone(self) -> State:
-        """A copy: either can be stepped, and the other stays as it is.
+        """A copy. A step of either leaves the other as it is.
 
         Raises:
-            ValueError: a state that is used up.
+            ValueError: a consumed state.
         """
         return self._copy(Tensor.clone)
 
@@ -202,7 +204,7 @@ class State:
         """A copy on ``device``.
 
         Raises:
-            ValueError: a state that is used up.
+            ValueError: a consumed state.
         """
         return self._copy(lambda x: x.to(device, copy=True))
 
@@ -214,7 +216,7 @@ class State:
                 new batch size is K, or the number of True.
 
         Raises:
-            ValueError: other indices, or a state that is used up.
+            ValueError: other indices, or a consumed state.
         """
         indices = self._indices(torch.as_tensor(indices))
         if not self.groups:
@@ -262,15 +264,15 @@ class State:
     def _check_unused(self) -> None:
         if self.used or any(state.used for _, state in self.groups):
             raise ValueError(
-                f"the state after {self.length} positions is used up by an earlier step: "
-                "go on with the state that it returned"
+                f"an earlier step consumed the state after {self.length} positions: "
+                "pass on the state that the step returned"
             )
 
     def take(self, owner: nn.Module, x: Tensor) -> None:
-        """Use it up for the step of ``owner`` on ``x`` (B, …).
+        """Consume the state for the step of ``owner`` on ``x`` (B, …).
 
         Raises:
-            ValueError: the state of another module, shape or dtype, or one that is used up.
+            ValueError: the state of another module, shape or dtype, or a consumed one.
         """
         if self.owner is not owner and (self.owner is not None or self.kind != kind_of(owner)):
             raise ValueError(
@@ -370,9 +372,9 @@ def check_length(length: int, max_len: int) -> None:
 
 
 class Formed(nn.Module):
-    """A module with other forms beside ``forward``, as that of a step, each of which runs as a call of the module.
+    """A module with other forms beside ``forward``, such as a step. Each form runs as a call of the module.
 
-    So a form runs the module's hooks, and with them whatever acts at a call: adapters, offloading, sharding.
+    So a form runs the module's hooks, and everything that acts at a call: adapters, offloading, sharding.
     """
 
     def __init_subclass__(cls) -> None:
@@ -417,8 +419,8 @@ def _formed(forward: Callable[..., Any]) -> Callable[..., Any]:
 class Backend(Formed):
     """What an ``Attention`` and a ``Mixer`` have in common. Subclasses take ``(dims: Dims, config)``.
 
-    A causal backend has a step form, position by position, which equals ``forward``: its two parts are ``begin`` and
-    ``advance``. ``absorb`` gives in the parallel form what steps from the first position on give, and what they keep.
+    A causal backend has a step form that equals ``forward`` position by position. It defines ``begin`` and ``advance``.
+    ``absorb`` computes all positions in parallel and returns what the steps would keep.
     """
 
     traits: ClassVar[Traits]
@@ -431,13 +433,13 @@ class Backend(Formed):
     redraw_interval: int = 0  # optimizer steps between two draws in training, where its authors draw so; 0 = never
 
     def bind_to(self, name: str, size: int) -> None:
-        """Refuse weights of another ``size``: of what the function depends on, as ``max_len``, though no parameter's
-        shape does. An empty buffer has it as its shape, which ``load_state_dict`` compares and its error names.
+        """Refuse weights built for another ``size``, where the function depends on it and no parameter's shape
+        shows it. An empty buffer has the size as its shape; ``load_state_dict`` compares it, and the error names it.
         """
         self.register_buffer(f"built_for_{name}", torch.empty(size, 0))
 
     def begin(self, x: Tensor) -> Tensors:
-        """What the step form keeps before the first position: (B, …) tensors; x: as ``advance`` will get."""
+        """What the step form keeps before the first position: (B, …) tensors. x: an input as ``advance`` gets it."""
         raise NotImplementedError
 
     def cache_size(self, length: int) -> int | None:
@@ -473,18 +475,18 @@ class Backend(Formed):
         return Kernel("torch ops")
 
     def state_size(self, length: int) -> int | None:
-        """Numbers that stand between ``length`` positions and a query that reads them; None = the backend does not say.
+        """Values a query attends to among ``length`` positions, or the summary that replaces them; None = not told.
 
-        Of one layer and one sample, all heads: the keys and values that a query attends to, or what takes their place.
-        They bound what it can recall (Zoology, arXiv:2312.04927; Based, arXiv:2402.18668). Of the query that reads
-        most, where the method does not say otherwise; parameters, and what chooses the keys, are not counted.
+        Counts the numbers of one layer and one sample, all heads: keys and values, or the summary. They bound what a
+        query can recall (Zoology, arXiv:2312.04927; Based, arXiv:2402.18668). Counts the query that reads most, unless
+        the method says otherwise. Does not count parameters, nor what chooses the keys.
         """
         return None
 
     def redraw(self) -> None:
-        """Draw the random parts again, from torch's global generator. Without random parts it does nothing.
+        """Draw the random parts again from torch's global generator. Does nothing without random parts.
 
-        They are new tensors: what a backward that is still to come has seen stays as it is.
+        The parts become new tensors, so a backward still to come uses the old ones.
         """
 
 
@@ -502,7 +504,7 @@ class Attention(Backend, ABC):
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         """The result at ``position``, and what is kept after it. q, k, v and the result: (B, H, 1, D).
 
-        ``tensors``, what is kept of the positions before, may be written into.
+        May write into ``tensors``, what is kept of earlier positions.
         """
         raise NotImplementedError
 
@@ -510,11 +512,11 @@ class Attention(Backend, ABC):
     def step(self, q: Tensor, k: Tensor, v: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """The next position of the causal form. q, k, v and the result: (B, H, D); state: None before the first.
 
-        As in a scan there is no autocast: what is kept and summed is as precise as the inputs, float32 at least.
+        Autocast is off, as in a scan: what is kept and summed is as precise as the inputs, at least float32.
 
         Raises:
             ValueError: no causal form, wrong shape, more positions than ``max_len``, or a state of another module,
-                shape or dtype, or one that is used up.
+                shape or dtype, or a consumed one.
         """
         if v.dim() != 3 or not q.shape == k.shape == v.shape:
             shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
@@ -532,8 +534,8 @@ class Attention(Backend, ABC):
     def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
         """The results at all positions, and what is kept after them. q, k, v and the result: (B, H, N, D).
 
-        By default it calls ``advance`` for one position after another, which is right and slow. A backend whose
-        ``forward`` can tell what is kept at its end defines it anew.
+        The default calls ``advance`` for one position after another: right, and slow. A backend whose ``forward`` can
+        return what is kept at the end overrides it.
         """
         tensors, rows = self.begin(v[:, :, 0]), []
         for position in range(v.shape[2]):
@@ -546,10 +548,10 @@ class Attention(Backend, ABC):
     def prefill(
         self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """``forward`` of the causal form, and the state after it, for the steps that follow.
+        """``forward`` of the causal form, and the state after it for the steps that follow.
 
-        q, k, v and the result: (B, H, N, D); key_padding_mask: (B, N) bool, True = padding. As for ``Mixer.prefill``;
-        as in steps there is no autocast.
+        q, k, v and the result: (B, H, N, D); key_padding_mask: (B, N) bool, True = padding. Like ``Mixer.prefill``.
+        Autocast is off, as in steps.
         """
         if v.dim() != 4 or not q.shape == k.shape == v.shape:
             shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
@@ -579,7 +581,7 @@ class Mixer(Backend, ABC):
     def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         """The result at ``position``, and what is kept after it. x and the result: (B, 1, C).
 
-        ``tensors``, what is kept of the positions before, may be written into.
+        May write into ``tensors``, what is kept of earlier positions.
         """
         raise NotImplementedError
 
@@ -589,7 +591,7 @@ class Mixer(Backend, ABC):
 
         Raises:
             ValueError: no causal form, wrong shape, more positions than ``max_len``, or a state of another module,
-                shape or dtype, or one that is used up.
+                shape or dtype, or a consumed one.
         """
         if x.dim() != 2 or x.shape[-1] != self.d_model:
             raise ValueError(f"expected x of shape (B, {self.d_model}), got {tuple(x.shape)}")
@@ -602,8 +604,8 @@ class Mixer(Backend, ABC):
     def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
         """The results at all positions, and what is kept after them. x and the result: (B, N, C).
 
-        By default it calls ``advance`` for one position after another, which is right and slow. A backend whose
-        ``forward`` can tell what is kept at its end defines it anew.
+        The default calls ``advance`` for one position after another: right, and slow. A backend whose ``forward`` can
+        return what is kept at the end overrides it.
         """
         tensors, rows = self.begin(x[:, 0]), []
         for position in range(x.shape[1]):
@@ -613,11 +615,11 @@ class Mixer(Backend, ABC):
 
     @torch.no_grad()
     def prefill(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> tuple[Tensor, State]:
-        """``forward`` of the causal form, and the state after it, for the steps that follow.
+        """``forward`` of the causal form, and the state after it for the steps that follow.
 
-        With padding, each sample gives what it would give without, and goes on from its own number of positions.
-        For that, samples of equally many real positions go as one batch, here and in the steps that follow. Padding
-        costs nothing; a batch of k different lengths costs k smaller calls a step.
+        With padding, each sample gives what it gives without padding, and continues from its own length. Samples of one
+        length run as one batch, here and in later steps: padding costs nothing, and k different lengths cost k smaller
+        calls a step.
 
         Args:
             x: (B, N, C), as the result, which is 0 at padding.

@@ -265,6 +265,6 @@ def test_steps_of_many_lengths_end_when_the_longest_has_max_len_positions() -> N
     _, state = layer.prefill(torch.randn(2, 3, 16), key_padding_mask=mask)
     assert "expected 2 samples" in refused(layer.step, torch.randn(3, 16), state)
     _, after = layer.step(torch.randn(2, 16), state)
-    assert "used up by an earlier step" in refused(layer.step, torch.randn(2, 16), state)
+    assert "an earlier step consumed the state" in refused(layer.step, torch.randn(2, 16), state)
     assert "expected at most 4 positions (max_len), got one more" in refused(layer.step, torch.randn(2, 16), after)
-    assert layer.step(torch.randn(1, 16), after.select(torch.tensor([0])))[1].length == 4  # it is not used up
+    assert layer.step(torch.randn(1, 16), after.select(torch.tensor([0])))[1].length == 4  # nothing consumed it

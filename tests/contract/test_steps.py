@@ -233,8 +233,8 @@ def test_a_state_belongs_to_one_module_one_batch_and_one_dtype(kind: str) -> Non
     module.double()
     assert "got 2 of torch.float64" in refused(module, *sample(dtype=torch.float64), state)
     module.float()
-    _, after = module.step(*sample(), state)  # what was refused has not used it up
-    assert "the state after 1 positions is used up by an earlier step" in refused(module, *sample(), state)
+    _, after = module.step(*sample(), state)  # what was refused consumed nothing
+    assert "an earlier step consumed the state after 1 positions" in refused(module, *sample(), state)
     assert module.step(*sample(), after)[1].length == 3
 
 
