@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from compare.progress import Progress
     from compare.record import Record
     from compare.spec import DataId, RunSpec
-    from compare.worker import Conduct
+    from compare.worker import RunOptions
 
 
 REPRODUCE = """usage: python -m compare reproduce [NAME [OPTION ...]]
@@ -148,7 +148,7 @@ def execute(options: argparse.Namespace, words: list[str], cap: int | None = Non
     import torch
 
     from compare.record import describe_machine
-    from compare.worker import Conduct
+    from compare.worker import RunOptions
 
     device = options.device
     if device == "auto":
@@ -172,8 +172,8 @@ def execute(options: argparse.Namespace, words: list[str], cap: int | None = Non
         progress.warn(f"{beyond}: runs have no more than there is")
     with claim_folder(options.out, command, resume=options.resume) as out:
         every, timeout = options.checkpoint_every, options.timeout
-        conduct = Conduct(out=str(out), checkpoint_every=every, timeout=timeout, track=track, machine=machine)
-        return prepare_and_run(specs, options, cap, out, progress, conduct)
+        run_options = RunOptions(out=str(out), checkpoint_every=every, timeout=timeout, track=track, machine=machine)
+        return prepare_and_run(specs, options, cap, out, progress, run_options)
 
 
 def choose_threads(progress: Progress) -> int:
@@ -197,7 +197,7 @@ def prepare_and_run(
     cap: int | None,
     out: Path,
     progress: Progress,
-    conduct: Conduct,
+    run_options: RunOptions,
 ) -> int:
     from compare.prepare import prepare_data
 
@@ -205,7 +205,7 @@ def prepare_and_run(
     if len(unprepared) == len({spec.data_id for spec in specs}):
         return 2  # each was told
     try:
-        return run_and_report(specs, options, cap, unprepared, out, progress, conduct)
+        return run_and_report(specs, options, cap, unprepared, out, progress, run_options)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -221,7 +221,7 @@ def run_and_report(
     unprepared: dict[DataId, str],
     out: Path,
     progress: Progress,
-    conduct: Conduct,
+    run_options: RunOptions,
 ) -> int:
     from compare.cost import search_longest
     from compare.record import is_result, read_records
@@ -229,7 +229,7 @@ def run_and_report(
     from compare.run import run_all
     from compare.search import make_grid, search_rates
 
-    stamp_folder(out, conduct.machine, progress)
+    stamp_folder(out, run_options.machine, progress)
     records = out / "records.jsonl"
     count = f"{len(specs)} runs, one after another" if len(specs) > 1 else "1 run"
     progress.say(f"{count}; results in {out}")
@@ -239,14 +239,14 @@ def run_and_report(
         if options.lr_grid:
             grid = make_grid(options.lr_grid, options.weight_decay_grid)
             specs, notes = search_rates(
-                *(specs, grid, lambda wanted: run_all(wanted, records, progress, unprepared, conduct)),
+                *(specs, grid, lambda wanted: run_all(wanted, records, progress, unprepared, run_options)),
                 progress.say,
             )
         if options.plan:
             notes = {spec.run_id: notes.get(spec.run_id, {}) | {"plan": options.plan} for spec in specs}
-        run_all(specs, records, progress, unprepared, conduct, notes)
+        run_all(specs, records, progress, unprepared, run_options, notes)
         if cap is not None:
-            search_longest(specs, cap, records, progress, conduct)
+            search_longest(specs, cap, records, progress, run_options)
     except KeyboardInterrupt:
         interrupted = True
     finished = read_records(records)[0] if records.exists() else []

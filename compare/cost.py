@@ -13,12 +13,12 @@ from compare.run import run_all
 if TYPE_CHECKING:
     from compare.progress import Progress
     from compare.spec import RunSpec
-    from compare.worker import Conduct
+    from compare.worker import RunOptions
 
 FINENESS = 16  # the search ends when what fits and what does not are a sixteenth apart
 
 
-def search_longest(specs: list[RunSpec], cap: int, records: Path, progress: Progress, conduct: Conduct) -> None:
+def search_longest(specs: list[RunSpec], cap: int, records: Path, progress: Progress, run_options: RunOptions) -> None:
     """Find the longest length of each variant on each task, up to ``cap``, from what was measured on.
 
     Each probe is a run in a fresh process with a record of its own, which ``spec.probe`` marks; one that is there
@@ -36,17 +36,17 @@ def search_longest(specs: list[RunSpec], cap: int, records: Path, progress: Prog
         fitting = [spec for spec in measured if answers.get(spec.seq_len) == "ok"]
         if fitting:
             longest = max(fitting, key=lambda spec: spec.seq_len)
-            extend(answers, prober(longest, found, records, progress, conduct), cap)
+            extend(answers, prober(longest, found, records, progress, run_options), cap)
 
 
 def prober(
-    measured: RunSpec, found: dict[str, str], records: Path, progress: Progress, conduct: Conduct
+    measured: RunSpec, found: dict[str, str], records: Path, progress: Progress, run_options: RunOptions
 ) -> Callable[[int], str]:
     """Length -> status of a probe of it, on the samples that were measured."""
 
     def probe(length: int) -> str:
         spec = replace(measured, seq_len=length, probe=measured.seq_len)
-        return found.get(spec.run_id) or str(run_all([spec], records, progress, {}, conduct)[0]["status"])
+        return found.get(spec.run_id) or str(run_all([spec], records, progress, {}, run_options)[0]["status"])
 
     return probe
 

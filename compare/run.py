@@ -20,7 +20,7 @@ from compare.environ import worker_environment
 from compare.progress import Progress
 from compare.record import RETRIED, Record, append_record, other_data, read_records
 from compare.spec import DataId, RunSpec
-from compare.worker import Conduct, make_task, new_record, record_of_crash
+from compare.worker import RunOptions, make_task, new_record, record_of_crash
 
 OnEvent = Callable[[Record], None]
 
@@ -30,7 +30,7 @@ def run_all(
     records: Path,
     progress: Progress,
     unprepared: dict[DataId, str],
-    conduct: Conduct,
+    run_options: RunOptions,
     notes: Mapping[str, Record] | None = None,
 ) -> list[Record]:
     """Run what has no record yet; ``records`` holds the finished runs at any moment.
@@ -65,10 +65,10 @@ def run_all(
             if spec.data_id in unprepared:
                 record = new_record(spec, "error", unprepared[spec.data_id])
             else:
-                record = run_one(spec, progress.update, conduct, progress.warn)
-            record |= {"command": reproduce(spec), "machine": conduct.machine} | (notes or {}).get(spec.run_id, {})
+                record = run_one(spec, progress.update, run_options, progress.warn)
+            record |= {"command": reproduce(spec), "machine": run_options.machine} | (notes or {}).get(spec.run_id, {})
             append_record(records, record)
-            checkpoint = conduct.checkpoint_of(spec)
+            checkpoint = run_options.checkpoint_of(spec)
             if checkpoint is not None and record["status"] not in RETRIED:
                 with suppress(OSError):  # the folder holds others, or no checkpoint was made
                     checkpoint.unlink(missing_ok=True)
@@ -98,11 +98,11 @@ def of_other_data(
 def run_one(
     spec: RunSpec,
     on_event: OnEvent,
-    conduct: Conduct | None = None,
+    run_options: RunOptions | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Record:
     """Run one spec in a fresh Python and return its record, whatever becomes of it."""
-    conduct = conduct or Conduct()
+    run_options = run_options or RunOptions()
     started, kills = time.perf_counter(), oom_kills()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
         process = subprocess.Popen(
@@ -122,13 +122,13 @@ def run_one(
             late.set()
             end(process)
 
-        alarm = threading.Timer(min(conduct.timeout or math.inf, threading.TIMEOUT_MAX), stop)
+        alarm = threading.Timer(min(run_options.timeout or math.inf, threading.TIMEOUT_MAX), stop)
         alarm.daemon = True
         alarm.start()
         last: Record = {}
         try:
             with suppress(BrokenPipeError):  # it died at once; its exit says why
-                process.stdin.write(f"{spec.to_json()}\n{conduct.to_json()}")
+                process.stdin.write(f"{spec.to_json()}\n{run_options.to_json()}")
                 process.stdin.close()
             for line in process.stdout:
                 event = json.loads(line)
@@ -147,7 +147,7 @@ def run_one(
         stderr.seek(0)
         where, wall = place_of(last), time.perf_counter() - started
         if late.is_set():
-            reason = f"not done after {conduct.timeout:g} s; stopped in {where}"
+            reason = f"not done after {run_options.timeout:g} s; stopped in {where}"
             return new_record(spec, "timeout", reason) | {"wall_seconds": wall}
         no_memory = kills is None or oom_kills() != kills
         return record_of_crash(spec, returncode, stderr.read(), wall, where=where, no_memory=no_memory)

@@ -1,4 +1,4 @@
-"""One run in a process of its own: reads a RunSpec and a Conduct as JSON on stdin, writes JSON lines on stdout.
+"""One run in a process of its own: reads a RunSpec and a RunOptions as JSON on stdin, writes JSON lines on stdout.
 
 Events: ``{"phase": …, "done": 0..1 or null, "loss": … or null, "step": … or null}`` while it works,
 ``{"warning": …}``, at the end ``{"record": {…}}``.
@@ -35,7 +35,7 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conduct:
+class RunOptions:
     """How a run is carried out. Nothing here changes what comes out of it.
 
     Attributes:
@@ -56,7 +56,7 @@ class Conduct:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Conduct:
+    def from_json(cls, text: str) -> RunOptions:
         fields = json.loads(text)
         return cls(**fields | {"track": tuple(fields["track"])})
 
@@ -97,10 +97,10 @@ def main() -> None:
     if sys.platform == "linux":  # an orphan would train on beside what is measured next
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     first, second = sys.stdin.read().splitlines()
-    spec, conduct = RunSpec.from_json(first), Conduct.from_json(second)
+    spec, run_options = RunSpec.from_json(first), RunOptions.from_json(second)
     if spec.device == "cpu":
         limit_memory(spec.memory_limit)
-    events.send({"record": run(spec, conduct, events)})
+    events.send({"record": run(spec, run_options, events)})
 
 
 def limit_memory(limit: int | None = None) -> None:
@@ -155,24 +155,24 @@ def new_record(spec: RunSpec, status: str, reason: str) -> Record:
     }
 
 
-def run(spec: RunSpec, conduct: Conduct, events: Events) -> Record:
+def run(spec: RunSpec, run_options: RunOptions, events: Events) -> Record:
     """Do the run. What fails is told in the record's status and reason; what was measured before stays."""
     started = time.perf_counter()
     events.phase("loading torch")
     settle_cpu(spec.threads)
-    record = new_record(spec, "ok", "") | {"machine": conduct.machine}
+    record = new_record(spec, "ok", "") | {"machine": run_options.machine}
     from compare.checkpoint import Checkpoint
     from compare.track import Tracking
 
     def wall() -> float:
         return float(record.get("wall_seconds", 0.0)) + time.perf_counter() - started
 
-    path = conduct.checkpoint_of(spec)
-    checkpoint = None if path is None else Checkpoint(path, conduct.checkpoint_every, events.warn)
+    path = run_options.checkpoint_of(spec)
+    checkpoint = None if path is None else Checkpoint(path, run_options.checkpoint_every, events.warn)
     tracking = None
     try:
-        if conduct.track and conduct.out is not None and spec.steps != 0:
-            tracking = Tracking(conduct.track, Path(conduct.out) / "track", spec, events.warn)
+        if run_options.track and run_options.out is not None and spec.steps != 0:
+            tracking = Tracking(run_options.track, Path(run_options.out) / "track", spec, events.warn)
         work(spec, record, events, checkpoint, tracking, wall)
     except Exception as error:
         record["status"], record["reason"] = explain(error)

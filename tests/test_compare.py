@@ -23,7 +23,7 @@ from compare.progress import Progress
 from compare.record import append_record, read_records
 from compare.run import run_all, run_one
 from compare.spec import DEFAULTS, RunSpec
-from compare.worker import Conduct
+from compare.worker import RunOptions
 from tests.make_records import make_record, write_folder
 
 ROOT = Path(__file__).parents[1]
@@ -548,7 +548,7 @@ def test_the_example_of_the_docs_runs_from_its_own_folder(module: Path) -> None:
     (spec,) = make_specs(run_parser().parse_args(command), "cpu", record["spec"]["threads"])
     assert spec.run_id == record["run_id"], "the command of the record repeats another run"
     said = Console(file=io.StringIO())
-    assert run_all([spec], module.parent / "out" / "records.jsonl", Progress(said), {}, Conduct()) == [record]
+    assert run_all([spec], module.parent / "out" / "records.jsonl", Progress(said), {}, RunOptions()) == [record]
     assert "1 of 1 runs are already in" in said.file.getvalue()  # type: ignore[attr-defined]
 
 

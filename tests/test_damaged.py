@@ -34,7 +34,7 @@ from compare.report.page import html_page
 from compare.report.tables import markdown_report
 from compare.report.views import match_scores
 from compare.spec import RunSpec
-from compare.worker import Conduct
+from compare.worker import RunOptions
 from tests.learning import small_spec
 from tests.make_records import ENVIRONMENT, make_record, write_folder
 
@@ -280,7 +280,7 @@ def resumed(tmp_path: Path, specs: list[RunSpec], monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(runs, "run_one", run_one)
     out = io.StringIO()
     for progress in (Progress(Console(file=out, width=500)), TableProgress(Console(file=out, force_terminal=True))):
-        runs.run_all(specs, tmp_path / "records.jsonl", progress, {}, Conduct())
+        runs.run_all(specs, tmp_path / "records.jsonl", progress, {}, RunOptions())
     return again, out.getvalue()
 
 

@@ -141,11 +141,11 @@ def test_scores_at_equal_terms_are_read_between_the_two_nearest_validations() ->
     records[2]["curve"] = curve([(5, 0.1), (30, 0.3)])
     (group,) = groups_of(records)
     steps, seconds, flops = (match_scores(group, match) for match in ("steps", "time", "flops"))
-    assert steps.terms.words("score") == "validation score at equal steps (30)"
+    assert steps.basis.words("score") == "validation score at equal steps (30)"
     assert [found.mean for row in steps.rows if (found := steps.score(row))] == pytest.approx([0.5, 0.3, 0.3])
-    assert seconds.terms.words("score") == f"validation score at equal training time (30{NO_BREAK}s)"
+    assert seconds.basis.words("score") == f"validation score at equal training time (30{NO_BREAK}s)"
     assert [found.mean for row in seconds.rows if (found := seconds.score(row))] == pytest.approx([0.3, 0.3, 0.3])
-    assert flops.terms.words("score") == "validation score at equal FLOPs (300)"
+    assert flops.basis.words("score") == "validation score at equal FLOPs (300)"
     assert [found.mean for row in flops.rows if (found := flops.score(row))] == pytest.approx([0.5, 0.3, 0.3])
     table = equal_table(group)
     assert table is not None
@@ -165,7 +165,7 @@ def test_nothing_is_read_before_the_first_validation() -> None:
     (group,) = groups_of(records)
     view = match_scores(group, "steps")
     assert [row.scores for row in view.rows] == [{"0": 0.4}, {}]
-    assert view.terms.note.endswith("Without a score there, being first validated later: linear, seed 0.")
+    assert view.basis.note.endswith("Without a score there, being first validated later: linear, seed 0.")
 
 
 def test_a_run_that_failed_does_not_shorten_what_is_equal() -> None:
@@ -173,7 +173,7 @@ def test_a_run_that_failed_does_not_shorten_what_is_equal() -> None:
     records.append(make_record("local", seed=0, status="diverged") | {"curve": curve([(1, 0.1)])})
     records[0]["curve"] = records[1]["curve"] = curve([(10, 0.2), (20, 0.4)])
     (group,) = groups_of(records)
-    assert match_scores(group, "steps").terms.at == "at equal steps (20)"
+    assert match_scores(group, "steps").basis.at == "at equal steps (20)"
 
 
 def test_equal_terms_are_paired_over_seeds_with_an_interval() -> None:
@@ -228,7 +228,7 @@ def test_some_runs_without_flops_are_left_out_by_name() -> None:
     (group,) = groups_of(records)
     view = match_scores(group, "flops")
     assert [len(row.scores) for row in view.rows] == [2, 1]
-    assert "Left out, without validation scores by FLOPs: linear, seed 1." in view.terms.note
+    assert "Left out, without validation scores by FLOPs: linear, seed 1." in view.basis.note
 
 
 def test_a_size_that_is_not_recorded_is_not_made_up() -> None:
@@ -416,6 +416,7 @@ def seconds_of_plain_python() -> float:
     return time.process_time() - started
 
 
+@pytest.mark.bench
 def test_a_report_of_1000_records_is_drawn_in_20_seconds(tmp_path: Path) -> None:
     lengths = (256, 512, 1024, 2048, 4096)
     records = [make_record(v, seq_len=n, seed=seed) for n in lengths for v in MANY[:25] for seed in range(8)]

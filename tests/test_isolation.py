@@ -24,7 +24,7 @@ from compare.plan import UsageError
 from compare.progress import Progress
 from compare.record import append_record, read_records, write_atomically
 from compare.run import run_all, run_one
-from compare.worker import Conduct, make_task, record_of_crash
+from compare.worker import RunOptions, make_task, record_of_crash
 from tests.learning import small_spec
 from tests.make_records import many_records, write_folder
 
@@ -104,15 +104,15 @@ def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_run_that_is_killed_is_a_row_and_goes_on_from_its_checkpoint(how: str, reason: str, tmp_path: Path) -> None:
     options = (("flag", str(tmp_path / "failed")), ("how", how))
     spec = replace(SPEC, variant="failing:Failing", options=options)
-    conduct = Conduct(out=str(tmp_path), checkpoint_every=1e-9)
+    run_options = RunOptions(out=str(tmp_path), checkpoint_every=1e-9)
     records = tmp_path / "records.jsonl"
-    (record,) = run_all([spec], records, silent(), {}, conduct)
+    (record,) = run_all([spec], records, silent(), {}, run_options)
     assert record["status"] == "error"
     assert re.fullmatch(reason, record["reason"]), record["reason"]
     assert (tmp_path / "checkpoints" / f"{spec.run_id}.pt").exists()
 
     events: list[dict[str, object]] = []
-    resumed = run_one(spec, events.append, conduct)
+    resumed = run_one(spec, events.append, run_options)
     assert resumed["status"] == "ok", resumed["reason"]
     assert resumed["train_steps"] == 6
     assert not any(event["phase"] == "measuring" for event in events), "costs were measured again"
@@ -125,12 +125,12 @@ def test_a_run_that_hangs_is_ended_and_tried_again(tmp_path: Path) -> None:
     spec = replace(SPEC, variant="failing:Failing", options=options)
     records = tmp_path / "records.jsonl"
     started = time.perf_counter()
-    (record,) = run_all([spec], records, silent(), {}, Conduct(timeout=8))
+    (record,) = run_all([spec], records, silent(), {}, RunOptions(timeout=8))
     assert time.perf_counter() - started < 60
     assert record["status"] == "timeout"
     assert re.fullmatch(r"not done after 8 s; stopped in [a-z0-9, ]+", record["reason"]), record["reason"]
     (tmp_path / "failed").touch()
-    (record,) = run_all([spec], records, silent(), {}, Conduct())
+    (record,) = run_all([spec], records, silent(), {}, RunOptions())
     assert record["status"] == "ok"
     assert len(read_records(records)[0]) == 1
 
@@ -141,7 +141,7 @@ def test_the_reason_of_a_timeout_names_phase_and_step(monkeypatch: pytest.Monkey
     script.write_text(f"#!/bin/sh\necho '{event}'\nsleep 60\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    record = run_one(SPEC, lambda _: None, Conduct(timeout=1.5))
+    record = run_one(SPEC, lambda _: None, RunOptions(timeout=1.5))
     assert record["status"] == "timeout"
     assert record["reason"] == "not done after 1.5 s; stopped in training, after step 12"
     assert 1.5 <= record["wall_seconds"] < 30

@@ -26,7 +26,7 @@ from compare.record import Record, read_records
 from compare.run import run_all, run_one
 from compare.spec import RunSpec
 from compare.train import Trainer
-from compare.worker import Conduct, Events, make_task, new_record, work
+from compare.worker import Events, RunOptions, make_task, new_record, work
 from tests.learning import small_spec
 
 ROOT = Path(__file__).parents[1]
@@ -165,8 +165,8 @@ def test_a_damaged_checkpoint_is_told_and_ignored(damage: str, tmp_path: Path) -
 def test_a_checkpoint_that_cannot_be_written_is_told_once_and_training_goes_on(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     said: list[str] = []
-    conduct = Conduct(out=str(tmp_path), checkpoint_every=1e-9)
-    record = run_one(TINY, lambda _: None, conduct, said.append)
+    run_options = RunOptions(out=str(tmp_path), checkpoint_every=1e-9)
+    record = run_one(TINY, lambda _: None, run_options, said.append)
     assert record["status"] == "ok", record["reason"]
     (warning,) = said
     assert "cannot be written" in warning
@@ -240,7 +240,7 @@ def test_finished_runs_of_other_data_run_again_and_it_is_told(tmp_path: Path, mo
 
     def compare() -> str:
         said = io.StringIO()
-        run_all([spec, other], records, Progress(Console(file=said, width=200)), {}, Conduct())
+        run_all([spec, other], records, Progress(Console(file=said, width=200)), {}, RunOptions())
         return said.getvalue()
 
     compare()
@@ -270,13 +270,13 @@ from compare.lock import hold
 from compare.progress import JsonProgress
 from compare.run import run_all
 from compare.spec import RunSpec
-from compare.worker import Conduct
+from compare.worker import RunOptions
 
 out, *texts = sys.argv[1:]
 with hold(Path(out), "test"):
     specs = [RunSpec.from_json(text) for text in texts]
-    conduct = Conduct(out=out, checkpoint_every=1e-9)
-    run_all(specs, Path(out) / "records.jsonl", JsonProgress(Console(stderr=True)), {}, conduct)
+    run_options = RunOptions(out=out, checkpoint_every=1e-9)
+    run_all(specs, Path(out) / "records.jsonl", JsonProgress(Console(stderr=True)), {}, run_options)
 """
 
 
@@ -304,9 +304,9 @@ def finished_lines(out: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel to end the worker with its parent")
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.long)])
-def test_kills_at_random_moments_lose_and_repeat_nothing(tmp_path: Path, kills: int) -> None:
-    """Two comparisons at once, the parent of each killed some times, and with it its worker."""
+@pytest.mark.parametrize(("comparisons", "kills"), [(1, 3), pytest.param(2, 10, marks=pytest.mark.long)])
+def test_kills_at_random_moments_lose_and_repeat_nothing(tmp_path: Path, comparisons: int, kills: int) -> None:
+    """Comparisons at once, the parent of each killed some times, and with it its worker."""
     specs = [replace(TINY, variant=variant, seed=seed, steps=150) for seed in (0, 1) for variant in ("full", "none")]
     failures: list[str] = []
 
@@ -322,7 +322,7 @@ def test_kills_at_random_moments_lose_and_repeat_nothing(tmp_path: Path, kills: 
         if code := compare_until(math.inf, out, specs, rng):
             failures.append(f"exit {code} of the comparison that was left alone")
 
-    folders = [tmp_path / "first", tmp_path / "second"]
+    folders = [tmp_path / str(number) for number in range(comparisons)]
     threads = [threading.Thread(target=torment, args=(f, random.Random(n))) for n, f in enumerate(folders)]
     for thread in threads:
         thread.start()

@@ -19,7 +19,7 @@ from compare.report import write_report
 from compare.run import run_all
 from compare.search import Setting, choose, make_grid, search_rates, search_specs
 from compare.spec import RunSpec
-from compare.worker import Conduct
+from compare.worker import RunOptions
 from tests.make_records import make_record, write_folder
 
 RATES = (1e-3, 3e-3, 1e-2)
@@ -100,7 +100,7 @@ def test_all_seeds_run_with_the_chosen_rate_and_resume_finds_the_search(worker: 
     silent = Progress(Console(file=io.StringIO()))
 
     def run(wanted: list[RunSpec], notes: dict[str, Record] | None = None) -> list[Record]:
-        return run_all(wanted, path, silent, {}, Conduct(), notes)
+        return run_all(wanted, path, silent, {}, RunOptions(), notes)
 
     def whole() -> list[RunSpec]:
         final, notes = search_rates(specs("--variants", "full,linear"), GRID, run, told.append)

@@ -11,7 +11,7 @@ import pytest
 from compare.plan import UsageError
 from compare.run import run_one
 from compare.track import check_trackers
-from compare.worker import Conduct
+from compare.worker import RunOptions
 from tests.learning import small_spec
 
 SPEC = replace(small_spec("mqar", 32, steps=3, batch_size=64), d_model=16, n_heads=1, n_layers=1)
@@ -31,7 +31,7 @@ def test_tensorboard_holds_the_curve_and_the_scores(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     warnings: list[str] = []
-    record = run_one(SPEC, lambda _: None, Conduct(out=str(tmp_path), track=("tensorboard",)), warnings.append)
+    record = run_one(SPEC, lambda _: None, RunOptions(out=str(tmp_path), track=("tensorboard",)), warnings.append)
     assert record["status"] == "ok", record["reason"]
     assert warnings == []
     events = EventAccumulator(str(tmp_path / "track" / SPEC.run_id / "attention-zoo")).Reload()
@@ -44,7 +44,7 @@ def test_tensorboard_holds_the_curve_and_the_scores(tmp_path: Path) -> None:
 def test_wandb_writes_a_run_without_a_network(tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed: pip install 'attention-zoo[track]'")
     warnings: list[str] = []
-    record = run_one(SPEC, lambda _: None, Conduct(out=str(tmp_path), track=("wandb",)), warnings.append)
+    record = run_one(SPEC, lambda _: None, RunOptions(out=str(tmp_path), track=("wandb",)), warnings.append)
     assert record["status"] == "ok", record["reason"]
     assert warnings == []
     (log,) = (tmp_path / "track" / SPEC.run_id).glob("wandb/offline-run-*/run-*.wandb")

@@ -37,7 +37,7 @@ from zoo.embeddings import (
     real_positions,
     reordered,
 )
-from zoo.functional import AsFound, Calls, as_function, split
+from zoo.functional import Calls, RestoreBuffers, as_function, split
 from zoo.registry import build
 from zoo.reversible import Streams
 
@@ -173,9 +173,9 @@ class MultiHeadAttention(Formed):
         """Mix ``x`` (B, N, d_model) between positions; padded positions of the result are 0.
 
         Args:
-            key_padding_mask: (B, N) bool, True = padding, as in ``nn.MultiheadAttention``. Nothing reads padding; where
-                it stands before or between real positions it keeps its places, which blocks, buckets and learned
-                patterns count (``Encoder`` takes it out).
+            key_padding_mask: (B, N) bool, True = padding, as in ``nn.MultiheadAttention``. Nothing reads padding.
+                Padding before or between real positions keeps its places, which blocks, buckets and learned patterns
+                count; an ``Encoder`` takes it out.
 
         Raises:
             ValueError: wrong shape or dtype, or N above ``max_len``; or a backend that breaks its contract.
@@ -193,8 +193,8 @@ class MultiHeadAttention(Formed):
             state: what the step before returned; None at the first position.
 
         Raises:
-            ValueError: a layer that is not causal; a state of another layer, batch or dtype, or one that is used up;
-                wrong shape; or more positions than ``max_len``.
+            ValueError: a layer that is not causal; a state of another layer, batch or dtype, or a consumed one; wrong
+                shape; or more positions than ``max_len``.
         """
         check_step(x, self.d_model, state, self.max_len)
         y, after = self.through_step(self.mixer.step, x, state)
@@ -204,12 +204,12 @@ class MultiHeadAttention(Formed):
     def prefill(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> tuple[Tensor, State]:
         """``forward`` of a prompt and the state after it, without gradients, for the steps that follow.
 
-        What ``step`` gives one position after another comes in the parallel form, at about the cost of ``forward``.
+        Computes in parallel what ``step`` computes one position after another, at about the cost of ``forward``.
 
         Args:
             x: (B, N, d_model), as the result; padded positions of the result are 0.
-            key_padding_mask: (B, N) bool, True = padding, on either side or between. Each sample gives what it would
-                give without its padding, and goes on from its own number of positions (see ``Mixer.prefill``).
+            key_padding_mask: (B, N) bool, True = padding, on either side or between. Each sample gives what it gives
+                without padding, and continues from its own length (see ``Mixer.prefill``).
 
         Raises:
             ValueError: a layer that is not causal; wrong shape or dtype, or N above ``max_len``.
@@ -224,7 +224,7 @@ class MultiHeadAttention(Formed):
         return self.mixer.kernel(x, key_padding_mask)
 
     def state_size(self, length: int) -> int | None:
-        """Numbers that stand between ``length`` positions and a query: see ``Backend.state_size``."""
+        """Numbers a query attends to among ``length`` positions: see ``Backend.state_size``."""
         return self.mixer.state_size(length)
 
     def cache_size(self, length: int) -> int | None:
@@ -471,7 +471,7 @@ class Encoder(Formed):
         Args:
             x: (B, N) token ids, (B, N, n_features) or (B, N, d_model) floats, as the encoder was made for.
             key_padding_mask: (B, N) bool, True = padding. Padding changes nothing and takes no place, wherever it
-                stands: real positions have the outputs that they have without it.
+                stands: real positions have the same outputs without it.
 
         Raises:
             ValueError: wrong shape or dtype, N above ``max_len``, or, on a CPU, a token id out of range.
@@ -557,11 +557,11 @@ class Encoder(Formed):
             state: what the step before returned; None at the first position.
 
         Returns:
-            (B, d_model), and the state for the next step; the one given is used up.
+            (B, d_model), and the state for the next step. The step consumes the state it was given.
 
         Raises:
-            ValueError: an encoder that is not causal; a state of another encoder, batch or dtype, or one that is used
-                up; wrong shape; or more positions than ``max_len``.
+            ValueError: an encoder that is not causal; a state of another encoder, batch or dtype, or a consumed one;
+                wrong shape; or more positions than ``max_len``.
         """
         if isinstance(state, State) and state.groups:
             return state.step_groups(self.step, x)
@@ -595,16 +595,16 @@ class Encoder(Formed):
     def prefill(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> tuple[Tensor, State]:
         """Encode a prompt with a causal encoder, without gradients: ``forward``, and the state for the next ``step``.
 
-        What ``step`` gives one position after another comes in the parallel form, at about the cost of ``forward``.
+        Computes in parallel what ``step`` computes one position after another, at about the cost of ``forward``.
 
         >>> y, state = encoder.prefill(prompt)  # (B, N) ids
         >>> y, state = encoder.step(token, state)  # the position after the prompt
 
         Args:
             x: (B, N) token ids, (B, N, n_features) or (B, N, d_model) floats, as the encoder was made for.
-            key_padding_mask: (B, N) bool, True = padding, on either side or between. Each sample gives what it would
-                give without its padding, and goes on from its own number of positions. Samples of equally many real
-                positions go as one batch, here and in the steps that follow (see ``Mixer.prefill``).
+            key_padding_mask: (B, N) bool, True = padding, on either side or between. Each sample gives what it gives
+                without padding, and continues from its own length. Samples of one length run as one batch, here and in
+                later steps (see ``Mixer.prefill``).
 
         Returns:
             (B, N, d_model), 0 at padding, and the state for the next step.
@@ -728,7 +728,7 @@ class _Keep(torch.autograd.Function):
 
 def as_before(layer: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Contexts for a layer's forward and for its repetition, which finds a backend's state as the forward found it."""
-    return nullcontext(), AsFound(layer)
+    return nullcontext(), RestoreBuffers(layer)
 
 
 @torch.no_grad()

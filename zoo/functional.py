@@ -350,11 +350,11 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-class AsFound(AbstractContextManager[None]):
-    """A context in which the modules run again with their backends' random parts and state as they are now.
+class RestoreBuffers(AbstractContextManager[None]):
+    """A context that replays the modules with today's buffers: their backends' random parts and state as they are now.
 
-    It can be entered any number of times. Each buffer is in its place again, since ``redraw`` puts a new one there, and
-    where forward writes into it, what it held then is in it again.
+    Enter it any number of times. Inside, each buffer is in its place again, since ``redraw`` replaces it, and holds
+    what it held, where forward writes into it.
     """
 
     def __init__(self, *modules: nn.Module) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.functional import AsFound, Calls, as_function, once
+from zoo.functional import Calls, RestoreBuffers, as_function, once
 
 Pair = tuple[Tensor, Tensor]
 Replay = Callable[[], AbstractContextManager[None]]
@@ -139,7 +139,7 @@ class _Mean(torch.autograd.Function):
 def _replay(branch: Calls, device: torch.device) -> Replay:
     """A context in which ``branch`` finds random generators and backends' state as they are now."""
     devices = [device] if device.type == "cuda" else []
-    state = AsFound(branch)
+    state = RestoreBuffers(branch)
     cpu, others = torch.get_rng_state(), [torch.cuda.get_rng_state(other) for other in devices]
 
     @contextmanager

@@ -33,7 +33,7 @@ from zoo.kernels import runs
 
 KERNELS = ("auto", "torch", "triton")  # of ``decayed``: Triton's on a GPU, torch's elsewhere
 Chunk = Callable[..., tuple[Tensor, Tensors]]
-Onward = Callable[..., Tensors]
+NextState = Callable[..., Tensors]
 CHUNK = 64  # positions, at least: quadratic within
 CACHED = 2**18  # weights of a chunk, of a whole batch, that stay in the cache of a core
 AT_ONCE = 2**23  # the same elsewhere, where many small steps cost more than memory does
@@ -48,7 +48,7 @@ def scan(
     *,
     reverse: bool = False,
     size: int | None = None,
-    onward: Onward | None = None,
+    next_state: NextState | None = None,
     folds: bool = False,
 ) -> Tensor:
     """Run ``chunk`` over the positions, and return its outputs, (B, H, N, D), in the dtype of the first sequence.
@@ -61,10 +61,10 @@ def scan(
         constants: tensors without positions, as learned weights; float32 at least in the chunk.
         reverse: from the last position to the first.
         size: positions of a chunk; by default what suits the device.
-        onward: the next state alone, called as ``chunk``, where that costs much less. Backward has use for it.
+        next_state: the next state alone, called as ``chunk``, where that costs much less. Backward has use for it.
         folds: the chunk's memory is linear in its positions, however many they are.
     """
-    return _scan(chunk, [sequences], state, constants, (reverse,), size, onward, folds)[0]
+    return _scan(chunk, [sequences], state, constants, (reverse,), size, next_state, folds)[0]
 
 
 def scan_both(
@@ -75,7 +75,7 @@ def scan_both(
     constants: Tensors = (),
     *,
     size: int | None = None,
-    onward: Onward | None = None,
+    next_state: NextState | None = None,
     folds: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """``scan`` of ``forth``, and of ``back`` from the last position to the first, in half as many steps.
@@ -84,7 +84,7 @@ def scan_both(
     number of its first position is that of ``forth``.
     """
     twice = tuple(torch.cat([x, x]) for x in state)
-    first, second = _scan(chunk, [forth, back], twice, constants, (False, True), size, onward, folds)
+    first, second = _scan(chunk, [forth, back], twice, constants, (False, True), size, next_state, folds)
     return first, second
 
 
@@ -111,13 +111,13 @@ def _scan(
     constants: Tensors,
     reverse: tuple[bool, ...],
     size: int | None,
-    onward: Onward | None,
+    next_state: NextState | None,
     folds: bool,
 ) -> Tensors:
     """A result for each direction, of which there are one or two."""
     size = size or chunk_size(sequences, folds)
-    onward = onward or (lambda *given: chunk(*given)[1])
-    walk = _Walk(chunk, onward, reverse, size, len(sequences[0]), len(constants))
+    next_state = next_state or (lambda *given: chunk(*given)[1])
+    walk = _Walk(chunk, next_state, reverse, size, len(sequences[0]), len(constants))
     if traced():
         return _stroll(walk, sequences, constants, state)
     out: Tensors = _Scan.apply(walk, *(x for each in sequences for x in each), *constants, *state)  # type: ignore[no-untyped-call]
@@ -223,38 +223,38 @@ def delta(
 
     q, k: (B, H, n, M), |k| at most 1; v: (B, H, n, D); beta, in [0, 1], and log_decay, at most 0: (B, H, n).
     """
-    strong = beta[..., None]
+    beta = beta[..., None]
     if log_decay.shape[-1] == 1:
         kept = log_decay.exp()[..., None] * state[0]
-        state = (kept + k.mT @ (strong * (v - k @ kept)),)
+        state = (kept + k.mT @ (beta * (v - k @ kept)),)
         return q @ state[0], state
-    return _many(state[0], q, k, strong * v, log_decay, strong * k)
+    return _many(state[0], q, k, beta * v, log_decay, beta * k)
 
 
 def _many(
-    before: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strong: Tensor | None = None
+    before: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta_k: Tensor | None = None
 ) -> tuple[Tensor, Tensors]:
-    """Positions of ``decayed``, or with ``strong``, its β_t k_t, of ``delta``, whose v is then β_t v_t."""
+    """Positions of ``decayed``, or with ``beta_k``, its β_t k_t, of ``delta``, whose v is then β_t v_t."""
     n = v.shape[2]
     if not is_long(v, CHUNK):
-        out, after = _block(before, q, k, v, log_decay, strong)
+        out, after = _block(before, q, k, v, log_decay, beta_k)
         return out, (after,)
     q, k, v, log_decay = (fold(x) for x in (q, k, v, log_decay))  # (B, H, blocks, CHUNK, …)
-    strong = None if strong is None else fold(strong)
+    beta_k = None if beta_k is None else fold(beta_k)
     left = F.pad(log_decay[..., 1:], (0, 1)).flip(-1).cumsum(-1).flip(-1).exp()  # of each position, after its block
     ends, keeps = (k * left[..., None]).mT, log_decay.sum(-1).exp()[..., None, None]
     written = v
-    if strong is not None:  # u = written - read S, where S is the state before the block
+    if beta_k is not None:  # u = written - read S, where S is the state before the block
         since, between = decays(log_decay)
         written, read = torch.linalg.solve_triangular(
-            (strong @ k.mT) * between, torch.cat([v, strong * since], dim=-1), upper=False, unitriangular=True
+            (beta_k @ k.mT) * between, torch.cat([v, beta_k * since], dim=-1), upper=False, unitriangular=True
         ).split([v.shape[-1], k.shape[-1]], dim=-1)
         keeps = keeps * torch.eye(k.shape[-1], dtype=k.dtype, device=k.device) - ends @ read
     before, writes = before[:, :, None], ends @ written
     writes = writes.expand(*before.shape[:2], *writes.shape[2:])
     after = _passed(before, keeps, writes) if traced() else _Passed.apply(before, keeps, writes)  # type: ignore[no-untyped-call]
     befores = torch.cat([before, after[:, :, :-1]], dim=2)
-    out, _ = _block(befores, q, k, v, log_decay, strong)
+    out, _ = _block(befores, q, k, v, log_decay, beta_k)
     return out.flatten(2, 3)[:, :, :n], (after[:, :, -1].clone(),)  # a copy, which does not hold those of all blocks
 
 
@@ -304,65 +304,65 @@ def _times(keeps: Tensor, state: Tensor) -> Tensor:
 
 
 class _Decayed(torch.autograd.Function):
-    """``decayed``, or ``delta`` where its β_t k_t are given as ``strong``, and its β_t v_t as v."""
+    """``decayed``, or ``delta`` where its β_t k_t are given as ``beta_k``, and its β_t v_t as v."""
 
     @staticmethod
     def forward(
-        ctx: Any, before: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strong: Tensor | None
+        ctx: Any, before: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta_k: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        out, after, *made = _decayed(before, q, k, v, log_decay, strong)
-        ctx.save_for_backward(before, q, k, v, log_decay, strong, *made)
+        out, after, *made = _decayed(before, q, k, v, log_decay, beta_k)
+        ctx.save_for_backward(before, q, k, v, log_decay, beta_k, *made)
         return out, after
 
     @staticmethod
     @once
     def backward(ctx: Any, d_out: Tensor, d_after: Tensor) -> tuple[Tensor | None, ...]:
-        before, q, k, v, log_decay, strong, since, between, written, system, weights = ctx.saved_tensors
+        before, q, k, v, log_decay, beta_k, since, between, written, system, weights = ctx.saved_tensors
         left, kept = between[..., -1, :, None], since[..., -1:, :]  # of each position, and of ``before``, at the end
         d_weights = d_out @ written.mT
         d_since, d_left = d_out @ before.mT, written @ d_after.mT  # of q · since, and of k · left
         d_v = weights.mT @ d_out + (k * left) @ d_after
         d_before = torch.addcmul((q * since).mT @ d_out, d_after, kept)
-        d_log = d_strong = None
-        if strong is not None:
+        d_log = d_beta_k = None
+        if beta_k is not None:
             d_v = torch.linalg.solve_triangular(system.mT, d_v, upper=True, unitriangular=True)
-            d_system, d_reads = d_v @ written.mT, d_v @ before.mT  # of strong · since; times -1, both
+            d_system, d_reads = d_v @ written.mT, d_v @ before.mT  # of beta_k · since; times -1, both
         if ctx.needs_input_grad[4]:
             flows, read = d_weights * weights, (q * d_since).sum(-1)
-            if strong is not None:
-                flows, read = flows.addcmul_(d_system, system, value=-1), read - (strong * d_reads).sum(-1)
+            if beta_k is not None:
+                flows, read = flows.addcmul_(d_system, system, value=-1), read - (beta_k * d_reads).sum(-1)
             d_log = _passing(flows, read * since[..., 0], (k * d_left).sum(-1) * left[..., 0])
             d_log += ((before * d_after).sum((-2, -1)) * kept[..., 0, 0])[..., None]
         d_weights *= between
         d_q = torch.addcmul(d_weights @ k, d_since, since)
         d_k = torch.addcmul(d_weights.mT @ q, d_left, left)
-        if strong is not None:
+        if beta_k is not None:
             d_system.mul_(between).diagonal(dim1=-2, dim2=-1).zero_()
-            d_strong = torch.addcmul(d_system @ k, d_reads, since).neg_()
-            d_k = d_k.sub_(d_system.mT @ strong)
-            d_before -= (strong * since).mT @ d_v
-        found = (d_before, before), (d_q, q), (d_k, k), (d_v, v), (d_log, log_decay), (d_strong, strong)
+            d_beta_k = torch.addcmul(d_system @ k, d_reads, since).neg_()
+            d_k = d_k.sub_(d_system.mT @ beta_k)
+            d_before -= (beta_k * since).mT @ d_v
+        found = (d_before, before), (d_q, q), (d_k, k), (d_v, v), (d_log, log_decay), (d_beta_k, beta_k)
         return tuple(None if d is None else d.sum_to_size(x.shape) for d, x in found)
 
 
 def _block(
-    before: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strong: Tensor | None
+    before: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta_k: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     if traced():
-        return _decayed(before, q, k, v, log_decay, strong)[:2]
-    out, after = _Decayed.apply(before, q, k, v, log_decay, strong)  # type: ignore[no-untyped-call]
+        return _decayed(before, q, k, v, log_decay, beta_k)[:2]
+    out, after = _Decayed.apply(before, q, k, v, log_decay, beta_k)  # type: ignore[no-untyped-call]
     return out, after
 
 
 def _decayed(
-    before: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strong: Tensor | None
+    before: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta_k: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]:
     """The result, the state after it, and what backward reads besides the inputs."""
     since, between = decays(log_decay)
     written, system = v, None
-    if strong is not None:
-        system = (strong @ k.mT).mul_(between)
-        wanted = torch.addcmul(v, strong @ before, since, value=-1)
+    if beta_k is not None:
+        system = (beta_k @ k.mT).mul_(between)
+        wanted = torch.addcmul(v, beta_k @ before, since, value=-1)
         written = torch.linalg.solve_triangular(system, wanted, upper=False, unitriangular=True)
     weights = (q @ k.mT) * between
     out = torch.addcmul(weights @ written, q @ before, since)
@@ -396,7 +396,7 @@ class _Walk:
     """Through the positions, in one direction or in both at once, as one batch."""
 
     chunk: Chunk
-    onward: Onward
+    next_state: NextState
     reverse: tuple[bool, ...]  # of each direction
     size: int
     sequences: int  # of each direction
@@ -501,7 +501,7 @@ class _Scan(torch.autograd.Function):
                 befores = [states[kept : kept + n_state]]
                 for part in group[:-1]:
                     given = (*walk.pieces(sequences, part), *wide)
-                    befores.append(walk.onward(walk.first(part, length), befores[-1], *given))
+                    befores.append(walk.next_state(walk.first(part, length), befores[-1], *given))
                 for part, before in zip(reversed(group), reversed(befores), strict=True):
                     d_state = _pull(walk, part, sequences, wide, before, grads, d_sequences, d_constants, d_state)
         sums = [None if d is None else d.to(x.dtype) for d, x in zip(d_constants, constants, strict=True)]

@@ -154,7 +154,7 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
     levels = {spot.row.name: folded(f"{spot.row.name} {scale.show(spot.score.mean)}, at 0", 20) for spot in free}
     plot = max(390.0, 26.0 * (len(spots) - len(values)), 13.0 * len(spots))
     sheet = Sheet(
-        f"{sentence(group.terms.words(group.metric))} against {against.words}: {group.title}",
+        f"{sentence(group.basis.words(group.metric))} against {against.words}: {group.title}",
         group.machine,
         accuracy_notes(group, against, [*spots, *free], front),
         [spot.row for spot in spots],
@@ -171,7 +171,7 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
     log_ticks(axes, "x", against.ticks(low, high), against.show)
     scores = [edge for spot in [*spots, *free] for edge in reach_of(spot)]
     shown, far = near_baselines(group.baselines, scores, scale)
-    score_axis(axes, group.terms.words(group.metric), [*scores, *shown.values()], scale)
+    score_axis(axes, group.basis.words(group.metric), [*scores, *shown.values()], scale)
     axes.set_xlabel(against.axis)
 
     names, marks, lines = [], [], []
@@ -262,8 +262,8 @@ def accuracy_notes(group: Group, against: Against, spots: Sequence[Spot], front:
     if len(front) > 1:
         drawn_out = any(not group.is_fair(spot.row, against.field) for spot in spots)
         notes.append(f"Thin line: Pareto front, controls {'and disturbed runs ' * drawn_out}left out.")
-    if group.terms.note:
-        notes.append(group.terms.note)
+    if group.basis.note:
+        notes.append(group.basis.note)
         if group.baselines:
             notes.append("Trivial predictors are scored on the test set.")
     return notes + flag_notes([spot.row for spot in spots], group)

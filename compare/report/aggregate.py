@@ -110,7 +110,7 @@ def as_word(value: object) -> str:
 
 
 @dataclass(frozen=True)
-class Terms:
+class ScoreBasis:
     """Which score of a run counts: on the test set after its own training, or on the validation split where all runs
     of the group had had the same (`at`, in words; the note says what that leaves out)."""
 
@@ -239,7 +239,7 @@ class Group:
     where: str
     environment: Mapping[str, Any]
     rows: tuple[Row, ...]
-    terms: Terms = Terms()
+    basis: ScoreBasis = ScoreBasis()
     probes: tuple[Record, ...] = ()
     """Runs that asked which length fits, under these conditions at any length: in no row and in no table of runs."""
     setting: str = "{}"
@@ -306,16 +306,16 @@ class Group:
         for validation: then on the test set): the noisiest one counts. None where the score is not a share of them."""
         if not self.scale.is_share:
             return None
-        validated = numbers(self.records, "val_size") if self.terms.split == "validation" else []
+        validated = numbers(self.records, "val_size") if self.basis.split == "validation" else []
         return min((value for value in validated or numbers(self.records, "test_size") if value > 0), default=None)
 
     @property
     def scored_on(self) -> str:
         """That size in words."""
         size = plain(self.test_size or 0)
-        if self.terms.split == "validation" and not numbers(self.records, "val_size"):
+        if self.basis.split == "validation" and not numbers(self.records, "val_size"):
             return f"a validation split of a size that is not recorded, taken as that of the test set ({size})"
-        return f"{size} {self.terms.split} predictions"
+        return f"{size} {self.basis.split} predictions"
 
     @property
     def reference(self) -> Row | None:
@@ -331,7 +331,7 @@ class Group:
 
     def fair_scores(self, row: Row) -> Mapping[str, float]:
         """The scores that a verdict may rest on. Those of slowed runs do not count where all had the same time."""
-        timed = row.by_budget and (self.terms == Terms() or "time" in self.terms.at)
+        timed = row.by_budget and (self.basis == ScoreBasis() or "time" in self.basis.at)
         return {seed: score for seed, score in row.scores.items() if not (timed and seed in row.slowed)}
 
     @cached_property

@@ -18,7 +18,7 @@ def describe_accuracy(group: Group, against: Against) -> str:
         return ""
     unit = " tokens/s" if against.field == "tokens_per_second" else ""
     return (
-        f"{count(len(rows), 'variant')}. {sentence(group.terms.words(group.metric))}: "
+        f"{count(len(rows), 'variant')}. {sentence(group.basis.words(group.metric))}: "
         f"{span([(row, found.mean) for row in rows if (found := group.score(row))], group.scale.show)}. "
         f"{against.words.capitalize()}: {span(means(rows, against.field), lambda value: against.show(value) + unit)}."
     )

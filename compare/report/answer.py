@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from .aggregate import Group, Row, Terms
+from .aggregate import Group, Row, ScoreBasis
 from .decoding import kept, longest_decoded
 from .flags import in_words
 from .memory import memory_of
@@ -37,7 +37,7 @@ def answer(groups: Sequence[Group]) -> list[str]:
     groups = unswept(groups, sweeps)
     judged = [group for group in groups if can_be_judged(group)]
     for group in [*(group for group in groups if not group.decodes), *longest_decoded(groups)]:
-        by = f", by {group.terms.words('score')}" if group.terms != Terms() else ""
+        by = f", by {group.basis.words('score')}" if group.basis != ScoreBasis() else ""
         lines.append(f"{group.title}{by}: {' '.join([*sentences(group), *disturbed(group)])}")
     lines += over_tasks(judged)
     lines += map(crossovers, series)

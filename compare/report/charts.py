@@ -71,13 +71,13 @@ def plan(groups: Sequence[Group], styles: Mapping[str, Style]) -> list[tuple[Cha
     ]
     for group in unswept(groups, sweeps):
         for against in (SPEED, weight_of(group.rows)):
-            title = f"{sentence(group.terms.words('score'))} against {against.words}: {group.title}"
+            title = f"{sentence(group.basis.words('score'))} against {against.words}: {group.title}"
             alt = f"{title}. {describe_accuracy(group, against)}"
             chart = Chart(f"{against.stem}_{group.slug}", alt.strip(), group.slug)
             charts.append((chart, partial(accuracy_chart, group, against, styles)))
         if capacity := capacity_group(group):
             for against in (state_of(capacity.rows), STEP):
-                title = f"Capacity: {group.terms.words('score')} against {against.words}: {group.title}"
+                title = f"Capacity: {group.basis.words('score')} against {against.words}: {group.title}"
                 alt = f"{title}. {describe_accuracy(capacity, against)}"
                 chart = Chart(f"{against.stem}_{group.slug}", alt.strip(), group.slug)
                 charts.append((chart, partial(accuracy_chart, capacity, against, styles)))

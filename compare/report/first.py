@@ -104,7 +104,7 @@ def solved(group: Group) -> str:
     scores, floor, failed = scores_of(group), floor_of(group), unsolved(group)
     n = max(score.n for row in group.rows if (score := group.score(row)))
     where = "In this run" if n == 1 else f"On the mean of {n} seeds"
-    what, scale = group.terms.words(group.metric), group.scale
+    what, scale = group.basis.words(group.metric), group.scale
     step = near(group)
     above = f"{step} {'better than' if scale.lower_is_better else 'above'}"
     needs = floor[1] if floor else ""

@@ -123,7 +123,7 @@ class HeatMap:
     @property
     def title(self) -> str:
         where = f" ({self.groups[0].where})" if self.groups[0].where else ""
-        score = sentence(self.groups[0].terms.words("score"))
+        score = sentence(self.groups[0].basis.words("score"))
         return f"{score} of every variant on every task, as the difference to full{where}{self.part}"
 
     @property

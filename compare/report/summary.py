@@ -22,9 +22,9 @@ def summarise(group: Group) -> list[str]:
     if not any(row.finished for row in group.rows):
         return [f"No run finished: {', '.join(f'{row.name} {row.status}' for row in group.rows)}."]
     scores, memory, scale = scores_of(group), memory_of(group.rows), group.scale
-    best = f"Lowest {group.terms.words(group.metric)}" if scale.lower_is_better else None
-    highest = best or f"Highest {group.terms.words('score')}"
-    first = "Most accurate" if group.terms.split == "test" and not best else highest
+    best = f"Lowest {group.basis.words(group.metric)}" if scale.lower_is_better else None
+    highest = best or f"Highest {group.basis.words('score')}"
+    first = "Most accurate" if group.basis.split == "test" and not best else highest
     more = not scale.lower_is_better
     sentences = [
         leader(group, scores, (first, highest), scale.show, group.score_differences, more_is_better=more),

@@ -84,7 +84,7 @@ def sweep_table(group: Group) -> tuple[list[str], list[list[str]]] | None:
     header = [
         "sweep",
         "values",
-        f"{'lowest' if scale.lower_is_better else 'highest'} {group.terms.words('score')}",
+        f"{'lowest' if scale.lower_is_better else 'highest'} {group.basis.words('score')}",
         "smallest within noise of it",
         "its state a layer",
         "its step",

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from compare.load import LIMIT, WAVERS, is_known, wavered
 
-from .aggregate import Chart, Group, Row, Terms, as_mapping, as_number, numbers, status_of
+from .aggregate import Chart, Group, Row, ScoreBasis, as_mapping, as_number, numbers, status_of
 from .answer import BUSY, answer
 from .beyond import table_by_length
 from .decoding import DECODING, decode_tables
@@ -165,8 +165,8 @@ def unit_of(group: Group) -> str:
 def columns_of(group: Group) -> list[Column]:
     """The columns in which at least one row has something: no scores where nothing was trained."""
     columns, unit = list(COLUMNS), unit_of(group)
-    columns[2] = Column(f"{group.terms.words('score')}, {unit}", score)
-    if group.terms != Terms():
+    columns[2] = Column(f"{group.basis.words('score')}, {unit}", score)
+    if group.basis != ScoreBasis():
         columns.append(Column(f"test score at the end, {unit}", test_score))
     return [column for column in columns if any(column.cell(row, group).key is not None for row in group.rows)]
 
@@ -189,8 +189,8 @@ def notes(group: Group) -> list[str]:
             f"{sentence(group.metric)}: lower is better. What the test set itself adds to the noise is not known, "
             "and in no interval."
         )
-    if group.terms.note and not scored(group):
-        lines.append(group.terms.note)
+    if group.basis.note and not scored(group):
+        lines.append(group.basis.note)
     unturned = [row.name for row in group.rows if any(r.get("rotary_without_effect") is True for r in row.records)]
     if unturned:
         lines.append(f"Rotary positions have no effect on {', '.join(unturned)}.")
@@ -243,12 +243,12 @@ def equal_table(group: Group) -> Equal | None:
         return None
     header, columns = ["variant"], [[marked(row, group) for row in group.rows]]
     for view in filter(scored, views):
-        header += [f"{view.terms.at}, {unit_of(group)}", f"Δ to full, {group.scale.points}"]
+        header += [f"{view.basis.at}, {unit_of(group)}", f"Δ to full, {group.scale.points}"]
         columns.append([score_text(view.score(row), group.scale) for row in view.rows])
         columns.append(
             [group.scale.change(d) if (d := view.against_full.get(row.name)) else MISSING for row in view.rows]
         )
-    return Equal(header, [list(cells) for cells in zip(*columns, strict=True)], [view.terms.note for view in views])
+    return Equal(header, [list(cells) for cells in zip(*columns, strict=True)], [view.basis.note for view in views])
 
 
 def slice_table(group: Group) -> tuple[list[str], list[list[str]]] | None:

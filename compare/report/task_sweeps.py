@@ -77,9 +77,9 @@ class TaskSweep:
     def score_words(self) -> str:
         """What is scored; of what it was read at only as much as all values share."""
         first = self.groups[0]
-        if len({group.terms for group in self.groups}) == 1:
-            return first.terms.words(first.metric)
-        return f"{first.terms.split} {first.metric} at equal terms"
+        if len({group.basis for group in self.groups}) == 1:
+            return first.basis.words(first.metric)
+        return f"{first.basis.split} {first.metric} at equal terms"
 
     @property
     def heading(self) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .aggregate import Group, Record, Terms, as_number
+from .aggregate import Group, Record, ScoreBasis, as_number
 from .units import count, plain, seconds
 
 
@@ -51,7 +51,7 @@ def at_equal(group: Group, match: Match) -> Group:
         return with_scores(
             group,
             {},
-            Terms("validation", at, f"Nothing {at}: no learning curve has validation scores by {match.words}."),
+            ScoreBasis("validation", at, f"Nothing {at}: no learning curve has validation scores by {match.words}."),
         )
     shortest = min(reached, key=lambda run: reached[run])
     x = reached[shortest]
@@ -61,16 +61,16 @@ def at_equal(group: Group, match: Match) -> Group:
         note += f" Left out, without validation scores by {match.words}: {'; '.join(missing)}."
     if late := [name_of(run) for run in reached if run not in scores]:
         note += f" Without a score there, being first validated later: {'; '.join(late)}."
-    return with_scores(group, scores, Terms("validation", f"{at} ({match.show(x)})", note))
+    return with_scores(group, scores, ScoreBasis("validation", f"{at} ({match.show(x)})", note))
 
 
-def with_scores(group: Group, scores: Mapping[tuple[str, str], float], terms: Terms) -> Group:
+def with_scores(group: Group, scores: Mapping[tuple[str, str], float], basis: ScoreBasis) -> Group:
     """The group with these scores, by row and seed."""
     by_row: dict[str, dict[str, float]] = {}
     for (name, seed), score in scores.items():
         by_row.setdefault(name, {})[seed] = score
     rows = (replace(row, scores=by_row.get(row.name, {})) for row in group.rows)
-    return replace(group, rows=tuple(rows), terms=terms)
+    return replace(group, rows=tuple(rows), basis=basis)
 
 
 def name_of(run: tuple[str, str]) -> str:

@@ -104,7 +104,7 @@ def test_the_state_alone_is_that_of_a_chunk(window: int) -> None:
     q, k, v = heads(backend, torch.randn(2, 30, 16, dtype=torch.float64))
     hidden = torch.rand(2, 1, 30, 1) < 0.3
     after = backend._chunk(0, state, q, k, v, hidden)[1]
-    assert all(torch.equal(*pair) for pair in zip(backend._onward(0, state, q, k, v, hidden), after, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(backend._next_state(0, state, q, k, v, hidden), after, strict=True))
 
 
 @pytest.mark.parametrize("window", [0, 5, 1000])

@@ -94,8 +94,10 @@ class Based(Mixer):
         if key_padding_mask is not None:
             sequences = (*sequences, key_padding_mask[:, None, :, None])
         if self.causal:
-            return self._finish(scan(self._chunk, sequences, self.begin(x), onward=self._onward, folds=True), x)
-        before, after = scan_both(self._chunk, sequences, sequences, self.begin(x), onward=self._onward, folds=True)
+            return self._finish(scan(self._chunk, sequences, self.begin(x), next_state=self._next_state, folds=True), x)
+        before, after = scan_both(
+            self._chunk, sequences, sequences, self.begin(x), next_state=self._next_state, folds=True
+        )
         share = (before[..., -1:] - after[..., -1:]).sigmoid()  # of the keys before in all weights
         return self._finish(torch.lerp(after[..., :-1], before[..., :-1], share), x)
 
@@ -170,7 +172,7 @@ class Based(Mixer):
             out = torch.cat([out, (below.log() + top).masked_fill(~met, LOWEST)], dim=-1)
         return out
 
-    def _onward(self, _first: int, state: Tensors, _q: Tensor, k: Tensor, v: Tensor, *hidden: Tensor) -> Tensors:
+    def _next_state(self, _first: int, state: Tensors, _q: Tensor, k: Tensor, v: Tensor, *hidden: Tensor) -> Tensors:
         """The next state alone, for ``scan``."""
         return self._moved(state[0], *self._with_past(state, k, v, *hidden))
 
