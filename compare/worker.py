@@ -324,13 +324,15 @@ def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
     Returns:
         Length -> FLOPs per token of forward and backward, at some lengths that come up in training.
     """
-    if not trainer.spec.search:
-        measure_step(trainer, record)
-    return count_step(trainer, record)
+    spec = trainer.spec
+    first = at_full_length(next(trainer.task.train_batches(spec.batch_size, spec.seq_len, spec.seed)), spec.seq_len)
+    if not spec.search:
+        measure_step(trainer, first, record)
+    return count_step(trainer, first, record)
 
 
-def measure_step(trainer: Trainer, record: Record) -> None:
-    """Kernel, parameters, state, time and memory of one micro-batch at full length."""
+def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
+    """Kernel, parameters, state, time and memory of a micro-batch at full length."""
     import torch
 
     from compare import measure
@@ -341,7 +343,6 @@ def measure_step(trainer: Trainer, record: Record) -> None:
     before = clocks()
     if spec.steps == 0:
         record["matrix_rate_flops"] = measure.matrix_rate(device, getattr(torch, spec.dtype))
-    first = at_full_length(next(task.train_batches(spec.batch_size, spec.seq_len, spec.seed)), spec.seq_len)
     batch = trainer.to_device(first)
     sublayer = trainer.accelerator.unwrap_model(trainer.model).encoder.layers[0].attention
     shape = (count_tokens(first) // spec.seq_len, spec.seq_len, spec.d_model)
@@ -380,13 +381,12 @@ def measure_step(trainer: Trainer, record: Record) -> None:
     record |= {f"measure_{name}": share for name, share in shares(spent, spec.threads).items()}
 
 
-def count_step(trainer: Trainer, record: Record) -> dict[int, float]:
-    """FLOPs of forward and backward of one micro-batch at full length; returns what ``measure_costs`` does."""
+def count_step(trainer: Trainer, first: Batch, record: Record) -> dict[int, float]:
+    """FLOPs of forward and backward of a micro-batch at full length; returns what ``measure_costs`` does."""
     from compare.measure import count_flops
     from compare.train import Tally, count_tokens
 
     spec, task = trainer.spec, trainer.task
-    first = at_full_length(next(task.train_batches(spec.batch_size, spec.seq_len, spec.seed)), spec.seq_len)
     lengths = {spec.seq_len, *(length for _, length, _ in spec.phases())}
     if task.sample_lengths("train") is not None:
         lengths |= {max(1, spec.seq_len // 4), max(1, spec.seq_len // 16)}
