@@ -21,7 +21,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from compare.arguments import LONGEST, Parser, add_match, cost_parser, diff_parser, run_parser
-from compare.plan import UsageError, asked_variants, find, left_out, make_specs, remarks, split
+from compare.plan import (
+    UsageError,
+    asked_variants,
+    find,
+    left_out,
+    make_specs,
+    read_grid_at,
+    read_sweeps,
+    remarks,
+    split,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -238,9 +248,11 @@ def run_and_report(
     try:
         if options.lr_grid:
             grid = make_grid(options.lr_grid, options.weight_decay_grid)
+            at = read_grid_at(options.grid_at, read_sweeps(options.sweep)[1])
             specs, notes = search_rates(
                 *(specs, grid, lambda wanted: run_all(wanted, records, progress, unprepared, run_options)),
                 progress.say,
+                at,
             )
         if options.plan:
             notes = {spec.run_id: notes.get(spec.run_id, {}) | {"plan": options.plan} for spec in specs}

@@ -143,6 +143,13 @@ def run_parser() -> Parser:
         metavar="R,S",
         help="choose it for each variant by the validation score, at each of these rates, of a run with seed 0",
     )
+    train.add_argument(
+        "--grid-at",
+        action="append",
+        default=[],
+        metavar="TASK.OPTION=VALUE",
+        help="where --sweep varies an option of a task: choose the rate at this value, for all (at each for itself)",
+    )
     decay = train.add_mutually_exclusive_group()
     decay.add_argument("--weight-decay", type=amount, default=0.01, metavar="W", help="of matrices (%(default)g)")
     decay.add_argument(

@@ -54,6 +54,8 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
     chosen = choose_tasks(options)
     settings = read_settings(options.set)
     sweeps, task_sweeps = read_sweeps(options.sweep)
+    if read_grid_at(options.grid_at, task_sweeps) and not options.lr_grid:
+        raise UsageError("--grid-at: expected --lr-grid with it: it says where that chooses")
     check_causal(options, sweeps)
     compared = [*dict.fromkeys([*variants, *(sweep.name for sweep in sweeps)])]
     unused = set(settings) - set(compared) - {name for name, _, _ in chosen}
@@ -444,6 +446,23 @@ def read_sweeps(words: list[str]) -> tuple[list[Sweep], dict[str, Sweep]]:
         else:  # of the same option the last counts, as of any flag: a plan's can be changed
             task_sweeps[name] = sweep
     return sweeps, task_sweeps
+
+
+def read_grid_at(words: list[str], sweeps: dict[str, Sweep]) -> dict[str, tuple[str, Option]]:
+    """``--grid-at noisy_recall.pairs=16`` -> {"noisy_recall": ("pairs", 16)}, of sweeps of tasks."""
+    found = {}
+    for word in words:
+        flag = f"--grid-at {word}"
+        task, option, text = split_setting(flag, word, "VALUE, one that --sweep has of a task")
+        if task not in sweeps or sweeps[task].option != option:
+            swept = ", ".join(f"{name}.{sweep.option}" for name, sweep in sweeps.items()) or "nothing"
+            raise UsageError(f"{flag}: expected an option of a task that --sweep names ({swept}), got {task}.{option}")
+        values = sweeps[task].values
+        value = read_value(flag, text, values[0])
+        if value not in values:
+            raise UsageError(f"{flag}: expected one of the swept values {', '.join(map(str, values))}, got {text}")
+        found[task] = (option, value)
+    return found
 
 
 def split_setting(flag: str, word: str, form: str) -> tuple[str, str, str]:

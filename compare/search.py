@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from compare.spec import RunSpec
+from compare.spec import Option, RunSpec
 
 if TYPE_CHECKING:
     from compare.record import Record
 
 SEED = 0  # of the runs that search
+At = dict[str, tuple[str, Option]]
+"""Task -> its swept option, and the value of it at which rates are chosen for all values."""
 
 
 class Setting(NamedTuple):
@@ -38,6 +40,7 @@ def search_rates(
     grid: Sequence[Setting],
     run: Callable[[list[RunSpec]], list[Record]],
     say: Callable[[str], None],
+    at: At,
 ) -> tuple[list[RunSpec], dict[str, Record]]:
     """Run the search; its runs are records like others, so that ``--resume`` finds them.
 
@@ -46,28 +49,40 @@ def search_rates(
         grid: of ``make_grid``.
         run: runs specs and returns their records.
         say: tells a line.
+        at: where a task is swept and one search stands for all values.
 
     Returns:
         the specs with their learning rates, and what to add to the record of each: run_id -> {"lr_search": …}.
     """
-    wanted = search_specs(specs, grid)
+    wanted = search_specs(specs, grid, at)
     say(f"choosing learning rates: {len(wanted)} runs with seed {SEED}, validated and not tested")
     found = {record["run_id"]: record for record in run(wanted)}
     chosen, notes = [], {}
     for spec in specs:
-        search = choose([found[tried.run_id] for tried in search_specs([replace(spec, seed=SEED)], grid)], grid)
+        tried = search_specs([replace(spec, seed=SEED)], grid, at)
+        search = choose([found[run.run_id] for run in tried], grid)
+        if spec.task in at:
+            search["at"] = "{}={}".format(*at[spec.task])
         setting = Setting(search["chosen"], search["chosen_weight_decay"])
         chosen.append(setting.of(spec))
         notes[chosen[-1].run_id] = {"lr_search": search}
-        if spec.seed == SEED:
+        if spec.seed == SEED and stand_in(spec, at) == spec:
             note = f" ({search['note']})" if search["note"] else ""
             say(f"learning rate of {spec.label} · {spec.task} · N {spec.seq_len}: {setting.words}{note}")
     return chosen, notes
 
 
-def search_specs(specs: Sequence[RunSpec], grid: Sequence[Setting]) -> list[RunSpec]:
+def search_specs(specs: Sequence[RunSpec], grid: Sequence[Setting], at: At) -> list[RunSpec]:
     """A run for each point of the grid of everything that is to run with the seed of the search."""
-    return [replace(setting.of(spec), search=True) for spec in specs if spec.seed == SEED for setting in grid]
+    searched = dict.fromkeys(stand_in(spec, at) for spec in specs if spec.seed == SEED)
+    return [replace(setting.of(spec), search=True) for spec in searched for setting in grid]
+
+
+def stand_in(spec: RunSpec, at: At) -> RunSpec:
+    """The run that is searched for this one: the same, with the swept option of its task as ``at`` has it."""
+    if spec.task not in at:
+        return spec
+    return replace(spec, task_options=tuple(sorted({**dict(spec.task_options), **dict([at[spec.task]])}.items())))
 
 
 def choose(runs: Sequence[Record], grid: Sequence[Setting]) -> Record:

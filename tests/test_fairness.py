@@ -321,14 +321,20 @@ def test_how_learning_rates_were_chosen_is_noted() -> None:
         if record["variant"] == "full":
             record["lr_search"] = search | {"chosen": 0.002, "seconds": 70.0}
         if record["variant"] == "linear":
-            record["lr_search"] = search | {"chosen": 0.004, "seconds": 80.0, "note": "at the edge of the grid"}
+            record["lr_search"] = search | {
+                "at": "pairs=16",
+                "chosen": 0.004,
+                "seconds": 80.0,
+                "note": "at the edge of the grid",
+            }
         if record["variant"] == "local":
             record["lr_search"] = "damaged"
-    (line,) = (line for line in notes(groups_of(records)[0]) if line.startswith("Learning rate"))
-    assert line == (
-        "Learning rate chosen of 0.001, 0.002, 0.004 on validation: full 0.002, linear 0.004 (at the edge of the grid)."
-        f" The search took 75{NO_BREAK}s a variant."
-    )
+    took = f" The search took 75{NO_BREAK}s a variant."
+    assert [line for line in notes(groups_of(records)[0]) if line.startswith("Learning rate")] == [
+        f"Learning rate chosen of 0.001, 0.002, 0.004 on validation: full 0.002.{took}",
+        "Learning rate chosen of 0.001, 0.002, 0.004 at pairs=16 on validation: linear 0.004 (at the edge of the grid)."
+        + took,
+    ]
 
 
 def set_scores(records: Sequence[Record], scores: dict[str, float], spread: float = 0.0005) -> list[Record]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,10 +18,12 @@ from compare.run import run_all
 from compare.search import Setting, choose, make_grid, search_rates, search_specs
 from compare.spec import RunSpec
 from compare.worker import RunOptions
+from tests.here import compare_here
 from tests.make_records import make_record, write_folder
 
 RATES = (1e-3, 3e-3, 1e-2)
 GRID = make_grid(RATES, ())
+SWEPT = ["--tasks", "mad_memorize", "--sweep", "mad_memorize.vocab_size=64:128"]
 WORDS = ["--tasks", "mqar", "--seq-len", "32", "--steps", "2", "--seeds", "3", "--no-control"]
 
 
@@ -62,7 +62,7 @@ def test_a_weight_decay_is_chosen_together_with_the_rate() -> None:
     assert (search["chosen"], search["chosen_weight_decay"]) == (1e-3, 0.1)
     assert (search["grid"], search["weight_decay_grid"]) == ([1e-3, 3e-3], [0.0, 0.1])
     planned = specs("--variants", "full", "--weight-decay-grid", "0.1,0")
-    assert [(run.lr, run.weight_decay) for run in search_specs(planned, grid)] == [tuple(s) for s in grid]
+    assert [(run.lr, run.weight_decay) for run in search_specs(planned, grid, {})] == [tuple(s) for s in grid]
     assert Setting(2e-3).of(planned[0]).weight_decay == planned[0].weight_decay
 
 
@@ -72,12 +72,31 @@ def test_a_run_that_fails_late_has_lost_whatever_it_scored() -> None:
 
 def test_the_search_takes_one_seed_one_grid_for_all_and_no_test() -> None:
     planned = specs("--variants", "full,linear", "--seq-len", "32,64")
-    search = search_specs(planned, GRID)
+    search = search_specs(planned, GRID, {})
     assert all(run.search and run.seed == 0 for run in search)
     assert {(run.variant, run.seq_len, run.lr) for run in search} == {
         (variant, length, rate) for variant in ("full", "linear") for length in (32, 64) for rate in RATES
     }
     assert len({run.run_id for run in search} | {spec.run_id for spec in planned}) == len(search) + len(planned)
+
+
+def test_one_search_stands_for_all_values_of_a_sweep(worker: list[RunSpec], tmp_path: Path) -> None:
+    planned = specs("--variants", "full,linear", "--tasks", "mad_memorize", "--sweep", "mad_memorize.vocab_size=64:256")
+    at = {"mad_memorize": ("vocab_size", 128)}
+    search = search_specs(planned, GRID, at)
+    assert {(run.variant, run.task_options, run.lr) for run in search} == {
+        (variant, (("vocab_size", 128),), rate) for variant in ("full", "linear") for rate in RATES
+    }
+    assert len(search) == 6
+    silent = Progress(Console(file=io.StringIO()))
+    records = tmp_path / "records.jsonl"
+    final, notes = search_rates(
+        planned, GRID, lambda wanted: run_all(wanted, records, silent, {}, RunOptions()), lambda _: None, at
+    )
+    assert [spec.task_options for spec in final] == [spec.task_options for spec in planned]
+    assert {spec.lr for spec in final} == {3e-3}
+    assert {note["lr_search"]["at"] for note in notes.values()} == {"vocab_size=128"}
+    assert len(notes) == len(planned)
 
 
 @pytest.fixture
@@ -103,7 +122,7 @@ def test_all_seeds_run_with_the_chosen_rate_and_resume_finds_the_search(worker: 
         return run_all(wanted, path, silent, {}, RunOptions(), notes)
 
     def whole() -> list[RunSpec]:
-        final, notes = search_rates(specs("--variants", "full,linear"), GRID, run, told.append)
+        final, notes = search_rates(specs("--variants", "full,linear"), GRID, run, told.append, {})
         run(final, notes)
         return final
 
@@ -129,7 +148,7 @@ def test_all_seeds_run_with_the_chosen_rate_and_resume_finds_the_search(worker: 
 def test_the_command_searches_and_touches_the_test_split_once(tmp_path: Path) -> None:
     words = ["--tasks", "mqar", "--seq-len", "32", "--d-model", "16", "--batch-size", "64", "--steps", "2"]
     words += ["--variants", "none", "--lr-grid", "1e-3,1e30", "--out", str(tmp_path / "run")]
-    done = subprocess.run([sys.executable, "-m", "compare", *words], capture_output=True, text=True, check=False)
+    done = compare_here(*words)
     assert done.returncode == 0, done.stderr
     assert "learning rate of none · mqar · N 32: 0.001 (at the edge of the grid" in " ".join(done.stdout.split())
     *search, final = read_records(tmp_path / "run" / "records.jsonl")[0]
@@ -157,6 +176,8 @@ def test_runs_of_the_search_are_no_results(tmp_path: Path) -> None:
         (["--weight-decay-grid", "0,-1"], "--weight-decay-grid: expected a positive number, got '-1'"),
         (["--lr-grid", "1e-3"], "--lr-grid: expected two rates or more, as 1e-3,3e-3, got '1e-3'"),
         (["--lr-grid", "1e-3,much"], "--lr-grid: expected a positive number, got 'much'"),
+        (["--grid-at", "mqar.x=4"], r"expected an option of a task that --sweep names \(nothing\), got mqar.x"),
+        ([*SWEPT, "--grid-at", "mad_memorize.vocab_size=65"], "expected one of the swept values 64, 128, got 65"),
         (["--lr-grid", "auto"], "--lr-grid: expected a positive number, got 'auto'"),
     ],
 )

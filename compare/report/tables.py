@@ -222,6 +222,8 @@ def search_notes(group: Group) -> list[str]:
         if decay is not None and isinstance(decays, list):
             words += f", with a weight decay of {', '.join(map(str, decays))},"
             remark = f" with {decay:g}{remark}"
+        if isinstance(found.get("at"), str):
+            words += f" at {found['at']}"
         grids.setdefault(words, []).append(f"{row.name} {chosen:g}{remark}")
         costs += numbers([found], "seconds")
     took = f" The search took {seconds(sum(costs) / len(costs))} a variant." if costs else ""

@@ -1,0 +1,64 @@
+"""The command line and its runs in the process of the tests, which has imported already what takes a process seconds.
+
+For tests of what a comparison does; those of how a run is kept apart start processes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from subprocess import CompletedProcess
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from compare.__main__ import main
+from compare.record import Record
+from compare.spec import RunSpec
+from compare.worker import Events, RunOptions, run
+
+OnEvent = Callable[[Record], None]
+Warn = Callable[[str], None]
+
+
+class Heard(Events):
+    """Events that go to functions in place of a pipe."""
+
+    def __init__(self, on_event: OnEvent, warn: Warn) -> None:
+        super().__init__(io.StringIO())
+        self.on_event, self.warn = on_event, warn  # type: ignore[method-assign]
+
+    def send(self, event: Record) -> None:
+        self.on_event(event)
+
+
+def run_here(
+    spec: RunSpec,
+    on_event: OnEvent = lambda _: None,
+    run_options: RunOptions | None = None,
+    warn: Warn = lambda _: None,
+) -> Record:
+    """``compare.run.run_one`` without a process of its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    threads = torch.get_num_threads()
+    try:
+        record = run(spec, run_options or RunOptions(), Heard(on_event, warn))
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
+    found: Record = json.loads(json.dumps(record))  # as through the pipe
+    return found
+
+
+def compare_here(*words: str) -> CompletedProcess[str]:
+    """``python -m compare`` with these words."""
+    said, complained = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(complained):
+        patch.setattr("compare.run.run_one", run_here)
+        with pytest.raises(SystemExit) as stop:
+            main(list(words))
+    assert isinstance(stop.value.code, int)
+    return CompletedProcess(words, stop.value.code, said.getvalue(), complained.getvalue())
