@@ -21,7 +21,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARKED = [path for path in PAGES if re.search(r"^<!-- /", path.read_text(encoding="utf-8"), re.M)]
 
 
-SMALL = "--seq-len 64 --steps 2 --d-model 16 --n-layers 1 --batch-size 4"
+SMALL = "--no-control --seq-len 64 --steps 2 --d-model 16 --n-layers 1 --batch-size 4"
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
@@ -94,6 +94,15 @@ def test_steps_on_a_gpu_are_those_of_the_records() -> None:
             assert all(times[name] >= full for name in re.findall(r"`(\w+)` \d", slower))
 
 
+def test_few_steps_of_the_recurrent_are_those_of_the_records() -> None:
+    page = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+    assert "`gated_deltanet`, `mamba2` and `based` took less than a third of the steps of `linear`" in page
+    lines = (ROOT / "results/cpu-2core/recall_8192/records.jsonl").read_text(encoding="utf-8").splitlines()
+    runs = [record for line in lines if not (record := json.loads(line))["spec"].get("search")]
+    steps = {name: [r["train_steps"] for r in runs if r["variant"] == name] for name in {r["variant"] for r in runs}}
+    assert 3 * max(steps["gated_deltanet"] + steps["mamba2"] + steps["based"]) < min(steps["linear"])
+
+
 def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -107,7 +116,7 @@ def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
     [
         (["add_attention.py"], "(2, 300, 64)"),
         (["read_records.py", str(ROOT / "results/cpu-2core/main")], "linformer"),
-        (["choose_attention.py", "texts.csv", *SMALL.split()], "linear   accuracy"),
+        (["choose_attention.py", "texts.csv", *SMALL.split(), "--variants", "linear"], "linear   accuracy"),
     ],
     ids=lambda words: words[0] if isinstance(words, list) else "",
 )
