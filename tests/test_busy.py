@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from compare.__main__ import main
 from compare.fields import parse_record
 from compare.load import LIMIT, add_since, clocks, disturbance, shares, wavered
 from compare.progress import outcome
@@ -24,6 +23,7 @@ from compare.report.page import html_page
 from compare.report.scaling import find_crossovers, length_series, rows_by_length
 from compare.report.summary import summarise
 from compare.report.tables import columns_of, markdown_report, notes
+from tests.here import compare_here
 from tests.make_records import ENVIRONMENT, Record, make_record
 from tests.test_fairness import words_of
 
@@ -235,20 +235,7 @@ def test_a_comparison_beside_a_hog_is_flagged(tmp_path: Path) -> None:
     hogs = [subprocess.Popen([sys.executable, "-c", HOG], start_new_session=True) for _ in each]
     try:
         words = ["--variants", "full", "--tasks", "mqar", "--seq-len", "64", "--steps", "12", "--batch-size", "4"]
-        with pytest.raises(SystemExit):
-            main(
-                [
-                    *words,
-                    "--d-model",
-                    "16",
-                    "--n-layers",
-                    "1",
-                    "--no-control",
-                    "--quiet",
-                    "--out",
-                    str(tmp_path / "out"),
-                ]
-            )
+        compare_here(*words, "--d-model", "16", "--n-layers", "1", "--no-control", "--out", str(tmp_path / "out"))
     finally:
         for hog in hogs:
             hog.kill()

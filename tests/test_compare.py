@@ -24,6 +24,7 @@ from compare.record import append_record, read_records
 from compare.run import run_all, run_one
 from compare.spec import DEFAULTS, RunSpec
 from compare.worker import RunOptions
+from tests.here import compare_here, run_here
 from tests.make_records import make_record, write_folder
 
 ROOT = Path(__file__).parents[1]
@@ -107,7 +108,7 @@ def test_a_record_holds_what_is_promised(finished) -> None:
 
 def test_no_steps_measure_cost_alone(tmp_path: Path) -> None:
     words = [*TINY[:-1], "0", "--seq-len", "32,64", "--variants", "linformer", "--no-control", "--out", str(tmp_path)]
-    done = compare(*words)
+    done = compare_here(*words)
     assert done.returncode == 0, done.stderr
     for record in records_of(tmp_path):
         assert record["status"] == "ok", record["reason"]
@@ -130,7 +131,7 @@ def test_report_redraws_from_records_alone(finished) -> None:
     out, _ = finished
     before = (out / "report.html").read_text()
     (out / "report.html").unlink()
-    done = compare("report", str(out))
+    done = compare_here("report", str(out))
     assert done.returncode == 0, done.stderr
     assert (out / "report.html").read_text() == before
 
@@ -138,12 +139,12 @@ def test_report_redraws_from_records_alone(finished) -> None:
 def test_resume_repeats_nothing_and_adds_what_is_missing(finished) -> None:
     out, _ = finished
     words = [*TINY, "--variants", "full,xformers", "--set", "full.kernel=efficient", "--out", str(out)]
-    refused = compare(*words)
+    refused = compare_here(*words)
     assert refused.returncode == 2
     assert "add --resume" in refused.stderr
     lines = (out / "records.jsonl").read_text().splitlines()
     (out / "records.jsonl").write_text("\n".join([lines[0], "{damaged", lines[1]]) + "\n" + lines[2][:50])
-    done = compare(*words, "--resume")
+    done = compare_here(*words, "--resume")
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
     assert "line 2 is damaged and was skipped" in said
@@ -193,7 +194,7 @@ def test_interrupting_keeps_what_is_finished(ending: signal.Signals, tmp_path: P
     ],
 )
 def test_a_failed_run_is_a_row(change: dict[str, object], status: str, reason: str) -> None:
-    record = run_one(replace(SPEC, **change), lambda _: None)
+    record = (run_one if status == "oom" else run_here)(replace(SPEC, **change), lambda _: None)
     assert record["status"] == status, record["reason"]
     assert re.search(reason, record["reason"])
     assert "\n" not in record["reason"]
@@ -201,15 +202,15 @@ def test_a_failed_run_is_a_row(change: dict[str, object], status: str, reason: s
 
 
 def test_bfloat16_and_accumulation_train() -> None:
-    record = run_one(replace(SPEC, dtype="bfloat16", accumulate=3), lambda _: None)
+    record = run_here(replace(SPEC, dtype="bfloat16", accumulate=3))
     assert record["status"] == "ok", record["reason"]
     assert record["train_tokens"] == 2 * 3 * 64 * 32
 
 
 def test_the_same_steps_and_seed_give_the_same_result() -> None:
-    first, second = (run_one(replace(SPEC, variant="reformer", steps=4), lambda _: None) for _ in range(2))
+    first, second = (run_here(replace(SPEC, variant="reformer")) for _ in range(2))
     assert first["test_loss"] == second["test_loss"]
-    other = run_one(replace(SPEC, variant="reformer", steps=4, seed=1), lambda _: None)
+    other = run_here(replace(SPEC, variant="reformer", seed=1))
     assert other["test_loss"] != first["test_loss"]
 
 
@@ -224,7 +225,7 @@ def test_a_worker_that_dies_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_where_every_run_fails_the_exit_code_is_1(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    done = compare(*TINY, "--variants", "none", "--dtype", "float16", "--device", "cpu", "--out", str(out))
+    done = compare_here(*TINY, "--variants", "none", "--dtype", "float16", "--device", "cpu", "--out", str(out))
     assert done.returncode == 1
     assert records_of(out)[0]["status"] == "unsupported"
     assert (out / "report.html").exists()
@@ -284,7 +285,7 @@ def test_phases_end_at_full_length() -> None:
 
 def test_training_goes_through_the_lengths() -> None:
     change = {"task": "bytes", "seq_len": 512, "batch_size": 2, "length_schedule": "from-16th", "steps": 8}
-    record = run_one(replace(SPEC, **change), lambda _: None)
+    record = run_here(replace(SPEC, **change))
     assert record["status"] == "ok", record["reason"]
     assert [p["seq_len"] for p in record["curve"]] == [32] * 4 + [128] * 2 + [512] * 2
     assert record["train_tokens"] == 4 * 8 * 32 + 2 * 2 * 128 + 2 * 2 * 512

@@ -20,7 +20,8 @@ from compare.run import run_one
 from compare.spec import RunSpec
 from compare.worker import resized
 from tasks import IGNORE, Batch
-from tests.test_compare import SPEC, compare, records_of
+from tests.here import compare_here, run_here
+from tests.test_compare import SPEC, records_of
 
 
 @pytest.mark.parametrize(
@@ -73,11 +74,11 @@ def test_what_is_about_training_is_refused(words: list[str]) -> None:
 
 
 def test_a_memory_that_nobody_has_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    done = compare("cost", "--memory-limit", "900TB", "--out", str(tmp_path / "out"))
+    done = compare_here("cost", "--memory-limit", "900TB", "--out", str(tmp_path / "out"))
     assert done.returncode == 2
     assert "--memory-limit: expected at most the memory there is" in done.stderr
     assert not (tmp_path / "out").exists()
-    done = compare("cost", "--longest", "4096", "--out", str(tmp_path / "out"))
+    done = compare_here("cost", "--longest", "4096", "--out", str(tmp_path / "out"))
     assert done.returncode == 2
     assert "--longest N: expected --memory-limit SIZE with it" in done.stderr
 
@@ -134,7 +135,7 @@ def test_the_matrix_rate_is_that_of_a_product_of_matrices() -> None:
 
 
 def test_a_probe_measures_nothing_and_fits_or_does_not() -> None:
-    fits = run_one(replace(SPEC, steps=0, seq_len=64, probe=32), lambda _: None)
+    fits = run_here(replace(SPEC, steps=0, seq_len=64, probe=32))
     assert fits["status"] == "ok", fits["reason"]
     assert not {"step_seconds", "peak_memory_bytes", "test_score"} & set(fits)
     change = {"variant": "naive", "steps": 0, "probe": 32, "batch_size": 1, "memory_limit": 2**30}
@@ -145,7 +146,7 @@ def test_a_probe_measures_nothing_and_fits_or_does_not() -> None:
 def test_cost_measures_searches_and_resumes(tmp_path: Path) -> None:
     words = ["cost", "--variants", "naive", "--no-control", "--tasks", "mqar", "--seq-len", "32:64"]
     words += ["--d-model", "16", "--n-heads", "1", "--n-layers", "1", "--memory-limit", "3GB", "--longest", "128"]
-    done = compare(*words, "--out", str(tmp_path))
+    done = compare_here(*words, "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     records = records_of(tmp_path)
     measured = [r for r in records if r["spec"]["probe"] is None]
@@ -162,7 +163,7 @@ def test_cost_measures_searches_and_resumes(tmp_path: Path) -> None:
 
     lines = (tmp_path / "records.jsonl").read_text().splitlines()
     (tmp_path / "records.jsonl").write_text("\n".join(lines[:-1]) + "\n")
-    done = compare(*words, "--out", str(tmp_path), "--resume")
+    done = compare_here(*words, "--out", str(tmp_path), "--resume")
     assert done.returncode == 0, done.stderr
     again = read_records(tmp_path / "records.jsonl")[0]
     assert [r["run_id"] for r in again] == [r["run_id"] for r in records]

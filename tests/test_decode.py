@@ -30,8 +30,9 @@ from compare.report.lengths import STATE, TOKEN, cost_against_length, crossover_
 from compare.report.scaling import cost_tables, length_series
 from compare.run import reproduce
 from compare.spec import RunSpec
+from tests.here import compare_here
 from tests.make_records import ENVIRONMENT, MANY, QUADRATIC, Record, make_decoded, make_record, write_folder
-from tests.test_compare import SPEC, compare, records_of
+from tests.test_compare import SPEC, records_of
 from tests.test_report import assert_readable, labels_of
 from zoo import Encoder, MultiHeadAttention, available, describe
 
@@ -184,7 +185,7 @@ def test_what_is_not_finite_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_decoding_from_command_to_page(tmp_path: Path) -> None:
     words = ["cost", "--decode", "--variants", "full,linear,linformer", "--no-control", "--tasks", "mqar"]
     words += ["--seq-len", "64", "--d-model", "16", "--n-heads", "2", "--n-layers", "2"]
-    done = compare(*words, "--out", str(tmp_path))
+    done = compare_here(*words, "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     conv = 2 * 16

@@ -25,6 +25,7 @@ from compare.progress import Progress
 from compare.record import append_record, read_records, write_atomically
 from compare.run import run_all, run_one
 from compare.worker import RunOptions, make_task, record_of_crash
+from tests.here import compare_here
 from tests.learning import small_spec
 from tests.make_records import many_records, write_folder
 
@@ -178,7 +179,7 @@ with hold(Path({str(tmp_path)!r}), "python -m compare --variants all"):
             rf"--out {tmp_path} is in use by process {holder.pid} since \S+: python -m compare --variants all; .*",
             str(refused.value),
         )
-        second = compare(*TINY, "--out", str(tmp_path))
+        second = compare_here(*TINY, "--out", str(tmp_path))
         assert second.returncode == 2
         assert second.stderr.count("\n") == 1
         assert f"is in use by process {holder.pid}" in second.stderr
@@ -283,7 +284,7 @@ def test_a_full_disk_is_one_line_and_the_comparison_goes_on_later(room: int, tmp
     before = records.read_bytes()
     words = [*TINY, "--variants", "none", "--checkpoint-every", "1e-9", "--resume", "--out", str(tmp_path)]
     with file_limit(len(before) + room):
-        failed = compare(*words)
+        failed = compare_here(*words)
     assert failed.returncode == 1
     assert failed.stderr.count("\n") == 1, failed.stderr
     assert re.search(rf"^error: {tmp_path}.*: File too large; what is finished is kept: make room, then", failed.stderr)
@@ -292,13 +293,8 @@ def test_a_full_disk_is_one_line_and_the_comparison_goes_on_later(room: int, tmp
     if room == 600:
         assert "records.jsonl: File too large" in failed.stderr
         assert failed.stdout.count("cannot be written") == 1, "of the checkpoint, once"
-    done = compare(*words)
+    done = compare_here(*words)
     assert done.returncode == 0, done.stderr
     assert [r["status"] for r in read_records(records)[0]] == ["error", "ok"]
     assert (tmp_path / "report.html").exists()
     assert not list(tmp_path.glob("*.part"))
-
-
-def compare(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "compare", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,7 +1,5 @@
 """Plans that repeat published comparisons, and what their results say beside the published figures."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ from compare.arguments import run_parser
 from compare.plan import make_specs
 from compare.plans import PLANS, Plan, get
 from compare.report import write_report
+from tests.here import compare_here
 from tests.make_records import make_record, write_folder
 
 PLAN = Plan(
@@ -89,13 +88,9 @@ def test_every_plan_can_be_run(plan_name):
 
 
 def test_the_command_lists_plans_and_names_the_closest():
-    listed = subprocess.run(
-        [sys.executable, "-m", "compare", "reproduce"], capture_output=True, text=True, check=True
-    ).stdout
+    listed = compare_here("reproduce").stdout
     assert all(f"{name}: " in listed for name in PLANS)
-    done = subprocess.run(
-        [sys.executable, "-m", "compare", "reproduce", "mad-memorise"], capture_output=True, text=True, check=False
-    )
+    done = compare_here("reproduce", "mad-memorise")
     assert done.returncode == 2
     assert "did you mean 'mad-memorize'?" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -23,10 +23,11 @@ from rich.console import Console
 from compare.checkpoint import FORMAT, Checkpoint
 from compare.progress import Progress
 from compare.record import Record, read_records
-from compare.run import run_all, run_one
+from compare.run import run_all
 from compare.spec import RunSpec
 from compare.train import Trainer
 from compare.worker import Events, RunOptions, make_task, new_record, work
+from tests.here import run_here
 from tests.learning import small_spec
 
 ROOT = Path(__file__).parents[1]
@@ -166,7 +167,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_once_and_training_goes_on(t
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     said: list[str] = []
     run_options = RunOptions(out=str(tmp_path), checkpoint_every=1e-9)
-    record = run_one(TINY, lambda _: None, run_options, said.append)
+    record = run_here(TINY, run_options=run_options, warn=said.append)
     assert record["status"] == "ok", record["reason"]
     (warning,) = said
     assert "cannot be written" in warning
@@ -329,7 +330,7 @@ def test_kills_at_random_moments_lose_and_repeat_nothing(tmp_path: Path, compari
     for thread in threads:
         thread.join()
     assert not failures
-    expected = [untimed(run_one(spec, lambda _: None)) for spec in specs[:2]]
+    expected = [untimed(run_here(spec)) for spec in specs[:2]]
     for folder in folders:
         records = [json.loads(line) for line in finished_lines(folder)]
         assert [r["run_id"] for r in records] == [spec.run_id for spec in specs], "a run is missing or was repeated"

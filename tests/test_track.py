@@ -12,6 +12,7 @@ from compare.plan import UsageError
 from compare.run import run_one
 from compare.track import check_trackers
 from compare.worker import RunOptions
+from tests.here import run_here
 from tests.learning import small_spec
 
 SPEC = replace(small_spec("mqar", 32, steps=3, batch_size=64), d_model=16, n_heads=1, n_layers=1)
@@ -31,7 +32,7 @@ def test_tensorboard_holds_the_curve_and_the_scores(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     warnings: list[str] = []
-    record = run_one(SPEC, lambda _: None, RunOptions(out=str(tmp_path), track=("tensorboard",)), warnings.append)
+    record = run_here(SPEC, run_options=RunOptions(out=str(tmp_path), track=("tensorboard",)), warn=warnings.append)
     assert record["status"] == "ok", record["reason"]
     assert warnings == []
     events = EventAccumulator(str(tmp_path / "track" / SPEC.run_id / "attention-zoo")).Reload()

@@ -7,8 +7,8 @@ import torch
 
 from zoo import MultiHeadAttention, available, describe
 
-LENGTH = 16_384
-QUADRATIC = 4_096  # for methods that weigh all pairs, of which there are 16 times as many at LENGTH
+LENGTH = 8_192
+QUADRATIC = 2_048  # for methods that weigh all pairs, of which there are 16 times as many at LENGTH
 FORMS = [(name, causal) for name in available() for causal in (False, True)[: 1 + describe(name).traits.causal]]
 
 
