@@ -60,5 +60,5 @@ def test_baselines_match_counts(task):
 @pytest.mark.slow
 def test_full_attention_learns_it(tmp_path, monkeypatch):
     monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path))
-    score, trivial = learns(small_spec("duplicate", 32, steps=150, batch_size=64))
+    score, trivial = learns(small_spec("duplicate", 32, steps=80, batch_size=64))
     assert score > trivial + 0.5

@@ -131,5 +131,5 @@ def test_samples_met_before_are_dropped(monkeypatch):
 @pytest.mark.slow
 def test_full_attention_learns_it(tmp_path, monkeypatch):
     monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path))
-    score, trivial = learns(small_spec("selective_copy", 48, steps=200, batch_size=64))
+    score, trivial = learns(small_spec("selective_copy", 48, steps=120, batch_size=64))
     assert score > trivial + 0.1
