@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import importlib.util
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -21,6 +23,9 @@ from zoo.registry import build
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-")
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each
     os.environ["OMP_NUM_THREADS"] = "1"
+else:  # one cache for all of them: what a task generates is built once
+    os.environ["ATTENTION_ZOO_CACHE"] = tempfile.mkdtemp(prefix="zoo-")
+    atexit.register(shutil.rmtree, os.environ["ATTENTION_ZOO_CACHE"], ignore_errors=True)
 CACHED, scan.CACHED = scan.CACHED, 1  # the shortest chunks, so that short inputs have several
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 

@@ -11,12 +11,10 @@ from tests.learning import learns, small_spec
 
 
 @pytest.fixture(scope="module", params=[4, 65])
-def task(request, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        task = Adding(request.param)
-        task.prepare()
-        yield task
+def task(request):
+    task = Adding(request.param)
+    task.prepare()
+    return task
 
 
 def test_worked_example():
@@ -63,7 +61,6 @@ def test_baselines(task):
 
 
 @pytest.mark.slow
-def test_full_attention_learns_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path))
+def test_full_attention_learns_it():
     score, trivial = learns(small_spec("adding", 32, steps=150, batch_size=64))
     assert score > trivial + 0.3

@@ -13,12 +13,10 @@ from tasks.bytes import MASK, MAX_EVAL_FILE, MAX_TOKENS, PAD, SEPARATOR, Bytes, 
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        task = Bytes(1024)
-        task.prepare()
-        yield task
+def task():
+    task = Bytes(1024)
+    task.prepare()
+    return task
 
 
 @pytest.fixture(scope="module")

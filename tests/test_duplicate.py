@@ -12,12 +12,10 @@ from tests.learning import learns, small_spec
 
 
 @pytest.fixture(scope="module", params=[16, 130])
-def task(request, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        task = Duplicate(request.param)
-        task.prepare()
-        yield task
+def task(request):
+    task = Duplicate(request.param)
+    task.prepare()
+    return task
 
 
 def test_worked_example():
@@ -58,7 +56,6 @@ def test_baselines_match_counts(task):
 
 
 @pytest.mark.slow
-def test_full_attention_learns_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path))
+def test_full_attention_learns_it():
     score, trivial = learns(small_spec("duplicate", 32, steps=80, batch_size=64))
     assert score > trivial + 0.5

@@ -52,7 +52,7 @@ class Failing(Attention):
     made = 0
 
     def __init__(self, dims: Dims, config: Config):
-        super().__init__()
+        super().__init__(dims)
         self.config = config
         self.calls = 0
         Failing.made += 1

@@ -406,8 +406,7 @@ def test_provenance_counts_the_labels(task):
 
 
 @pytest.mark.slow
-def test_a_small_model_learns_more_than_the_root_operator(tmp_path, monkeypatch):
-    monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path))
+def test_a_small_model_learns_more_than_the_root_operator():
     options = {"samples": 20_000, "min_len": 4}
     score, _ = learns(small_spec("listops", 32, options, steps=150, batch_size=64))
     assert score > Listops(32, ListopsConfig(**options)).facts["baselines"]["root operator"] + 0.05

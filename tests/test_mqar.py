@@ -17,12 +17,10 @@ from tests.learning import learns, small_spec
 
 
 @pytest.fixture(scope="module", params=[32, 64, 257])
-def task(request, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        task = Mqar(request.param)
-        task.prepare()
-        yield task
+def task(request):
+    task = Mqar(request.param)
+    task.prepare()
+    return task
 
 
 def pairs_of(inputs: list[int], targets: list[int], values_from: int) -> dict[int, tuple[int, int]]:

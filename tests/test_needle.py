@@ -13,12 +13,10 @@ from tests.learning import learns, small_spec
 
 
 @pytest.fixture(scope="module", params=[32, 101])
-def task(request, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        task = Needle(request.param)
-        task.prepare()
-        yield task
+def task(request):
+    task = Needle(request.param)
+    task.prepare()
+    return task
 
 
 def needles(inputs: list[int]) -> dict[int, tuple[int, int]]:
@@ -105,7 +103,6 @@ def test_baselines_match_a_search(task):
 
 
 @pytest.mark.slow
-def test_full_attention_learns_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path))
+def test_full_attention_learns_it():
     score, trivial = learns(small_spec("needle", 32, steps=100, batch_size=64))
     assert score > trivial + 0.5

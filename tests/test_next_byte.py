@@ -17,12 +17,10 @@ N = 1024
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory) -> NextByte:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        task = NextByte(N)
-        task.prepare()
-        yield task
+def task() -> NextByte:
+    task = NextByte(N)
+    task.prepare()
+    return task
 
 
 def test_worked_example() -> None:

@@ -14,12 +14,10 @@ from tests.learning import learns, small_spec
 
 
 @pytest.fixture(scope="module", params=[48, 64, 259])
-def task(request, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        task = SelectiveCopy(request.param)
-        task.prepare()
-        yield task
+def task(request):
+    task = SelectiveCopy(request.param)
+    task.prepare()
+    return task
 
 
 def solve(inputs: list[int]) -> list[int]:
@@ -129,7 +127,6 @@ def test_samples_met_before_are_dropped(monkeypatch):
 
 
 @pytest.mark.slow
-def test_full_attention_learns_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path))
+def test_full_attention_learns_it():
     score, trivial = learns(small_spec("selective_copy", 48, steps=120, batch_size=64))
     assert score > trivial + 0.1

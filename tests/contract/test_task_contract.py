@@ -31,13 +31,6 @@ def cases_of(name: str) -> ModuleType:
     return importlib.import_module(f"tests.task_cases.{name}")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module", params=tasks.available())
 def task_name(request) -> str:
     return request.param
