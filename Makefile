@@ -1,5 +1,6 @@
 # make compare   the main job: full, linformer and linear attention at 8192 tokens, beside none at all
 # make test      lint, types, tests
+# make check NAME=linformer   the laws and tests of one backend
 # make bench     what the project promises about time, on an idle machine (about 2 minutes)
 # make bench-peers   time and memory beside public packages (about 20 minutes)
 # make readme    the tables and results in README.md and docs
@@ -19,8 +20,8 @@ test: lint
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m 'not long and not bench and not alone'
 	$(BIN)/python -m pytest -m 'alone and not bench'
 
-check: lint
-	$(BIN)/python -m pytest tests/contract tests/backends
+check: $(if $(NAME),setup,lint)
+	$(BIN)/python -m pytest tests/contract tests/backends $(if $(NAME),-k $(NAME))
 
 lint: setup
 	$(BIN)/ruff check .
