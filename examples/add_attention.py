@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo import Encoder, register
-from zoo.contract import Attention, Dims, Traits
+from zoo import Attention, Dims, Encoder, Traits, register
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +24,7 @@ class Uniform(Attention):
     traits = Traits(family="example", source="this file", year=None, time="O(N)", memory="O(N)", causal=False)
 
     def __init__(self, dims: Dims, config: UniformConfig) -> None:
-        super().__init__()
+        super().__init__(dims)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         real = v.new_ones(v.shape[0], v.shape[-2]) if key_padding_mask is None else (~key_padding_mask).to(v.dtype)

@@ -37,7 +37,7 @@ class Scaled(Attention):
     traits = Traits(family="test", source="none", year=None, time="O(N)", memory="O(N)", causal=False)
 
     def __init__(self, dims, config):
-        super().__init__()
+        super().__init__(dims)
         self.scale = config.scale
 
     def forward(self, q, k, v, *, key_padding_mask=None):
@@ -60,7 +60,7 @@ class PlainAttention(Attention):
     traits = TRAITS
 
     def __init__(self, dims: Dims, config: PlainConfig) -> None:
-        super().__init__()
+        super().__init__(dims)
         self.scale = config.scale
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -275,7 +275,7 @@ class NeedyConfig:
 
 class WithoutTraits(Attention):
     def __init__(self, dims: Dims, config: PlainConfig) -> None:
-        super().__init__()
+        super().__init__(dims)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         return v
@@ -289,7 +289,7 @@ class WithoutForward(Attention):
     traits = TRAITS
 
     def __init__(self, dims: Dims, config: PlainConfig) -> None:
-        super().__init__()
+        super().__init__(dims)
 
 
 class WithoutMask(PlainAttention):
@@ -306,7 +306,7 @@ class HeadsForMixer(Mixer):
     traits = TRAITS
 
     def __init__(self, dims: Dims, config: PlainConfig) -> None:
-        super().__init__()
+        super().__init__(dims)
 
     def forward(self, q, k, v, *, key_padding_mask=None):
         return v
@@ -329,13 +329,13 @@ class WithoutInit(Attention):
     [
         ("My-Attention", PlainAttention, PlainConfig, "name is made of a-z, 0-9 and _, .* got 'My-Attention'"),
         ("2mine", PlainAttention, PlainConfig, "starts with a letter, got '2mine'"),
-        ("mine", nn.Linear, PlainConfig, "must subclass zoo.contract.Attention or zoo.contract.Mixer, got Module"),
+        ("mine", nn.Linear, PlainConfig, "must subclass zoo.Attention or zoo.Mixer, got Module"),
         ("mine", describe, PlainConfig, "must subclass .* got no class"),
         ("mine", PlainAttention, dict, "config must be a dataclass that is frozen, got dict: write @dataclass"),
         ("mine", PlainAttention, PlainConfig(), r"config must be .* got PlainConfig\(scale=1.0\): write @dataclass"),
         ("mine", PlainAttention, ThawedConfig, "config must be a dataclass that is frozen, got ThawedConfig"),
         ("mine", PlainAttention, NeedyConfig, "every option needs a default, NeedyConfig.size has none"),
-        ("mine", WithoutTraits, PlainConfig, "traits must be a zoo.contract.Traits, got None: write traits = Traits"),
+        ("mine", WithoutTraits, PlainConfig, "traits must be a zoo.Traits, got None: write traits = Traits"),
         ("mine", WrongCapacity, PlainConfig, r"capacity must name an option of PlainConfig \(scale\), got 'rank'"),
         ("mine", WithoutForward, PlainConfig, "must define forward, got none"),
         (
@@ -347,7 +347,7 @@ class WithoutInit(Attention):
         ("mine", PositionalMask, PlainConfig, r"got \(q, k, v, key_padding_mask=None\)"),
         ("mine", HeadsForMixer, PlainConfig, r"forward must take \(x, \*, key_padding_mask=None\), got \(q, k, v,"),
         ("mine", OwnSizes, PlainConfig, r"__init__ must take \(dims, config\), got \(d_model, config\)"),
-        ("mine", WithoutInit, PlainConfig, r"__init__ must take \(dims, config\), got \(\*args"),
+        ("mine", WithoutInit, PlainConfig, r"__init__ must take \(dims, config\), got \(dims\)"),
     ],
 )
 def test_what_breaks_the_contract_is_refused_and_the_rule_is_named(title: str, cls, config, rule: str) -> None:
@@ -362,7 +362,7 @@ def test_a_mixer_without_its_last_map_is_refused_when_built() -> None:
         traits = TRAITS
 
         def __init__(self, dims: Dims, config: PlainConfig) -> None:
-            super().__init__()
+            super().__init__(dims)
 
         def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
             return x
@@ -402,7 +402,7 @@ def test_a_layer_names_the_rule_that_a_mixer_breaks() -> None:
         traits = TRAITS
 
         def __init__(self, dims: Dims, config: PlainConfig) -> None:
-            super().__init__()
+            super().__init__(dims)
             self.out = nn.Linear(dims.d_model, dims.d_model)
 
         def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:

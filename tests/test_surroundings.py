@@ -74,7 +74,7 @@ class Mine(Attention):
     traits = Traits(family="mine", source="mine", year=2026, time="O(N)", memory="O(N)", causal=False)
 
     def __init__(self, dims: Dims, config: Config):
-        super().__init__()
+        super().__init__(dims)
 
     def forward(self, q, k, v, *, key_padding_mask=None):
         return v + (q + k).mean()

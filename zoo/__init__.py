@@ -4,7 +4,18 @@
 >>> encoder = Encoder(attn="linformer")  # (B, N, 512) -> (B, N, 512)
 """
 
+from zoo.contract import Attention, Dims, Mixer, Traits
 from zoo.encoder import Encoder, MultiHeadAttention
 from zoo.registry import available, describe, register
 
-__all__ = ["Encoder", "MultiHeadAttention", "available", "describe", "register"]
+__all__ = [
+    "Attention",
+    "Dims",
+    "Encoder",
+    "Mixer",
+    "MultiHeadAttention",
+    "Traits",
+    "available",
+    "describe",
+    "register",
+]

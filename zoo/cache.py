@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.contract import Tensors
+from zoo.contract import Attention, Tensors
 
 BLOCK = 128
 
@@ -48,6 +48,28 @@ def fill(tensors: Tensors, rows: Tensors, limit: int, pinned: int = 0) -> Tensor
         parts.append(x.new_zeros(*x.shape[:2], room(length, limit) - min(length, limit), x.shape[3]))
         kept.append(torch.cat(parts, dim=2).to(x.dtype))
     return tuple(kept)
+
+
+class CachedAttention(Attention):
+    """An ``Attention`` whose steps keep the keys and values of all positions, since any may be attended to later.
+
+    A step attends to all of them, unless ``advance`` is overridden.
+    """
+
+    def begin(self, x: Tensor) -> Tensors:
+        return empty(x)
+
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
+        return cached_attention(q, k, v, tensors, position, self.max_len)
+
+    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
+        return self.forward(q, k, v), fill(empty(v[:, :, 0]), (k, v), self.max_len)
+
+    def state_size(self, length: int) -> int:
+        return 2 * length * self.d_model
+
+    def cache_size(self, length: int) -> int:
+        return 2 * room(length, self.max_len) * self.d_model
 
 
 def cached_attention(

@@ -7,7 +7,6 @@ Shape letters, the same everywhere: ``B`` batch, ``H`` heads, ``N`` length, ``D`
 from __future__ import annotations
 
 import math
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -103,6 +102,7 @@ class Traits:
         capacity: the config's field that buys accuracy for cost: rank, window, features … None where there is none.
         exact: equals softmax attention on every input.
         stochastic: holds random parts, drawn at construction and again by ``redraw()`` only.
+        adapts: a forward in training changes its buffers.
         subquadratic: time, and bytes saved for backward, grow slower than N².
         shared_qk: keys are the queries, so the shell projects them once.
         init: the initial size of queries and keys, with its source, where the method needs another than ``SHELL_INIT``:
@@ -122,6 +122,7 @@ class Traits:
     capacity: str | None = None
     exact: bool = False
     stochastic: bool = False
+    adapts: bool = False
     subquadratic: bool = False
     shared_qk: bool = False
     init: Init | None = None
@@ -419,6 +420,8 @@ def _formed(forward: Callable[..., Any]) -> Callable[..., Any]:
 class Backend(Formed):
     """What an ``Attention`` and a ``Mixer`` have in common. Subclasses take ``(dims: Dims, config)``.
 
+    ``dims`` stays as an attribute, and of it ``causal``, ``max_len`` and ``d_model`` as attributes of their own.
+
     A causal backend has a step form that equals ``forward`` position by position. It defines ``begin`` and ``advance``.
     ``absorb`` computes all positions in parallel and returns what the steps would keep.
     """
@@ -426,11 +429,12 @@ class Backend(Formed):
     traits: ClassVar[Traits]
     name: ClassVar[str]  # under which it is registered
     undecayed: ClassVar[tuple[str, ...]] = ()  # matrices, or modules of them, that are trained without weight decay
-    causal: bool = False  # as it was built
-    max_len: int = sys.maxsize  # likewise
-    d_model: int  # likewise
-    kind: str = ""  # likewise: name, sizes and options, for ``State``
+    kind: str = ""  # as it was built: name, sizes and options, for ``State``
     redraw_interval: int = 0  # optimizer steps between two draws in training, where its authors draw so; 0 = never
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+        self.dims, self.causal, self.max_len, self.d_model = dims, dims.causal, dims.max_len, dims.d_model
 
     def bind_to(self, name: str, size: int) -> None:
         """Refuse weights built for another ``size``, where the function depends on it and no parameter's shape

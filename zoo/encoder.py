@@ -50,7 +50,7 @@ class Heads(Mixer):
     """The shell that turns an ``Attention`` into a ``Mixer``: projections, heads, rotary positions."""
 
     def __init__(self, dims: Dims, attention: Attention) -> None:
-        super().__init__()
+        super().__init__(dims)
         self.n_heads = dims.n_heads
         self.inputs = 2 if attention.traits.shared_qk else 3  # (q, v) or (q, k, v)
         self.qkv = nn.Linear(dims.d_model, self.inputs * dims.d_model)

@@ -359,11 +359,10 @@ class RestoreBuffers(AbstractContextManager[None]):
 
     def __init__(self, *modules: nn.Module) -> None:
         self.found = [
-            (part, name, buffer, buffer.clone() if moves else None)
+            (part, name, buffer, buffer.clone() if traits.adapts else None)
             for module in modules
             for part in module.modules()
-            if isinstance(traits := getattr(part, "traits", None), Traits)
-            and ((moves := "state" in traits.exceptions) or traits.stochastic)
+            if isinstance(traits := getattr(part, "traits", None), Traits) and (traits.adapts or traits.stochastic)
             for name, buffer in part.named_buffers(recurse=False)
         ]
 

@@ -268,8 +268,7 @@ def build(attn: object, dims: Dims) -> Backend:
     if dims.causal and not entry.traits.causal:
         able = [e.name for e in _entries.values() if e.traits.causal]
         raise ValueError(f"{entry.name} has no causal form; these have: {', '.join(sorted(able))}")
-    backend = entry.cls(dims, config)
-    backend.causal, backend.max_len, backend.d_model = dims.causal, dims.max_len, dims.d_model
+    backend = entry.cls(dims, config)  # type: ignore[call-arg]  # a subclass takes both
     backend.kind = _kind(entry, dims, config)
     if isinstance(backend, Mixer) and not isinstance(getattr(backend, "out", None), nn.Linear):
         raise ValueError(
@@ -306,7 +305,7 @@ def _broken_rule(name: str, cls: type[Backend], config: type) -> str | None:
         return f"a name is made of a-z, 0-9 and _, and starts with a letter, got {name!r}"
     if not (isinstance(cls, type) and issubclass(cls, Attention | Mixer)):
         got = ", ".join(base.__name__ for base in getattr(cls, "__bases__", ())) or "no class"
-        return f"it must subclass zoo.contract.Attention or zoo.contract.Mixer, got {got}"
+        return f"it must subclass zoo.Attention or zoo.Mixer, got {got}"
     if not (isinstance(config, type) and is_dataclass(config) and config.__dataclass_params__.frozen):  # type: ignore[attr-defined]
         got = getattr(config, "__name__", repr(config))
         return f"config must be a dataclass that is frozen, got {got}: write @dataclass(frozen=True, kw_only=True)"
@@ -315,7 +314,7 @@ def _broken_rule(name: str, cls: type[Backend], config: type) -> str | None:
             return f"every option needs a default, {config.__name__}.{option.name} has none"
     traits = getattr(cls, "traits", None)
     if not isinstance(traits, Traits):
-        return f"traits must be a zoo.contract.Traits, got {traits!r}: write traits = Traits(family=…, source=…, …)"
+        return f"traits must be a zoo.Traits, got {traits!r}: write traits = Traits(family=…, source=…, …)"
     options = [option.name for option in fields(config)]
     if traits.capacity is not None and traits.capacity not in options:
         listed = ", ".join(options) or "it has none"

@@ -143,7 +143,7 @@ class Forgetful(Attention):
     traits = Traits(family="test", source="none", year=None, time="O(N)", memory="O(N)", causal=True)
 
     def __init__(self, dims: Dims, config: ForgetfulConfig) -> None:
-        super().__init__()
+        super().__init__(dims)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         return v

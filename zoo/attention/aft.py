@@ -86,9 +86,9 @@ class AFT(Mixer):
     )
 
     def __init__(self, dims: Dims, config: AFTConfig) -> None:
-        super().__init__()
+        super().__init__(dims)
         C = dims.d_model
-        self.causal, self.form, self.d_model = dims.causal, config.form, C
+        self.form = config.form
         self.window = min(config.window, dims.max_len) if config.form == "local" else 1
         self.qkv = nn.Linear(C, 3 * C)
         self.out = nn.Linear(C, C)

@@ -76,9 +76,8 @@ class Based(Mixer):
     )
 
     def __init__(self, dims: Dims, config: BasedConfig) -> None:
-        super().__init__()
+        super().__init__(dims)
         C, H, d = dims.d_model, dims.n_heads, config.features
-        self.dims, self.causal = dims, dims.causal
         self.d, self.window = d, min(config.window, dims.max_len)
         self.reach = max(0, self.window - 1)  # positions before the own one in the window
         self.qkv = nn.Linear(C, 2 * H * d + C)
@@ -121,7 +120,7 @@ class Based(Mixer):
     def _project(self, x: Tensor, first: int = 0) -> Tensors:
         """Queries and keys (B, H, N, d), both divided by d^¼ and in float32 at least, and values (B, H, N, D)."""
         width = self.dims.n_heads * self.d
-        pieces = self.qkv(x).split([width, width, self.dims.d_model], dim=-1)
+        pieces = self.qkv(x).split([width, width, self.d_model], dim=-1)
         q, k, v = (rearrange(piece, "b n (h d) -> b h n d", h=self.dims.n_heads) for piece in pieces)
         q, k = (z.to(accumulator(z)) * self.d**-0.25 for z in (q, k))
         if self.rotary is not None:

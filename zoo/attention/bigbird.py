@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from zoo.blocks import KERNELS, attend_layout, attend_layout_next, kernel_name, random_layout, row_width
-from zoo.cache import empty, fill, room
-from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
+from zoo.cache import CachedAttention
+from zoo.contract import Dims, Kernel, Tensors, Traits, at_least, one_of
 from zoo.registry import register
 
 
@@ -49,7 +49,7 @@ class BigBirdConfig:
 
 
 @register("bigbird", config=BigBirdConfig)
-class BigBirdAttention(Attention):
+class BigBirdAttention(CachedAttention):
     """Window, global blocks, and random blocks for each head."""
 
     traits = Traits(
@@ -66,9 +66,8 @@ class BigBirdAttention(Attention):
     layout: Tensor
 
     def __init__(self, dims: Dims, config: BigBirdConfig) -> None:
-        super().__init__()
-        self.dims = dims
-        self.causal, self.config, self.n_heads = dims.causal, config, dims.n_heads
+        super().__init__(dims)
+        self.config, self.n_heads = config, dims.n_heads
         self.blocks = -(-dims.max_len // config.block_size)
         self.register_buffer("layout", self._draw().to(torch.get_default_device()))  # (H, blocks, blocks) bool
 
@@ -86,25 +85,15 @@ class BigBirdAttention(Attention):
             q, k, v, self.layout, size, causal=self.causal, key_padding_mask=key_padding_mask, kernel=self.config.kernel
         )
 
-    def begin(self, x: Tensor) -> Tensors:
-        return empty(x)
-
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
-        size, max_len = self.config.block_size, self.dims.max_len
+        size, max_len = self.config.block_size, self.max_len
         return attend_layout_next(q, k, v, self.layout, size, tensors, position, max_len)
-
-    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
-        return self.forward(q, k, v), fill(empty(v[:, :, 0]), (k, v), self.dims.max_len)
 
     def state_size(self, length: int) -> int:
         """Of rows that are not global; these see all."""
         c = self.config
         seen = row_width(c.window, c.n_global, c.n_random, self.causal) * c.block_size
-        return 2 * min(seen, length) * self.dims.d_model
-
-    def cache_size(self, length: int) -> int:
-        """All keys and values: random blocks reach anywhere."""
-        return 2 * room(length, self.dims.max_len) * self.dims.d_model
+        return 2 * min(seen, length) * self.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x, self.config.kernel)

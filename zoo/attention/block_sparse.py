@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from zoo.blocks import KERNELS, attend_layout, attend_layout_next, kernel_name, random_layout, row_width
-from zoo.cache import empty, fill, room
-from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
+from zoo.cache import CachedAttention
+from zoo.contract import Dims, Kernel, Tensors, Traits, at_least, one_of
 from zoo.registry import register
 
 
@@ -53,7 +53,7 @@ class BlockSparseConfig:
 
 
 @register("block_sparse", config=BlockSparseConfig)
-class BlockSparseAttention(Attention):
+class BlockSparseAttention(CachedAttention):
     """Window, global and random blocks, or any layout of blocks."""
 
     traits = Traits(
@@ -70,9 +70,8 @@ class BlockSparseAttention(Attention):
     layout: Tensor
 
     def __init__(self, dims: Dims, config: BlockSparseConfig) -> None:
-        super().__init__()
-        self.dims = dims
-        self.causal, self.config = dims.causal, config
+        super().__init__(dims)
+        self.config = config
         self.blocks = -(-dims.max_len // config.block_size)
         layout = self._draw() if config.layout is None else config.layout
         if min(layout.shape) < self.blocks or layout.shape[0] != layout.shape[1]:
@@ -97,15 +96,9 @@ class BlockSparseAttention(Attention):
             q, k, v, self.layout, size, causal=self.causal, key_padding_mask=key_padding_mask, kernel=self.config.kernel
         )
 
-    def begin(self, x: Tensor) -> Tensors:
-        return empty(x)
-
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
-        size, max_len = self.config.block_size, self.dims.max_len
+        size, max_len = self.config.block_size, self.max_len
         return attend_layout_next(q, k, v, self.layout, size, tensors, position, max_len)
-
-    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
-        return self.forward(q, k, v), fill(empty(v[:, :, 0]), (k, v), self.dims.max_len)
 
     def state_size(self, length: int) -> int:
         """Of rows that are not global; of a given layout the row that sees most."""
@@ -113,11 +106,7 @@ class BlockSparseAttention(Attention):
         seen = row_width(c.window, c.n_global, c.n_random, self.causal)
         if c.layout is not None:
             seen = int(self.layout.sum(-1).max())
-        return 2 * min(seen * c.block_size, length) * self.dims.d_model
-
-    def cache_size(self, length: int) -> int:
-        """All keys and values: random blocks reach anywhere."""
-        return 2 * room(length, self.dims.max_len) * self.dims.d_model
+        return 2 * min(seen * c.block_size, length) * self.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x, self.config.kernel)

@@ -53,15 +53,13 @@ class CosformerAttention(Attention):
     )
 
     def __init__(self, dims: Dims, config: CosformerConfig) -> None:
-        super().__init__()
-        self.dims = dims
-        self.causal = dims.causal
+        super().__init__(dims)
         self.bind_to("max_len", dims.max_len)
 
     def _wave(self, x: Tensor, first: int) -> Tensor:
         """(B, H, n, D) -> (B, H, n, 2D)."""
         place = torch.arange(first, first + x.shape[-2], dtype=x.dtype, device=x.device)
-        angle = (math.pi / 2 / self.dims.max_len * place)[:, None]
+        angle = (math.pi / 2 / self.max_len * place)[:, None]
         x = x.relu()
         return torch.cat([x * angle.cos(), x * angle.sin()], dim=-1)
 

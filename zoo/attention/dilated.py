@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from zoo.blocks import KERNELS, Part, Span, attend, attend_next, causal_bias, kept, kernel_name
-from zoo.cache import empty, fill, room
-from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
+from zoo.cache import CachedAttention
+from zoo.contract import Dims, Kernel, Tensors, Traits, at_least, one_of
 from zoo.registry import register
 
 
@@ -41,7 +41,7 @@ class DilatedConfig:
 
 
 @register("dilated", config=DilatedConfig)
-class DilatedAttention(Attention):
+class DilatedAttention(CachedAttention):
     """Segments that grow longer and thinner from level to level."""
 
     traits = Traits(
@@ -56,9 +56,8 @@ class DilatedAttention(Attention):
     )
 
     def __init__(self, dims: Dims, config: DilatedConfig) -> None:
-        super().__init__()
-        self.dims = dims
-        self.causal, self.config = dims.causal, config
+        super().__init__(dims)
+        self.config = config
         self.dilations = [1]  # r_p
         while config.segment * self.dilations[-1] < dims.max_len:
             self.dilations.append(self.dilations[-1] * config.growth)
@@ -72,15 +71,9 @@ class DilatedAttention(Attention):
     def _pattern(self) -> tuple[int, tuple[int, ...], int, bool]:
         return self.config.segment, tuple(self.dilations), self.dims.n_heads, self.causal
 
-    def begin(self, x: Tensor) -> Tensors:
-        return empty(x)
-
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         parts = levels(position + 1, *self._pattern, q.device, first=position)
-        return attend_next(q, k, v, parts, tensors, position, self.dims.max_len)
-
-    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
-        return self.forward(q, k, v), fill(empty(v[:, :, 0]), (k, v), self.dims.max_len)
+        return attend_next(q, k, v, parts, tensors, position, self.max_len)
 
     def state_size(self, length: int) -> int:
         """A position stands in level p in every r_p-th head; it sees w others, w / a of them in the level before."""
@@ -90,10 +83,6 @@ class DilatedAttention(Attention):
             read += -(-n_heads // dilation) * (-(-reach // dilation) - before // dilation)
             before = reach
         return 2 * min(read, n_heads * length) * self.dims.d_head
-
-    def cache_size(self, length: int) -> int:
-        """All keys and values: the last level reaches back to its segment's beginning."""
-        return 2 * room(length, self.dims.max_len) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x, self.config.kernel)

@@ -49,8 +49,7 @@ class FNet(Mixer):
     )
 
     def __init__(self, dims: Dims, config: FNetConfig) -> None:
-        super().__init__()
-        self.d_model = dims.d_model
+        super().__init__(dims)
         self.out = nn.Linear(dims.d_model, dims.d_model)
         nn.init.normal_(self.out.weight, std=dims.d_model**-0.5)
         nn.init.zeros_(self.out.bias)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
-from zoo.cache import cached_attention, empty, fill, room
-from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, one_of
+from zoo.cache import CachedAttention, cached_attention
+from zoo.contract import Dims, Kernel, Tensors, Traits, one_of
 from zoo.functional import SDPA_NAMES, full_attention, sdpa_kernel_name
 from zoo.registry import register
 
@@ -33,7 +33,7 @@ class FullConfig:
 
 
 @register("full", config=FullConfig)
-class FullAttention(Attention):
+class FullAttention(CachedAttention):
     """Softmax attention, fused: the reference that the others are compared with."""
 
     traits = Traits(
@@ -47,21 +47,17 @@ class FullAttention(Attention):
     )
 
     def __init__(self, dims: Dims, config: FullConfig) -> None:
-        super().__init__()
-        self.dims = dims
-        self.causal, self.config = dims.causal, config
+        super().__init__(dims)
+        self.config = config
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         """See ``Attention.forward``. Raises NotImplementedError where the kernel asked for cannot run."""
         with self._asked(q, "" if key_padding_mask is None else " and a padding mask"):
             return full_attention(q, k, v, key_padding_mask=key_padding_mask, causal=self.causal)
 
-    def begin(self, x: Tensor) -> Tensors:
-        return empty(x)
-
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         with self._asked(q):
-            return cached_attention(q, k, v, tensors, position, self.dims.max_len)
+            return cached_attention(q, k, v, tensors, position, self.max_len)
 
     @contextmanager
     def _asked(self, q: Tensor, beside: str = "") -> Iterator[None]:
@@ -79,15 +75,6 @@ class FullAttention(Attention):
                 f"full.kernel={self.config.kernel!r} cannot run on {q.device.type} with {q.dtype}{beside}; "
                 "use kernel='auto'"
             ) from error
-
-    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
-        return self.forward(q, k, v), fill(empty(v[:, :, 0]), (k, v), self.dims.max_len)
-
-    def state_size(self, length: int) -> int:
-        return 2 * length * self.dims.d_model
-
-    def cache_size(self, length: int) -> int:
-        return 2 * room(length, self.dims.max_len) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         if self.config.kernel == "auto":

@@ -80,9 +80,9 @@ class GatedDeltaNet(Mixer):
     )
 
     def __init__(self, dims: Dims, config: GatedDeltaNetConfig) -> None:
-        super().__init__()
+        super().__init__(dims)
         C, H, D, width = dims.d_model, dims.n_heads, dims.d_head, min(config.conv_width, dims.max_len)
-        self.causal, self.config, self.n_heads = dims.causal, config, H
+        self.config, self.n_heads = config, H
         self.qkv = nn.Linear(C, 3 * C, bias=False)  # of each head q, k, v
         taps = torch.empty(width, H, 1, 3 * D).uniform_(-0.1 * width**-0.5, 0.1 * width**-0.5)
         taps[-1] += torch.tensor(OWN_TAPS).repeat_interleave(D)

@@ -68,9 +68,9 @@ class GatedAttentionUnit(Mixer):
     )
 
     def __init__(self, dims: Dims, config: GAUConfig) -> None:
-        super().__init__()
+        super().__init__(dims)
         C, s, c = dims.d_model, min(config.query_width, dims.d_model), min(config.chunk, dims.max_len)
-        self.causal, self.chunk = dims.causal, c
+        self.chunk = c
         self.widths = (config.expand * C, config.expand * C, s)  # of u, v and z
         self.hidden = nn.Linear(C, sum(self.widths))
         self.out = nn.Linear(config.expand * C, C)

@@ -60,9 +60,7 @@ class HedgehogAttention(Attention):
     )
 
     def __init__(self, dims: Dims, config: HedgehogConfig) -> None:
-        super().__init__()
-        self.dims = dims
-        self.causal = dims.causal
+        super().__init__(dims)
         self.query_map = nn.Parameter(torch.eye(dims.d_head).repeat(dims.n_heads, 1, 1))  # W: (H, D, D)
         self.key_map = nn.Parameter(torch.eye(dims.d_head).repeat(dims.n_heads, 1, 1))
         self.features = FeatureMap(log_features, log_features, size=2 * dims.d_head, logarithmic=True)

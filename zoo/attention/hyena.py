@@ -88,9 +88,9 @@ class Hyena(Mixer):
     undecayed = ("hidden", "write")  # the network of the filters, as in the authors' code
 
     def __init__(self, dims: Dims, config: HyenaConfig) -> None:
-        super().__init__()
+        super().__init__(dims)
         C, W = dims.d_model, config.filter_width
-        self.causal, self.max_len, self.order = dims.causal, dims.max_len, config.order
+        self.order = config.order
         self.project = nn.Linear(C, (config.order + 1) * C)  # gates, the last first, and values
         self.taps = nn.Parameter(torch.randn(TAPS, (config.order + 1) * C) * TAPS**-0.5)
         self.out = nn.Linear(C, C)

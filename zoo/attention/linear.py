@@ -51,9 +51,7 @@ class LinearAttention(Attention):
     )
 
     def __init__(self, dims: Dims, config: LinearConfig) -> None:
-        super().__init__()
-        self.dims = dims
-        self.causal = dims.causal
+        super().__init__(dims)
         self.features = FeatureMap(elu_plus_one, elu_plus_one, size=dims.d_head, slope=elu_plus_one_slope)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:

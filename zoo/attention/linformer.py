@@ -54,8 +54,7 @@ class LinformerAttention(Attention):
     )
 
     def __init__(self, dims: Dims, config: LinformerConfig) -> None:
-        super().__init__()
-        self.dims = dims
+        super().__init__(dims)
         heads = dims.n_heads if config.sharing == "none" else 1
         projections = 1 if config.sharing == "kv" else 2
         # (1 or 2, H or 1, M, max_len). Unit variance in, unit variance out at full length.
@@ -69,7 +68,7 @@ class LinformerAttention(Attention):
         return softmax_attention(q, projection[0] @ k, projection[-1] @ v)
 
     def state_size(self, length: int) -> int:
-        return 2 * self.projection.shape[2] * self.dims.d_model
+        return 2 * self.projection.shape[2] * self.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return sdpa_kernel_name(x)

@@ -53,9 +53,8 @@ class LocalAttention(Attention):
     )
 
     def __init__(self, dims: Dims, config: LocalConfig) -> None:
-        super().__init__()
-        self.dims = dims
-        self.causal, self.config = dims.causal, config
+        super().__init__(dims)
+        self.config = config
         self.kept = min(config.window + 1, dims.max_len)  # positions, by the step form
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
@@ -77,10 +76,10 @@ class LocalAttention(Attention):
 
     def state_size(self, length: int) -> int:
         sides = 1 if self.causal else 2
-        return 2 * min(sides * self.config.window + 1, length) * self.dims.d_model
+        return 2 * min(sides * self.config.window + 1, length) * self.d_model
 
     def cache_size(self, length: int) -> int:
-        return 2 * room(length, self.kept) * self.dims.d_model
+        return 2 * room(length, self.kept) * self.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x, self.config.kernel)

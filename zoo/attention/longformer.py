@@ -61,8 +61,8 @@ class LongformerAttention(Mixer):
     )
 
     def __init__(self, dims: Dims, config: LongformerConfig) -> None:
-        super().__init__()
-        self.causal, self.config, self.n_heads, self.d_model = dims.causal, config, dims.n_heads, dims.d_model
+        super().__init__(dims)
+        self.config, self.n_heads = config, dims.n_heads
         self.kept = min(config.n_global + config.window + 1, dims.max_len)  # positions, by the step form
         C = dims.d_model
         self.qkv = nn.Linear(C, 3 * C)

@@ -61,9 +61,9 @@ class Luna(Mixer):
     )
 
     def __init__(self, dims: Dims, config: LunaConfig) -> None:
-        super().__init__()
+        super().__init__(dims)
         C = dims.d_model
-        self.n_heads, self.d_model = dims.n_heads, dims.d_model
+        self.n_heads = dims.n_heads
         contexts = 1 if config.tie_kv else 2  # (key = value) or (key, value)
         self.memory = nn.Parameter(torch.randn(config.projected_len, C))
         self.pack_query = nn.Linear(C, C)

@@ -91,10 +91,10 @@ class Mamba2(Mixer):
     )
 
     def __init__(self, dims: Dims, config: Mamba2Config) -> None:
-        super().__init__()
+        super().__init__(dims)
         H, width = dims.n_heads, config.expand * dims.d_model
         self.config = config
-        self.causal, self.n_heads, self.rows = dims.causal, H, config.state
+        self.n_heads, self.rows = H, config.state
         self.directions = 1 if dims.causal else 2
         self.parts = [width, *[config.state] * 2 * self.directions]  # x, then B and C of each direction
         self.sizes = [width, sum(self.parts), self.directions * H]  # z; x, B and C; Δ

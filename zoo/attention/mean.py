@@ -41,8 +41,7 @@ class MeanMixing(Mixer):
     )
 
     def __init__(self, dims: Dims, config: MeanConfig) -> None:
-        super().__init__()
-        self.d_model, self.causal = dims.d_model, dims.causal
+        super().__init__(dims)
         self.value = nn.Linear(dims.d_model, dims.d_model)
         self.out = nn.Linear(dims.d_model, dims.d_model)
 

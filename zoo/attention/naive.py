@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.cache import cached_attention, empty, fill, room
-from zoo.contract import Attention, Dims, Tensors, Traits
+from zoo.cache import CachedAttention
+from zoo.contract import Dims, Traits
 from zoo.functional import accumulator, visible_keys
 from zoo.registry import register
 
@@ -25,7 +25,7 @@ class NaiveConfig:
 
 
 @register("naive", config=NaiveConfig)
-class NaiveAttention(Attention):
+class NaiveAttention(CachedAttention):
     """Softmax attention with the N × N weights in memory: the textbook form."""
 
     traits = Traits(
@@ -39,9 +39,7 @@ class NaiveAttention(Attention):
     )
 
     def __init__(self, dims: Dims, config: NaiveConfig) -> None:
-        super().__init__()
-        self.dims = dims
-        self.causal = dims.causal
+        super().__init__(dims)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         n, wide = q.shape[-2], accumulator(q)
@@ -57,18 +55,3 @@ class NaiveAttention(Attention):
         weights = logits.softmax(-1).to(v.dtype)
         out: Tensor = weights @ v
         return out if key_padding_mask is None else out.masked_fill(key_padding_mask[:, None, :, None], 0)
-
-    def begin(self, x: Tensor) -> Tensors:
-        return empty(x)
-
-    def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
-        return cached_attention(q, k, v, tensors, position, self.dims.max_len)
-
-    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
-        return self.forward(q, k, v), fill(empty(v[:, :, 0]), (k, v), self.dims.max_len)
-
-    def state_size(self, length: int) -> int:
-        return 2 * length * self.dims.d_model
-
-    def cache_size(self, length: int) -> int:
-        return 2 * room(length, self.dims.max_len) * self.dims.d_model

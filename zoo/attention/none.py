@@ -36,7 +36,7 @@ class NoMixing(Mixer):
     )
 
     def __init__(self, dims: Dims, config: NoneConfig) -> None:
-        super().__init__()
+        super().__init__(dims)
         self.value = nn.Linear(dims.d_model, dims.d_model)
         self.out = nn.Linear(dims.d_model, dims.d_model)
 

@@ -80,8 +80,7 @@ class NystromformerAttention(Attention):
     )
 
     def __init__(self, dims: Dims, config: NystromformerConfig) -> None:
-        super().__init__()
-        self.dims = dims
+        super().__init__(dims)
         self.config = config
         self.conv: nn.Parameter | None = None  # (H, taps)
         if config.conv_width is not None:
@@ -140,7 +139,7 @@ class NystromformerAttention(Attention):
     def state_size(self, length: int) -> int:
         """k̃ and the values of the landmarks, and the values under the filters; no more than all keys and values."""
         taps = self.config.conv_width or 0
-        return min(2 * length, 2 * self.config.landmarks + taps) * self.dims.d_model
+        return min(2 * length, 2 * self.config.landmarks + taps) * self.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         wide = x.device.type == "cpu" or x.dtype != torch.bfloat16

@@ -75,9 +75,8 @@ class PerformerAttention(Attention):
     projection: Tensor
 
     def __init__(self, dims: Dims, config: PerformerConfig) -> None:
-        super().__init__()
-        self.dims = dims
-        self.causal, self.redraw_interval = dims.causal, config.redraw_interval
+        super().__init__(dims)
+        self.redraw_interval = config.redraw_interval
         self.register_buffer("projection", orthogonal_gaussian(config.features, dims.d_head))  # W: (M, D)
 
     def redraw(self) -> None:

@@ -73,9 +73,8 @@ class ReformerAttention(Attention):
     rotations: Tensor
 
     def __init__(self, dims: Dims, config: ReformerConfig) -> None:
-        super().__init__()
-        self.dims = dims
-        self.causal, self.config = dims.causal, config
+        super().__init__(dims)
+        self.config = config
         shape = (config.n_hashes, dims.n_heads, dims.d_head, half_of(dims.max_len, config.bucket_size))
         self.register_buffer("rotations", torch.randn(shape))
 
@@ -167,7 +166,7 @@ class ReformerAttention(Attention):
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         size, seen = self.config.bucket_size, position + 1
         bucket = torch.stack([self._hash(q, rotation) for rotation in self.rotations], dim=-1)  # (B, H, 1, R)
-        tensors = append(tensors, (F.normalize(q, dim=-1, eps=1e-6), v, bucket), position, self.dims.max_len)
+        tensors = append(tensors, (F.normalize(q, dim=-1, eps=1e-6), v, bucket), position, self.max_len)
         keys, values, buckets = tensors
         same = buckets[:, :, :seen] == bucket  # (B, H, seen, R)
         chunk = (same.cumsum(2) - 1) // size  # within that bucket
@@ -181,17 +180,17 @@ class ReformerAttention(Attention):
         buckets = [self._hash(q, rotation) for rotation in self.rotations]
         rounds = zip(self.rotations, buckets, strict=True)
         parts = [self._round(q, rotation, None, hashed) for rotation, hashed in rounds]
-        kept = fill(self.begin(v[:, :, 0]), (k, v, torch.stack(buckets, dim=-1)), self.dims.max_len)
+        kept = fill(self.begin(v[:, :, 0]), (k, v, torch.stack(buckets, dim=-1)), self.max_len)
         return attend(q, k, v, parts, scale=1.0), kept
 
     def state_size(self, length: int) -> int:
         """Two chunks a round, where no two rounds bring the same."""
-        return 2 * min(2 * self.config.bucket_size * self.config.n_hashes, length) * self.dims.d_model
+        return 2 * min(2 * self.config.bucket_size * self.config.n_hashes, length) * self.d_model
 
     def cache_size(self, length: int) -> int:
         """Keys, values, and the bucket of each key in each round."""
-        numbers = 2 * self.dims.d_model + self.config.n_hashes * self.dims.n_heads
-        return room(length, self.dims.max_len) * numbers
+        numbers = 2 * self.d_model + self.config.n_hashes * self.dims.n_heads
+        return room(length, self.max_len) * numbers
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x, self.config.kernel)

@@ -84,9 +84,9 @@ class RetNet(Mixer):
     )
 
     def __init__(self, dims: Dims, config: RetNetConfig) -> None:
-        super().__init__()
+        super().__init__(dims)
         self.config = config
-        self.causal, self.n_heads, self.d_head = dims.causal, dims.n_heads, dims.d_head
+        self.n_heads, self.d_head = dims.n_heads, dims.d_head
         self.sizes = [dims.d_model] * 2 + [config.expand * dims.d_model] * 2  # of queries, keys, values, gate
         self.qkvg = nn.Linear(dims.d_model, sum(self.sizes), bias=False)
         self.out = nn.Linear(self.sizes[-1], dims.d_model)

@@ -74,14 +74,14 @@ class RoutingAttention(Attention):
         causal=False,
         capacity="window",
         stochastic=True,
+        adapts=True,
         subquadratic=True,
         exceptions={"state": "k-means moves its centroids in every training forward"},
     )
     centroids: Tensor
 
     def __init__(self, dims: Dims, config: RoutingConfig) -> None:
-        super().__init__()
-        self.dims = dims
+        super().__init__(dims)
         self.config = config
         self.near = dims.n_heads // 2 if config.half_local else 0  # local heads, the first ones
         self.local = LocalAttention(dims, LocalConfig(window=max(1, config.window // 2))) if self.near else None
@@ -146,7 +146,7 @@ class RoutingAttention(Attention):
 
     def state_size(self, length: int) -> int:
         """One cluster: the mean over the queries, of which some stand in several and some in none."""
-        routed = 2 * min(self.config.window, length) * self.dims.d_model
+        routed = 2 * min(self.config.window, length) * self.d_model
         if self.local is None:
             return routed
         return routed + self.near * (self.local.state_size(length) - routed) // self.dims.n_heads

@@ -76,10 +76,9 @@ class S4D(Mixer):
     undecayed = ("log_real", "imaginary")  # A, as in the authors' code; Δ is a vector
 
     def __init__(self, dims: Dims, config: S4DConfig) -> None:
-        super().__init__()
+        super().__init__(dims)
         C, n = dims.d_model, config.state // 2
         directions = 1 if dims.causal else 2
-        self.causal = dims.causal
         low, high = (math.log(step) for step in STEPS)
         self.log_step = nn.Parameter(low + (high - low) * torch.rand(C))
         self.log_real = nn.Parameter(torch.full((C, n), math.log(0.5)))

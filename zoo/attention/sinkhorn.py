@@ -75,9 +75,8 @@ class SinkhornAttention(Attention):
     )
 
     def __init__(self, dims: Dims, config: SinkhornConfig) -> None:
-        super().__init__()
-        self.dims = dims
-        self.causal, self.config = dims.causal, config
+        super().__init__(dims)
+        self.config = config
         self.size = min(config.bucket_size, dims.max_len)
         self.buckets = -(-dims.max_len // self.size)
 
@@ -212,7 +211,7 @@ class SinkhornAttention(Attention):
             (queries,) = append((queries,), (total / (position + 1),), bucket, self.buckets)
             if bucket:
                 moved_keys, moved_values = self._sorted(keys, values, queries[:, :, : bucket + 1])
-        keys, values = append((keys, values), (k, v), position, self.dims.max_len)
+        keys, values = append((keys, values), (k, v), position, self.max_len)
         own_keys, own_values = (x[:, :, position - place : position + 1] for x in (keys, values))
         if bucket:
             own_keys = torch.cat([moved_keys, own_keys], dim=2)
@@ -230,7 +229,7 @@ class SinkhornAttention(Attention):
         if sums.shape[2] > 1:
             moved_keys, moved_values = (x[:, -1, : self.size].reshape(moved_keys.shape) for x in seen)
         (descriptors,) = fill((descriptors,), ((total - sums + first) / counts,), self.buckets)
-        keys, values = fill(tuple(own), (k, v), self.dims.max_len)
+        keys, values = fill(tuple(own), (k, v), self.max_len)
         return out, (keys, values, moved_keys, moved_values, descriptors, total[:, :, -1:].clone())
 
     def _sorted(self, keys: Tensor, values: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
@@ -252,11 +251,11 @@ class SinkhornAttention(Attention):
 
     def state_size(self, length: int) -> int:
         """The own bucket and the sorted one, a mixture counting as one bucket."""
-        return 2 * min(2 * self.config.bucket_size, length) * self.dims.d_model
+        return 2 * min(2 * self.config.bucket_size, length) * self.d_model
 
     def cache_size(self, length: int) -> int:
-        rows = 2 * room(length, self.dims.max_len) + 2 * self.size + room(-(-length // self.size), self.buckets) + 1
-        return rows * self.dims.d_model
+        rows = 2 * room(length, self.max_len) + 2 * self.size + room(-(-length // self.size), self.buckets) + 1
+        return rows * self.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return Kernel(f"sorted buckets on {sdpa_kernel_name(x).name}")

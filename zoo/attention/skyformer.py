@@ -76,8 +76,7 @@ class SkyformerAttention(Attention):
     draws: Tensor
 
     def __init__(self, dims: Dims, config: SkyformerConfig) -> None:
-        super().__init__()
-        self.dims = dims
+        super().__init__(dims)
         self.config = config
         # (M,) integers: which position of its segment a landmark is, modulo the segment's size.
         self.register_buffer("draws", torch.randint(2**31, (config.landmarks,)))
@@ -130,7 +129,7 @@ class SkyformerAttention(Attention):
 
     def state_size(self, length: int) -> int:
         """Z and its values; of queries and of keys there are at most N landmarks each."""
-        return 2 * min(self.config.landmarks, 2 * length) * self.dims.d_model
+        return 2 * min(self.config.landmarks, 2 * length) * self.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return Kernel("torch ops in chunks")

@@ -81,9 +81,8 @@ class SparseTransformerAttention(Attention):
     )
 
     def __init__(self, dims: Dims, config: SparseTransformerConfig) -> None:
-        super().__init__()
-        self.dims = dims
-        self.causal, self.config = dims.causal, config
+        super().__init__(dims)
+        self.config = config
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         c, N = self.config, q.shape[2]
@@ -99,19 +98,19 @@ class SparseTransformerAttention(Attention):
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         if self.config.pattern == "strided":
             parts = strided(position + 1, self.config.stride, self.causal, q.device, first=position)
-            return attend_next(q, k, v, parts, tensors, position, self.dims.max_len)
+            return attend_next(q, k, v, parts, tensors, position, self.max_len)
         block, place = divmod(position, self.config.stride)
         near, far = tensors[:2], tensors[2:]  # the block's own positions over those of the one before; all summaries
-        near = append(near, (k, v), position, min(self.config.stride, self.dims.max_len))
+        near = append(near, (k, v), position, min(self.config.stride, self.max_len))
         before = self._summaries(position)
         if self._summaries(position + 1) > before:
-            far = append(far, (k, v), before, self._summaries(self.dims.max_len))
+            far = append(far, (k, v), before, self._summaries(self.max_len))
         own, seen = place + 1, block * self.config.summary
         keys, values = (torch.cat([x[:, :, :own], y[:, :, :seen]], dim=2) for x, y in zip(near, far, strict=True))
         return F.scaled_dot_product_attention(q, keys, values), near + far
 
     def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
-        out, max_len, stride = self.forward(q, k, v), self.dims.max_len, self.config.stride
+        out, max_len, stride = self.forward(q, k, v), self.max_len, self.config.stride
         if self.config.pattern == "strided":
             return out, fill(empty(v[:, :, 0]), (k, v), max_len)
         near = fill(empty(v[:, :, 0]), (k, v), min(stride, max_len))
@@ -132,15 +131,15 @@ class SparseTransformerAttention(Attention):
         else:
             sides = 1 if self.causal else 2
             seen = sides * stride + 1 + max(0, blocks - sides - 1)
-        return 2 * min(seen, length) * self.dims.d_model
+        return 2 * min(seen, length) * self.d_model
 
     def cache_size(self, length: int) -> int:
         """``strided``: all keys and values, since every residue class goes on. ``fixed``: a block and the summaries."""
-        rows = room(length, self.dims.max_len)
+        rows = room(length, self.max_len)
         if self.config.pattern == "fixed":
-            rows = room(length, min(self.config.stride, self.dims.max_len))
-            rows += room(self._summaries(length), self._summaries(self.dims.max_len))
-        return 2 * rows * self.dims.d_model
+            rows = room(length, min(self.config.stride, self.max_len))
+            rows += room(self._summaries(length), self._summaries(self.max_len))
+        return 2 * rows * self.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x, self.config.kernel)

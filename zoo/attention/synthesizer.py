@@ -71,10 +71,9 @@ class Synthesizer(Mixer):
     )
 
     def __init__(self, dims: Dims, config: SynthesizerConfig) -> None:
-        super().__init__()
+        super().__init__(dims)
         C, H, L, M = dims.d_model, dims.n_heads, dims.max_len, config.rank
-        self.dims = dims
-        self.causal, self.config, self.n_heads = dims.causal, config, H
+        self.config, self.n_heads = config, H
         self.value = nn.Linear(C, C)
         self.out = nn.Linear(C, C)
         # Logits of about unit variance, from inputs of unit variance.
@@ -156,7 +155,7 @@ class Synthesizer(Mixer):
 
     def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         v = self._heads(self.value(x))
-        tensors = append(tensors, (v,), position, self.dims.max_len)
+        tensors = append(tensors, (v,), position, self.max_len)
         seen = position + 1
         dtype = accumulator(v)
         if self.config.kind == "random":
@@ -171,15 +170,15 @@ class Synthesizer(Mixer):
 
     def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
         v = self._heads(self.value(x))
-        return self._mix(x, v), fill(self.begin(x[:, 0]), (v,), self.dims.max_len)
+        return self._mix(x, v), fill(self.begin(x[:, 0]), (v,), self.max_len)
 
     def state_size(self, length: int) -> int:
         """The values: what takes the place of keys is learned, or made of the query's own token."""
-        return length * self.dims.d_model
+        return length * self.d_model
 
     def cache_size(self, length: int) -> int:
         """The values."""
-        return room(length, self.dims.max_len) * self.dims.d_model
+        return room(length, self.max_len) * self.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         if self.config.kind in ("dense", "factorised_random"):

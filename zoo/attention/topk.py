@@ -35,8 +35,8 @@ from einops import rearrange
 from torch import Tensor
 
 from zoo.blocks import attend_rows
-from zoo.cache import append, empty, fill, room
-from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least
+from zoo.cache import CachedAttention, append
+from zoo.contract import Dims, Kernel, Tensors, Traits, at_least
 from zoo.functional import accumulator, full_attention, once, sdpa_kernel_name, traced
 from zoo.registry import register
 
@@ -55,7 +55,7 @@ class TopKConfig:
 
 
 @register("topk", config=TopKConfig)
-class TopKAttention(Attention):
+class TopKAttention(CachedAttention):
     """Each query attends to the keys of its k largest logits."""
 
     traits = Traits(
@@ -69,9 +69,8 @@ class TopKAttention(Attention):
     )
 
     def __init__(self, dims: Dims, config: TopKConfig) -> None:
-        super().__init__()
-        self.dims = dims
-        self.causal, self.config = dims.causal, config
+        super().__init__(dims)
+        self.config = config
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         if q.shape[-2] <= self.config.k:
@@ -97,26 +96,16 @@ class TopKAttention(Attention):
             dense = torch.zeros_like(logits).scatter(-1, chosen, weights)
             return (dense @ v.to(wide)).to(q.dtype)
 
-    def begin(self, x: Tensor) -> Tensors:
-        return empty(x)
-
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
-        keys, values = append(tensors, (k, v), position, self.dims.max_len)
+        keys, values = append(tensors, (k, v), position, self.max_len)
         seen, wide = position + 1, accumulator(q)
         logits = (q.to(wide) @ keys[:, :, :seen].to(wide).mT)[:, :, 0]  # (B, H, seen)
         _, chosen = largest(logits, min(self.config.k, seen))
         return attend_rows(q, keys, values, chosen), (keys, values)
 
-    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
-        return self.forward(q, k, v), fill(empty(v[:, :, 0]), (k, v), self.dims.max_len)
-
     def state_size(self, length: int) -> int:
         """The chosen keys and their values, not those that they were chosen from."""
-        return 2 * min(self.config.k, length) * self.dims.d_model
-
-    def cache_size(self, length: int) -> int:
-        """All keys and values: any may be chosen later."""
-        return 2 * room(length, self.dims.max_len) * self.dims.d_model
+        return 2 * min(self.config.k, length) * self.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         if x.shape[-2] <= self.config.k:

@@ -19,8 +19,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from zoo.cache import cached_attention, empty, fill, room
-from zoo.contract import Attention, Dims, Kernel, Tensors, Traits
+from zoo.cache import CachedAttention
+from zoo.contract import Dims, Kernel, Traits
 from zoo.functional import full_attention, sdpa_kernel_name
 from zoo.registry import register
 
@@ -33,7 +33,7 @@ class XformersConfig:
 
 
 @register("xformers", config=XformersConfig)
-class XformersAttention(Attention):
+class XformersAttention(CachedAttention):
     """Softmax attention on xformers' memory-efficient kernel (torch's where it has none)."""
 
     traits = Traits(
@@ -47,9 +47,7 @@ class XformersAttention(Attention):
     )
 
     def __init__(self, dims: Dims, config: XformersConfig) -> None:
-        super().__init__()
-        self.dims = dims
-        self.causal = dims.causal
+        super().__init__(dims)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         if missing_kernel(q):
@@ -69,21 +67,6 @@ class XformersAttention(Attention):
             packed = [x[real][None] for x in (q, k, v)]  # (1, sum of lengths, H, D)
             out[real] = memory_efficient_attention(*packed, bias.make_causal() if self.causal else bias)[0]
         return out.transpose(1, 2)
-
-    def begin(self, x: Tensor) -> Tensors:
-        return empty(x)
-
-    def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
-        return cached_attention(q, k, v, tensors, position, self.dims.max_len)
-
-    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
-        return self.forward(q, k, v), fill(empty(v[:, :, 0]), (k, v), self.dims.max_len)
-
-    def state_size(self, length: int) -> int:
-        return 2 * length * self.dims.d_model
-
-    def cache_size(self, length: int) -> int:
-        return 2 * room(length, self.dims.max_len) * self.dims.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         missing = missing_kernel(x)
