@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from subprocess import CompletedProcess
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from compare.__main__ import main
+from compare.measure import time_it
 from compare.record import Record
 from compare.spec import RunSpec
 from compare.worker import Events, RunOptions, run
@@ -41,11 +43,13 @@ def run_here(
     run_options: RunOptions | None = None,
     warn: Warn = lambda _: None,
 ) -> Record:
-    """``compare.run.run_one`` without a process of its own."""
+    """``compare.run.run_one`` without a process of its own; each step is timed three times."""
     AcceleratorState._reset_state(reset_partial_state=True)
     threads = torch.get_num_threads()
     try:
-        record = run(spec, run_options or RunOptions(), Heard(on_event, warn))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("compare.measure.time_it", partial(time_it, seconds=0.0))
+            record = run(spec, run_options or RunOptions(), Heard(on_event, warn))
     finally:
         torch.set_flush_denormal(False)
         torch.set_num_threads(threads)

@@ -30,8 +30,8 @@ from tests.learning import small_spec
 from tests.make_records import many_records, write_folder
 
 ROOT = Path(__file__).parents[1]
-SPEC = replace(small_spec("mqar", 32, steps=6, batch_size=512), d_model=16, n_heads=1, n_layers=1)
-TINY = ["--tasks", "mqar", "--seq-len", "32", "--d-model", "16", "--batch-size", "512", "--steps", "2"]
+SPEC = replace(small_spec("mqar", 32, steps=6, batch_size=64), d_model=16, n_heads=1, n_layers=1)
+TINY = ["--tasks", "mqar", "--seq-len", "32", "--d-model", "16", "--batch-size", "64", "--steps", "2"]
 PLUG_IN = '''
 import ctypes, os, signal, time
 from dataclasses import dataclass

@@ -146,7 +146,7 @@ def test_all_seeds_run_with_the_chosen_rate_and_resume_finds_the_search(worker: 
 
 
 def test_the_command_searches_and_touches_the_test_split_once(tmp_path: Path) -> None:
-    words = ["--tasks", "mqar", "--seq-len", "32", "--d-model", "16", "--batch-size", "512", "--steps", "2"]
+    words = ["--tasks", "mqar", "--seq-len", "32", "--d-model", "16", "--batch-size", "64", "--steps", "2"]
     words += ["--variants", "none", "--lr-grid", "1e-3,1e30", "--out", str(tmp_path / "run")]
     done = compare_here(*words)
     assert done.returncode == 0, done.stderr

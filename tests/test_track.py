@@ -15,7 +15,7 @@ from compare.worker import RunOptions
 from tests.here import run_here
 from tests.learning import small_spec
 
-SPEC = replace(small_spec("mqar", 32, steps=3, batch_size=512), d_model=16, n_heads=1, n_layers=1)
+SPEC = replace(small_spec("mqar", 32, steps=3, batch_size=64), d_model=16, n_heads=1, n_layers=1)
 
 
 def test_trackers_that_cannot_be_had_are_told_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
