@@ -37,7 +37,7 @@ PLANS: dict[str, Plan] = {
             *("--variants", "full,hyena,gated_deltanet,mamba2,linear,retnet"),
             *("--tasks", "mad_memorize", "--sweep", "mad_memorize.vocab_size=256:8192", "--causal"),
             *("--steps", "400", "--batch-size", "128", "--n-heads", "4", "--activation", "swiglu", "--seeds", "3"),
-            *("--lr-grid", "1e-4,5e-4,1e-3", "--weight-decay-grid", "0,0.1"),
+            *("--lr-grid", "1e-4,5e-4,1e-3", "--grid-at", "mad_memorize.vocab_size=1024", "--weight-decay", "0"),
             *("--lr-schedule", "cosine", "--warmup", "0"),
         ),
         published={
@@ -47,9 +47,11 @@ PLANS: dict[str, Plan] = {
         },
         departures=(
             "The published figures of mamba2 are Mamba's (arXiv:2312.00752), which this project does not have.",
-            "All variants have 4 heads of 32 (MAD: 16 of 8 for attention) and LayerNorm (MAD: RMSNorm).",
-            "The best of six settings is chosen on a validation split with one seed, and tested with three seeds; MAD "
-            "takes the best of six test scores of one seed.",
+            "All variants have 4 heads of 32 (MAD: 16 of 8 for attention), LayerNorm (MAD: RMSNorm) and float32 (MAD: "
+            "bfloat16).",
+            "The best of three rates is chosen on a validation split at a vocabulary of 1024 with one seed, and tested "
+            "with three seeds at each; MAD takes, at each vocabulary, the best of six test scores of one seed.",
+            "Without weight decay: over these 400 steps MAD's other choice, 0.1, takes 2 % of a weight at most.",
         ),
         reasons={},
     ),
