@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.contract import Attention, Tensors
+from zoo.contract import Attention, Dims, Tensors
 
 BLOCK = 128
 
@@ -51,25 +51,29 @@ def fill(tensors: Tensors, rows: Tensors, limit: int, pinned: int = 0) -> Tensor
 
 
 class CachedAttention(Attention):
-    """An ``Attention`` whose steps keep the keys and values of all positions, since any may be attended to later.
+    """An ``Attention`` whose steps keep the keys and values of the last ``kept`` positions: all, unless it sets fewer.
 
-    A step attends to all of them, unless ``advance`` is overridden.
+    A step attends to all that is kept, unless ``advance`` is overridden.
     """
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__(dims)
+        self.kept = dims.max_len
 
     def begin(self, x: Tensor) -> Tensors:
         return empty(x)
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
-        return cached_attention(q, k, v, tensors, position, self.max_len)
+        return cached_attention(q, k, v, tensors, position, self.kept)
 
     def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
-        return self.forward(q, k, v), fill(empty(v[:, :, 0]), (k, v), self.max_len)
+        return self.forward(q, k, v), fill(empty(v[:, :, 0]), (k, v), self.kept)
 
     def state_size(self, length: int) -> int:
         return 2 * length * self.d_model
 
     def cache_size(self, length: int) -> int:
-        return 2 * room(length, self.max_len) * self.d_model
+        return 2 * room(length, self.kept) * self.d_model
 
 
 def cached_attention(

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from zoo.blocks import KERNELS, Part, attend, attend_window, kept, kernel_name, window_block, window_spans
-from zoo.cache import cached_attention, empty, fill, room
-from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
+from zoo.cache import CachedAttention
+from zoo.contract import Dims, Kernel, Traits, at_least, one_of
 from zoo.functional import traced
 from zoo.registry import register
 
@@ -38,7 +38,7 @@ class LocalConfig:
 
 
 @register("local", config=LocalConfig)
-class LocalAttention(Attention):
+class LocalAttention(CachedAttention):
     """A sliding window around each position."""
 
     traits = Traits(
@@ -65,21 +65,9 @@ class LocalAttention(Attention):
         parts = kept(window_parts, N, config.window, self.causal, q.device, like=q)
         return attend(q, k, v, parts, key_padding_mask=key_padding_mask, kernel=config.kernel)
 
-    def begin(self, x: Tensor) -> Tensors:
-        return empty(x)
-
-    def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
-        return cached_attention(q, k, v, tensors, position, self.kept)
-
-    def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
-        return self.forward(q, k, v), fill(empty(v[:, :, 0]), (k, v), self.kept)
-
     def state_size(self, length: int) -> int:
         sides = 1 if self.causal else 2
         return 2 * min(sides * self.config.window + 1, length) * self.d_model
-
-    def cache_size(self, length: int) -> int:
-        return 2 * room(length, self.kept) * self.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return kernel_name(x, self.config.kernel)
