@@ -82,7 +82,8 @@ def stand_in(spec: RunSpec, at: At) -> RunSpec:
     """The run that is searched for this one: the same, with the swept option of its task as ``at`` has it."""
     if spec.task not in at:
         return spec
-    return replace(spec, task_options=tuple(sorted({**dict(spec.task_options), **dict([at[spec.task]])}.items())))
+    option, value = at[spec.task]
+    return replace(spec, task_options=tuple(sorted((dict(spec.task_options) | {option: value}).items())))
 
 
 def choose(runs: Sequence[Record], grid: Sequence[Setting]) -> Record:

@@ -15,6 +15,7 @@ import pytest
 from compare.arguments import cost_parser, diff_parser, run_parser
 from compare.listing import markdown, written
 from compare.plan import make_specs
+from compare.record import is_search, read_records
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -97,8 +98,7 @@ def test_steps_on_a_gpu_are_those_of_the_records() -> None:
 def test_few_steps_of_the_recurrent_are_those_of_the_records() -> None:
     page = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
     assert "`gated_deltanet`, `mamba2` and `based` took less than a third of the steps of `linear`" in page
-    lines = (ROOT / "results/cpu-2core/recall_8192/records.jsonl").read_text(encoding="utf-8").splitlines()
-    runs = [record for line in lines if not (record := json.loads(line))["spec"].get("search")]
+    runs = [r for r in read_records(ROOT / "results/cpu-2core/recall_8192/records.jsonl")[0] if not is_search(r)]
     steps = {name: [r["train_steps"] for r in runs if r["variant"] == name] for name in {r["variant"] for r in runs}}
     assert 3 * max(steps["gated_deltanet"] + steps["mamba2"] + steps["based"]) < min(steps["linear"])
 
