@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo import MultiHeadAttention, available, describe, scan
+from zoo import MultiHeadAttention, available, describe
 from zoo.contract import Attention, Dims, Traits
+from zoo.cores import scan
 from zoo.registry import build
 
 # `datasets` keeps a copy of every file it reads: not in the home folder of whoever tests.

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compare.measure import saved_bytes
-from zoo import blocks as core
-from zoo.blocks import (
+from zoo.cores import blocks as core
+from zoo.cores import tiles
+from zoo.cores.blocks import attend, kernel_name
+from zoo.cores.parts import (
     HIDDEN,
     Group,
     Part,
     Span,
-    attend,
     causal_bias,
     hide,
-    kernel_name,
     layout_groups,
     random_layout,
     window_block,
@@ -346,7 +346,7 @@ def test_inputs_may_be_views() -> None:
 @pytest.mark.parametrize("budget", [1, 300, 5000])
 def test_the_size_of_a_tile_changes_nothing(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(core, "TILE_ELEMENTS", {"cpu": budget})
+    monkeypatch.setattr(tiles, "TILE_ELEMENTS", {"cpu": budget})
     for make in PARTS:
         check([make()], qkv(SHAPE), padding=torch.rand(2, 22) < 0.3)
 
@@ -565,6 +565,6 @@ def test_any_parts_are_one_softmax(data: st.DataObject) -> None:
     padding = torch.rand(B, N) < draw(st.sampled_from([0.0, 0.3, 1.0])) if draw(st.booleans()) else None
     dtype = draw(st.sampled_from(list(TOLERANCE)))
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(core, "TILE_ELEMENTS", {"cpu": draw(st.sampled_from([1, 200, 2**19]))})
+        monkeypatch.setattr(tiles, "TILE_ELEMENTS", {"cpu": draw(st.sampled_from([1, 200, 2**19]))})
         use(draw(st.sampled_from(KERNELS)), monkeypatch)
         check(parts, qkv((B, H, N, D), dtype), padding=padding)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zoo.cache import BLOCK, append, empty, fill, room
 from zoo.contract import Dims
+from zoo.cores.cache import BLOCK, append, empty, fill, room
 from zoo.registry import build
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from compare.measure import saved_bytes
-from zoo import convolution
-from zoo.convolution import convolve, fft_size
+from zoo.cores import convolution
+from zoo.cores.convolution import convolve, fft_size
 
 
 def literal(x: Tensor, filters: Tensor) -> Tensor:

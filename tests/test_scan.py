@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from compare.measure import saved_bytes
 from zoo import MultiHeadAttention
-from zoo import scan as core
 from zoo.attention import gau
 from zoo.attention.based import BasedConfig
 from zoo.attention.gated_deltanet import GatedDeltaNetConfig
@@ -18,7 +17,10 @@ from zoo.attention.gau import GAUConfig
 from zoo.attention.mamba2 import Mamba2Config
 from zoo.attention.retnet import RetNetConfig
 from zoo.contract import Tensors
-from zoo.scan import CHUNK, Chunk, decayed, delta, scan, scan_both, scan_step
+from zoo.cores import recurrences
+from zoo.cores import scan as core
+from zoo.cores.recurrences import decayed, delta
+from zoo.cores.scan import CHUNK, Chunk, scan, scan_both, scan_step
 
 LENGTHS = [1, CHUNK - 1, CHUNK, CHUNK + 1, 300]
 CHUNKS = [decayed, delta]
@@ -358,7 +360,7 @@ def test_states_are_passed_by_doubling_as_one_by_one(blocks: int, numbers: bool)
     for c in range(blocks):
         kept = keeps[:, :, c]
         rows.append((kept * rows[-1] if numbers else kept @ rows[-1]) + writes[:, :, c])
-    ours, literal = core._Passed.apply(*leaves), torch.stack(rows[1:], dim=2)
+    ours, literal = recurrences._Passed.apply(*leaves), torch.stack(rows[1:], dim=2)
     assert_equal((ours, *gradients(ours, leaves)), (literal, *gradients(literal, leaves)))
 
 

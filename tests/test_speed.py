@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from compare.measure import _product_flops, count_flops, peak_memory, saved_bytes, time_it
 from tests.conftest import CACHED
-from zoo import MultiHeadAttention, available, describe, scan
+from zoo import MultiHeadAttention, available, describe
 from zoo.contract import Dims
+from zoo.cores import scan
 from zoo.registry import build
 
 CPU = torch.device("cpu")

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from compare.measure import saved_bytes
 from tests.oracles.based import oracle
-from zoo import scan as module_of_scan
 from zoo.attention.based import Based, BasedConfig, features, pairs
 from zoo.contract import Dims
+from zoo.cores import scan as module_of_scan
 from zoo.registry import build
 
 

@@ -14,8 +14,9 @@ from benchmarks.peers.bigbird import BLOCK, N_RANDOM, Layer, copy_weights, pair,
 from compare.measure import count_flops
 from zoo import MultiHeadAttention
 from zoo.attention.bigbird import BigBirdAttention, BigBirdConfig
-from zoo.blocks import Group, Part, attend, layout_groups
 from zoo.contract import Dims
+from zoo.cores.blocks import attend
+from zoo.cores.parts import Group, Part, layout_groups
 
 
 def attention(length: int = 60, *, causal: bool = False, n_heads: int = 2, **options: int) -> BigBirdAttention:

@@ -13,8 +13,9 @@ from compare.measure import count_flops, saved_bytes
 from tests.oracles.gated_deltanet import oracle
 from zoo.attention.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
 from zoo.contract import Dims
+from zoo.cores.recurrences import decayed, delta
+from zoo.cores.scan import CHUNK, scan
 from zoo.registry import build
-from zoo.scan import CHUNK, decayed, delta, scan
 
 
 def layer(*, d_model: int = 16, n_heads: int = 2, causal: bool = False, conv_width: int = 4) -> GatedDeltaNet:

@@ -14,8 +14,8 @@ from tests.oracles.hedgehog import oracle, weights
 from zoo.attention import hedgehog as module_of_hedgehog
 from zoo.attention.hedgehog import HedgehogAttention
 from zoo.contract import Dims
+from zoo.cores.scan import CHUNK
 from zoo.registry import build
-from zoo.scan import CHUNK
 
 
 def hedgehog(*, causal: bool = False, d_head: int = 8, n_heads: int = 2, trained: bool = True) -> HedgehogAttention:

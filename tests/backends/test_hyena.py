@@ -11,7 +11,7 @@ import torch
 from zoo import MultiHeadAttention
 from zoo.attention.hyena import BLOCK, Hyena, HyenaConfig
 from zoo.contract import Dims, State
-from zoo.convolution import convolve
+from zoo.cores.convolution import convolve
 from zoo.registry import build
 
 

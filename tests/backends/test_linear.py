@@ -13,9 +13,9 @@ from tests.conftest import find_oracle
 from tests.oracles.linear import oracle
 from zoo.attention.linear import LinearAttention, LinearConfig
 from zoo.contract import Dims
-from zoo.kernel_attention import FeatureMap, kernel_attention
+from zoo.cores.kernel_attention import FeatureMap, kernel_attention
+from zoo.cores.scan import CHUNK
 from zoo.registry import build
-from zoo.scan import CHUNK
 
 KERNELS = ["linear", "performer", "cosformer"]
 
@@ -86,7 +86,7 @@ def test_linear_attention_transformer_computes_another_kernel() -> None:
 def test_chunks_equal_the_quadratic_form(
     attention: str, causal: bool, padded: bool, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zoo.kernel_attention.CACHED", 1)  # chunks of CHUNK positions in both forms
+    monkeypatch.setattr("zoo.cores.kernel_attention.CACHED", 1)  # chunks of CHUNK positions in both forms
     backend = build(attention, Dims(d_model=16, n_heads=2, max_len=300, causal=causal)).double()
     inputs = qkv(length)
     mask = None

@@ -12,8 +12,8 @@ from compare.measure import count_flops
 from tests.oracles.mamba2 import oracle
 from zoo.attention.mamba2 import Mamba2, Mamba2Config
 from zoo.contract import Dims
+from zoo.cores.scan import CHUNK
 from zoo.registry import build
-from zoo.scan import CHUNK
 
 
 def mamba2(

@@ -14,7 +14,7 @@ from benchmarks.peers.nystromformer import pair
 from compare.measure import saved_bytes
 from zoo.attention.nystromformer import NystromformerConfig, convolve
 from zoo.contract import Attention, Dims
-from zoo.landmarks import segments
+from zoo.cores.landmarks import segments
 from zoo.registry import build
 
 

@@ -18,8 +18,8 @@ from zoo.attention.performer import (
     query_features,
 )
 from zoo.contract import Dims
+from zoo.cores.scan import CHUNK
 from zoo.registry import build
-from zoo.scan import CHUNK
 
 
 def performer(features: int = 256, *, causal: bool = False, d_head: int = 8, seed: int = 0) -> PerformerAttention:

@@ -14,9 +14,10 @@ from compare.measure import count_flops
 from tests.oracles.retnet import normal, oracle, parallel, rate
 from zoo.attention.retnet import RetNet, RetNetConfig
 from zoo.contract import Dims
+from zoo.cores.recurrences import decayed
+from zoo.cores.scan import CHUNK, scan
 from zoo.embeddings import angles, turned
 from zoo.registry import build
-from zoo.scan import CHUNK, decayed, scan
 
 LENGTHS = [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3]
 

@@ -40,12 +40,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from zoo.cache import append, empty, fill, room
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
+from zoo.cores.cache import append, empty, fill, room
+from zoo.cores.kernel_attention import finite
+from zoo.cores.scan import CHUNK, scan, scan_step, scan_to_end
 from zoo.functional import accumulator, dtype_of, pad_to_multiple, recompute, split
-from zoo.kernel_attention import finite
 from zoo.registry import register
-from zoo.scan import CHUNK, scan, scan_step, scan_to_end
 
 LIMIT = 58.0  # of the logarithm of a key over its reference
 BLOCK = 64  # positions of a block of ``local`` in both directions, where the window is no larger

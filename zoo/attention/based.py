@@ -37,10 +37,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
+from zoo.cores.scan import CHUNK, fold, is_long, scan, scan_both, scan_step, scan_to_end
 from zoo.embeddings import RotaryPositions, Table
 from zoo.functional import accumulator
 from zoo.registry import register
-from zoo.scan import CHUNK, fold, is_long, scan, scan_both, scan_step, scan_to_end
 
 LOWEST = -1e30  # the logarithm of no weight
 

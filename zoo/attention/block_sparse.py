@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from zoo.blocks import KERNELS, attend_layout, attend_layout_next, kernel_name, random_layout, row_width
-from zoo.cache import CachedAttention
 from zoo.contract import Dims, Kernel, Tensors, Traits, at_least, one_of
+from zoo.cores.blocks import KERNELS, attend_layout, attend_layout_next, kernel_name
+from zoo.cores.cache import CachedAttention
+from zoo.cores.parts import random_layout, row_width
 from zoo.registry import register
 
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.blocks import KERNELS, Part, Span, attend, attend_next, causal_bias, kept, kernel_name
-from zoo.cache import CachedAttention
 from zoo.contract import Dims, Kernel, Tensors, Traits, at_least, one_of
+from zoo.cores.blocks import KERNELS, attend, attend_next, kernel_name
+from zoo.cores.cache import CachedAttention
+from zoo.cores.parts import Part, Span, causal_bias, kept
 from zoo.registry import register
 
 

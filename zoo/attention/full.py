@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
-from zoo.cache import CachedAttention, cached_attention
 from zoo.contract import Dims, Kernel, Tensors, Traits, one_of
+from zoo.cores.cache import CachedAttention, cached_attention
 from zoo.functional import SDPA_NAMES, full_attention, sdpa_kernel_name
 from zoo.registry import register
 

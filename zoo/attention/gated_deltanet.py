@@ -40,9 +40,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
+from zoo.cores.recurrences import delta, recur, runs_on_fla
+from zoo.cores.scan import scan, scan_both, scan_step, scan_to_end
 from zoo.functional import accumulator, convolve_taps, recompute
 from zoo.registry import register
-from zoo.scan import delta, recur, runs_on_fla, scan, scan_both, scan_step, scan_to_end
 
 OWN_TAPS = (3.0, 3.0, 1.0)  # what the convolution multiplies a position's own query, key and value by at first
 STRENGTH = -4.0  # ε at first, where β is about 0.02

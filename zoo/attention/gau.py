@@ -29,10 +29,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.contract import Dims, Mixer, Tensors, Traits, at_least
+from zoo.cores.scan import fold, scan, scan_step, scan_to_end, together
 from zoo.embeddings import RotaryPositions
 from zoo.functional import accumulator, recompute
 from zoo.registry import register
-from zoo.scan import fold, scan, scan_step, scan_to_end, together
 
 EPSILON = 1e-6  # of the norm
 

@@ -26,8 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.contract import Attention, Dims, Tensors, Traits
-from zoo.functional import accumulator, recompute
-from zoo.kernel_attention import (
+from zoo.cores.kernel_attention import (
     FeatureMap,
     empty_state,
     kernel_absorb,
@@ -35,6 +34,7 @@ from zoo.kernel_attention import (
     kernel_state_size,
     kernel_step,
 )
+from zoo.functional import accumulator, recompute
 from zoo.registry import register
 
 BUDGET = 2**22  # weights of one chunk of rows in the distillation loss

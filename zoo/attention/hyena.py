@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least
-from zoo.convolution import convolve
+from zoo.cores.convolution import convolve
 from zoo.functional import accumulator, convolve_taps, dtype_of, precisely, recompute
 from zoo.registry import register
 

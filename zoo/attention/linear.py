@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.contract import Attention, Dims, Init, Tensors, Traits
-from zoo.functional import traced
-from zoo.kernel_attention import (
+from zoo.cores.kernel_attention import (
     FeatureMap,
     empty_state,
     kernel_absorb,
@@ -27,6 +26,7 @@ from zoo.kernel_attention import (
     kernel_state_size,
     kernel_step,
 )
+from zoo.functional import traced
 from zoo.registry import register
 
 

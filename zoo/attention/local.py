@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.blocks import KERNELS, Part, attend, attend_window, kept, kernel_name, window_block, window_spans
-from zoo.cache import CachedAttention
 from zoo.contract import Dims, Kernel, Traits, at_least, one_of
+from zoo.cores.blocks import KERNELS, attend, attend_window, kernel_name
+from zoo.cores.cache import CachedAttention
+from zoo.cores.parts import Part, kept, window_block, window_spans
 from zoo.functional import traced
 from zoo.registry import register
 

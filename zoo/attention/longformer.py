@@ -20,9 +20,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from zoo.blocks import KERNELS, Part, Span, attend, kept, kernel_name, window_block, window_spans
-from zoo.cache import cached_attention, empty, fill, room
 from zoo.contract import SHELL_INIT, Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
+from zoo.cores.blocks import KERNELS, attend, kernel_name
+from zoo.cores.cache import cached_attention, empty, fill, room
+from zoo.cores.parts import Part, Span, kept, window_block, window_spans
 from zoo.embeddings import RotaryPositions
 from zoo.functional import full_attention, split
 from zoo.registry import register

@@ -34,19 +34,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
+from zoo.cores.recurrences import KERNELS, decayed, kernel_name, runs_on_triton, scan_on_triton
+from zoo.cores.scan import scan, scan_both, scan_step, scan_to_end
 from zoo.functional import accumulator, convolve_taps
 from zoo.registry import register
-from zoo.scan import (
-    KERNELS,
-    decayed,
-    kernel_name,
-    runs_on_triton,
-    scan,
-    scan_both,
-    scan_on_triton,
-    scan_step,
-    scan_to_end,
-)
 
 EPSILON = 1e-5  # of RMSNorm
 DECAYS = (1.0, 16.0)  # -a at first, uniform

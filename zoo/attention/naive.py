@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.cache import CachedAttention
 from zoo.contract import Dims, Traits
+from zoo.cores.cache import CachedAttention
 from zoo.functional import accumulator, visible_keys
 from zoo.registry import register
 

@@ -30,6 +30,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from zoo.contract import Attention, Dims, Kernel, Traits, at_least
+from zoo.cores.landmarks import iterate_inverse, segments
 from zoo.functional import (
     accumulator,
     convolve_taps,
@@ -41,7 +42,6 @@ from zoo.functional import (
     traced,
     visible_keys,
 )
-from zoo.landmarks import iterate_inverse, segments
 from zoo.registry import register
 
 

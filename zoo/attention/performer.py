@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from zoo.contract import Attention, Dims, Init, Tensors, Traits, at_least
-from zoo.kernel_attention import (
+from zoo.cores.kernel_attention import (
     FeatureMap,
     empty_state,
     kernel_absorb,

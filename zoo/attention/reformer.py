@@ -28,9 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.blocks import KERNELS, Part, Span, attend, attend_rows, kept, kernel_name, seen_rows
-from zoo.cache import append, empty, fill, room
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
+from zoo.cores.blocks import KERNELS, attend, attend_rows, kernel_name
+from zoo.cores.cache import append, empty, fill, room
+from zoo.cores.parts import Part, Span, kept, seen_rows
 from zoo.functional import accumulator
 from zoo.registry import register
 

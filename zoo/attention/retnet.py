@@ -34,20 +34,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
+from zoo.cores.recurrences import KERNELS, decayed, kernel_name, runs_on_triton, scan_on_triton
+from zoo.cores.scan import scan, scan_both, scan_step, scan_to_end
 from zoo.embeddings import Table, real_positions, turned, waves
 from zoo.functional import accumulator
 from zoo.registry import register
-from zoo.scan import (
-    KERNELS,
-    decayed,
-    kernel_name,
-    runs_on_triton,
-    scan,
-    scan_both,
-    scan_on_triton,
-    scan_step,
-    scan_to_end,
-)
 
 EPSILON = 1e-6  # of GroupNorm
 

@@ -37,7 +37,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least
-from zoo.convolution import convolve
+from zoo.cores.convolution import convolve
 from zoo.functional import accumulator, recompute
 from zoo.registry import register
 

@@ -30,9 +30,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from zoo.blocks import HIDDEN
-from zoo.cache import append, empty, fill, room
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
+from zoo.cores.cache import append, empty, fill, room
+from zoo.cores.parts import HIDDEN
 from zoo.functional import accumulator, once, pad_to_multiple, recompute, sdpa_kernel_name, softmax_attention, traced
 from zoo.registry import register
 

@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from zoo.contract import Attention, Dims, Init, Kernel, Traits, at_least
+from zoo.cores.landmarks import iterate_inverse, segments
 from zoo.functional import accumulator, once, recompute, side_by_side, traced
-from zoo.landmarks import iterate_inverse, segments
 from zoo.registry import register
 
 CHUNK = 512  # positions whose kernel to all landmarks is held at a time

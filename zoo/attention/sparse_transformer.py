@@ -24,21 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.blocks import (
-    KERNELS,
-    Part,
-    Span,
-    attend,
-    attend_next,
-    causal_bias,
-    hide,
-    kept,
-    kernel_name,
-    window_block,
-    window_spans,
-)
-from zoo.cache import append, empty, fill, room
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
+from zoo.cores.blocks import KERNELS, attend, attend_next, kernel_name
+from zoo.cores.cache import append, empty, fill, room
+from zoo.cores.parts import Part, Span, causal_bias, hide, kept, window_block, window_spans
 from zoo.registry import register
 
 

@@ -33,8 +33,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from zoo.cache import append, empty, fill, room
 from zoo.contract import Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
+from zoo.cores.cache import append, empty, fill, room
 from zoo.functional import accumulator, full_attention, leading, recompute, sdpa_kernel_name
 from zoo.registry import register
 

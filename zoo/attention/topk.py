@@ -34,9 +34,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from zoo.blocks import attend_rows
-from zoo.cache import CachedAttention, append
 from zoo.contract import Dims, Kernel, Tensors, Traits, at_least
+from zoo.cores.blocks import attend_rows
+from zoo.cores.cache import CachedAttention, append
 from zoo.functional import accumulator, full_attention, once, sdpa_kernel_name, traced
 from zoo.registry import register
 

@@ -19,8 +19,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from zoo.cache import CachedAttention
 from zoo.contract import Dims, Kernel, Traits
+from zoo.cores.cache import CachedAttention
 from zoo.functional import full_attention, sdpa_kernel_name
 from zoo.registry import register
 

@@ -1,4 +1,4 @@
-"""Attention between blocks as Triton kernels: the twin of the tiles in ``zoo/blocks.py``, one launch a part.
+"""Attention between blocks as Triton kernels: the twin of the tiles in ``zoo/cores/blocks.py``, one launch a part.
 
 A program takes a tile of queries and walks the runs of keys that its block sees: FlashAttention-2 (arXiv:2307.08691,
 algorithm 1) over a list of runs instead of all keys. It reads queries and keys through the part's positions, so nothing
@@ -24,8 +24,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from zoo.blocks import HIDDEN, Group, Part, Span
 from zoo.contract import Tensors
+from zoo.cores.parts import HIDDEN, Group, Part, Span
 from zoo.kernels import INTERPRETED
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)

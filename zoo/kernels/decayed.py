@@ -1,4 +1,4 @@
-"""The recurrence ``decayed`` of ``zoo/scan.py`` as Triton kernels, in either direction.
+"""The recurrence ``decayed`` of ``zoo/cores/recurrences.py`` as Triton kernels, in either direction.
 
 ``S_t = a_t S_{t-1} + k_tᵀ v_t, y_t = q_t S_t`` takes three launches: what each chunk writes to the state, all chunks at
 once; the states before the chunks, one after another; what each chunk reads, all at once (RetNet, arXiv:2307.08621,

@@ -1,4 +1,4 @@
-"""The recurrence ``delta`` of ``zoo/scan.py`` on the kernels of fla-org/flash-linear-attention, ``fla.ops``.
+"""``delta`` of ``zoo/cores/recurrences.py`` on the kernels of fla-org/flash-linear-attention, ``fla.ops``.
 
 Its kernels hold a chunk of 64 positions in a multiprocessor, where plain torch writes every product to memory. Both
 directions run as one batch, the second one flipped. Cost: O(N M D) time, O(N (M + D)) memory.

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.contract import Dims, Tensors
+from zoo.cores.scan import CHUNK, Chunk, scan, scan_to_end
 from zoo.functional import accumulator, leading, once, side_by_side, traced
-from zoo.scan import CHUNK, Chunk, scan, scan_to_end
 
 CACHED = 2**20  # numbers in the features of one chunk: more pass through memory, fewer make many small steps
 RESIDENT = 2**24  # the same elsewhere, where many small steps cost more than memory does

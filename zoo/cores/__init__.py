@@ -1,0 +1,1 @@
+"""What backends of a family share: each file computes one thing, and a backend says with what."""
