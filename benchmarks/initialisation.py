@@ -18,7 +18,7 @@ from compare.plan import make_specs
 from compare.train import Trainer
 from compare.worker import make_task
 from zoo import Encoder
-from zoo.encoder import Heads
+from zoo.shell import Shell
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
 def start_with(encoder: Encoder, variance: float) -> None:
     """Give queries and keys this variance, where a layer's inputs have variance 1. A ``Mixer`` keeps its own."""
     for mixer in encoder.modules():
-        if isinstance(mixer, Heads):
+        if isinstance(mixer, Shell):
             weights = mixer.qkv.weight[: -encoder.d_model]
             weights.mul_((variance / encoder.d_model) ** 0.5 / weights.square().mean().sqrt())
 

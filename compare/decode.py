@@ -19,7 +19,7 @@ from compare.spec import RunSpec
 from compare.train import DivergedError, Model
 from tasks import Task
 from zoo import MultiHeadAttention, describe
-from zoo.contract import State
+from zoo.state import State
 
 WINDOWS = 8  # of steps, timed one after another at the end of the walk
 WINDOW = 128  # steps of each, at most,

@@ -5,8 +5,9 @@
 """
 
 from zoo.contract import Attention, Dims, Mixer, Traits
-from zoo.encoder import Encoder, MultiHeadAttention
+from zoo.encoder import Encoder
 from zoo.registry import available, describe, register
+from zoo.shell import MultiHeadAttention
 
 __all__ = [
     "Attention",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.contract import Formed
+from zoo.forms import Formed
 
 BASE = 10_000.0
 

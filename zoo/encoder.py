@@ -1,350 +1,31 @@
-"""The encoder that every backend plugs into, and the multi-head shell around an ``Attention``."""
+"""The encoder that every backend plugs into."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from zoo import takeover
-from zoo.contract import (
-    SHELL_INIT,
-    Attention,
-    Backend,
-    Device,
-    Dims,
-    Formed,
-    Kernel,
-    Mixer,
-    State,
-    at_least,
-    one_of,
-    prefill_groups,
-)
+from zoo.checkpointing import checkpointed
+from zoo.contract import Backend, Device, Dims, at_least, one_of
 from zoo.embeddings import (
     LearnedPositions,
-    RotaryPositions,
     ShortConvolution,
     SinusoidalPositions,
     real_positions,
     reordered,
 )
-from zoo.functional import Calls, RestoreBuffers, as_function, split
-from zoo.registry import build
+from zoo.forms import Formed
+from zoo.layers import Activation, EncoderLayer, FeedForward, Norm, ReversibleLayer
 from zoo.reversible import Streams
+from zoo.shell import MultiHeadAttention, Shell, check_input, check_step, made_on
+from zoo.state import State, prefill_groups
 
-Norm = Literal["pre", "post"]
-Activation = Literal["gelu", "relu", "swiglu"]
 Positions = Literal["sinusoidal", "learned", "rotary", "none"]
-
-
-class Heads(Mixer):
-    """The shell that turns an ``Attention`` into a ``Mixer``: projections, heads, rotary positions."""
-
-    def __init__(self, dims: Dims, attention: Attention) -> None:
-        super().__init__(dims)
-        self.n_heads = dims.n_heads
-        self.inputs = 2 if attention.traits.shared_qk else 3  # (q, v) or (q, k, v)
-        self.qkv = nn.Linear(dims.d_model, self.inputs * dims.d_model)
-        self.rotary = RotaryPositions(dims.max_len, dims.d_head) if dims.rotary else None
-        self.attention = attention
-        self.kind = attention.kind
-        self.out = nn.Linear(dims.d_model, dims.d_model)
-        nn.init.normal_(self.qkv.weight, std=dims.d_model**-0.5)
-        (attention.traits.init or SHELL_INIT).scale(self.qkv.weight[: -dims.d_model])
-        nn.init.normal_(self.out.weight, std=dims.d_model**-0.5)
-        nn.init.zeros_(self.qkv.bias)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        q, k, v = self._project(x)
-        mixed = self.attention(q, k, v, key_padding_mask=key_padding_mask)
-        check_output(self.attention, mixed, v)
-        y: Tensor = self.out(rearrange(mixed, "b h n d -> b n (h d)"))
-        return y
-
-    def _project(self, x: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, N, C), positions from ``first`` on -> q, k, v (B, H, N, D)."""
-        pieces = split(self.qkv(x), self.inputs)
-        q, *k, v = (rearrange(piece, "b n (h d) -> b h n d", h=self.n_heads) for piece in pieces)
-        if self.rotary is not None:
-            q, k = self.rotary(q, first), [self.rotary(x, first) for x in k]
-        return q, k[0] if k else q, v
-
-    @torch.no_grad()
-    def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """As ``Mixer.step``; the state is the attention's."""
-        if state is not None and state.groups:
-            return state.step_groups(self.step, x)
-
-        def form(x: Tensor) -> tuple[Tensor, State]:
-            q, k, v = self._project(x, 0 if state is None else state.length)
-            mixed, after = self.attention.step(q[:, :, 0], k[:, :, 0], v[:, :, 0], state)
-            return self.out(rearrange(mixed, "b h d -> b 1 (h d)")), after
-
-        y, after = self.through(form, x[:, None])
-        return y[:, 0], after
-
-    def start(self, x: Tensor) -> State:
-        def form(x: Tensor) -> tuple[Tensor, State]:
-            return x, self.attention.start(self._project(x)[2][:, :, 0])
-
-        return self.through(form, x[:, None])[1]
-
-    @torch.no_grad()
-    def prefill(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> tuple[Tensor, State]:
-        """As ``Mixer.prefill``; the state is the attention's."""
-        if key_padding_mask is not None:
-            return prefill_groups(self.prefill, self.start, (x,), key_padding_mask)
-
-        def form(x: Tensor) -> tuple[Tensor, State]:
-            mixed, state = self.attention.prefill(*self._project(x))
-            return self.out(rearrange(mixed, "b h n d -> b n (h d)")), state
-
-        return self.through(form, x)
-
-    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
-        heads = rearrange(x, "b n (h d) -> b h n d", h=self.n_heads)
-        return self.attention.kernel(heads, key_padding_mask)
-
-    def state_size(self, length: int) -> int | None:
-        return self.attention.state_size(length)
-
-    def cache_size(self, length: int) -> int | None:
-        return self.attention.cache_size(length)
-
-    def redraw(self) -> None:
-        self.attention.redraw()
-
-
-def made_on(device: Device) -> AbstractContextManager[object]:
-    """A context in which parameters and buffers are made on ``device``; None: on the default device."""
-    return nullcontext() if device is None else torch.device(device)
-
-
-class MultiHeadAttention(Formed):
-    """One attention sublayer with its projections. (B, N, d_model) -> (B, N, d_model).
-
-    Args:
-        attn: a name from ``available()``, or an instance of a backend's config class.
-        d_model, n_heads: width, and the heads that share it.
-        max_len: the longest input that will come.
-        causal: position t sees positions up to t only.
-        rotary: turn queries and keys by their position.
-        device, dtype: of the parameters, as torch's modules have them.
-
-    Raises:
-        ValueError: unknown name, sizes that do not fit, or ``causal`` for a method without a causal form.
-    """
-
-    def __init__(
-        self,
-        attn: object = "full",
-        *,
-        d_model: int,
-        n_heads: int,
-        max_len: int = 8192,
-        causal: bool = False,
-        rotary: bool = False,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        dims = Dims(d_model=d_model, n_heads=n_heads, max_len=max_len, causal=causal, rotary=rotary)
-        self.d_model, self.max_len = d_model, max_len
-        with made_on(device):
-            backend = build(attn, dims)
-            if isinstance(backend, Attention):
-                backend = Heads(dims, backend)
-        assert isinstance(backend, Mixer)
-        self.mixer: Mixer = backend
-        if dtype is not None:
-            self.to(dtype)
-
-    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        """Mix ``x`` (B, N, d_model) between positions; padded positions of the result are 0.
-
-        Args:
-            key_padding_mask: (B, N) bool, True = padding, as in ``nn.MultiheadAttention``. Nothing reads padding.
-                Padding before or between real positions keeps its places, which blocks, buckets and learned patterns
-                count; an ``Encoder`` takes it out.
-
-        Raises:
-            ValueError: wrong shape or dtype, or N above ``max_len``; or a backend that breaks its contract.
-        """
-        check_input(x, key_padding_mask, self.d_model, self.max_len)
-        y: Tensor = self.mixer(x, key_padding_mask=key_padding_mask)
-        check_output(self.mixer, y, x)
-        return y if key_padding_mask is None else y.masked_fill(key_padding_mask[..., None], 0)
-
-    def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """The next position of the causal form, without gradients; all steps together equal one ``forward``.
-
-        Args:
-            x: (B, d_model), the input at the next position; the result has its shape.
-            state: what the step before returned; None at the first position.
-
-        Raises:
-            ValueError: a layer that is not causal; a state of another layer, batch or dtype, or a consumed one; wrong
-                shape; or more positions than ``max_len``.
-        """
-        check_step(x, self.d_model, state, self.max_len)
-        y, after = self.through_step(self.mixer.step, x, state)
-        check_output(self.mixer, y, x)
-        return y, after
-
-    def prefill(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> tuple[Tensor, State]:
-        """``forward`` of a prompt and the state after it, without gradients, for the steps that follow.
-
-        Computes in parallel what ``step`` computes one position after another, at about the cost of ``forward``.
-
-        Args:
-            x: (B, N, d_model), as the result; padded positions of the result are 0.
-            key_padding_mask: (B, N) bool, True = padding, on either side or between. Each sample gives what it gives
-                without padding, and continues from its own length (see ``Mixer.prefill``).
-
-        Raises:
-            ValueError: a layer that is not causal; wrong shape or dtype, or N above ``max_len``.
-        """
-        check_input(x, key_padding_mask, self.d_model, self.max_len)
-        y, state = self.through(partial(self.mixer.prefill, key_padding_mask=key_padding_mask), x)
-        check_output(self.mixer, y, x)
-        return y, state
-
-    def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
-        """What computes the mixing for inputs like ``x`` (B, N, d_model)."""
-        return self.mixer.kernel(x, key_padding_mask)
-
-    def state_size(self, length: int) -> int | None:
-        """Numbers a query attends to among ``length`` positions: see ``Backend.state_size``."""
-        return self.mixer.state_size(length)
-
-    def cache_size(self, length: int) -> int | None:
-        """Numbers that the step form keeps after ``length`` positions: see ``Backend.cache_size``."""
-        return self.mixer.cache_size(length)
-
-
-class FeedForward(nn.Module):
-    """Two linear maps with a nonlinearity between. (B, N, C) -> (B, N, C).
-
-    ``swiglu`` (arXiv:2002.05202) multiplies one half of the hidden features by the SiLU of the other.
-    """
-
-    def __init__(self, d_model: int, d_ff: int, *, activation: Activation, dropout: float) -> None:
-        super().__init__()
-        self.activation = activation
-        self.hidden = nn.Linear(d_model, 2 * d_ff if activation == "swiglu" else d_ff)
-        self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(d_ff, d_model)
-        for linear in (self.hidden, self.out):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.hidden(x)
-        if self.activation == "swiglu":
-            value, gate = h.chunk(2, dim=-1)
-            h = value * F.silu(gate)
-        else:
-            h = F.relu(h) if self.activation == "relu" else F.gelu(h)
-        y: Tensor = self.out(self.dropout(h))
-        return y
-
-
-class EncoderLayer(Formed):
-    """Mixing and feed-forward, each with a residual connection and a LayerNorm before (pre) or after (post)."""
-
-    def __init__(self, attention: MultiHeadAttention, feed_forward: FeedForward, *, norm: Norm, dropout: float) -> None:
-        super().__init__()
-        self.norm = norm
-        self.attention, self.feed_forward = attention, feed_forward
-        self.norm1, self.norm2 = nn.LayerNorm(attention.d_model), nn.LayerNorm(attention.d_model)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        before = self.norm1(x) if self.norm == "pre" else x
-        return self._add(x, self.attention(before, key_padding_mask=key_padding_mask))
-
-    def step(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """The next position of the causal form. x and the result: (B, C)."""
-
-        def form(x: Tensor) -> tuple[Tensor, State]:
-            before = self.norm1(x) if self.norm == "pre" else x
-            mixed, after = self.attention.step(before[:, 0], state)
-            return self._add(x, mixed[:, None]), after
-
-        y, after = self.through(form, x[:, None])
-        return y[:, 0], after
-
-    def prefill(self, x: Tensor) -> tuple[Tensor, State]:
-        """``forward`` of a causal layer, x: (B, N, C), and the state after it."""
-
-        def form(x: Tensor) -> tuple[Tensor, State]:
-            mixed, state = self.attention.prefill(self.norm1(x) if self.norm == "pre" else x)
-            return self._add(x, mixed), state
-
-        return self.through(form, x)
-
-    def _add(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """The two residual connections, given what the attention made of ``x``."""
-        x = x + self.dropout(mixed)
-        if self.norm == "pre":
-            return x + self._feed(x)
-        x = self.norm1(x)
-        y: Tensor = self.norm2(x + self.dropout(self.feed_forward(x)))
-        return y
-
-    def _feed(self, x: Tensor) -> Tensor:
-        y: Tensor = self.dropout(self.feed_forward(self.norm2(x)))
-        return y
-
-
-class ReversibleLayer(EncoderLayer):
-    """The same sublayers, each after its norm, on two streams: attention adds to the first what it makes of the second,
-    and feed-forward to the second what it makes of the first. (B, N, C) each."""
-
-    def forward(  # type: ignore[override]
-        self, x1: Tensor, x2: Tensor, *, streams: Streams, key_padding_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        def mix(x: Tensor) -> Tensor:
-            y: Tensor = self.dropout(self.attention(self.norm1(x), key_padding_mask=key_padding_mask))
-            return y
-
-        x1 = streams.add(x1, x2, Calls(mix, self.norm1, self.attention, self.dropout))
-        x2 = streams.add(x2, x1, Calls(self._feed, self.norm2, self.feed_forward, self.dropout))
-        return x1, x2
-
-    def step(  # type: ignore[override]
-        self, x1: Tensor, x2: Tensor, state: State | None
-    ) -> tuple[Tensor, Tensor, State]:
-        """The next position of the causal form. x1, x2 and the results: (B, C)."""
-
-        def form(x1: Tensor, x2: Tensor) -> tuple[tuple[Tensor, Tensor], State]:
-            mixed, after = self.attention.step(self.norm1(x2)[:, 0], state)
-            x1 = x1 + self.dropout(mixed[:, None])
-            return (x1, x2 + self._feed(x1)), after
-
-        (x1, x2), after = self.through(form, x1[:, None], x2[:, None])
-        return x1[:, 0], x2[:, 0], after
-
-    def prefill(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor, State]:  # type: ignore[override]
-        """``forward`` of a causal layer, x1 and x2: (B, N, C), and the state after it."""
-
-        def form(x1: Tensor, x2: Tensor) -> tuple[tuple[Tensor, Tensor], State]:
-            mixed, state = self.attention.prefill(self.norm1(x2))
-            x1 = x1 + self.dropout(mixed)
-            return (x1, x2 + self._feed(x1)), state
-
-        (x1, x2), state = self.through(form, x1, x2)
-        return x1, x2, state
 
 
 class Encoder(Formed):
@@ -497,17 +178,9 @@ class Encoder(Formed):
         return reordered(y, real_positions(padding)).masked_fill(padding[..., None], 0)
 
     def _run(self, layer: nn.Module, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
-            y: Tensor = layer(x, key_padding_mask=key_padding_mask)
-            return y
-        kept: Tensor = _Keep.apply(x)  # type: ignore[no-untyped-call]
-        again = partial(as_before, layer)
-        run: Callable[..., Tensor] = partial(layer, key_padding_mask=key_padding_mask)
-        learned: list[Tensor] = []
-        plain = all(type(x) in (Tensor, nn.Parameter) for x in layer.parameters())  # not sharded: a call changes these
-        if plain and not torch.compiler.is_compiling():
-            run, learned = as_function(Calls(run, layer))
-        y = checkpoint(run, kept, *learned, use_reentrant=False, context_fn=again)
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpointed(layer, x, key_padding_mask)
+        y: Tensor = layer(x, key_padding_mask=key_padding_mask)
         return y
 
     def _run_streams(self, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
@@ -670,7 +343,7 @@ class Encoder(Formed):
                 draws, so what backward computes again (checkpoints, reversible layers) stays the same.
         """
         for module in self.modules():
-            if not isinstance(module, Backend) or isinstance(module, Heads):
+            if not isinstance(module, Backend) or isinstance(module, Shell):
                 continue
             if after is None or (after and module.redraw_interval and after % module.redraw_interval == 0):
                 module.redraw()
@@ -692,90 +365,6 @@ class Encoder(Formed):
         ours = cls(
             attn, d_model=d_model, n_heads=n_heads, n_layers=0, dropout=0.0, max_len=max_len, positions="none"
         )  # fmt: skip
-        for source in layers:
-            attention = MultiHeadAttention(attn, d_model=d_model, n_heads=source.self_attn.num_heads, max_len=max_len)
-            mixer = attention.mixer
-            if not isinstance(mixer, Heads) or mixer.inputs != 3:
-                raise ValueError(f"{attn!r} has no query, key and value projections to load weights into")
-            activation, d_ff = takeover.activation_of(source), source.linear1.out_features
-            assert activation is not None
-            feed_forward = FeedForward(d_model, d_ff, activation=activation, dropout=source.dropout.p)
-            _copy(source.self_attn.in_proj_weight, source.self_attn.in_proj_bias, mixer.qkv)
-            _copy(source.self_attn.out_proj.weight, source.self_attn.out_proj.bias, mixer.out)
-            _copy(source.linear1.weight, source.linear1.bias, feed_forward.hidden)
-            _copy(source.linear2.weight, source.linear2.bias, feed_forward.out)
-            norm: Norm = "pre" if source.norm_first else "post"
-            target = EncoderLayer(attention, feed_forward, norm=norm, dropout=source.dropout1.p)
-            target.norm1, target.norm2 = copy.deepcopy(source.norm1), copy.deepcopy(source.norm2)
-            ours.layers.append(target)
+        ours.layers.extend(takeover.take_over(layer, attn, max_len=max_len) for layer in layers)
         ours.norm = nn.Identity() if encoder.norm is None else copy.deepcopy(encoder.norm)
         return ours.to(layers[0].linear1.weight).train(encoder.training)
-
-
-class _Keep(torch.autograd.Function):
-    """The input, saved for backward, so that a count of saved bytes sees what a checkpoint holds in a closure."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        del ctx
-        return grad
-
-
-def as_before(layer: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts for a layer's forward and for its repetition, which finds a backend's state as the forward found it."""
-    return nullcontext(), RestoreBuffers(layer)
-
-
-@torch.no_grad()
-def _copy(weight: Tensor, bias: Tensor | None, target: nn.Linear) -> None:
-    """Copy weight and bias (absent means 0), frozen where they are."""
-    target.weight.copy_(weight).requires_grad_(weight.requires_grad)
-    bias = torch.zeros_like(weight[:, 0]) if bias is None else bias
-    target.bias.copy_(bias).requires_grad_(bias.requires_grad)
-
-
-def check_input(x: Tensor, key_padding_mask: Tensor | None, d_model: int, max_len: int) -> None:
-    """Raise ValueError where ``x`` is not (B, N, d_model) floats or the mask not (B, N) bool, 1 <= N <= max_len."""
-    if x.dim() != 3 or x.shape[-1] != d_model or not x.is_floating_point():
-        raise ValueError(f"expected floats of shape (B, N, {d_model}), got shape {tuple(x.shape)} of {x.dtype}")
-    if not 1 <= x.shape[1] <= max_len:
-        advice = ": build with a larger max_len" if x.shape[1] else ""
-        raise ValueError(f"expected 1 to {max_len} positions (max_len), got {x.shape[1]}{advice}")
-    if key_padding_mask is None:
-        return
-    if key_padding_mask.dtype != torch.bool or key_padding_mask.shape != x.shape[:2]:
-        raise ValueError(
-            f"expected key_padding_mask of shape {tuple(x.shape[:2])} of torch.bool (True = padding), "
-            f"got shape {tuple(key_padding_mask.shape)} of {key_padding_mask.dtype}"
-        )
-
-
-def check_step(x: Tensor, d_model: int, state: State | None, max_len: int) -> None:
-    """Raise ValueError where ``x`` is not (B, d_model) floats, the state none, or ``max_len`` positions are over."""
-    if x.dim() != 2 or x.shape[-1] != d_model or not x.is_floating_point():
-        raise ValueError(f"expected floats of shape (B, {d_model}), got shape {tuple(x.shape)} of {x.dtype}")
-    if state is not None and not isinstance(state, State):
-        raise ValueError(f"expected the state that the last step returned, or None, got {type(state).__name__}")
-    if state is not None and state.length >= max_len:
-        raise ValueError(f"expected at most {max_len} positions (max_len), got one more: build with a larger max_len")
-
-
-def check_output(backend: Backend, y: object, like: Tensor) -> None:
-    """Raise ValueError where a backend does not return the shape and dtype of its input, as its contract says.
-
-    Under autocast the dtype is that of the last operation, whatever came in.
-    """
-    any_dtype = torch.is_autocast_enabled(like.device.type)
-    if isinstance(y, Tensor) and y.shape == like.shape and (any_dtype or y.dtype == like.dtype):
-        return
-    got = f"shape {tuple(y.shape)} of {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
-    cls = type(backend)
-    raise ValueError(
-        f"{cls.__module__}:{cls.__qualname__} breaks the contract: forward must return what it takes, "
-        f"shape {tuple(like.shape)} of {like.dtype}, got {got}"
-    )

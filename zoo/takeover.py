@@ -1,13 +1,17 @@
-"""What of a ``torch.nn.TransformerEncoder`` has a place in an ``Encoder``, and one line about what has none."""
+"""The layers of a ``torch.nn.TransformerEncoder`` as those of an ``Encoder``, or one line about what has no place."""
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+
+from zoo.layers import EncoderLayer, FeedForward, Norm
+from zoo.shell import MultiHeadAttention, Shell
 
 THEIRS = nn.TransformerEncoderLayer
 RELU = (F.relu, F.relu_, torch.relu, torch.relu_)
@@ -96,3 +100,35 @@ def _own_methods(module: nn.Module, kind: type[nn.Module], *names: str) -> str:
     """The first of these methods that is not that of ``kind``, empty where there is none."""
     own = [name for name in names if name in vars(module) or getattr(type(module), name) is not getattr(kind, name)]
     return own[0] if own else ""
+
+
+def take_over(source: nn.TransformerEncoderLayer, attn: object, *, max_len: int) -> EncoderLayer:
+    """A layer that ``check`` has passed, as a layer with ``attn`` and the same weights.
+
+    Raises:
+        ValueError: a backend that has no query, key and value projections to load.
+    """
+    d_model, n_heads = source.self_attn.embed_dim, source.self_attn.num_heads
+    attention = MultiHeadAttention(attn, d_model=d_model, n_heads=n_heads, max_len=max_len)
+    mixer = attention.mixer
+    if not isinstance(mixer, Shell) or mixer.inputs != 3:
+        raise ValueError(f"{attn!r} has no query, key and value projections to load weights into")
+    activation, d_ff = activation_of(source), source.linear1.out_features
+    assert activation is not None
+    feed_forward = FeedForward(d_model, d_ff, activation=activation, dropout=source.dropout.p)
+    _copy(source.self_attn.in_proj_weight, source.self_attn.in_proj_bias, mixer.qkv)
+    _copy(source.self_attn.out_proj.weight, source.self_attn.out_proj.bias, mixer.out)
+    _copy(source.linear1.weight, source.linear1.bias, feed_forward.hidden)
+    _copy(source.linear2.weight, source.linear2.bias, feed_forward.out)
+    norm: Norm = "pre" if source.norm_first else "post"
+    layer = EncoderLayer(attention, feed_forward, norm=norm, dropout=source.dropout1.p)
+    layer.norm1, layer.norm2 = copy.deepcopy(source.norm1), copy.deepcopy(source.norm2)
+    return layer
+
+
+@torch.no_grad()
+def _copy(weight: Tensor, bias: Tensor | None, target: nn.Linear) -> None:
+    """Copy weight and bias (absent means 0), frozen where they are."""
+    target.weight.copy_(weight).requires_grad_(weight.requires_grad)
+    bias = torch.zeros_like(weight[:, 0]) if bias is None else bias
+    target.bias.copy_(bias).requires_grad_(bias.requires_grad)

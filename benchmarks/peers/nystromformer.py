@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks.peers import Pair
 from zoo import MultiHeadAttention
 from zoo.attention.nystromformer import NystromformerAttention, NystromformerConfig
-from zoo.encoder import Heads
+from zoo.shell import Shell
 
 
 class _Transformers(nn.Module):
@@ -79,9 +79,9 @@ def pair(*, d_model: int, n_heads: int, length: int) -> list[Pair]:
 
 def _ours(
     d_model: int, n_heads: int, length: int, *, conv_width: int
-) -> tuple[MultiHeadAttention, Heads, NystromformerAttention]:
+) -> tuple[MultiHeadAttention, Shell, NystromformerAttention]:
     config = NystromformerConfig(landmarks=64, conv_width=conv_width)
     ours = MultiHeadAttention(config, d_model=d_model, n_heads=n_heads, max_len=length)
-    assert isinstance(ours.mixer, Heads)
+    assert isinstance(ours.mixer, Shell)
     assert isinstance(ours.mixer.attention, NystromformerAttention)
     return ours, ours.mixer, ours.mixer.attention

@@ -10,9 +10,10 @@ import torch
 
 from zoo import MultiHeadAttention
 from zoo.attention.hyena import BLOCK, Hyena, HyenaConfig
-from zoo.contract import Dims, State
+from zoo.contract import Dims
 from zoo.cores.convolution import convolve
 from zoo.registry import build
+from zoo.state import State
 
 
 def hyena(*, d_model: int = 8, causal: bool = False, max_len: int = 512, **options: object) -> Hyena:

@@ -15,8 +15,8 @@ from compare.measure import saved_bytes
 from tests.conftest import Case, find_oracle, heads
 from zoo import Encoder, MultiHeadAttention, available, describe
 from zoo.contract import SHELL_INIT, Attention, Dims, Mixer
-from zoo.encoder import Heads
 from zoo.registry import build
+from zoo.shell import Shell
 
 SCALE = 12  # how many times larger or smaller than full's a fresh layer's output may be
 LENGTHS = (1, 2, 7, 32, 33, 63, 64, 65, 96)
@@ -407,7 +407,7 @@ def test_a_fresh_layer_gives_about_as_much_as_full(name: str) -> None:
 def test_queries_and_keys_start_as_declared(name: str) -> None:
     entry = describe(name)
     layer = MultiHeadAttention(name, d_model=256, n_heads=4, max_len=64)
-    if not isinstance(layer.mixer, Heads):
+    if not isinstance(layer.mixer, Shell):
         assert (entry.traits.init is None) == ("init        of its own" in str(entry))
         return
     *found, values = (weight.square().mean().item() * 256 for weight in layer.mixer.qkv.weight.split(256))

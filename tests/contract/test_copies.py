@@ -16,7 +16,7 @@ from tests.conftest import Case
 from tests.contract.test_prefill import encoder_of, go_on, refused
 from tests.contract.test_steps import KINDS, ONCE, make
 from zoo import MultiHeadAttention
-from zoo.contract import State
+from zoo.state import State
 
 
 def saved(state: State) -> State:

@@ -15,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.conftest import Case, heads
 from tests.contract.test_steps import CAUSAL, KINDS, LENGTHS, MAX_LEN, ONCE, make, walk
 from zoo import Encoder, MultiHeadAttention, describe, register
-from zoo.contract import Attention, Backend, Dims, Mixer, State, Tensors, Traits
+from zoo.contract import Attention, Backend, Dims, Mixer, Tensors, Traits
 from zoo.registry import _entries, build
+from zoo.state import State
 
 OWN = [case for case in ONCE if describe(case.name).own]
 POSITIONS = ("sinusoidal", "learned", "rotary", "none")

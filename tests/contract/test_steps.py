@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from tests.conftest import Case, cases, heads
 from zoo import Encoder, MultiHeadAttention, register
-from zoo.contract import Attention, Backend, Dims, Mixer, State, Traits
+from zoo.contract import Attention, Backend, Dims, Mixer, Traits
 from zoo.registry import _entries, build
+from zoo.state import State
 
 LENGTHS = (1, 7, 64, 257)
 MAX_LEN = 260

@@ -1,0 +1,132 @@
+"""The layers of an encoder: mixing and feed-forward, on one stream or on two."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.forms import Formed
+from zoo.functional import Calls
+from zoo.reversible import Streams
+from zoo.shell import MultiHeadAttention
+from zoo.state import State
+
+Norm = Literal["pre", "post"]
+Activation = Literal["gelu", "relu", "swiglu"]
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a nonlinearity between. (B, N, C) -> (B, N, C).
+
+    ``swiglu`` (arXiv:2002.05202) multiplies one half of the hidden features by the SiLU of the other.
+    """
+
+    def __init__(self, d_model: int, d_ff: int, *, activation: Activation, dropout: float) -> None:
+        super().__init__()
+        self.activation = activation
+        self.hidden = nn.Linear(d_model, 2 * d_ff if activation == "swiglu" else d_ff)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(d_ff, d_model)
+        for linear in (self.hidden, self.out):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.hidden(x)
+        if self.activation == "swiglu":
+            value, gate = h.chunk(2, dim=-1)
+            h = value * F.silu(gate)
+        else:
+            h = F.relu(h) if self.activation == "relu" else F.gelu(h)
+        y: Tensor = self.out(self.dropout(h))
+        return y
+
+
+class EncoderLayer(Formed):
+    """Mixing and feed-forward, each with a residual connection and a LayerNorm before (pre) or after (post)."""
+
+    def __init__(self, attention: MultiHeadAttention, feed_forward: FeedForward, *, norm: Norm, dropout: float) -> None:
+        super().__init__()
+        self.norm = norm
+        self.attention, self.feed_forward = attention, feed_forward
+        self.norm1, self.norm2 = nn.LayerNorm(attention.d_model), nn.LayerNorm(attention.d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
+        before = self.norm1(x) if self.norm == "pre" else x
+        return self._add(x, self.attention(before, key_padding_mask=key_padding_mask))
+
+    def step(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """The next position of the causal form. x and the result: (B, C)."""
+
+        def form(x: Tensor) -> tuple[Tensor, State]:
+            before = self.norm1(x) if self.norm == "pre" else x
+            mixed, after = self.attention.step(before[:, 0], state)
+            return self._add(x, mixed[:, None]), after
+
+        y, after = self.through(form, x[:, None])
+        return y[:, 0], after
+
+    def prefill(self, x: Tensor) -> tuple[Tensor, State]:
+        """``forward`` of a causal layer, x: (B, N, C), and the state after it."""
+
+        def form(x: Tensor) -> tuple[Tensor, State]:
+            mixed, state = self.attention.prefill(self.norm1(x) if self.norm == "pre" else x)
+            return self._add(x, mixed), state
+
+        return self.through(form, x)
+
+    def _add(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The two residual connections, given what the attention made of ``x``."""
+        x = x + self.dropout(mixed)
+        if self.norm == "pre":
+            return x + self._feed(x)
+        x = self.norm1(x)
+        y: Tensor = self.norm2(x + self.dropout(self.feed_forward(x)))
+        return y
+
+    def _feed(self, x: Tensor) -> Tensor:
+        y: Tensor = self.dropout(self.feed_forward(self.norm2(x)))
+        return y
+
+
+class ReversibleLayer(EncoderLayer):
+    """The same sublayers, each after its norm, on two streams: attention adds to the first what it makes of the second,
+    and feed-forward to the second what it makes of the first. (B, N, C) each."""
+
+    def forward(  # type: ignore[override]
+        self, x1: Tensor, x2: Tensor, *, streams: Streams, key_padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        def mix(x: Tensor) -> Tensor:
+            y: Tensor = self.dropout(self.attention(self.norm1(x), key_padding_mask=key_padding_mask))
+            return y
+
+        x1 = streams.add(x1, x2, Calls(mix, self.norm1, self.attention, self.dropout))
+        x2 = streams.add(x2, x1, Calls(self._feed, self.norm2, self.feed_forward, self.dropout))
+        return x1, x2
+
+    def step(  # type: ignore[override]
+        self, x1: Tensor, x2: Tensor, state: State | None
+    ) -> tuple[Tensor, Tensor, State]:
+        """The next position of the causal form. x1, x2 and the results: (B, C)."""
+
+        def form(x1: Tensor, x2: Tensor) -> tuple[tuple[Tensor, Tensor], State]:
+            mixed, after = self.attention.step(self.norm1(x2)[:, 0], state)
+            x1 = x1 + self.dropout(mixed[:, None])
+            return (x1, x2 + self._feed(x1)), after
+
+        (x1, x2), after = self.through(form, x1[:, None], x2[:, None])
+        return x1[:, 0], x2[:, 0], after
+
+    def prefill(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor, State]:  # type: ignore[override]
+        """``forward`` of a causal layer, x1 and x2: (B, N, C), and the state after it."""
+
+        def form(x1: Tensor, x2: Tensor) -> tuple[tuple[Tensor, Tensor], State]:
+            mixed, state = self.attention.prefill(self.norm1(x2))
+            x1 = x1 + self.dropout(mixed)
+            return (x1, x2 + self._feed(x1)), state
+
+        (x1, x2), state = self.through(form, x1, x2)
+        return x1, x2, state

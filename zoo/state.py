@@ -1,0 +1,245 @@
+"""The state of a step form: what it keeps of the positions it has seen, and a prefill of samples of several lengths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)  # not uint8, which torch takes for a mask
+
+
+class State:
+    """What a step form keeps of the positions it has seen.
+
+    Each step consumes its state, because it may write into the state's tensors: pass on the state that the step
+    returns. Copy a state where two continuations begin.
+
+    A state belongs to the module that made it. A copy (``clone``, ``select``, ``to``, ``copy.deepcopy``, ``pickle``,
+    ``torch.save`` and ``torch.load``, with ``weights_only=True`` too) belongs to every module of the same kind, sizes
+    and options: a copy of the model, or the model with the same weights in another process.
+
+    Attributes:
+        owner: the module whose steps use the state; None in a copy.
+        kind: name, sizes and options of the owner.
+        length: positions seen, by the sample that has seen most.
+        shape, dtype: of an input, (B, …). batch: B.
+        tensors: of a backend, (B, …) each.
+        layers: of an encoder, the states of its layers.
+        groups: replaces tensors and layers where samples have seen different numbers of positions. Each group holds the
+            numbers of the samples that have seen equally many, (samples,) on the CPU, and their state; the longest
+            first.
+        used: a step has consumed the state.
+    """
+
+    def __init__(
+        self,
+        owner: nn.Module,
+        x: Tensor,
+        tensors: tuple[Tensor, ...] = (),
+        *,
+        length: int = 0,
+        layers: tuple[State, ...] = (),
+    ) -> None:
+        self.owner: nn.Module | None = owner
+        self.kind, self.length, self.tensors, self.layers = kind_of(owner), length, tensors, layers
+        self.groups: tuple[tuple[Tensor, State], ...] = ()
+        self.shape, self.batch, self.dtype = x.shape, len(x), x.dtype
+        self.used = False
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"owner": None}
+
+    @property
+    def lengths(self) -> Tensor:
+        """Positions that each sample has seen, (B,), on the CPU."""
+        lengths = torch.full((self.batch,), self.length)
+        for rows, state in self.groups:
+            lengths[rows] = state.length
+        return lengths
+
+    @property
+    def size(self) -> int:
+        """Numbers kept of one sample: the largest over the batch."""
+        own = sum(math.prod(x.shape[1:]) for x in self.tensors) + sum(layer.size for layer in self.layers)
+        return max([own, *(state.size for _, state in self.groups)])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept of the whole batch."""
+        parts = [*self.layers, *(state for _, state in self.groups)]
+        return sum(x.nbytes for x in self.tensors) + sum(part.nbytes for part in parts)
+
+    def clone(self) -> State:
+        """A copy. A step of either leaves the other as it is.
+
+        Raises:
+            ValueError: a consumed state.
+        """
+        return self._copy(Tensor.clone)
+
+    def to(self, device: torch.device | str) -> State:
+        """A copy on ``device``.
+
+        Raises:
+            ValueError: a consumed state.
+        """
+        return self._copy(lambda x: x.to(device, copy=True))
+
+    def select(self, indices: Tensor) -> State:
+        """The state of some samples, as beam search reorders them.
+
+        Args:
+            indices: (K,) integers from 0 to B - 1, in any order, repeated or left out; or (B,) bool, True = keep. The
+                new batch size is K, or the number of True.
+
+        Raises:
+            ValueError: other indices, or a consumed state.
+        """
+        indices = self._indices(torch.as_tensor(indices))
+        if not self.groups:
+            return self._copy(lambda x: x.index_select(0, indices.to(x.device)), len(indices))
+        groups = []
+        for rows, state in self.groups:
+            number = torch.full((self.batch,), -1).index_copy_(0, rows, torch.arange(len(rows)))[indices]
+            chosen = (number >= 0).nonzero()[:, 0]
+            if len(chosen):
+                groups.append((chosen, state.select(number[chosen])))
+        if len(groups) < 2:
+            return groups[0][1] if groups else self.groups[0][1].select(indices)
+        return self.grouped(tuple(groups), len(indices))
+
+    def _indices(self, indices: Tensor) -> Tensor:
+        """The numbers of the samples that ``indices`` choose, (K,), on the CPU."""
+        chosen, got = indices.cpu(), f"shape {tuple(indices.shape)} of {indices.dtype}"
+        if chosen.dtype == torch.bool and chosen.shape == (self.batch,):
+            return chosen.nonzero()[:, 0]
+        if chosen.dim() == 1 and (chosen.dtype in INTEGERS or len(chosen) == 0):
+            if ((chosen >= 0) & (chosen < self.batch)).all():
+                return chosen.long()
+            got = f"{int(chosen.min())} to {int(chosen.max())}"
+        raise ValueError(
+            f"expected (K,) integers from 0 to {self.batch - 1}, or a bool mask of shape ({self.batch},), got {got}"
+        )
+
+    def _copy(self, change: Callable[[Tensor], Tensor], batch: int | None = None) -> State:
+        """The same with changed tensors, ``batch`` samples of them."""
+        self._check_unused()
+        layers = tuple(layer._copy(change, batch) for layer in self.layers)
+        groups = tuple((rows, state._copy(change)) for rows, state in self.groups)
+        copy = self.grouped(groups, self.batch if batch is None else batch)
+        copy.tensors, copy.layers = tuple(change(x) for x in self.tensors), layers
+        return copy
+
+    def grouped(self, groups: tuple[tuple[Tensor, State], ...], batch: int) -> State:
+        """The state of ``batch`` samples in these groups, of the kind of this one."""
+        copy = State.__new__(State)
+        copy.__dict__.update(self.__getstate__(), groups=groups, tensors=(), layers=())
+        copy.batch, copy.shape = batch, torch.Size((batch, *self.shape[1:]))
+        copy.length = max((state.length for _, state in groups), default=self.length)
+        return copy
+
+    def _check_unused(self) -> None:
+        if self.used or any(state.used for _, state in self.groups):
+            raise ValueError(
+                f"an earlier step consumed the state after {self.length} positions: "
+                "pass on the state that the step returned"
+            )
+
+    def take(self, owner: nn.Module, x: Tensor) -> None:
+        """Consume the state for the step of ``owner`` on ``x`` (B, …).
+
+        Raises:
+            ValueError: the state of another module, shape or dtype, or a consumed one.
+        """
+        if self.owner is not owner and (self.owner is not None or self.kind != kind_of(owner)):
+            raise ValueError(
+                f"expected a state of this {kind_of(owner)}, got one of another model or layer "
+                f"({self.kind}): begin with state=None"
+            )
+        self._check_unused()
+        if (self.batch, self.dtype) != (len(x), x.dtype):
+            raise ValueError(
+                f"expected {self.batch} samples of {self.dtype}, as the state was begun with, got {len(x)} of {x.dtype}"
+            )
+        if self.shape != x.shape:
+            raise ValueError(
+                f"expected shape {tuple(self.shape)}, as the state was begun with, got shape {tuple(x.shape)}"
+            )
+        self.used = True
+        if not torch.is_inference_mode_enabled():  # what inference mode has made cannot be written into outside it
+            self.tensors = tuple(x.clone() if x.is_inference() else x for x in self.tensors)
+
+    def step_groups(self, step: Callable[..., tuple[Tensor, State]], *inputs: Tensor) -> tuple[Tensor, State]:
+        """``step``, called with inputs and state, of each group: the results of all samples, and their state.
+
+        Raises:
+            ValueError: as ``step`` does, or another number of samples.
+        """
+        if inputs[0].shape[:1] != (self.batch,):
+            raise ValueError(
+                f"expected {self.batch} samples, as the state was begun with, got shape {tuple(inputs[0].shape)}"
+            )
+        found = [(rows, *step(*(x[rows] for x in inputs), state)) for rows, state in self.groups]
+        first = found[0][1]
+        out = first.new_empty(self.batch, *first.shape[1:])
+        for rows, y, _ in found:
+            out[rows] = y
+        return out, self.grouped(tuple((rows, state) for rows, _, state in found), self.batch)
+
+
+torch.serialization.add_safe_globals([State])  # torch.load refuses other classes: this one holds tensors and numbers
+
+
+def kind_of(module: nn.Module) -> str:
+    """What a module is, in words: of a backend its name, sizes and options."""
+    return getattr(module, "kind", "") or type(module).__name__
+
+
+def prefill_groups(
+    prefill: Callable[..., tuple[Tensor, State]],
+    start: Callable[[Tensor], State],
+    inputs: tuple[Tensor, ...],
+    key_padding_mask: Tensor,
+    dim: int = 1,
+) -> tuple[Tensor, State]:
+    """``prefill`` of the real positions of each sample, those of equally many together: results and state.
+
+    Args:
+        start: gives the state before the first position, for samples of padding alone.
+        inputs: as ``prefill`` takes them, positions in ``dim``, as in the results, which are 0 at padding.
+        key_padding_mask: (B, N) bool, True = padding.
+
+    Raises:
+        ValueError: as ``prefill`` does, or another mask.
+    """
+    moved = [x.movedim(dim, 1) for x in inputs]
+    shape, device = moved[0].shape[:2], key_padding_mask.device
+    if key_padding_mask.dtype != torch.bool or key_padding_mask.shape != shape:
+        raise ValueError(
+            f"expected key_padding_mask of shape {tuple(shape)} of torch.bool (True = padding), "
+            f"got shape {tuple(key_padding_mask.shape)} of {key_padding_mask.dtype}"
+        )
+    if not key_padding_mask.any():
+        return prefill(*inputs)
+    real = ~key_padding_mask
+    lengths = real.sum(1).cpu()
+    groups, parts = [], []
+    for length in sorted(set(lengths.tolist()), reverse=True):
+        rows = (lengths == length).nonzero()[:, 0]
+        if not length:
+            groups.append((rows, start(moved[0][rows, 0])))
+            continue
+        sample, place = real[rows].nonzero(as_tuple=True)
+        at = rows.to(device)[sample], place
+        y, state = prefill(*(x[at].view(len(rows), length, *x.shape[2:]).movedim(1, dim) for x in moved))
+        groups.append((rows, state))
+        parts.append((at, y.movedim(dim, 1).flatten(0, 1)))
+    state = groups[0][1]
+    like = parts[0][1] if parts else moved[0].new_empty(0, *state.shape[1:], dtype=state.dtype)
+    out = like.new_zeros(*shape, *like.shape[1:])
+    for at, y in parts:
+        out[at] = y
+    return out.movedim(1, dim), state if len(groups) == 1 else state.grouped(tuple(groups), len(out))
