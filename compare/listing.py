@@ -15,7 +15,7 @@ from rich.table import Table
 import tasks
 import zoo
 from compare.report import in_short
-from zoo.registry import Entry, format_added, format_bytes
+from zoo.entry import Entry, format_added, format_bytes
 
 Rows = list[list[str]]
 TASK_HEADERS = ["name", "what it asks", "metric", "causal", "lengths", "default", "options"]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from compare.spec import Option, RunSpec
     from tasks import LengthSchedule, Task
-    from zoo.registry import Entry
+    from zoo.entry import Entry
 
     Options = tuple[tuple[str, Option], ...]
     Settings = dict[str, Options]

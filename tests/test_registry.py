@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from zoo import Encoder, MultiHeadAttention, available, describe, register
 from zoo.contract import Attention, Dims, Mixer, Traits
-from zoo.registry import REFERENCE, Entry, _entries, _load_plugins, format_bytes
+from zoo.entry import REFERENCE, Entry, format_bytes
+from zoo.registry import _entries, _load_plugins
 
 TRAITS = Traits(family="test", source="none", year=None, time="O(N)", memory="O(N)", causal=False)
 PLUGIN = '''

@@ -10,7 +10,8 @@ from torch import Tensor
 from tests.conftest import Case, cases
 from zoo import available, describe
 from zoo.contract import Attention, Dims
-from zoo.registry import REFERENCE, build
+from zoo.entry import REFERENCE
+from zoo.registry import build
 
 OWN = [name for name in available() if describe(name).own]
 SIZES = {"window", "block_size", "n_global", "n_random", "segment", "stride", "summary", "k", "n_hashes", "bucket_size"}

@@ -1,0 +1,89 @@
+"""Backends from outside: a class of one's own, named as ``module:Class``, and the entry points of installed packages.
+
+Every function takes ``entries``, the registered backends by name, which what it imports adds to.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+from importlib import metadata
+from types import ModuleType
+
+from zoo.entry import Entry
+from zoo.validation import RegistrationError
+
+GROUP = "attention_zoo.backends"  # the entry points of packages that bring backends
+
+
+def find(path: str, entries: dict[str, Entry]) -> Entry:
+    """The registered class that ``module:Class`` names; the module is imported."""
+    module_name, _, class_name = path.partition(":")
+    module = _import(module_name, entries)
+    cls = getattr(module, class_name, None)
+    if not isinstance(cls, type):
+        classes = [
+            name for name, value in vars(module).items() if isinstance(value, type) and value.__module__ == module_name
+        ]
+        close = difflib.get_close_matches(class_name, classes, n=1)
+        hint = f", did you mean {close[0]!r}?" if close else ""
+        raise RegistrationError(f"{module_name} has no class {class_name!r}{hint}")
+    for entry in entries.values():
+        if entry.cls is cls:
+            return entry
+    raise RegistrationError(f"{path} is not registered: decorate it with @register(NAME, config=…)")
+
+
+def _import(module_name: str, entries: dict[str, Entry]) -> ModuleType:
+    """Import a plug-in. Where that fails nothing of it stays registered."""
+    before = dict(entries)
+    try:
+        return importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        entries.clear()
+        entries.update(before)
+        if isinstance(error, RegistrationError):
+            raise
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            raise RegistrationError(
+                f"there is no module {module_name!r}: name it as in `import {module_name.removesuffix('.py')}`, "
+                "from the current folder, PYTHONPATH or an installed package"
+            ) from error
+        said = " ".join(str(error).split())
+        raise RegistrationError(f"cannot import {module_name}: {type(error).__name__}: {said}") from error
+
+
+def load(entries: dict[str, Entry]) -> dict[str, str]:
+    """Load the entry points of installed packages; those that are refused, and why."""
+    refused: dict[str, str] = {}
+    points = sorted(metadata.entry_points(group=GROUP), key=lambda point: point.name)
+    for point in points:
+        rivals = [_source(other) for other in points if other.name == point.name]
+        try:
+            if len(rivals) > 1:
+                raise RegistrationError(f"{' and '.join(rivals)} have one name")
+            _load(point, entries)
+        except RegistrationError as error:
+            if point.name not in refused:
+                refused[point.name] = f"attention plug-in {point.name!r} of {_source(point)} is left out: {error}"
+                logging.getLogger(__name__).warning(refused[point.name])
+    return refused
+
+
+def _load(point: metadata.EntryPoint, entries: dict[str, Entry]) -> None:
+    """Import ``module:Class`` or ``module``, which must register the entry point's name."""
+    if ":" in point.value:
+        found = find(point.value, entries).name
+    else:
+        _import(point.value, entries)
+        entry = entries.get(point.name)
+        found = "" if entry is None or entry.own else entry.name
+    if found != point.name:
+        raise RegistrationError(f"{point.value} registers {repr(found) if found else 'nothing of that name'}")
+
+
+def _source(point: metadata.EntryPoint) -> str:
+    """The distribution and the module of an entry point."""
+    distribution = "an unknown distribution" if point.dist is None else f"{point.dist.name} {point.dist.version}"
+    return f"{distribution} ({point.value})"
