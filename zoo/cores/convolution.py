@@ -9,8 +9,6 @@ channel, also where that input lies outside the filter: a causal convolution is 
 
 from __future__ import annotations
 
-from functools import cache
-from itertools import count
 from typing import Any
 
 import torch
@@ -44,17 +42,13 @@ def _in_group(x: Tensor, filters: Tensor, size: int) -> Tensor:
     return out
 
 
-@cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def fft_size(least: int) -> int:
     """The next size that has no prime factors above 5: transforms of others take several times as long."""
-    for size in count(least):
-        rest = size
-        for prime in (2, 3, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return size
-    raise AssertionError
+    from scipy.fft import next_fast_len  # a fifth of the time that torch takes to import
+
+    size: int = next_fast_len(least, real=True)
+    return size
 
 
 class _Convolve(torch.autograd.Function):
