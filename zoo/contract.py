@@ -42,8 +42,11 @@ class Dims:
     ``rotary``: queries and keys are turned by their position. The shell turns them for every ``Attention``; a ``Mixer``
     that has queries and keys of its own turns them itself.
 
+    ``layer`` of ``n_layers``: where in the model the backend stands, from 0. A sublayer alone is layer 0 of 1.
+
     Raises:
-        ValueError: a size below 1, or ``d_model`` that the heads do not divide.
+        ValueError: a size below 1, ``d_model`` that the heads do not divide, or a ``layer`` that is none of
+            ``n_layers``.
     """
 
     d_model: int
@@ -51,9 +54,14 @@ class Dims:
     max_len: int
     causal: bool = False
     rotary: bool = False
+    layer: int = 0
+    n_layers: int = 1
 
     def __post_init__(self) -> None:
-        at_least(1, d_model=self.d_model, n_heads=self.n_heads, max_len=self.max_len)
+        at_least(1, d_model=self.d_model, n_heads=self.n_heads, max_len=self.max_len, n_layers=self.n_layers)
+        at_least(0, layer=self.layer)
+        if self.layer >= self.n_layers:
+            raise ValueError(f"layer must be below n_layers, got layer={self.layer}, n_layers={self.n_layers}")
         if self.d_model % self.n_heads:
             raise ValueError(
                 f"d_model must be a multiple of n_heads, got d_model={self.d_model}, n_heads={self.n_heads}"

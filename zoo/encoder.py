@@ -121,7 +121,7 @@ class Encoder(Formed):
                 self.positions = LearnedPositions(max_len, d_model)
             self.dropout = nn.Dropout(dropout)
             self.layers = nn.ModuleList()
-            for _ in range(n_layers):
+            for layer in range(n_layers):
                 attention = MultiHeadAttention(
                     attn,
                     d_model=d_model,
@@ -129,6 +129,8 @@ class Encoder(Formed):
                     max_len=max_len,
                     causal=causal,
                     rotary=positions == "rotary",
+                    layer=layer,
+                    n_layers=n_layers,
                 )
                 feed_forward = FeedForward(d_model, d_ff, activation=activation, dropout=dropout)
                 kind = ReversibleLayer if reversible else EncoderLayer
@@ -365,6 +367,8 @@ class Encoder(Formed):
         ours = cls(
             attn, d_model=d_model, n_heads=n_heads, n_layers=0, dropout=0.0, max_len=max_len, positions="none"
         )  # fmt: skip
-        ours.layers.extend(takeover.take_over(layer, attn, max_len=max_len) for layer in layers)
+        for number, source in enumerate(layers):
+            layer = takeover.take_over(source, attn, max_len=max_len, layer=number, n_layers=len(layers))
+            ours.layers.append(layer)
         ours.norm = nn.Identity() if encoder.norm is None else copy.deepcopy(encoder.norm)
         return ours.to(layers[0].linear1.weight).train(encoder.training)

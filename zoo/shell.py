@@ -110,6 +110,7 @@ class MultiHeadAttention(Formed):
         max_len: the longest input that will come.
         causal: position t sees positions up to t only.
         rotary: turn queries and keys by their position.
+        layer, n_layers: where in a stack the sublayer stands, from 0, for backends that differ by depth.
         device, dtype: of the parameters, as torch's modules have them.
 
     Raises:
@@ -125,11 +126,21 @@ class MultiHeadAttention(Formed):
         max_len: int = 8192,
         causal: bool = False,
         rotary: bool = False,
+        layer: int = 0,
+        n_layers: int = 1,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dims = Dims(d_model=d_model, n_heads=n_heads, max_len=max_len, causal=causal, rotary=rotary)
+        dims = Dims(
+            d_model=d_model,
+            n_heads=n_heads,
+            max_len=max_len,
+            causal=causal,
+            rotary=rotary,
+            layer=layer,
+            n_layers=n_layers,
+        )
         self.d_model, self.max_len = d_model, max_len
         with made_on(device):
             backend = build(attn, dims)

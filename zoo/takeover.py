@@ -102,14 +102,18 @@ def _own_methods(module: nn.Module, kind: type[nn.Module], *names: str) -> str:
     return own[0] if own else ""
 
 
-def take_over(source: nn.TransformerEncoderLayer, attn: object, *, max_len: int) -> EncoderLayer:
-    """A layer that ``check`` has passed, as a layer with ``attn`` and the same weights.
+def take_over(
+    source: nn.TransformerEncoderLayer, attn: object, *, max_len: int, layer: int, n_layers: int
+) -> EncoderLayer:
+    """A layer that ``check`` has passed, as layer number ``layer`` of ``n_layers`` with ``attn`` and the same weights.
 
     Raises:
         ValueError: a backend that has no query, key and value projections to load.
     """
     d_model, n_heads = source.self_attn.embed_dim, source.self_attn.num_heads
-    attention = MultiHeadAttention(attn, d_model=d_model, n_heads=n_heads, max_len=max_len)
+    attention = MultiHeadAttention(
+        attn, d_model=d_model, n_heads=n_heads, max_len=max_len, layer=layer, n_layers=n_layers
+    )
     mixer = attention.mixer
     if not isinstance(mixer, Shell) or mixer.inputs != 3:
         raise ValueError(f"{attn!r} has no query, key and value projections to load weights into")
@@ -121,9 +125,9 @@ def take_over(source: nn.TransformerEncoderLayer, attn: object, *, max_len: int)
     _copy(source.linear1.weight, source.linear1.bias, feed_forward.hidden)
     _copy(source.linear2.weight, source.linear2.bias, feed_forward.out)
     norm: Norm = "pre" if source.norm_first else "post"
-    layer = EncoderLayer(attention, feed_forward, norm=norm, dropout=source.dropout1.p)
-    layer.norm1, layer.norm2 = copy.deepcopy(source.norm1), copy.deepcopy(source.norm2)
-    return layer
+    ours = EncoderLayer(attention, feed_forward, norm=norm, dropout=source.dropout1.p)
+    ours.norm1, ours.norm2 = copy.deepcopy(source.norm1), copy.deepcopy(source.norm2)
+    return ours
 
 
 @torch.no_grad()
