@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from zoo import MultiHeadAttention, describe
-from zoo.kernels import block_attention
+from zoo.kernels import block_lists
 
 LENGTH, MAX_LEN, D_MODEL, N_HEADS = 21, 32, 12, 2
 SPARSE: list[tuple[str, dict[str, Any]]] = [
@@ -93,8 +93,8 @@ def main() -> None:
         f"{name} twice": float(not refuses_second_derivatives(name)) for name in ("local", "retnet")
     }
     for label, name, options, causal, walked in cases():
-        block_attention.WALKED = walked
-        block_attention.make_lists.cache_clear()
+        block_lists.WALKED = walked
+        block_lists.make_lists.cache_clear()
         found[label] = error(name, options, causal)
     print(json.dumps(found))
 

@@ -13,41 +13,21 @@ and gradients in float32.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
-import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from zoo.contract import Tensors
-from zoo.cores.parts import HIDDEN, Group, Part, Span
+from zoo.cores.parts import HIDDEN, Part
 from zoo.kernels import INTERPRETED
+from zoo.kernels import block_programs as programs
+from zoo.kernels.block_lists import make_lists
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 WIDEST = 256  # d_head
-WALKED = 2048  # keys or queries that one program walks, so that those which see all, or which all see, hold up nothing
-VARYING = (
-    "H",
-    "N",
-    "size",
-    "key_size",
-    "count",
-    "slots_of_keys",
-    "p_b",
-    "p_h",
-    "kp_b",
-    "kp_h",
-    "l_b",
-    "l_h",
-)  # compiled once
-LOG2E = tl.constexpr(1.4426950408889634)  # after a difference: logits of 1e5 have two digits behind the point
-LOWEST = tl.constexpr(HIDDEN)
-NOTHING = tl.constexpr(HIDDEN / 2)  # below it a logit is hidden, and a log-sum-exp is that of no key
 
 
 def refusal(q: Tensor) -> str:
@@ -59,416 +39,6 @@ def refusal(q: Tensor) -> str:
     if q.shape[-1] > WIDEST:
         return f"the kernels take heads of at most {WIDEST} features, got {q.shape[-1]}"
     return ""
-
-
-@dataclass(frozen=True, eq=False)
-class Lists:
-    """Which tile of queries walks which keys, and the other way round: int32 tensors on the device.
-
-    tiles: (T, 7): head, first slot of the block, first and last slot of the tile, first and last run, and the number
-        of the piece where several programs share the tile's runs (-1 = one program has all).
-    shares: (S, 5): of each tile in pieces: head, its first and last slot, its first and last piece.
-    runs: (R, 4): first and last slot of the keys, where their bias begins (-1 = none), length of its rows.
-    items: (I, 4): head, first slot of the keys, first and last visit.
-    visits: (V, 7): first slot of the block, first and last slot of the tile; then as ``runs``.
-    biases: (…) float32.
-    heads: lists for so many heads; 1 = all heads share one.
-    pairs: of queries and keys in those lists.
-    block_m, block_n: queries and keys of a tile.
-    count: of the pieces.
-    """
-
-    tiles: Tensor
-    shares: Tensor
-    runs: Tensor
-    items: Tensor
-    visits: Tensor
-    biases: Tensor
-    heads: int
-    pairs: int
-    block_m: int
-    block_n: int
-    count: int
-
-
-@lru_cache(maxsize=64)
-def make_lists(
-    groups: tuple[Group | Span, ...],
-    size: int,
-    blocks: int,
-    key_size: int,
-    key_blocks: int,
-    heads: int,
-    tile: int,
-    device: torch.device,
-) -> Lists:
-    """Lists of a part with ``blocks`` blocks of ``size`` queries, ``key_blocks`` of ``key_size`` keys, in tiles of at
-    most ``tile`` of each."""
-    heads = heads if any(isinstance(group, Group) for group in groups) else 1
-    rows, biases = _runs(groups, size, key_size, key_blocks)  # head · blocks + block, then as Lists.runs
-    rows = _joined(rows[(rows[:, 0] * (key_blocks * key_size + 1) + rows[:, 1]).argsort()])
-    block, runs = rows[:, 0].contiguous(), rows[:, 1:]
-    longest = int((runs[:, 1] - runs[:, 0]).max()) if len(runs) else 1
-    block_m, block_n = (min(tile, max(16, triton.next_power_of_2(n))) for n in (size, longest))
-
-    ends = torch.searchsorted(block, torch.arange(heads * blocks + 1))
-    each = -(-size // block_m)
-    row = torch.arange(heads * blocks).repeat_interleave(each)
-    base = row % blocks * size
-    start = base + block_m * torch.arange(each).repeat(heads * blocks)
-    stop = torch.minimum(start + block_m, base + size)
-    tiles = torch.stack([row // blocks, base, start, stop, ends[row], ends[row + 1]], dim=1)
-    pieces, shares = _pieces(tiles, runs)
-
-    of_tile, run = _expand(ends[row], ends[row + 1] - ends[row])
-    pairs = int(((stop - start)[of_tile] * (runs[run, 1] - runs[run, 0])).sum())
-    first = runs[run, 0] // block_n  # tiles of keys that a run meets
-    visit, key = _expand(first, (runs[run, 1] - 1) // block_n + 1 - first)
-    of_tile, run = of_tile[visit], run[visit]
-    stride = key_blocks * key_size // block_n + 1
-    owner = tiles[of_tile, 0] * stride + key
-    owner, order = owner.sort(stable=True)
-    visits = torch.cat([tiles[of_tile, 1:4], runs[run]], dim=1)[order]
-    owner, counts = owner.unique_consecutive(return_counts=True)
-    begin = counts.cumsum(0) - counts
-    walked = max(1, WALKED // block_m)
-    item, piece = _expand(torch.zeros_like(counts), -(-counts // walked))
-    begin, end = begin[item] + piece * walked, torch.minimum(begin[item] + (piece + 1) * walked, (begin + counts)[item])
-    items = torch.stack([owner[item] // stride, owner[item] % stride * block_n, begin, end], dim=1)
-    count = int(shares[-1, 4]) if len(shares) else 0
-    pieces, shares, runs, items, visits = (
-        x.to(device, torch.int32).contiguous() for x in (pieces, shares, runs, items, visits)
-    )
-    return Lists(pieces, shares, runs, items, visits, biases.to(device), heads, pairs, block_m, block_n, count)
-
-
-def _joined(rows: Tensor) -> Tensor:
-    """Runs without a bias that follow one another as one, and none longer than ``WALKED``."""
-    if len(rows) == 0:
-        return rows
-    block, first, last, bias = rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3]
-    new = (block[1:] != block[:-1]) | (first[1:] != last[:-1]) | (bias[1:] >= 0) | (bias[:-1] >= 0)
-    starts = torch.cat([torch.ones(1, dtype=torch.bool), new]).nonzero()[:, 0]
-    joined = rows[starts]
-    joined[:, 2] = torch.cat([last[starts[1:] - 1], last[-1:]])
-    whole = joined[:, 3] >= 0  # a bias begins where its run does
-    number, piece = _expand(
-        torch.zeros(len(joined), dtype=torch.long),
-        torch.where(whole, 1, -(-(joined[:, 2] - joined[:, 1]) // WALKED)),
-    )
-    cut = joined[number]
-    cut[:, 1] += piece * WALKED
-    cut[:, 2] = torch.where(whole[number], cut[:, 2], torch.minimum(cut[:, 2], cut[:, 1] + WALKED))
-    return cut
-
-
-def _pieces(tiles: Tensor, runs: Tensor) -> tuple[Tensor, Tensor]:
-    """``Lists.tiles`` and ``Lists.shares``: a piece has the runs of a tile that begin within ``WALKED`` keys."""
-    tile, run = _expand(tiles[:, 4], tiles[:, 5] - tiles[:, 4])
-    lengths = runs[run, 1] - runs[run, 0]
-    total = lengths.cumsum(0) - lengths
-    first = torch.searchsorted(tile, torch.arange(len(tiles) + 1))
-    before = total - F.pad(total, (0, 1))[first[:-1]][tile]  # keys of the tile before each run
-    (owner, _), counts = torch.stack([tile, before // WALKED]).unique_consecutive(dim=1, return_counts=True)
-    ends = counts.cumsum(0)
-    several = torch.bincount(owner, minlength=len(tiles)) > 1
-    shared = several[owner]
-    number = torch.where(shared, shared.cumsum(0) - 1, -1)
-    pieces = torch.cat([tiles[owner, :4], run[ends - counts, None], run[ends - 1, None] + 1, number[:, None]], dim=1)
-    without = (tiles[:, 4] == tiles[:, 5]).nonzero()[:, 0]  # what sees nothing is written as well
-    pieces = torch.cat([pieces, F.pad(tiles[without], (0, 1), value=-1)])
-    which, amounts = owner[shared].unique_consecutive(return_counts=True)
-    last = amounts.cumsum(0)[:, None]
-    return pieces, torch.cat([tiles[which][:, [0, 2, 3]], last - amounts[:, None], last], dim=1)
-
-
-def _expand(first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """For number i, ``counts[i]`` entries: i each, and first[i], first[i] + 1, …"""
-    number = torch.arange(len(counts)).repeat_interleave(counts)
-    return number, torch.arange(len(number)) - (counts.cumsum(0) - counts)[number] + first[number]
-
-
-def _runs(groups: tuple[Group | Span, ...], size: int, key_size: int, key_blocks: int) -> tuple[Tensor, Tensor]:
-    """What each block of queries sees: (…, 5) head · blocks + block, then as ``Lists.runs``; and the biases."""
-    found, biases, offset = [torch.empty(0, 5, dtype=torch.long)], [torch.zeros(1)], 1
-    for group in groups:
-        bias = None if group.bias is None else group.bias.detach().float().cpu()
-        if isinstance(group, Span):
-            row = torch.arange(group.first, group.last)[:, None]
-            start = (row + group.offset) * key_size
-            length, width = group.width * key_size, 1
-        else:
-            row, start = group.rows.cpu()[:, None], group.columns.cpu() % key_blocks * key_size  # (R, 1), (R, W)
-            length, width = key_size, group.columns.shape[1]
-        place = torch.full((width,), -1)
-        if bias is not None:
-            some = bias.view(size, width, length).ne(0).any(2).any(0)
-            place = torch.where(some, offset + length * torch.arange(width), -1)
-            biases.append(bias.flatten())
-            offset += bias.numel()
-        facts = (row, start, start + length, place, torch.tensor(width * length))
-        found.append(torch.stack([x.expand(start.shape) for x in facts], dim=-1).flatten(0, 1))
-    return torch.cat(found), torch.cat(biases)
-
-
-@triton.jit
-def _places(positions, slots, valid, N, MAPPED: tl.constexpr):
-    """The positions in some slots, and which of them hold one."""
-    place = slots
-    if MAPPED:
-        place = tl.load(positions + slots, mask=valid, other=-1)
-    valid = valid & (place >= 0) & (place < N)
-    return place.to(tl.int64), valid
-
-
-@triton.jit
-def _hidden(
-    s, at, seen, at_ok, seen_ok, place, biases, label, theirs, CAUSAL: tl.constexpr, LABELLED: tl.constexpr
-):  # fmt: skip
-    """Logits, biased, -inf where hidden. ``s`` is queries × keys or the other way round, as are the
-    facts of both, which broadcast. place: of each bias, below 0 = none."""
-    visible = seen_ok & at_ok
-    if CAUSAL:
-        visible = visible & (seen <= at)
-    if LABELLED:
-        visible = visible & (theirs == label)
-    bias = tl.load(biases + place, mask=visible & (place >= 0), other=0.0)
-    visible = visible & (bias > NOTHING)
-    return tl.where(visible, s + bias, float("-inf"))
-
-
-@triton.jit(do_not_specialize=VARYING)
-def _forward(
-    Q, K, V, Out, Lse, Pieces, positions, key_positions, padding, labels, tiles, runs, biases,
-    scale, H, N, size, key_size, count, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, o_b, o_h, o_n,
-    p_b, p_h, kp_b, kp_h, l_b, l_h,
-    D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr, L: tl.constexpr, SHARED: tl.constexpr,
-    FIRST: tl.constexpr, MAPPED: tl.constexpr, KEYS_MAPPED: tl.constexpr, PADDED: tl.constexpr,
-    CAUSAL: tl.constexpr, LABELLED: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    tile = tiles + 7 * tl.program_id(0)
-    if SHARED:
-        b, h = tl.program_id(1) // H, tl.program_id(1) % H
-    else:
-        b, h = tl.program_id(1), tl.load(tile)
-    b, h = b.to(tl.int64), h.to(tl.int64)
-    base, start, stop = tl.load(tile + 1), tl.load(tile + 2), tl.load(tile + 3)
-    slots = start + tl.arange(0, M)
-    at, at_ok = _places(positions + b * p_b + h * p_h, slots, slots < stop, N, MAPPED)
-    piece = tl.load(tile + 6)
-    label = 0
-    if LABELLED:
-        label = tl.load(labels + b * l_b + h * l_h + base // size)
-    d = tl.arange(0, WIDTH)
-    inside = d[None, :] < D
-    q = tl.load(Q + b * q_b + h * q_h + at[:, None] * q_n + d[None, :], mask=at_ok[:, None] & inside, other=0.0)
-    o = Out + b * o_b + h * o_h + at[:, None] * o_n + d[None, :]
-    lse = Lse + (b * H + h) * N + at
-    top = tl.full([M], LOWEST, tl.float32)
-    acc = tl.zeros([M, WIDTH], tl.float32)
-    if not FIRST:  # noqa: SIM102
-        if piece < 0:  # of several pieces the one that joins them reads what was before
-            top = tl.load(lse, mask=at_ok, other=LOWEST)
-            acc = tl.load(o, mask=at_ok[:, None] & inside, other=0.0).to(tl.float32)
-    total = tl.where(top > NOTHING, 1.0, 0.0)
-    for number in range(tl.load(tile + 4), tl.load(tile + 5)):
-        first, last = tl.load(runs + 4 * number), tl.load(runs + 4 * number + 1)
-        place, stride = tl.load(runs + 4 * number + 2), tl.load(runs + 4 * number + 3)
-        for begin in range(first, last, L):
-            keys = begin + tl.arange(0, L)
-            seen, seen_ok = _places(key_positions + b * kp_b + h * kp_h, keys, keys < last, N, KEYS_MAPPED)
-            if PADDED:
-                seen_ok = seen_ok & (tl.load(padding + b * N + seen, mask=seen_ok, other=1) == 0)
-            some = seen_ok[:, None] & inside
-            k = tl.load(K + b * k_b + h * k_h + seen[:, None] * k_n + d[None, :], mask=some, other=0.0)
-            theirs = keys
-            if LABELLED:
-                theirs = tl.load(labels + b * l_b + h * l_h + keys // key_size, mask=seen_ok, other=-1)
-            s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-            bias = tl.where(place >= 0, place + (slots - base)[:, None] * stride + (keys - first)[None, :], -1)
-            s = _hidden(
-                s, at[:, None], seen[None, :], at_ok[:, None], seen_ok[None, :], bias, biases, label, theirs[None, :],
-                CAUSAL, LABELLED,
-            )  # fmt: skip
-            higher = tl.maximum(top, tl.max(s, 1))
-            p = tl.exp2((s - higher[:, None]) * LOG2E)
-            fade = tl.exp2((top - higher) * LOG2E)
-            total = total * fade + tl.sum(p, 1)
-            v = tl.load(V + b * v_b + h * v_h + seen[:, None] * v_n + d[None, :], mask=some, other=0.0)
-            acc = acc * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
-            top = higher
-    met = total > 0
-    below = tl.where(met, total, 1.0)
-    acc = acc / below[:, None]
-    top = tl.where(met, top + tl.log(below), LOWEST)
-    if piece < 0:
-        tl.store(o, acc.to(Out.dtype.element_ty), mask=at_ok[:, None] & inside)
-        tl.store(lse, top, mask=at_ok)
-    else:  # (…, M, D + 1): the result and its log-sum-exp
-        place = Pieces + ((tl.program_id(1).to(tl.int64) * count + piece) * M + tl.arange(0, M)) * (D + 1)
-        tl.store(place[:, None] + d[None, :], acc, mask=inside)
-        tl.store(place + D, top)
-
-
-@triton.jit(do_not_specialize=VARYING)
-def _join(
-    Out, Lse, Pieces, positions, shares, H, N, count, o_b, o_h, o_n, p_b, p_h,
-    D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr, SHARED: tl.constexpr, FIRST: tl.constexpr,
-    MAPPED: tl.constexpr,
-):  # fmt: skip
-    """The results of a tile's pieces as one."""
-    share = shares + 5 * tl.program_id(0)
-    if SHARED:
-        b, h = tl.program_id(1) // H, tl.program_id(1) % H
-    else:
-        b, h = tl.program_id(1), tl.load(share)
-    set_of_pieces = tl.program_id(1).to(tl.int64)
-    b, h = b.to(tl.int64), h.to(tl.int64)
-    start, stop = tl.load(share + 1), tl.load(share + 2)
-    slots = start + tl.arange(0, M)
-    at, at_ok = _places(positions + b * p_b + h * p_h, slots, slots < stop, N, MAPPED)
-    d = tl.arange(0, WIDTH)
-    here = at_ok[:, None] & (d < D)[None, :]
-    o = Out + b * o_b + h * o_h + at[:, None] * o_n + d[None, :]
-    lse = Lse + (b * H + h) * N + at
-    top = tl.full([M], LOWEST, tl.float32)
-    acc = tl.zeros([M, WIDTH], tl.float32)
-    if not FIRST:
-        top = tl.load(lse, mask=at_ok, other=LOWEST)
-        acc = tl.load(o, mask=here, other=0.0).to(tl.float32)
-    for piece in range(tl.load(share + 3), tl.load(share + 4)):
-        place = Pieces + ((set_of_pieces * count + piece) * M + tl.arange(0, M)) * (D + 1)
-        more = tl.load(place[:, None] + d[None, :], mask=(d < D)[None, :], other=0.0)
-        more_top = tl.load(place + D)
-        higher = tl.maximum(top, more_top)
-        mine, theirs = tl.exp2((top - higher) * LOG2E), tl.exp2((more_top - higher) * LOG2E)
-        acc = (acc * mine[:, None] + more * theirs[:, None]) / (mine + theirs)[:, None]
-        top = tl.where(higher > NOTHING, higher + tl.log(mine + theirs), LOWEST)
-    tl.store(o, acc.to(Out.dtype.element_ty), mask=here)
-    tl.store(lse, top, mask=at_ok)
-
-
-@triton.jit(do_not_specialize=VARYING)
-def _backward_queries(
-    Q, K, V, Grad, Lse, Delta, DQ, positions, key_positions, padding, labels, tiles, runs, biases,
-    scale, H, N, size, key_size, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, g_b, g_h, g_n, o_b, o_h, o_n,
-    p_b, p_h, kp_b, kp_h, l_b, l_h,
-    D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr, L: tl.constexpr, SHARED: tl.constexpr,
-    FIRST: tl.constexpr, MAPPED: tl.constexpr, KEYS_MAPPED: tl.constexpr, PADDED: tl.constexpr,
-    CAUSAL: tl.constexpr, LABELLED: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    tile = tiles + 7 * tl.program_id(0)
-    if SHARED:
-        b, h = tl.program_id(1) // H, tl.program_id(1) % H
-    else:
-        b, h = tl.program_id(1), tl.load(tile)
-    b, h = b.to(tl.int64), h.to(tl.int64)
-    base, start, stop = tl.load(tile + 1), tl.load(tile + 2), tl.load(tile + 3)
-    slots = start + tl.arange(0, M)
-    at, at_ok = _places(positions + b * p_b + h * p_h, slots, slots < stop, N, MAPPED)
-    label = 0
-    if LABELLED:
-        label = tl.load(labels + b * l_b + h * l_h + base // size)
-    d = tl.arange(0, WIDTH)
-    inside = d[None, :] < D
-    here = at_ok[:, None] & inside
-    q = tl.load(Q + b * q_b + h * q_h + at[:, None] * q_n + d[None, :], mask=here, other=0.0)
-    grad = tl.load(Grad + b * g_b + h * g_h + at[:, None] * g_n + d[None, :], mask=here, other=0.0)
-    lse = tl.load(Lse + (b * H + h) * N + at, mask=at_ok, other=LOWEST)
-    at_ok = at_ok & (lse > NOTHING)
-    delta = tl.load(Delta + (b * H + h) * N + at, mask=at_ok, other=0.0)
-    acc = tl.zeros([M, WIDTH], tl.float32)
-    for number in range(tl.load(tile + 4), tl.load(tile + 5)):
-        first, last = tl.load(runs + 4 * number), tl.load(runs + 4 * number + 1)
-        place, stride = tl.load(runs + 4 * number + 2), tl.load(runs + 4 * number + 3)
-        for begin in range(first, last, L):
-            keys = begin + tl.arange(0, L)
-            seen, seen_ok = _places(key_positions + b * kp_b + h * kp_h, keys, keys < last, N, KEYS_MAPPED)
-            if PADDED:
-                seen_ok = seen_ok & (tl.load(padding + b * N + seen, mask=seen_ok, other=1) == 0)
-            some = seen_ok[:, None] & inside
-            k = tl.load(K + b * k_b + h * k_h + seen[:, None] * k_n + d[None, :], mask=some, other=0.0)
-            theirs = keys
-            if LABELLED:
-                theirs = tl.load(labels + b * l_b + h * l_h + keys // key_size, mask=seen_ok, other=-1)
-            s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-            bias = tl.where(place >= 0, place + (slots - base)[:, None] * stride + (keys - first)[None, :], -1)
-            s = _hidden(
-                s, at[:, None], seen[None, :], at_ok[:, None], seen_ok[None, :], bias, biases, label, theirs[None, :],
-                CAUSAL, LABELLED,
-            )  # fmt: skip
-            p = tl.exp2((s - lse[:, None]) * LOG2E)
-            v = tl.load(V + b * v_b + h * v_h + seen[:, None] * v_n + d[None, :], mask=some, other=0.0)
-            slope = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None]) * scale
-            acc += tl.dot(slope.to(k.dtype), k, input_precision=PRECISION)
-    dq = DQ + b * o_b + h * o_h + at[:, None] * o_n + d[None, :]
-    if tl.load(tile + 6) < 0:
-        if not FIRST:
-            acc += tl.load(dq, mask=here, other=0.0)
-        tl.store(dq, acc, mask=here)
-    else:
-        tl.atomic_add(dq, acc, mask=here, sem="relaxed")
-
-
-@triton.jit(do_not_specialize=VARYING)
-def _backward_keys(
-    Q, K, V, Grad, Lse, Delta, DK, DV, positions, key_positions, padding, labels, items, visits, biases,
-    scale, H, N, size, key_size, slots_of_keys, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, g_b, g_h, g_n,
-    o_b, o_h, o_n, p_b, p_h, kp_b, kp_h, l_b, l_h,
-    D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr, L: tl.constexpr, SHARED: tl.constexpr,
-    MAPPED: tl.constexpr, KEYS_MAPPED: tl.constexpr, PADDED: tl.constexpr,
-    CAUSAL: tl.constexpr, LABELLED: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    item = items + 4 * tl.program_id(0)
-    if SHARED:
-        b, h = tl.program_id(1) // H, tl.program_id(1) % H
-    else:
-        b, h = tl.program_id(1), tl.load(item)
-    b, h = b.to(tl.int64), h.to(tl.int64)
-    keys = tl.load(item + 1) + tl.arange(0, L)
-    seen, seen_ok = _places(key_positions + b * kp_b + h * kp_h, keys, keys < slots_of_keys, N, KEYS_MAPPED)
-    if PADDED:
-        seen_ok = seen_ok & (tl.load(padding + b * N + seen, mask=seen_ok, other=1) == 0)
-    d = tl.arange(0, WIDTH)
-    inside = d[None, :] < D
-    some = seen_ok[:, None] & inside
-    k = tl.load(K + b * k_b + h * k_h + seen[:, None] * k_n + d[None, :], mask=some, other=0.0)
-    v = tl.load(V + b * v_b + h * v_h + seen[:, None] * v_n + d[None, :], mask=some, other=0.0)
-    dk = tl.zeros([L, WIDTH], tl.float32)
-    dv = tl.zeros([L, WIDTH], tl.float32)
-    for number in range(tl.load(item + 2), tl.load(item + 3)):
-        visit = visits + 7 * number
-        base, start, stop = tl.load(visit), tl.load(visit + 1), tl.load(visit + 2)
-        first, last = tl.load(visit + 3), tl.load(visit + 4)
-        place, stride = tl.load(visit + 5), tl.load(visit + 6)
-        slots = start + tl.arange(0, M)
-        at, at_ok = _places(positions + b * p_b + h * p_h, slots, slots < stop, N, MAPPED)
-        here = at_ok[:, None] & inside
-        q = tl.load(Q + b * q_b + h * q_h + at[:, None] * q_n + d[None, :], mask=here, other=0.0)
-        grad = tl.load(Grad + b * g_b + h * g_h + at[:, None] * g_n + d[None, :], mask=here, other=0.0)
-        lse = tl.load(Lse + (b * H + h) * N + at, mask=at_ok, other=LOWEST)
-        at_ok = at_ok & (lse > NOTHING)
-        delta = tl.load(Delta + (b * H + h) * N + at, mask=at_ok, other=0.0)
-        label = 0
-        if LABELLED:
-            label = tl.load(labels + b * l_b + h * l_h + base // size)
-        here_ok = seen_ok & (keys >= first) & (keys < last)
-        theirs = keys
-        if LABELLED:
-            theirs = tl.load(labels + b * l_b + h * l_h + keys // key_size, mask=here_ok, other=-1)
-        s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
-        bias = tl.where(place >= 0, place + (slots - base)[None, :] * stride + (keys - first)[:, None], -1)
-        s = _hidden(
-            s, at[None, :], seen[:, None], at_ok[None, :], here_ok[:, None], bias, biases, label, theirs[:, None],
-            CAUSAL, LABELLED,
-        )  # fmt: skip
-        p = tl.exp2((s - lse[None, :]) * LOG2E)
-        dv += tl.dot(p.to(grad.dtype), grad, input_precision=PRECISION)
-        slope = p * (tl.dot(v, tl.trans(grad), input_precision=PRECISION) - delta[None, :]) * scale
-        dk += tl.dot(slope.to(q.dtype), q, input_precision=PRECISION)
-    place = b * o_b + h * o_h + seen[:, None] * o_n + d[None, :]
-    tl.atomic_add(DK + place, dk, mask=some, sem="relaxed")
-    tl.atomic_add(DV + place, dv, mask=some, sem="relaxed")
 
 
 def forward(
@@ -611,13 +181,13 @@ def block_attention(
     grid, M = _grid(tiles, q, sizes), sizes[5]
     count = sizes[7]
     pieces = torch.empty(grid[1], count, M, D + 1, device=q.device) if count else lse
-    _forward[grid](
+    programs.forward[grid](
         q, k, v, out, lse, pieces, *tensors, tiles, runs, biases, scale, H, N, *sizes[:2], count, *strides, *steps,
         FIRST=first, **constants,
     )  # fmt: skip
     if count:
         some = {name: constants[name] for name in ("D", "WIDTH", "M", "SHARED", "MAPPED")}
-        _join[len(shares), grid[1]](
+        programs.join[len(shares), grid[1]](
             out, lse, pieces, tensors[0], shares, H, N, count, *strides[-3:], *steps[:2], FIRST=first, **some
         )
 
@@ -648,12 +218,12 @@ def block_attention_backward(
     H, N = q.shape[1:3]
     tensors, steps, constants = _launch(q, positions, key_positions, padding, labels, sizes, causal)
     strides = [n for x in (q, k, v, grad, dq) for n in x.stride()[:3]]
-    _backward_queries[_grid(tiles, q, sizes)](
+    programs.backward_queries[_grid(tiles, q, sizes)](
         q, k, v, grad, lse, delta, dq, *tensors, tiles, runs, biases, scale, H, N, *sizes[:2], *strides, *steps,
         FIRST=first, **constants,
     )  # fmt: skip
     if len(items):
-        _backward_keys[_grid(items, q, sizes)](
+        programs.backward_keys[_grid(items, q, sizes)](
             q, k, v, grad, lse, delta, dk, dv, *tensors, items, visits, biases, scale, H, N, *sizes[:3], *strides,
             *steps, **constants,
         )  # fmt: skip
