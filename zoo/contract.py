@@ -181,7 +181,7 @@ class Backend(Formed):
         raise NotImplementedError
 
     def cache_size(self, length: int) -> int | None:
-        """Numbers that the step form keeps of one sample after ``length`` positions; None = there is no step form."""
+        """Numbers in the state of one sample after ``length`` positions; None = there is no step form."""
         return None
 
     def start(self, x: Tensor) -> State:
@@ -197,15 +197,15 @@ class Backend(Formed):
         except NotImplementedError:
             raise ValueError(f"{self.name} has no step form: it does not define begin and advance") from None
 
-    def _open(self, x: Tensor, state: State | None) -> State:
-        """The state that a step on ``x`` (B, …) goes on from; ValueError where there can be none."""
+    def _consumed(self, x: Tensor, state: State | None) -> State:
+        """The state that a step on ``x`` (B, …) consumes: ``state`` or a new one; ValueError where there is none."""
         if state is None or not self.causal:
             state = self.start(x)
         if state.length == self.max_len:
             raise ValueError(
                 f"expected at most {self.max_len} positions (max_len), got one more: build with a larger max_len"
             )
-        state.take(self, x)
+        state.consume(self, x)
         return state
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
@@ -213,7 +213,7 @@ class Backend(Formed):
         return Kernel("torch ops")
 
     def state_size(self, length: int) -> int | None:
-        """Values a query attends to among ``length`` positions, or the summary that replaces them; None = not told.
+        """The reading: values a query attends to among ``length`` positions, or the summary of them; None = not told.
 
         Counts the numbers of one layer and one sample, all heads: keys and values, or the summary. They bound what a
         query can recall (Zoology, arXiv:2312.04927; Based, arXiv:2402.18668). Counts the query that reads most, unless
@@ -261,7 +261,7 @@ class Attention(Backend, ABC):
             raise ValueError(f"expected q, k and v of one shape (B, H, D), got {shapes}")
         if state is not None and state.groups:
             return state.step_groups(self.step, q, k, v)
-        before = self._open(v, state)
+        before = self._consumed(v, state)
         with torch.autocast(v.device.type, enabled=False):
             out, tensors = self.through(
                 lambda q, k, v: self.advance(q, k, v, before.tensors, before.length),
@@ -335,7 +335,7 @@ class Mixer(Backend, ABC):
             raise ValueError(f"expected x of shape (B, {self.d_model}), got {tuple(x.shape)}")
         if state is not None and state.groups:
             return state.step_groups(self.step, x)
-        before = self._open(x, state)
+        before = self._consumed(x, state)
         out, tensors = self.through(lambda x: self.advance(x, before.tensors, before.length), x[:, None])
         return out[:, 0], State(self, x, tensors, length=before.length + 1)
 

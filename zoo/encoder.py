@@ -247,7 +247,7 @@ class Encoder(Formed):
         x = self._embed(x[:, None])[:, 0]
         check_step(x, self.d_model, state, self.max_len)
         state = self._start(x) if state is None or not self.causal else state
-        state.take(self, x)
+        state.consume(self, x)
         like, tensors, layers = x, state.tensors, []
         if self.conv is not None:
             x, past = self.conv.step(x, *tensors)
@@ -289,7 +289,7 @@ class Encoder(Formed):
         """
         self._check(x, "B, N")
         if key_padding_mask is not None:
-            return prefill_groups(self.prefill, self._opened, (x,), key_padding_mask)
+            return prefill_groups(self.prefill, self._new_state, (x,), key_padding_mask)
         return self.through(self._prefill, x)
 
     def _prefill(self, x: Tensor) -> tuple[Tensor, State]:
@@ -313,7 +313,7 @@ class Encoder(Formed):
             x = (x + x2) / 2
         return self.norm(x), state
 
-    def _opened(self, x: Tensor) -> State:
+    def _new_state(self, x: Tensor) -> State:
         """The state before the first position, for inputs x (B, …) of it."""
 
         def form(x: Tensor) -> tuple[Tensor, State]:

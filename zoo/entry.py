@@ -16,7 +16,7 @@ from zoo.contract import SHELL_INIT, Attention, Backend, Dims, Mixer, Traits
 from zoo.validation import place
 
 OWN = "zoo.attention"
-REFERENCE = Dims(d_model=512, n_heads=8, max_len=1024)  # where parameters and state are counted
+REFERENCE = Dims(d_model=512, n_heads=8, max_len=1024)  # where parameters, readings and states are counted
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Entry:
 
     @cached_property
     def state_bytes(self) -> int | None:
-        """Bytes in float32 that stand between the positions and a query, in one layer at the sizes of ``REFERENCE``.
+        """Bytes in float32 that a query reads, in one layer at the sizes of ``REFERENCE``.
 
         See ``Backend.state_size``. None where the backend does not say, or, a plug-in, cannot be built at that size.
         """
@@ -108,7 +108,7 @@ class Entry:
 
     @cached_property
     def cache_bytes(self) -> int | None:
-        """Bytes in float32 that the step form of such a layer keeps after as many positions.
+        """Bytes in float32 of the state of such a layer after as many positions.
 
         See ``Backend.cache_size``. None where there is no step form, or, a plug-in, it cannot be built at that size.
         """

@@ -300,7 +300,7 @@ def as_function(module: nn.Module) -> tuple[Callable[..., Tensor], list[Tensor]]
         ValueError: parametrized weights that are cached, so that backward could not compute them again.
     """
     cached = parametrize._cache_enabled and torch.is_grad_enabled()
-    if cached and any(parametrize.is_parametrized(part) for part in module.modules()):
+    if cached and any(parametrize.is_parametrized(child) for child in module.modules()):
         raise ValueError(
             "expected parametrized weights that backward can compute again, got them cached: train without "
             "torch.nn.utils.parametrize.cached()"
@@ -342,41 +342,41 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     Those of a replica of ``nn.DataParallel`` too, which holds its parameters as plain attributes.
     """
     found: dict[str, Tensor] = {}
-    for path, part in module.named_modules(remove_duplicate=False):
-        own = part._parameters | part._buffers
-        if "_is_replica" in vars(part):
-            own |= {name: vars(part)[name] for name in vars(part).get("_former_parameters", vars(part))}
+    for path, child in module.named_modules(remove_duplicate=False):
+        own = child._parameters | child._buffers
+        if "_is_replica" in vars(child):
+            own |= {name: vars(child)[name] for name in vars(child).get("_former_parameters", vars(child))}
         found |= {f"{path}.{name}".lstrip("."): x for name, x in own.items() if isinstance(x, Tensor)}
     return found
 
 
 class RestoreBuffers(AbstractContextManager[None]):
-    """A context that replays the modules with today's buffers: their backends' random parts and state as they are now.
+    """A context that replays the modules with today's buffers: their random parts, and what forward updates.
 
     Enter it any number of times. Inside, each buffer is in its place again, since ``redraw`` replaces it, and holds
     what it held, where forward writes into it.
     """
 
     def __init__(self, *modules: nn.Module) -> None:
-        self.found = [
-            (part, name, buffer, buffer.clone() if traits.adapts else None)
+        self.saved = [
+            (child, name, buffer, buffer.clone() if traits.adapts else None)
             for module in modules
-            for part in module.modules()
-            if isinstance(traits := getattr(part, "traits", None), Traits) and (traits.adapts or traits.stochastic)
-            for name, buffer in part.named_buffers(recurse=False)
+            for child in module.modules()
+            if isinstance(traits := getattr(child, "traits", None), Traits) and (traits.adapts or traits.stochastic)
+            for name, buffer in child.named_buffers(recurse=False)
         ]
 
     def __enter__(self) -> None:
-        self.left = [
-            (getattr(part, name), None if held is None else buffer.clone()) for part, name, buffer, held in self.found
+        self.replaced = [
+            (getattr(child, name), None if held is None else buffer.clone()) for child, name, buffer, held in self.saved
         ]
-        for part, name, buffer, held in self.found:
-            setattr(part, name, buffer)
+        for child, name, buffer, held in self.saved:
+            setattr(child, name, buffer)
             if held is not None:
                 buffer.copy_(held)
 
     def __exit__(self, *_error: object) -> None:
-        for (part, name, buffer, _), (now, left) in zip(self.found, self.left, strict=True):
-            setattr(part, name, now)
+        for (child, name, buffer, _), (now, left) in zip(self.saved, self.replaced, strict=True):
+            setattr(child, name, now)
             if left is not None:
                 buffer.copy_(left)

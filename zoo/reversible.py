@@ -34,16 +34,16 @@ class Streams:
 
     def __init__(self) -> None:
         self.count = 0  # branches so far
-        self.last: tuple[Pair, tuple[int, int]] | None = None  # what the last one has left, and the versions of these
-        self.kept: dict[int, Pair] = {}  # what a branch has left, where the next one did not get it
-        self.found: tuple[int, Pair] | None = None  # in backward: what that branch has left
+        self.last: tuple[Pair, tuple[int, int]] | None = None  # the streams after the last one, and their versions
+        self.kept: dict[int, Pair] = {}  # the streams after a branch, where the next one did not get them
+        self.recomputed: tuple[int, Pair] | None = None  # in backward: the streams after that branch
 
     def add(self, a: Tensor, b: Tensor, branch: Calls) -> Tensor:
         """``a + branch(b)``. (B, N, C) each."""
         if not torch.is_grad_enabled():
             total: Tensor = a + branch(b)
             return total
-        self._meet(a, b)
+        self._handed_on(a, b)
         function, learned = as_function(branch)
         replay = _replay(branch, b.device)
         out: Tensor = _Add.apply(self, self.count, function, replay, a, b, *learned)  # type: ignore[no-untyped-call]
@@ -53,36 +53,36 @@ class Streams:
 
     def mean(self, a: Tensor, b: Tensor) -> Tensor:
         """What the encoder goes on with."""
-        if not torch.is_grad_enabled() or not self._meet(a, b):
+        if not torch.is_grad_enabled() or not self._handed_on(a, b):
             return (a + b) / 2
         self.last = None
         mean: Tensor = _Mean.apply(self, a, b)  # type: ignore[no-untyped-call]
         return mean
 
-    def _meet(self, a: Tensor, b: Tensor) -> bool:
-        """Whether these are what the last branch has left. What it has left is kept where they are not."""
+    def _handed_on(self, a: Tensor, b: Tensor) -> bool:
+        """Whether these are the streams after the last branch, which are kept where they are not."""
         if self.last is None:
             return False
-        left, versions = self.last
-        if versions != tuple(x._version for x in left):
+        after, versions = self.last
+        if versions != tuple(x._version for x in after):
             raise ValueError(
                 "a reversible layer's result was changed in place, by a hook: backward needs it, so return a new tensor"
             )
-        same = all(x.data_ptr() == y.data_ptr() and x.shape == y.shape for x, y in zip(left, (a, b), strict=True))
+        same = all(x.data_ptr() == y.data_ptr() and x.shape == y.shape for x, y in zip(after, (a, b), strict=True))
         if not same:
-            self.kept[self.count - 1] = left
+            self.kept[self.count - 1] = after
         return same
 
-    def left_by(self, number: int) -> Pair:
-        """In backward: what branch ``number`` has left."""
+    def after(self, number: int) -> Pair:
+        """In backward: the streams after branch ``number``."""
         if number in self.kept:
             return self.kept[number]
-        if self.found is None or self.found[0] != number:
+        if self.recomputed is None or self.recomputed[0] != number:
             raise RuntimeError(
                 "backward through reversible layers begins at the encoder's result, of which this loss knows nothing: "
                 "build without reversible=True for a loss on what is between layers"
             )
-        return self.found[1]
+        return self.recomputed[1]
 
 
 class _Add(torch.autograd.Function):
@@ -107,7 +107,7 @@ class _Add(torch.autograd.Function):
     @staticmethod
     @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        b, out = ctx.streams.left_by(ctx.number)
+        b, out = ctx.streams.after(ctx.number)
         learned = [x.detach().requires_grad_() for x in ctx.saved_tensors]
         with ctx.replay(), ctx.autocast(), torch.enable_grad():
             leaf = b.detach().requires_grad_()
@@ -116,7 +116,7 @@ class _Add(torch.autograd.Function):
         if added.requires_grad:
             torch.autograd.backward(added, grad.to(added.dtype))  # not .grad: also to what hooks bring with them
         with torch.no_grad():
-            ctx.streams.found = (ctx.number - 1, (out - added, b)) if ctx.number else None
+            ctx.streams.recomputed = (ctx.number - 1, (out - added, b)) if ctx.number else None
         return None, None, None, None, grad, leaf.grad, *(x.grad for x in learned)
 
 
@@ -132,19 +132,19 @@ class _Mean(torch.autograd.Function):
     @staticmethod
     @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.streams.found = ctx.streams.count - 1, ctx.saved_tensors
+        ctx.streams.recomputed = ctx.streams.count - 1, ctx.saved_tensors
         return None, grad / 2, grad / 2
 
 
 def _replay(branch: Calls, device: torch.device) -> Replay:
-    """A context in which ``branch`` finds random generators and backends' state as they are now."""
+    """A context in which ``branch`` finds random generators and backends' buffers as they are now."""
     devices = [device] if device.type == "cuda" else []
-    state = RestoreBuffers(branch)
+    buffers = RestoreBuffers(branch)
     cpu, others = torch.get_rng_state(), [torch.cuda.get_rng_state(other) for other in devices]
 
     @contextmanager
     def replay() -> Iterator[None]:
-        with torch.random.fork_rng(devices), state:
+        with torch.random.fork_rng(devices), buffers:
             torch.set_rng_state(cpu)
             for other, before in zip(devices, others, strict=True):
                 torch.cuda.set_rng_state(before, other)

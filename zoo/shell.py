@@ -206,11 +206,11 @@ class MultiHeadAttention(Formed):
         return self.mixer.kernel(x, key_padding_mask)
 
     def state_size(self, length: int) -> int | None:
-        """Numbers a query attends to among ``length`` positions: see ``Backend.state_size``."""
+        """Numbers that a query reads among ``length`` positions: see ``Backend.state_size``."""
         return self.mixer.state_size(length)
 
     def cache_size(self, length: int) -> int | None:
-        """Numbers that the step form keeps after ``length`` positions: see ``Backend.cache_size``."""
+        """Numbers in the state after ``length`` positions: see ``Backend.cache_size``."""
         return self.mixer.cache_size(length)
 
 

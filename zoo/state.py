@@ -56,8 +56,8 @@ class State:
     def lengths(self) -> Tensor:
         """Positions that each sample has seen, (B,), on the CPU."""
         lengths = torch.full((self.batch,), self.length)
-        for rows, state in self.groups:
-            lengths[rows] = state.length
+        for samples, state in self.groups:
+            lengths[samples] = state.length
         return lengths
 
     @property
@@ -69,8 +69,8 @@ class State:
     @property
     def nbytes(self) -> int:
         """Bytes kept of the whole batch."""
-        parts = [*self.layers, *(state for _, state in self.groups)]
-        return sum(x.nbytes for x in self.tensors) + sum(part.nbytes for part in parts)
+        inner = [*self.layers, *(state for _, state in self.groups)]
+        return sum(x.nbytes for x in self.tensors) + sum(state.nbytes for state in inner)
 
     def clone(self) -> State:
         """A copy. A step of either leaves the other as it is.
@@ -102,8 +102,8 @@ class State:
         if not self.groups:
             return self._copy(lambda x: x.index_select(0, indices.to(x.device)), len(indices))
         groups = []
-        for rows, state in self.groups:
-            number = torch.full((self.batch,), -1).index_copy_(0, rows, torch.arange(len(rows)))[indices]
+        for samples, state in self.groups:
+            number = torch.full((self.batch,), -1).index_copy_(0, samples, torch.arange(len(samples)))[indices]
             chosen = (number >= 0).nonzero()[:, 0]
             if len(chosen):
                 groups.append((chosen, state.select(number[chosen])))
@@ -128,7 +128,7 @@ class State:
         """The same with changed tensors, ``batch`` samples of them."""
         self._check_unused()
         layers = tuple(layer._copy(change, batch) for layer in self.layers)
-        groups = tuple((rows, state._copy(change)) for rows, state in self.groups)
+        groups = tuple((samples, state._copy(change)) for samples, state in self.groups)
         copy = self.grouped(groups, self.batch if batch is None else batch)
         copy.tensors, copy.layers = tuple(change(x) for x in self.tensors), layers
         return copy
@@ -148,7 +148,7 @@ class State:
                 "pass on the state that the step returned"
             )
 
-    def take(self, owner: nn.Module, x: Tensor) -> None:
+    def consume(self, owner: nn.Module, x: Tensor) -> None:
         """Consume the state for the step of ``owner`` on ``x`` (B, …).
 
         Raises:
@@ -182,12 +182,12 @@ class State:
             raise ValueError(
                 f"expected {self.batch} samples, as the state was begun with, got shape {tuple(inputs[0].shape)}"
             )
-        found = [(rows, *step(*(x[rows] for x in inputs), state)) for rows, state in self.groups]
-        first = found[0][1]
+        stepped = [(samples, *step(*(x[samples] for x in inputs), state)) for samples, state in self.groups]
+        first = stepped[0][1]
         out = first.new_empty(self.batch, *first.shape[1:])
-        for rows, y, _ in found:
-            out[rows] = y
-        return out, self.grouped(tuple((rows, state) for rows, _, state in found), self.batch)
+        for samples, y, _ in stepped:
+            out[samples] = y
+        return out, self.grouped(tuple((samples, state) for samples, _, state in stepped), self.batch)
 
 
 torch.serialization.add_safe_globals([State])  # torch.load refuses other classes: this one holds tensors and numbers
@@ -226,20 +226,20 @@ def prefill_groups(
         return prefill(*inputs)
     real = ~key_padding_mask
     lengths = real.sum(1).cpu()
-    groups, parts = [], []
+    groups, results = [], []
     for length in sorted(set(lengths.tolist()), reverse=True):
-        rows = (lengths == length).nonzero()[:, 0]
+        samples = (lengths == length).nonzero()[:, 0]
         if not length:
-            groups.append((rows, start(moved[0][rows, 0])))
+            groups.append((samples, start(moved[0][samples, 0])))
             continue
-        sample, place = real[rows].nonzero(as_tuple=True)
-        at = rows.to(device)[sample], place
-        y, state = prefill(*(x[at].view(len(rows), length, *x.shape[2:]).movedim(1, dim) for x in moved))
-        groups.append((rows, state))
-        parts.append((at, y.movedim(dim, 1).flatten(0, 1)))
+        number, place = real[samples].nonzero(as_tuple=True)
+        at = samples.to(device)[number], place
+        y, state = prefill(*(x[at].view(len(samples), length, *x.shape[2:]).movedim(1, dim) for x in moved))
+        groups.append((samples, state))
+        results.append((at, y.movedim(dim, 1).flatten(0, 1)))
     state = groups[0][1]
-    like = parts[0][1] if parts else moved[0].new_empty(0, *state.shape[1:], dtype=state.dtype)
+    like = results[0][1] if results else moved[0].new_empty(0, *state.shape[1:], dtype=state.dtype)
     out = like.new_zeros(*shape, *like.shape[1:])
-    for at, y in parts:
+    for at, y in results:
         out[at] = y
     return out.movedim(1, dim), state if len(groups) == 1 else state.grouped(tuple(groups), len(out))

@@ -23,8 +23,8 @@ def check(encoder: nn.Module) -> list[nn.TransformerEncoderLayer]:
         raise ValueError(f"expected a torch.nn.TransformerEncoder, got {type(encoder).__name__}")
     if own := _own_methods(encoder, nn.TransformerEncoder, "forward"):
         raise ValueError(f"{type(encoder).__name__} cannot be taken over: it has a {own} of its own")
-    for name, part in encoder.named_modules():
-        if part._forward_hooks or part._forward_pre_hooks:
+    for name, child in encoder.named_modules():
+        if child._forward_hooks or child._forward_pre_hooks:
             raise ValueError(
                 f"the hooks of {name or 'the encoder'} cannot be taken over: remove them (of pruned weights with "
                 "torch.nn.utils.prune.remove)"

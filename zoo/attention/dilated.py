@@ -20,7 +20,7 @@ from torch import Tensor
 from zoo.contract import Dims, Kernel, Tensors, Traits, at_least, one_of
 from zoo.cores.blocks import KERNELS, attend, attend_next, kernel_name
 from zoo.cores.cache import CachedAttention
-from zoo.cores.parts import Part, Span, causal_bias, kept
+from zoo.cores.parts import Part, Span, causal_bias, made_once
 from zoo.registry import register
 
 
@@ -65,7 +65,7 @@ class DilatedAttention(CachedAttention):
         self.bind_to("levels", len(self.dilations))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        parts = kept(levels, q.shape[2], *self._pattern, q.device, like=q)
+        parts = made_once(levels, q.shape[2], *self._pattern, q.device, like=q)
         return attend(q, k, v, parts, key_padding_mask=key_padding_mask, kernel=self.config.kernel)
 
     @property

@@ -19,7 +19,7 @@ from torch import Tensor
 from zoo.contract import Dims, Kernel, Traits, at_least, one_of
 from zoo.cores.blocks import KERNELS, attend, attend_window, kernel_name
 from zoo.cores.cache import CachedAttention
-from zoo.cores.parts import Part, kept, window_block, window_spans
+from zoo.cores.parts import Part, made_once, window_block, window_spans
 from zoo.functional import traced
 from zoo.registry import register
 
@@ -63,7 +63,7 @@ class LocalAttention(CachedAttention):
         if traced() and config.kernel != "triton":  # which attend refuses there
             reach = (-config.window, 0 if self.causal else config.window)
             return attend_window(q, k, v, window_block(config.window), reach, key_padding_mask=key_padding_mask)
-        parts = kept(window_parts, N, config.window, self.causal, q.device, like=q)
+        parts = made_once(window_parts, N, config.window, self.causal, q.device, like=q)
         return attend(q, k, v, parts, key_padding_mask=key_padding_mask, kernel=config.kernel)
 
     def state_size(self, length: int) -> int:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from zoo.contract import SHELL_INIT, Dims, Kernel, Mixer, Tensors, Traits, at_least, one_of
 from zoo.cores.blocks import KERNELS, attend, kernel_name
 from zoo.cores.cache import cached_attention, empty, fill, room
-from zoo.cores.parts import Part, Span, kept, window_block, window_spans
+from zoo.cores.parts import Part, Span, made_once, window_block, window_spans
 from zoo.embeddings import RotaryPositions
 from zoo.functional import full_attention, split
 from zoo.registry import register
@@ -100,7 +100,7 @@ class LongformerAttention(Mixer):
     def _leading_and_near(self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         """What queries see in their window and of the global keys. (B, N, C)."""
         n_global, window, kernel = self.config.n_global, self.config.window, self.config.kernel
-        parts = kept(window_and_globals, q.shape[2], window, n_global, self.causal, q.device, like=q)
+        parts = made_once(window_and_globals, q.shape[2], window, n_global, self.causal, q.device, like=q)
         mixed = attend(q, k, v, parts, key_padding_mask=key_padding_mask, kernel=kernel)
         return rearrange(mixed, "b h n d -> b n (h d)")
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
 from zoo.cores.blocks import KERNELS, attend, attend_rows, kernel_name
 from zoo.cores.cache import append, empty, fill, room
-from zoo.cores.parts import Part, Span, kept, seen_rows
+from zoo.cores.parts import Part, Span, made_once, seen_rows
 from zoo.functional import accumulator
 from zoo.registry import register
 
@@ -99,7 +99,7 @@ class ReformerAttention(Attention):
         size = self.config.bucket_size
         position, bucket = self._slots(q, rotation, key_padding_mask, hashed)
         chunks = position.shape[-1] // size
-        (chunked,) = kept(neighbours, chunks, size, q.device, like=q)
+        (chunked,) = made_once(neighbours, chunks, size, q.device, like=q)
         return replace(
             chunked,
             positions=position.view(*position.shape[:2], chunks, size),

@@ -27,7 +27,7 @@ from torch import Tensor
 from zoo.contract import Attention, Dims, Kernel, Tensors, Traits, at_least, one_of
 from zoo.cores.blocks import KERNELS, attend, attend_next, kernel_name
 from zoo.cores.cache import append, empty, fill, room
-from zoo.cores.parts import Part, Span, causal_bias, hide, kept, window_block, window_spans
+from zoo.cores.parts import Part, Span, causal_bias, hide, made_once, window_block, window_spans
 from zoo.registry import register
 
 
@@ -76,9 +76,9 @@ class SparseTransformerAttention(Attention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         c, N = self.config, q.shape[2]
         if c.pattern == "strided":
-            parts = kept(strided, N, c.stride, self.causal, q.device, like=q)
+            parts = made_once(strided, N, c.stride, self.causal, q.device, like=q)
         else:
-            parts = kept(fixed, N, c.stride, c.summary, self.causal, q.device, like=q)
+            parts = made_once(fixed, N, c.stride, c.summary, self.causal, q.device, like=q)
         return attend(q, k, v, parts, key_padding_mask=key_padding_mask, kernel=c.kernel)
 
     def begin(self, x: Tensor) -> Tensors:

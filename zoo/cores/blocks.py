@@ -24,7 +24,7 @@ from torch import Tensor
 
 from zoo.contract import Kernel, Tensors
 from zoo.cores.cache import append
-from zoo.cores.parts import HIDDEN, Part, Span, causal_bias, hide, kept, layout_groups, seen_last, seen_rows
+from zoo.cores.parts import HIDDEN, Part, Span, causal_bias, hide, layout_groups, made_once, seen_last, seen_rows
 from zoo.cores.tiles import Blocks, Gathered, Neighbours
 from zoo.functional import accumulator, once, softmax_attention, traced
 from zoo.kernels import runs
@@ -119,7 +119,7 @@ def attend_layout(
         the column. When causal it must have no column after its row.
     """
     version = 0 if traced() or layout.is_inference() else layout._version  # an inference tensor has none
-    parts = kept(_layout_parts, layout, version, -(-q.shape[2] // size), q.shape[1], size, causal, like=q)
+    parts = made_once(_layout_parts, layout, version, -(-q.shape[2] // size), q.shape[1], size, causal, like=q)
     return attend(q, k, v, parts, key_padding_mask=key_padding_mask, kernel=kernel)
 
 

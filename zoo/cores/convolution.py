@@ -29,12 +29,12 @@ def convolve(x: Tensor, filters: Tensor) -> Tensor:
         filters: (C, N) for the lags 0 … N − 1, or (C, 2 N − 1) for the lags −(N − 1) … N − 1.
     """
     if traced():
-        return _in_group(x, filters, fft_size(2 * x.shape[1] - 1))
+        return _convolve_some(x, filters, fft_size(2 * x.shape[1] - 1))
     out: Tensor = _Convolve.apply(x, filters)  # type: ignore[no-untyped-call]
     return out
 
 
-def _in_group(x: Tensor, filters: Tensor, size: int) -> Tensor:
+def _convolve_some(x: Tensor, filters: Tensor, size: int) -> Tensor:
     """``convolve`` of some channels, by transforms of ``size`` places."""
     N, K = x.shape[1], filters.shape[1]
     spectrum = _transform(x.mT, size) * _transform(filters, size)
@@ -59,8 +59,8 @@ class _Convolve(torch.autograd.Function):
         ctx.save_for_backward(x, filters)
         size = fft_size(2 * x.shape[1] - 1)
         out = torch.empty(x.shape, dtype=accumulator(x), device=x.device)
-        for part in _groups(x, size):
-            out[..., part] = _in_group(x[..., part], filters[part], size)
+        for channels in _channels_together(x, size):
+            out[..., channels] = _convolve_some(x[..., channels], filters[channels], size)
         return out
 
     @staticmethod
@@ -70,15 +70,15 @@ class _Convolve(torch.autograd.Function):
         N, K = x.shape[1], filters.shape[1]
         size = fft_size(2 * N - 1)
         dx, d_filters = torch.empty_like(x), torch.zeros_like(filters)
-        for part in _groups(x, size):
-            spectrum = _transform(F.pad(grad[..., part].mT, (K - N, 0)), size)
-            lags = (spectrum * _transform(x[..., part].mT, size).conj()).sum(0)
-            d_filters[part] = torch.fft.irfft(lags, size)[..., :K]
-            dx[..., part] = torch.fft.irfft(spectrum * _transform(filters[part], size).conj(), size)[..., :N].mT
+        for channels in _channels_together(x, size):
+            spectrum = _transform(F.pad(grad[..., channels].mT, (K - N, 0)), size)
+            lags = (spectrum * _transform(x[..., channels].mT, size).conj()).sum(0)
+            d_filters[channels] = torch.fft.irfft(lags, size)[..., :K]
+            dx[..., channels] = torch.fft.irfft(spectrum * _transform(filters[channels], size).conj(), size)[..., :N].mT
         return dx, d_filters
 
 
-def _groups(x: Tensor, size: int) -> list[slice]:
+def _channels_together(x: Tensor, size: int) -> list[slice]:
     """Channels of ``x`` (B, N, C) to transform together."""
     B, _, C = x.shape
     step = max(1, (GROUP if x.device.type == "cpu" else GROUP_ELSEWHERE) // (max(1, B) * size))

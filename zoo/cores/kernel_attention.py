@@ -2,10 +2,11 @@
 
 ``out_i = φ(q_i) Σ_j φ(k_j)ᵀ v_j / (φ(q_i) Σ_j φ(k_j)ᵀ)`` over the real keys j, only those with j <= i when causal
 (Transformers are RNNs, arXiv:2006.16236, equations 5 and 9). With a column of ones behind the values, numerator and
-denominator come from one state, ``Σ_j φ(k_j)ᵀ [v_j, 1]`` (B, H, M, D + 1).
+denominator come from one summary of the keys, ``Σ_j φ(k_j)ᵀ [v_j, 1]`` (B, H, M, D + 1); the causal form carries it
+from position to position as its state.
 
 Features can be much wider than queries, so they are not kept: they are made for a chunk of positions at a time, in
-forward and again in backward. Kept for backward are q, k, v, the output, one number a row, and at most one state.
+forward and again in backward. Kept for backward are q, k, v, the output, one number a row, and at most one summary.
 (The exception is a map of each number alone, which takes no more room than what it is made from.)
 """
 
@@ -119,31 +120,31 @@ class _Bidirectional(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, features: FeatureMap) -> Tensor:
         out, inverse = _empty_result(v)
         with torch.autocast(q.device.type, enabled=False):
-            state, reference = _collect(k, v, hidden, features)
-            for part in _parts(q, features):
-                queries = _query_features(_wide(q, part), part.start, features, reference)
-                out[:, :, part], inverse[:, :, part] = _divide(queries @ state)
-        ctx.save_for_backward(q, k, v, hidden, out, inverse, state, reference)
+            summary, reference = _summarise(k, v, hidden, features)
+            for at in _slices(q, features):
+                queries = _query_features(_wide(q, at), at.start, features, reference)
+                out[:, :, at], inverse[:, :, at] = _divide(queries @ summary)
+        ctx.save_for_backward(q, k, v, hidden, out, inverse, summary, reference)
         ctx.features = features
         return out
 
     @staticmethod
     @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, hidden, out, inverse, state, reference = ctx.saved_tensors
+        q, k, v, hidden, out, inverse, summary, reference = ctx.saved_tensors
         features = ctx.features
         dq, dk, dv = side_by_side(q, k, v)
-        d_state = torch.zeros_like(state)
+        d_summary = torch.zeros_like(summary)
         with torch.autocast(q.device.type, enabled=False):
-            for part in _parts(q, features):
-                queries, pull = _tracked(_query_features, q, part, features, reference)
-                d_total = _divide_backward(grad, out, inverse, part)
-                d_state += queries.mT @ d_total
-                dq[:, :, part] = pull(d_total @ state.mT)
-            for part in _parts(k, features):
-                keys, pull = _tracked(_key_features, k, part, features, reference, *_hidden(hidden, part))
-                dv[:, :, part] = keys @ d_state[..., :-1]
-                dk[:, :, part] = pull(_values(v, part) @ d_state.mT)
+            for at in _slices(q, features):
+                queries, pull = _tracked(_query_features, q, at, features, reference)
+                d_total = _divide_backward(grad, out, inverse, at)
+                d_summary += queries.mT @ d_total
+                dq[:, :, at] = pull(d_total @ summary.mT)
+            for at in _slices(k, features):
+                keys, pull = _tracked(_key_features, k, at, features, reference, *_hidden(hidden, at))
+                dv[:, :, at] = keys @ d_summary[..., :-1]
+                dk[:, :, at] = pull(_values(v, at) @ d_summary.mT)
         return dq, dk, dv, None, None
 
 
@@ -158,23 +159,23 @@ class _Elementwise(torch.autograd.Function):
         with torch.autocast(q.device.type, enabled=False):
             queries = features.queries(_wide(q, whole), 0)
             keys, values = _raw_keys(_wide(k, whole), 0, features, *_hidden(hidden, whole)), _values(v, whole)
-            state = keys.mT @ values
-            out[:], inverse[:] = _divide(queries @ state)
-        ctx.save_for_backward(queries, keys, values, state, out, inverse)
+            summary = keys.mT @ values
+            out[:], inverse[:] = _divide(queries @ summary)
+        ctx.save_for_backward(queries, keys, values, summary, out, inverse)
         ctx.slope = features.slope
         return out
 
     @staticmethod
     @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, values, state, out, inverse = ctx.saved_tensors
+        queries, keys, values, summary, out, inverse = ctx.saved_tensors
         dq, dk, dv = side_by_side(out, out, out)
         with torch.autocast(grad.device.type, enabled=False):
             d_total = _divide_backward(grad, out, inverse, slice(0, grad.shape[2]))
-            d_state = queries.mT @ d_total
-            torch.mul(d_total @ state.mT, ctx.slope(queries), out=dq)
-            torch.mul(values @ d_state.mT, ctx.slope(keys), out=dk)
-            dv.copy_(keys @ d_state[..., :-1])
+            d_summary = queries.mT @ d_total
+            torch.mul(d_total @ summary.mT, ctx.slope(queries), out=dq)
+            torch.mul(values @ d_summary.mT, ctx.slope(keys), out=dk)
+            dv.copy_(keys @ d_summary[..., :-1])
         return dq, dk, dv, None, None
 
 
@@ -228,21 +229,21 @@ def empty_state(v: Tensor, features: FeatureMap) -> Tensors:
     return (total, total.new_full((B, H, 1, M), -math.inf)) if features.logarithmic else (total,)
 
 
-def _collect(k: Tensor, v: Tensor, hidden: Tensor | None, features: FeatureMap) -> tuple[Tensor, Tensor | None]:
-    """The state of all keys (B, H, M, D + 1), and the reference that it stands over, (B, H, 1, M)."""
-    state, *top = empty_state(v, features)
-    for part in _parts(k, features):
-        keys = _raw_keys(_wide(k, part), part.start, features, *_hidden(hidden, part))
+def _summarise(k: Tensor, v: Tensor, hidden: Tensor | None, features: FeatureMap) -> tuple[Tensor, Tensor | None]:
+    """The summary of all keys (B, H, M, D + 1), and the reference that it stands over, (B, H, 1, M)."""
+    summary, *top = empty_state(v, features)
+    for at in _slices(k, features):
+        keys = _raw_keys(_wide(k, at), at.start, features, *_hidden(hidden, at))
         if features.logarithmic:
             before, top = top[0], [torch.maximum(top[0], keys.amax(-2, keepdim=True))]
             keys = (keys - finite(top[0])).exp_()
-            state = state * (finite(before) - finite(top[0])).clamp_(max=0).exp_().mT
-        state = state + keys.mT @ _values(v, part)
-    return state, finite(top[0]) if top else None
+            summary = summary * (finite(before) - finite(top[0])).clamp_(max=0).exp_().mT
+        summary = summary + keys.mT @ _values(v, at)
+    return summary, finite(top[0]) if top else None
 
 
-def _hidden(hidden: Tensor | None, part: slice) -> Tensors:
-    return () if hidden is None else (hidden[:, :, part],)
+def _hidden(hidden: Tensor | None, at: slice) -> Tensors:
+    return () if hidden is None else (hidden[:, :, at],)
 
 
 def finite(top: Tensor) -> Tensor:
@@ -289,12 +290,12 @@ def _query_features(q: Tensor, first: int, features: FeatureMap, reference: Tens
 
 
 def _tracked(
-    make: Callable[..., Tensor], x: Tensor, part: slice, *rest: Any
+    make: Callable[..., Tensor], x: Tensor, at: slice, *rest: Any
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The features of a chunk of ``x``, and what pulls their gradient back to ``x``."""
     with torch.enable_grad():
-        leaf = _wide(x, part).detach().requires_grad_()
-        graph = make(leaf, part.start, *rest)
+        leaf = _wide(x, at).detach().requires_grad_()
+        graph = make(leaf, at.start, *rest)
     return graph.detach(), lambda grad: torch.autograd.grad(graph, leaf, grad)[0]
 
 
@@ -309,11 +310,11 @@ def _divide(total: Tensor) -> tuple[Tensor, Tensor]:
     return total[..., :-1] * inverse, inverse
 
 
-def _divide_backward(grad: Tensor, out: Tensor, inverse: Tensor, part: slice) -> Tensor:
+def _divide_backward(grad: Tensor, out: Tensor, inverse: Tensor, at: slice) -> Tensor:
     """The gradient of what ``_divide`` was given, (B, H, n, D + 1)."""
-    grad, inverse = _wide(grad, part), inverse[:, :, part]
+    grad, inverse = _wide(grad, at), inverse[:, :, at]
     d_total = grad.new_empty(*grad.shape[:-1], grad.shape[-1] + 1)
-    d_total[..., -1:] = (grad * out[:, :, part]).sum(-1, keepdim=True).mul_(inverse).neg_()
+    d_total[..., -1:] = (grad * out[:, :, at]).sum(-1, keepdim=True).mul_(inverse).neg_()
     torch.mul(grad, inverse, out=d_total[..., :-1])
     return d_total
 
@@ -324,7 +325,7 @@ def _empty_result(v: Tensor) -> tuple[Tensor, Tensor]:
     return out, torch.empty(*v.shape[:-1], 1, dtype=accumulator(v), device=v.device)
 
 
-def _parts(x: Tensor, features: FeatureMap) -> list[slice]:
+def _slices(x: Tensor, features: FeatureMap) -> list[slice]:
     """Chunks of the positions of ``x`` (B, H, N, D)."""
     B, H, N, _ = x.shape
     numbers = CACHED if x.device.type == "cpu" else RESIDENT
@@ -332,11 +333,11 @@ def _parts(x: Tensor, features: FeatureMap) -> list[slice]:
     return [slice(first, min(first + size, N)) for first in range(0, N, size)]
 
 
-def _wide(x: Tensor, part: slice) -> Tensor:
-    """The positions ``part`` of ``x`` (B, H, N, D), in float32 at least."""
-    return x[:, :, part].to(accumulator(x))
+def _wide(x: Tensor, at: slice) -> Tensor:
+    """The positions ``at`` of ``x`` (B, H, N, D), in float32 at least."""
+    return x[:, :, at].to(accumulator(x))
 
 
-def _values(v: Tensor, part: slice) -> Tensor:
+def _values(v: Tensor, at: slice) -> Tensor:
     """The same of values, with a column of ones behind. (B, H, n, D + 1)."""
-    return F.pad(_wide(v, part), (0, 1), value=1)
+    return F.pad(_wide(v, at), (0, 1), value=1)

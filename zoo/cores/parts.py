@@ -69,7 +69,7 @@ class Part:
     labels: Tensor | None = None
 
 
-def kept(build: Callable[..., list[Part]], *given: Hashable, like: Tensor) -> list[Part]:
+def made_once(build: Callable[..., list[Part]], *given: Hashable, like: Tensor) -> list[Part]:
     """``build(*given)``: on a GPU made once and kept, since it would take longer than attention does.
 
     Not while torch traces: what is made then stands for itself nowhere else.
@@ -78,11 +78,11 @@ def kept(build: Callable[..., list[Part]], *given: Hashable, like: Tensor) -> li
     if traced or (like.device.type == "cpu" and not INTERPRETED):
         return build(*given)
     with torch.inference_mode(False):
-        return _kept(build, *given)
+        return _made_once(build, *given)
 
 
 @lru_cache(maxsize=64)
-def _kept(build: Callable[..., list[Part]], *given: Hashable) -> list[Part]:
+def _made_once(build: Callable[..., list[Part]], *given: Hashable) -> list[Part]:
     return build(*given)
 
 

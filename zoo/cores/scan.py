@@ -46,7 +46,7 @@ def scan(
     """Run ``chunk`` over the positions, and return its outputs, (B, H, N, D), in the dtype of the first sequence.
 
     Args:
-        chunk: called with the number of its first position, the state, the parts of the sequences (float32 at least;
+        chunk: called with the number of its first position, the state, its slices of the sequences (float32 at least;
             flipped where ``reverse``) and the constants. Returns (B, H, n, D) and the next state.
         sequences: (B, H, N, …) each, positions in dimension 2; those of bool pass as they are.
         state: the one before the first position. It receives no gradient.
@@ -172,33 +172,33 @@ class _Walk:
         second = first + self.constants
         return tensors[:first], tensors[first:second], tensors[second:]
 
-    def parts(self, length: int) -> list[slice]:
+    def slices(self, length: int) -> list[slice]:
         return [slice(first, min(first + self.size, length)) for first in range(0, length, self.size)]
 
-    def places(self, part: slice, length: int) -> list[slice]:
-        """Where ``part`` of the way lies, in each direction."""
-        return [slice(length - part.stop, length - part.start) if back else part for back in self.reverse]
+    def places(self, at: slice, length: int) -> list[slice]:
+        """Where the slice ``at`` of the way lies, in each direction."""
+        return [slice(length - at.stop, length - at.start) if back else at for back in self.reverse]
 
-    def gather(self, wholes: Sequence[Tensor], part: slice) -> Tensor:
-        """``part`` of the way of tensors (B, H, N, …), one a direction, as it is walked, in float32 at least."""
-        places = self.places(part, wholes[0].shape[2])
+    def gather(self, wholes: Sequence[Tensor], at: slice) -> Tensor:
+        """The slice ``at`` of tensors (B, H, N, …), one a direction, in the order of the walk, in float32 at least."""
+        places = self.places(at, wholes[0].shape[2])
         pieces = [_wide(x[:, :, place]) for x, place in zip(wholes, places, strict=True)]
         turned = [x.flip(2) if back else x for x, back in zip(pieces, self.reverse, strict=True)]
         return turned[0] if len(turned) == 1 else torch.cat(turned)
 
-    def pieces(self, sequences: Tensors, part: slice) -> list[Tensor]:
-        return [self.gather(sequences[i :: self.sequences], part) for i in range(self.sequences)]
+    def pieces(self, sequences: Tensors, at: slice) -> list[Tensor]:
+        return [self.gather(sequences[i :: self.sequences], at) for i in range(self.sequences)]
 
-    def scatter(self, piece: Tensor, wholes: Sequence[Tensor | None], part: slice) -> None:
+    def scatter(self, piece: Tensor, wholes: Sequence[Tensor | None], at: slice) -> None:
         """Write what ``gather`` would read; None: nobody asks."""
-        places = self.places(part, next(x.shape[2] for x in wholes if x is not None))
+        places = self.places(at, next(x.shape[2] for x in wholes if x is not None))
         pieces = piece.chunk(len(wholes))
         for whole, found, place, back in zip(wholes, pieces, places, self.reverse, strict=True):
             if whole is not None:
                 whole[:, :, place] = found.flip(2) if back else found
 
-    def first(self, part: slice, length: int) -> int:
-        start: int = self.places(part, length)[0].start
+    def first(self, at: slice, length: int) -> int:
+        start: int = self.places(at, length)[0].start
         return start
 
     def run(
@@ -210,15 +210,15 @@ class _Walk:
         outs: list[Tensor] = []
         states: list[Tensors] = []
         with torch.autocast(like.device.type, enabled=False):
-            for number, part in enumerate(self.parts(length)):
+            for number, at in enumerate(self.slices(length)):
                 if number % every == 0:
                     states.append(state)
-                pieces = self.pieces(sequences, part)
-                piece, state = self.chunk(self.first(part, length), state, *pieces, *wide)
+                pieces = self.pieces(sequences, at)
+                piece, state = self.chunk(self.first(at, length), state, *pieces, *wide)
                 if not outs:  # the heads of a position are neighbours
                     (_, H, _, D), B = piece.shape, len(piece) // len(self.reverse)
                     outs = [like.new_empty(B, length, H, D).transpose(1, 2) for _ in self.reverse]
-                self.scatter(piece, outs, part)
+                self.scatter(piece, outs, at)
         return outs, states, state
 
 
@@ -228,8 +228,8 @@ def _scan_traced(walk: _Walk, sequences: Sequence[Tensors], constants: Tensors, 
     like, length = flat[0], flat[0].shape[2]
     found = []
     with torch.autocast(like.device.type, enabled=False):
-        for part in walk.parts(length):
-            piece, state = walk.chunk(walk.first(part, length), state, *walk.pieces(flat, part), *wide)
+        for at in walk.slices(length):
+            piece, state = walk.chunk(walk.first(at, length), state, *walk.pieces(flat, at), *wide)
             found.append(piece)
     outs = torch.cat(found, dim=2).to(like.dtype).chunk(len(walk.reverse))
     return tuple(out.flip(2) if back else out for out, back in zip(outs, walk.reverse, strict=True))
@@ -257,24 +257,24 @@ class _Scan(torch.autograd.Function):
         of_constants = needed[len(sequences) : len(sequences) + len(wide)]
         d_constants = [torch.zeros_like(x) if need else None for x, need in zip(wide, of_constants, strict=True)]
         d_state: list[Tensor | None] = [None] * n_state
-        parts = walk.parts(length)
+        slices = walk.slices(length)
         with torch.autocast(grads[0].device.type, enabled=False):
-            for first in reversed(range(0, len(parts), ctx.every)):
-                group = parts[first : first + ctx.every]
+            for first in reversed(range(0, len(slices), ctx.every)):
+                group = slices[first : first + ctx.every]
                 kept = first // ctx.every * n_state
                 befores = [states[kept : kept + n_state]]
-                for part in group[:-1]:
-                    given = (*walk.pieces(sequences, part), *wide)
-                    befores.append(walk.next_state(walk.first(part, length), befores[-1], *given))
-                for part, before in zip(reversed(group), reversed(befores), strict=True):
-                    d_state = _pull(walk, part, sequences, wide, before, grads, d_sequences, d_constants, d_state)
+                for at in group[:-1]:
+                    given = (*walk.pieces(sequences, at), *wide)
+                    befores.append(walk.next_state(walk.first(at, length), befores[-1], *given))
+                for at, before in zip(reversed(group), reversed(befores), strict=True):
+                    d_state = _pull(walk, at, sequences, wide, before, grads, d_sequences, d_constants, d_state)
         sums = [None if d is None else d.to(x.dtype) for d, x in zip(d_constants, constants, strict=True)]
         return (None, *d_sequences, *sums, *[None] * n_state)
 
 
 def _pull(
     walk: _Walk,
-    part: slice,
+    at: slice,
     sequences: Tensors,
     constants: Tensors,
     before: Tensors,
@@ -284,7 +284,7 @@ def _pull(
     d_after: list[Tensor | None],
 ) -> list[Tensor | None]:
     """One chunk again, and its gradients: fills ``d_sequences``, adds to ``d_constants``, returns that of the state."""
-    pieces = [x.detach() for x in walk.pieces(sequences, part)]
+    pieces = [x.detach() for x in walk.pieces(sequences, at)]
     fixed, state = [x.detach() for x in constants], [x.detach() for x in before]
     wholes = [d_sequences[i :: walk.sequences] for i in range(walk.sequences)]
     needed = [any(d is not None for d in each) for each in wholes]
@@ -293,15 +293,15 @@ def _pull(
     with torch.enable_grad():
         # Views, since modules' hooks, as those that count FLOPs, refuse a leaf.
         start, inputs = tuple(x.view_as(x) for x in state), [x.view_as(x) for x in (*pieces, *fixed)]
-        out, after = walk.chunk(walk.first(part, sequences[0].shape[2]), start, *inputs)
-    ends = [(out, walk.gather(grads, part))]
+        out, after = walk.chunk(walk.first(at, sequences[0].shape[2]), start, *inputs)
+    ends = [(out, walk.gather(grads, at))]
     ends += [(x, d) for x, d in zip(after, d_after, strict=True) if d is not None and x.requires_grad]
     found = torch.autograd.grad([x for x, _ in ends], leaves, [d for _, d in ends], allow_unused=True)
     given = iter(found)
     for whole, piece in zip(wholes, pieces, strict=True):
         if any(d is not None for d in whole):
             grad = next(given)
-            walk.scatter(torch.zeros_like(piece) if grad is None else grad, whole, part)
+            walk.scatter(torch.zeros_like(piece) if grad is None else grad, whole, at)
     for total in d_constants:
         if total is not None and (grad := next(given)) is not None:
             total += grad

@@ -168,8 +168,8 @@ def _pass(States, Totals, Befores, chunks, SIZE, REVERSE: tl.constexpr, WIDTH: t
         written = tl.load(States + place, mask=here, other=0.0)
         kept, after = tl.associative_scan((tl.broadcast_to(kept[:, None], [AT_ONCE, WIDTH]), written), 0, _after)
         after += kept * state[None, :]
-        onward = (pair * chunks + (chunks - 2 - number if REVERSE else number + 1))[:, None] * SIZE + x[None, :]
-        tl.store(Befores + onward, after, mask=here & (number + 1 < chunks)[:, None])
+        next_place = (pair * chunks + (chunks - 2 - number if REVERSE else number + 1))[:, None] * SIZE + x[None, :]
+        tl.store(Befores + next_place, after, mask=here & (number + 1 < chunks)[:, None])
         if first == 0:
             start = pair * chunks + (chunks - 1 if REVERSE else 0)
             tl.store(Befores + start * SIZE + x, state, mask=x < SIZE)
