@@ -21,17 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from compare.arguments import LONGEST, Parser, add_match, cost_parser, diff_parser, run_parser
-from compare.plan import (
-    UsageError,
-    asked_variants,
-    find,
-    left_out,
-    make_specs,
-    read_grid_at,
-    read_sweeps,
-    remarks,
-    split,
-)
+from compare.errors import UsageError
+from compare.plan import asked_variants, find, left_out, make_specs, read_grid_at, read_sweeps, remarks, split
 
 if TYPE_CHECKING:
     import argparse

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy.special import digamma, polygamma, stdtr, stdtrit
 
-from compare.plan import UsageError
+from compare.errors import UsageError
 from compare.record import is_result, read_records
 from compare.report import read_environment
 from compare.report.aggregate import (

@@ -8,6 +8,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
+from compare.errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -25,10 +27,6 @@ DEFAULT_TASK = "noisy_recall"
 DEFAULT_BUDGET = 100.0  # seconds
 LEAST_MEMORY = 64 * 2**20  # bytes
 SIZES = ("vocab_size", "n_features", "n_classes")  # of a task, that a model is built for
-
-
-class UsageError(Exception):
-    """What the user asked for cannot be; the message says what was expected and what came."""
 
 
 def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[RunSpec]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from compare.arguments import run_parser
-from compare.plan import UsageError, make_specs
+from compare.errors import UsageError
+from compare.plan import make_specs
 from compare.record import Record, read_records
 from compare.report import write_report
 from compare.report.aggregate import Source, group_records

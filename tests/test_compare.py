@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from compare.arguments import cost_parser, run_parser
-from compare.plan import UsageError
+from compare.errors import UsageError
 from compare.progress import Progress
 from compare.record import append_record, read_records
 from compare.run import run_all, run_one

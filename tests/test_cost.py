@@ -13,8 +13,9 @@ import torch
 
 from compare.arguments import cost_parser, run_parser
 from compare.cost import extend
+from compare.errors import UsageError
 from compare.measure import matrix_rate
-from compare.plan import UsageError, make_specs
+from compare.plan import make_specs
 from compare.record import read_records
 from compare.run import run_one
 from compare.spec import RunSpec

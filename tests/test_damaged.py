@@ -23,8 +23,8 @@ from rich.console import Console
 from compare import run as runs
 from compare.__main__ import main
 from compare.diff import diff_folders
+from compare.errors import UsageError
 from compare.fields import NEEDED, parse_json
-from compare.plan import UsageError
 from compare.progress import Progress, TableProgress
 from compare.record import Record, append_record, read_records
 from compare.report import read_environment, write_report, write_report_many

@@ -18,7 +18,8 @@ from compare.__main__ import command_cost
 from compare.arguments import cost_parser, run_parser
 from compare.decode import measure_decoding
 from compare.diff import diff
-from compare.plan import UsageError, left_out, make_specs
+from compare.errors import UsageError
+from compare.plan import left_out, make_specs
 from compare.progress import outcome
 from compare.report import write_report
 from compare.report.aggregate import Group, Source, group_records

@@ -10,8 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from compare.__main__ import claim_folder, main
+from compare.errors import UsageError
 from compare.lock import hold
-from compare.plan import UsageError
 from compare.report import write_report
 from compare.report.aggregate import LONGEST_SLUG, Source, distinct_slugs, group_records
 from compare.report.canvas import choose_styles

@@ -19,8 +19,8 @@ import pytest
 from rich.console import Console
 
 from compare.__main__ import main
+from compare.errors import UsageError
 from compare.lock import hold
-from compare.plan import UsageError
 from compare.progress import Progress
 from compare.record import append_record, read_records, write_atomically
 from compare.run import run_all, run_one
@@ -220,7 +220,7 @@ import time
 from pathlib import Path
 from compare.__main__ import main
 from compare.lock import hold
-from compare.plan import UsageError
+from compare.errors import UsageError
 number = Path({str(tmp_path / "number")!r})
 done = 0
 while done < 25:

@@ -9,7 +9,8 @@ import pytest
 
 import tasks
 from compare.arguments import run_parser
-from compare.plan import DEFAULT_BUDGET, UsageError, choose_tasks, make_specs
+from compare.errors import UsageError
+from compare.plan import DEFAULT_BUDGET, choose_tasks, make_specs
 from compare.run import reproduce
 from compare.spec import RunSpec
 

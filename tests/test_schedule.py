@@ -10,7 +10,8 @@ import pytest
 
 import tasks
 from compare.arguments import run_parser
-from compare.plan import UsageError, make_specs
+from compare.errors import UsageError
+from compare.plan import make_specs
 from compare.schedule import (
     LENGTH_SCHEDULES,
     LR_SCHEDULES,

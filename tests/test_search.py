@@ -10,7 +10,8 @@ from rich.console import Console
 
 import compare.run
 from compare.arguments import run_parser
-from compare.plan import UsageError, make_specs
+from compare.errors import UsageError
+from compare.plan import make_specs
 from compare.progress import Progress
 from compare.record import Record, is_search, read_records
 from compare.report import write_report

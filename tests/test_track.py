@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from compare.plan import UsageError
+from compare.errors import UsageError
 from compare.run import run_one
 from compare.track import check_trackers
 from compare.worker import RunOptions
