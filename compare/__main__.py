@@ -13,24 +13,16 @@ if __name__ == "__main__" and not sys.flags.safe_path:  # -m looks for modules i
 import io
 import shlex
 import signal
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from datetime import datetime
-from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from compare.arguments import LONGEST, Parser, add_match, cost_parser, diff_parser, run_parser
 from compare.errors import UsageError
-from compare.plan import asked_variants, find, left_out, make_specs, read_grid_at, read_sweeps, remarks, split
+from compare.folder import check_foreign, claim_folder
+from compare.plan import find
 
 if TYPE_CHECKING:
     import argparse
-
-    from compare.progress import Progress
-    from compare.record import Record
-    from compare.spec import DataId, RunSpec
-    from compare.worker import RunOptions
 
 
 REPRODUCE = """usage: python -m compare reproduce [NAME [OPTION ...]]
@@ -126,207 +118,21 @@ def command_cost(words: list[str]) -> int:
     return execute(options, words, options.longest or LONGEST if options.memory_limit else None)
 
 
-def execute(options: argparse.Namespace, words: list[str], cap: int | None = None) -> int:
+def execute(options: argparse.Namespace, words: list[str], longest: int | None = None) -> int:
     """Run what the options ask for.
 
     Args:
         options: of ``run_parser`` or ``cost_parser``.
         words: what was typed.
-        cap: search the longest length that fits into the memory limit, up to this one; None = no search.
+        longest: search the longest length that fits into the memory limit, up to this one; None = no search.
     """
     from compare.progress import choose_progress
 
     progress = choose_progress(quiet=options.quiet, as_json=options.json)
-    command = shlex.join(["python", "-m", "compare", *words])
     progress.say(f"attention zoo: comparing {options.variants} on {options.tasks}")
-    if options.resume and options.out is None:
-        raise UsageError("--resume needs --out DIR: the folder to continue in")
+    from compare.comparison import carry_out, make_comparison  # torch takes seconds, and a line has been shown
 
-    from compare.track import TRACKERS, check_trackers
-
-    track = check_trackers(split(options.track, "tracker", list(TRACKERS))) if options.track is not None else ()
-
-    import torch
-
-    from compare.record import describe_machine
-    from compare.worker import RunOptions
-
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: no CUDA device is available here; use --device cpu")
-    threads = choose_threads(progress)
-    specs = make_specs(options, device, threads)
-    for line in remarks(options):
-        progress.say(line)
-    run = {find(spec.variant, "--variants").name for spec in specs}
-    if options.test_len and (bound := asked_variants(options).keys() - {*run, *left_out(options)}):
-        progress.say(f"left out, with parameters for each position: {', '.join(sorted(bound))}")
-    gpu = torch.cuda.get_device_name() if device == "cuda" else None
-    machine = describe_machine(device=device, threads=threads, gpu=gpu, command=command)
-    memory = torch.cuda.get_device_properties(0).total_memory if gpu else machine["memory_bytes"]
-    if memory and options.memory_limit and options.memory_limit > memory:
-        beyond = f"--memory-limit: expected at most the memory there is, {memory} bytes, got {options.memory_limit}"
-        if cap:
-            raise UsageError(f"{beyond}: what fits cannot be searched beyond it")
-        progress.warn(f"{beyond}: runs have no more than there is")
-    with claim_folder(options.out, command, resume=options.resume) as out:
-        every, timeout = options.checkpoint_every, options.timeout
-        run_options = RunOptions(out=str(out), checkpoint_every=every, timeout=timeout, track=track, machine=machine)
-        return prepare_and_run(specs, options, cap, out, progress, run_options)
-
-
-def choose_threads(progress: Progress) -> int:
-    """As many as torch takes, but no more than there are cores: torch counts those of the machine, whatever part of
-    them a container gets. What the user asks for stays as it is."""
-    import torch
-
-    from compare.limits import usable_cores
-
-    threads, cores = torch.get_num_threads(), usable_cores()
-    most = max(1, floor(cores))
-    if threads > most and "OMP_NUM_THREADS" in os.environ:
-        progress.warn(f"OMP_NUM_THREADS: {threads} threads on {cores} cores make times waver; set it to {most}")
-        return threads
-    return min(threads, most)
-
-
-def prepare_and_run(
-    specs: list[RunSpec],
-    options: argparse.Namespace,
-    cap: int | None,
-    out: Path,
-    progress: Progress,
-    run_options: RunOptions,
-) -> int:
-    from compare.prepare import prepare_data
-
-    unprepared = prepare_data(specs, progress)
-    if len(unprepared) == len({spec.data_id for spec in specs}):
-        return 2  # each was told
-    try:
-        return run_and_report(specs, options, cap, unprepared, out, progress, run_options)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        what = f"{error.filename or out}: {error.strerror or error}"
-        print(f"error: {what}; what is finished is kept: make room, then {go_on(out)}", file=sys.stderr)
-        return 1
-
-
-def run_and_report(
-    specs: list[RunSpec],
-    options: argparse.Namespace,
-    cap: int | None,
-    unprepared: dict[DataId, str],
-    out: Path,
-    progress: Progress,
-    run_options: RunOptions,
-) -> int:
-    from compare.cost import search_longest
-    from compare.record import is_result, read_records
-    from compare.report import write_report
-    from compare.run import run_all
-    from compare.search import make_grid, search_rates
-
-    stamp_folder(out, run_options.machine, progress)
-    records = out / "records.jsonl"
-    count = f"{len(specs)} runs, one after another" if len(specs) > 1 else "1 run"
-    progress.say(f"{count}; results in {out}")
-    interrupted = False
-    notes: dict[str, Record] = {}
-    try:
-        if options.lr_grid:
-            grid = make_grid(options.lr_grid, options.weight_decay_grid)
-            at = read_grid_at(options.grid_at, read_sweeps(options.sweep)[1])
-            specs, notes = search_rates(
-                *(specs, grid, lambda wanted: run_all(wanted, records, progress, unprepared, run_options)),
-                progress.say,
-                at,
-            )
-        if options.plan:
-            notes = {spec.run_id: notes.get(spec.run_id, {}) | {"plan": options.plan} for spec in specs}
-        run_all(specs, records, progress, unprepared, run_options, notes)
-        if cap is not None:
-            search_longest(specs, cap, records, progress, run_options)
-    except KeyboardInterrupt:
-        interrupted = True
-    finished = read_records(records)[0] if records.exists() else []
-    if any(map(is_result, finished)):
-        for told in write_report(out, options.match).sentences:
-            progress.say(told)
-        progress.report(out / "report.html")
-    if interrupted:
-        progress.say(f"interrupted: {len(finished)} finished runs are kept; {go_on(out)}")
-        return 130
-    wanted = {spec.run_id for spec in specs}
-    return 0 if any(r["status"] == "ok" for r in finished if r["run_id"] in wanted) else 1
-
-
-def stamp_folder(out: Path, machine: dict[str, object], progress: Progress) -> None:
-    """Write down what runs here from now on; what ran here before stays beside it."""
-    import json
-
-    from compare.record import write_atomically
-    from compare.report import read_environment
-    from compare.report.aggregate import machine_line
-
-    path = out / "environment.json"
-    known = read_environment(path)[0] if path.exists() else {}
-    earlier = known.pop("earlier", [])
-    if known:
-        if machine_line(known) != machine_line(machine):
-            progress.warn(
-                f"what ran here before ran elsewhere ({machine_line(known)}): the report keeps it apart from what runs "
-                f"now ({machine_line(machine)})"
-            )
-        machine = machine | {"earlier": [*(earlier if isinstance(earlier, list) else []), known]}
-    write_atomically(path, json.dumps(machine, indent=1) + "\n")
-
-
-def go_on(out: Path) -> str:
-    return f"continue with --out {shlex.quote(str(out))} --resume"
-
-
-@contextmanager
-def claim_folder(out: Path | None, command: str, *, resume: bool | None = None) -> Iterator[Path]:
-    """Create a folder, and hold it against other processes. Left empty, it is removed again.
-
-    resume: whether runs go on in it; None: a report alone is drawn into it.
-    """
-    from compare.lock import hold
-
-    folder = out or Path("results") / datetime.now().strftime("%Y%m%d-%H%M%S")
-    is_new = not folder.exists()
-    if resume and is_new:
-        raise UsageError(f"--resume: there is no folder {folder} to continue in")
-    with ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(hold(folder, command))
-        except OSError as error:
-            raise UsageError(f"--out {folder} cannot be written: {error.strerror}") from error
-        if not resume and any((folder / name).exists() for name in ("records.jsonl", "checkpoints")):
-            advice = "leave --out away to draw its report" if resume is None else "add --resume to continue them"
-            raise UsageError(f"--out {folder} holds results already: {advice}, or name another folder")
-        if not is_new:
-            check_foreign(folder)
-        yield folder
-    if is_new:
-        with suppress(OSError):  # it holds something
-            folder.rmdir()
-
-
-def check_foreign(folder: Path) -> None:
-    """Raise UsageError where a report would replace what no report wrote."""
-    from compare.report import foreign_files
-
-    if found := foreign_files(folder):
-        raise UsageError(
-            f"{folder / found[0]} was not written by a comparison, and the report would replace it: "
-            "move it, or name another folder"
-        )
+    return carry_out(make_comparison(options, words, longest, progress), progress)
 
 
 def command_list(words: list[str]) -> int:
@@ -375,8 +181,8 @@ def command_report(words: list[str]) -> int:
     command = shlex.join(["python", "-m", "compare", "report", *words])
     try:
         if options.out is not None:
-            with claim_folder(options.out, command) as out:
-                tell_report(out, write_report_many(options.folders, out, options.match).warnings)
+            with claim_folder(options.out, command):
+                tell_report(options.out, write_report_many(options.folders, options.out, options.match).warnings)
             return 0
         for folder in options.folders:
             check_foreign(folder)

@@ -13,6 +13,7 @@ from compare.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from compare.search import At, Setting
     from compare.spec import Option, RunSpec
     from tasks import LengthSchedule, Task
     from zoo.registry import Entry
@@ -29,9 +30,28 @@ LEAST_MEMORY = 64 * 2**20  # bytes
 SIZES = ("vocab_size", "n_features", "n_classes")  # of a task, that a model is built for
 
 
-def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[RunSpec]:
-    """Every run that the arguments ask for, the seeds outermost, so that an interrupted comparison is balanced."""
+class Planned(NamedTuple):
+    """What the arguments ask for.
+
+    Attributes:
+        specs: every run, the seeds outermost, so that an interrupted comparison is balanced.
+        grid: the settings to choose each variant's from; empty = as they are.
+        grid_at: task -> its swept option, and the value of it at which settings are chosen for all values.
+    """
+
+    specs: list[RunSpec]
+    grid: list[Setting]
+    grid_at: At
+
+
+def plan_runs(options: argparse.Namespace, device: str, threads: int) -> Planned:
+    """The runs that the arguments ask for, and how their rates are chosen.
+
+    Raises:
+        UsageError: the arguments are at odds with one another, or with what there is.
+    """
     import tasks
+    from compare.search import make_grid
     from compare.spec import RunSpec
     from zoo.contract import Dims
 
@@ -52,7 +72,8 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
     chosen = choose_tasks(options)
     settings = read_settings(options.set)
     sweeps, task_sweeps = read_sweeps(options.sweep)
-    if read_grid_at(options.grid_at, task_sweeps) and not options.lr_grid:
+    grid_at = read_grid_at(options.grid_at, task_sweeps)
+    if grid_at and not options.lr_grid:
         raise UsageError("--grid-at: expected --lr-grid with it: it says where that chooses")
     check_causal(options, sweeps)
     compared = [*dict.fromkeys([*variants, *(sweep.name for sweep in sweeps)])]
@@ -66,7 +87,7 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
             raise UsageError(f"--sweep {name}.…: expected one of the tasks that are run, {among}, got {name!r}")
     add_data(options, settings, list(dict.fromkeys(name for name, _, _ in chosen)))
     forms = choose_forms(variants, settings, sweeps)
-    specs = []
+    specs: list[RunSpec] = []
     for (task_name, seq_len, budget), task_options in choose_task_forms(chosen, settings, task_sweeps):
         kind = tasks.get(task_name)
         defaults = kind.defaults
@@ -122,7 +143,8 @@ def make_specs(options: argparse.Namespace, device: str, threads: int) -> list[R
             if not causal or find(typed, "--variants").traits.causal
         ]
         specs += testable(planned, [*typed_variants(options), *(sweep.typed for sweep in sweeps)])
-    return sorted(specs, key=lambda spec: spec.seed)
+    grid = make_grid(options.lr_grid, options.weight_decay_grid)
+    return Planned(sorted(specs, key=lambda spec: spec.seed), grid, grid_at)
 
 
 def choose_lengths(name: LengthSchedule | None, task: Task) -> LengthSchedule:
@@ -446,7 +468,7 @@ def read_sweeps(words: list[str]) -> tuple[list[Sweep], dict[str, Sweep]]:
     return sweeps, task_sweeps
 
 
-def read_grid_at(words: list[str], sweeps: dict[str, Sweep]) -> dict[str, tuple[str, Option]]:
+def read_grid_at(words: list[str], sweeps: dict[str, Sweep]) -> At:
     """``--grid-at noisy_recall.pairs=16`` -> {"noisy_recall": ("pairs", 16)}, of sweeps of tasks."""
     found = {}
     for word in words:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 from compare.progress import Progress, Runs
 from compare.spec import DataId, RunSpec
@@ -10,7 +11,7 @@ from compare.worker import make_task
 from tasks.cache import DamagedCacheWarning
 
 
-def prepare_data(specs: list[RunSpec], progress: Progress) -> dict[DataId, str]:
+def prepare_data(specs: Sequence[RunSpec], progress: Progress) -> dict[DataId, str]:
     """Bring the data of all runs into the cache, and say what came of it.
 
     Returns:

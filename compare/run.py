@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,7 +26,7 @@ OnEvent = Callable[[Record], None]
 
 
 def run_all(
-    specs: list[RunSpec],
+    specs: Sequence[RunSpec],
     records: Path,
     progress: Progress,
     unprepared: dict[DataId, str],
@@ -79,7 +79,7 @@ def run_all(
 
 
 def of_other_data(
-    specs: list[RunSpec], finished: Mapping[str, Record], unprepared: Mapping[DataId, str]
+    specs: Sequence[RunSpec], finished: Mapping[str, Record], unprepared: Mapping[DataId, str]
 ) -> dict[str, list[str]]:
     """The run_ids of finished runs whose data is not that of now, by what changed."""
     found: dict[str, list[str]] = {}

@@ -9,7 +9,7 @@ import pytest
 
 from compare.arguments import run_parser
 from compare.errors import UsageError
-from compare.plan import make_specs
+from compare.plan import plan_runs
 from compare.record import Record, read_records
 from compare.report import write_report
 from compare.report.aggregate import Source, group_records
@@ -20,7 +20,7 @@ from tests.test_compare import SPEC
 
 
 def specs(*words: str) -> list[RunSpec]:
-    return make_specs(run_parser().parse_args(["--no-control", *words]), "cpu", 1)
+    return plan_runs(run_parser().parse_args(["--no-control", *words]), "cpu", 1).specs
 
 
 def make_tested(variant: str, seed: int, reached: dict[int, float | None]) -> Record:
@@ -72,7 +72,7 @@ def test_lengths_reach_the_run_its_encoder_and_its_command() -> None:
     assert (spec.test_lens, spec.seq_len, spec.max_len) == ((32, 256), 64, 256)
     assert RunSpec.from_json(spec.to_json()) == spec
     assert "--test-len 32,256" in reproduce(spec)
-    (again,) = make_specs(run_parser().parse_args(reproduce(spec).split()[3:]), "cpu", 1)
+    (again,) = plan_runs(run_parser().parse_args(reproduce(spec).split()[3:]), "cpu", 1).specs
     assert again.run_id == spec.run_id
 
 

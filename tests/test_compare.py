@@ -531,7 +531,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_the_example_of_the_docs_runs_from_its_own_folder(module: Path) -> None:
-    from compare.plan import make_specs
+    from compare.plan import plan_runs
 
     words = [*TINY, "--variants", "my_module:MyAttention", "--set", "my_attention.scale=5", "--no-control"]
     done = compare(*words, "--out", "out", cwd=module.parent)
@@ -544,7 +544,7 @@ def test_the_example_of_the_docs_runs_from_its_own_folder(module: Path) -> None:
     assert "my_module:MyAttention" in (module.parent / "out" / "report.html").read_text()
 
     command = record["command"].removeprefix("python -m compare ").split()
-    (spec,) = make_specs(run_parser().parse_args(command), "cpu", record["spec"]["threads"])
+    (spec,) = plan_runs(run_parser().parse_args(command), "cpu", record["spec"]["threads"]).specs
     assert spec.run_id == record["run_id"], "the command of the record repeats another run"
     said = Console(file=io.StringIO())
     assert run_all([spec], module.parent / "out" / "records.jsonl", Progress(said), {}, RunOptions()) == [record]

@@ -19,7 +19,7 @@ from compare.arguments import cost_parser, run_parser
 from compare.decode import measure_decoding
 from compare.diff import diff
 from compare.errors import UsageError
-from compare.plan import left_out, make_specs
+from compare.plan import left_out, plan_runs
 from compare.progress import outcome
 from compare.report import write_report
 from compare.report.aggregate import Group, Source, group_records
@@ -42,7 +42,7 @@ FEW = ("full", "linear", "performer", "local", "none")
 
 
 def specs(*words: str) -> list[RunSpec]:
-    return make_specs(cost_parser().parse_args(list(words)), "cpu", 2)
+    return plan_runs(cost_parser().parse_args(list(words)), "cpu", 2).specs
 
 
 def test_all_is_what_has_a_step_form_and_the_rest_is_told() -> None:

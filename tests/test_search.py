@@ -11,7 +11,7 @@ from rich.console import Console
 import compare.run
 from compare.arguments import run_parser
 from compare.errors import UsageError
-from compare.plan import make_specs
+from compare.plan import plan_runs
 from compare.progress import Progress
 from compare.record import Record, is_search, read_records
 from compare.report import write_report
@@ -29,7 +29,7 @@ WORDS = ["--tasks", "mqar", "--seq-len", "32", "--steps", "2", "--seeds", "3", "
 
 
 def specs(*words: str) -> list[RunSpec]:
-    return make_specs(run_parser().parse_args([*WORDS, "--lr-grid", "3e-3,1e-2,1e-3", *words]), "cpu", 2)
+    return plan_runs(run_parser().parse_args([*WORDS, "--lr-grid", "3e-3,1e-2,1e-3", *words]), "cpu", 2).specs
 
 
 def ran(score: float | None, status: str = "ok") -> Record:

@@ -17,8 +17,10 @@ import pytest
 from rich.console import Console
 
 from compare import limits
-from compare.__main__ import choose_threads, main, stamp_folder
+from compare.__main__ import main
+from compare.comparison import choose_threads
 from compare.environ import worker_environment
+from compare.folder import stamp_folder
 from compare.progress import Progress, choose_progress
 from compare.record import describe_machine, read_records
 from tasks.cache import load_or_build, load_or_compute
@@ -217,7 +219,7 @@ def test_a_containers_cores_and_memory_are_recorded_and_threads_follow(
 
     monkeypatch.setattr("compare.record.usable_cores", lambda: 1.5)
     monkeypatch.setattr("compare.record.memory_limit", lambda: GIB // 4)
-    monkeypatch.setattr("compare.limits.usable_cores", lambda: 1.5)
+    monkeypatch.setattr("compare.comparison.usable_cores", lambda: 1.5)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     stamp = describe_machine(device="cpu", threads=1, gpu=None, command="")
     assert (stamp["cores"], stamp["memory_bytes"]) == (1.5, GIB // 4)
