@@ -15,8 +15,8 @@ import torch
 
 from compare.arguments import run_parser
 from compare.plan import plan_runs
-from compare.train import Trainer
-from compare.worker import make_task
+from compare.runs.data import make_task
+from compare.runs.train import Trainer
 from zoo import Encoder
 from zoo.encoder import Heads
 

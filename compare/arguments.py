@@ -79,7 +79,7 @@ class Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         import platform
 
-        from compare.record import version_of
+        from compare.runs.machine import version_of
 
         parts = [f"{name} {version_of(name) or 'not installed'}" for name in ("attention-zoo", "torch")]
         print(f"{', '.join(parts)}, Python {platform.python_version()} on {platform.platform()}")

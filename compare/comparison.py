@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from compare.cost import search_longest
 from compare.errors import UsageError
 from compare.folder import claim_folder, go_on, stamp_folder
-from compare.limits import usable_cores
 from compare.plan import asked_variants, find, left_out, plan_runs, remarks, split
-from compare.prepare import prepare_data
-from compare.record import Record, describe_machine, is_result, read_records
+from compare.record import Record, is_result, read_records
 from compare.report import write_report
-from compare.run import run_all
-from compare.search import At, Setting, search_rates
+from compare.runs.limits import usable_cores
+from compare.runs.longest import search_longest
+from compare.runs.machine import describe_machine
+from compare.runs.options import RunOptions
+from compare.runs.prepare import prepare_data
+from compare.runs.rate_search import At, Setting, search_rates
+from compare.runs.sequence import run_all
+from compare.runs.track import TRACKERS, check_trackers
 from compare.spec import DataId, RunSpec
-from compare.track import TRACKERS, check_trackers
-from compare.worker import RunOptions
 
 if TYPE_CHECKING:
     import argparse

@@ -13,7 +13,7 @@ from compare.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from compare.search import At, Setting
+    from compare.runs.rate_search import At, Setting
     from compare.spec import Option, RunSpec
     from tasks import LengthSchedule, Task
     from zoo.registry import Entry
@@ -51,7 +51,7 @@ def plan_runs(options: argparse.Namespace, device: str, threads: int) -> Planned
         UsageError: the arguments are at odds with one another, or with what there is.
     """
     import tasks
-    from compare.search import make_grid
+    from compare.runs.rate_search import make_grid
     from compare.spec import RunSpec
     from zoo.contract import Dims
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -142,3 +143,33 @@ def read_spec(record: Mapping[str, Any]) -> dict[str, Any]:
     if "warmup_steps" in spec:
         spec["warmup"] = f"{spec.pop('warmup_steps')} steps"
     return spec
+
+
+def reproduce(spec: RunSpec) -> str:
+    """The command that repeats this run alone. Options go by name, and seeds count from 0.
+
+    Runs of a search and probes of memory are repeated as ordinary runs at their learning rate and length.
+    """
+    command = "python -m compare cost --decode" if spec.decode else "python -m compare"
+    words = [f"{command} --no-control", f"--variants {spec.variant}", f"--tasks {spec.task}"]
+    words += [f"--set {spec.variant}.{name}={value}" for name, value in spec.options]
+    words += [shlex.join(["--set", f"{spec.task}.{name}={value}"]) for name, value in spec.task_options]
+    words += [f"--seq-len {spec.seq_len}", f"--seeds {spec.seed + 1}"]
+    words += [f"--batch-size {spec.batch_size}"]
+    words += [f"--d-model {spec.d_model}", f"--n-heads {spec.n_heads}", f"--n-layers {spec.n_layers}"]
+    words += [
+        f"--activation {spec.activation}",
+        f"--positions {spec.positions}",
+        f"--device {spec.device}",
+        f"--dtype {spec.dtype}",
+    ]
+    if not spec.decode:
+        words.append(f"--steps {spec.steps}" if spec.steps is not None else f"--budget {spec.budget:g}")
+        words += [f"--accumulate {spec.accumulate}", f"--lr {spec.lr:g}", f"--weight-decay {spec.weight_decay:g}"]
+        words += [f"--lr-schedule {spec.lr_schedule}", f"--warmup {spec.warmup:g}"]
+        words.append(f"--length-schedule {spec.length_schedule}")
+        words += [f"--test-len {','.join(map(str, spec.test_lens))}"] if spec.test_lens else []
+    words += ["--causal"] * spec.causal + ["--checkpointing"] * spec.checkpointing + ["--reversible"] * spec.reversible
+    words += ["--compile"] * spec.compile
+    words += [f"--memory-limit {spec.memory_limit}"] if spec.memory_limit else []
+    return " ".join(words)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compare.measure import saved_bytes
+from compare.runs.measure import saved_bytes
 from zoo import blocks as core
 from zoo.blocks import (
     HIDDEN,

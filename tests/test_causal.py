@@ -10,9 +10,8 @@ import tasks
 from compare.__main__ import main
 from compare.arguments import cost_parser, run_parser
 from compare.plan import left_out, plan_runs, remarks
-from compare.run import reproduce
-from compare.spec import RunSpec
-from compare.train import Trainer
+from compare.runs.train import Trainer
+from compare.spec import RunSpec, reproduce
 from tests.test_train import SPEC
 from zoo import available, describe
 

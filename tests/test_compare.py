@@ -21,9 +21,10 @@ from compare.arguments import cost_parser, run_parser
 from compare.errors import UsageError
 from compare.progress import Progress
 from compare.record import append_record, read_records
-from compare.run import run_all, run_one
+from compare.runs.options import RunOptions
+from compare.runs.sequence import run_all
+from compare.runs.supervisor import run_one
 from compare.spec import DEFAULTS, RunSpec
-from compare.worker import RunOptions
 from tests.here import compare_here, run_here
 from tests.make_records import make_record, write_folder
 
@@ -303,7 +304,7 @@ def test_a_killed_comparison_leaves_no_worker_behind(tmp_path: Path) -> None:
     workers: list[str] = []
     while not workers and time.monotonic() < give_up:
         time.sleep(0.5)
-        workers = [pid for pid in children.read_text().split() if "compare.worker" in proc(pid, "cmdline")]
+        workers = [pid for pid in children.read_text().split() if "compare.runs.process" in proc(pid, "cmdline")]
     time.sleep(3)
     process.kill()
     process.wait()
@@ -649,7 +650,7 @@ def test_a_sign_of_life_comes_within_three_seconds(tmp_path: Path) -> None:
 def test_denormals_count_as_zero_in_every_thread_of_a_run() -> None:
     code = """if True:
     import torch
-    from compare.worker import settle_cpu
+    from compare.runs.execute import settle_cpu
     settle_cpu(2)
     tiny = torch.full((2**20,), 1e-39)
     print(int((tiny * 1.0).count_nonzero()))
@@ -663,7 +664,7 @@ def test_rooms_import_one_way_only() -> None:
     forbidden = {
         "zoo": ("tasks", "compare"),
         "tasks": ("zoo", "compare", "torch"),
-        "compare/report": ("torch", "zoo", "tasks", "datasets", "compare.train", "compare.worker", "compare.run"),
+        "compare/report": ("torch", "zoo", "tasks", "datasets", "compare.runs"),
     }
     for room, names in forbidden.items():
         for path in (ROOT / room).rglob("*.py"):

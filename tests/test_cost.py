@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from compare.arguments import cost_parser, run_parser
-from compare.cost import extend
 from compare.errors import UsageError
-from compare.measure import matrix_rate
 from compare.plan import plan_runs
 from compare.record import read_records
-from compare.run import run_one
+from compare.runs.data import resized
+from compare.runs.longest import extend
+from compare.runs.measure import matrix_rate
+from compare.runs.supervisor import run_one
 from compare.spec import RunSpec
-from compare.worker import resized
 from tasks import IGNORE, Batch
 from tests.here import compare_here, run_here
 from tests.test_compare import SPEC, records_of

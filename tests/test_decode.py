@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from compare import decode
 from compare.__main__ import command_cost
 from compare.arguments import cost_parser, run_parser
-from compare.decode import measure_decoding
 from compare.diff import diff
 from compare.errors import UsageError
 from compare.plan import left_out, plan_runs
@@ -29,8 +27,9 @@ from compare.report.decoding import DECODING, decode_tables, longest_decoded, ti
 from compare.report.export import csv_table
 from compare.report.lengths import STATE, TOKEN, cost_against_length, crossover_chart
 from compare.report.scaling import cost_tables, length_series
-from compare.run import reproduce
-from compare.spec import RunSpec
+from compare.runs import decode
+from compare.runs.decode import measure_decoding
+from compare.spec import RunSpec, reproduce
 from tests.here import compare_here
 from tests.make_records import ENVIRONMENT, MANY, QUADRATIC, Record, make_decoded, make_record, write_folder
 from tests.test_compare import SPEC, records_of

@@ -23,8 +23,11 @@ from compare.errors import UsageError
 from compare.lock import hold
 from compare.progress import Progress
 from compare.record import append_record, read_records, write_atomically
-from compare.run import run_all, run_one
-from compare.worker import RunOptions, make_task, record_of_crash
+from compare.runs.data import make_task
+from compare.runs.options import RunOptions
+from compare.runs.outcome import record_of_crash
+from compare.runs.sequence import run_all
+from compare.runs.supervisor import run_one
 from tests.here import compare_here
 from tests.learning import small_spec
 from tests.make_records import many_records, write_folder

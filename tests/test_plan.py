@@ -11,8 +11,7 @@ import tasks
 from compare.arguments import run_parser
 from compare.errors import UsageError
 from compare.plan import DEFAULT_BUDGET, choose_tasks, plan_runs
-from compare.run import reproduce
-from compare.spec import RunSpec
+from compare.spec import RunSpec, reproduce
 
 
 def chosen(*words: str) -> list[tuple[str, int, float]]:

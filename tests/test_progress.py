@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.text import Text
 
 from compare import progress as module
-from compare.prepare import prepare_data
 from compare.progress import Progress, QuietProgress, Runs, TableProgress, choose_progress, clock
 from compare.record import Record
+from compare.runs.prepare import prepare_data
 from compare.spec import RunSpec
 from tests.learning import small_spec
 

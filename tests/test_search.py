@@ -8,17 +8,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import compare.run
 from compare.arguments import run_parser
 from compare.errors import UsageError
 from compare.plan import plan_runs
 from compare.progress import Progress
 from compare.record import Record, is_search, read_records
 from compare.report import write_report
-from compare.run import run_all
-from compare.search import Setting, choose, make_grid, search_rates, search_specs
+from compare.runs.options import RunOptions
+from compare.runs.rate_search import Setting, choose, make_grid, search_rates, search_specs
+from compare.runs.sequence import run_all
 from compare.spec import RunSpec
-from compare.worker import RunOptions
 from tests.here import compare_here
 from tests.make_records import make_record, write_folder
 
@@ -111,7 +110,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
         record = make_record(spec.variant, task=spec.task, seq_len=spec.seq_len, seed=spec.seed, status=status)
         return record | {"run_id": spec.run_id, "spec": {"search": spec.search}, "val_score": 1 - abs(spec.lr - 3e-3)}
 
-    monkeypatch.setattr(compare.run, "run_one", run_one)
+    monkeypatch.setattr("compare.runs.sequence.run_one", run_one)
     return calls
 
 

@@ -16,13 +16,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from compare import limits
 from compare.__main__ import main
 from compare.comparison import choose_threads
-from compare.environ import worker_environment
 from compare.folder import stamp_folder
 from compare.progress import Progress, choose_progress
-from compare.record import describe_machine, read_records
+from compare.record import read_records
+from compare.runs import limits
+from compare.runs.environ import worker_environment
+from compare.runs.machine import describe_machine
 from tasks.cache import load_or_build, load_or_compute
 from tests.learning import small_spec
 from tests.make_records import many_records, write_folder
@@ -217,8 +218,8 @@ def test_a_containers_cores_and_memory_are_recorded_and_threads_follow(
 ) -> None:
     import torch
 
-    monkeypatch.setattr("compare.record.usable_cores", lambda: 1.5)
-    monkeypatch.setattr("compare.record.memory_limit", lambda: GIB // 4)
+    monkeypatch.setattr("compare.runs.machine.usable_cores", lambda: 1.5)
+    monkeypatch.setattr("compare.runs.machine.memory_limit", lambda: GIB // 4)
     monkeypatch.setattr("compare.comparison.usable_cores", lambda: 1.5)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     stamp = describe_machine(device="cpu", threads=1, gpu=None, command="")

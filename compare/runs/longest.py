@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from compare.record import RETRIED
+from compare.runs.outcome import RETRIED
 
 if TYPE_CHECKING:
     from compare.record import Record

@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Sequence
 
 from compare.progress import Progress, Runs
+from compare.runs.data import make_task
 from compare.spec import DataId, RunSpec
-from compare.worker import make_task
 from tasks.cache import DamagedCacheWarning
 
 
