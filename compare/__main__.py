@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from compare.arguments import LONGEST, Parser, add_match, cost_parser, diff_parser, run_parser
+from compare.choice import find
 from compare.errors import UsageError
 from compare.folder import check_foreign, claim_folder
-from compare.plan import find
 
 if TYPE_CHECKING:
     import argparse

@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
+from compare.choice import CONTROL, DEFAULT_BUDGET, DEFAULT_TASK, DEFAULT_VARIANTS
 from compare.errors import UsageError
-from compare.plan import CONTROL, DEFAULT_BUDGET, DEFAULT_TASK, DEFAULT_VARIANTS
 from compare.schedule import LENGTH_SCHEDULES, LR_SCHEDULES, SHORTEST_DEFAULT, in_words
 
 MATCHES = ("end", "time", "steps", "flops")

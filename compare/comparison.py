@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from compare.choice import asked_variants, find, left_out, remarks, split
 from compare.errors import UsageError
 from compare.folder import claim_folder, go_on, stamp_folder
-from compare.plan import asked_variants, find, left_out, plan_runs, remarks, split
+from compare.plan import plan_runs
 from compare.record import Record, is_result, read_records
 from compare.report import write_report
 from compare.runs.limits import usable_cores

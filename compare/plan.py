@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import os
-import sys
 from typing import TYPE_CHECKING, NamedTuple
 
+from compare.choice import (
+    asked_variants,
+    check_causal,
+    choose_tasks,
+    find,
+    is_causal,
+    left_out,
+    typed_variants,
+)
 from compare.errors import UsageError
+from compare.settings import choose_forms, choose_task_forms, read_grid_at, read_settings, read_sweeps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    import argparse
+    from collections.abc import Sequence
 
     from compare.runs.rate_search import At, Setting
-    from compare.spec import Option, RunSpec
+    from compare.settings import Settings
+    from compare.spec import RunSpec
     from tasks import LengthSchedule, Task
-    from zoo.registry import Entry
 
-    Options = tuple[tuple[str, Option], ...]
-    Settings = dict[str, Options]
-    Chosen = tuple[str, int, float]  # task, length, seconds of training
-
-CONTROL = "none"
-DEFAULT_VARIANTS = "full,linformer,linear"
-DEFAULT_TASK = "noisy_recall"
-DEFAULT_BUDGET = 100.0  # seconds
 LEAST_MEMORY = 64 * 2**20  # bytes
 SIZES = ("vocab_size", "n_features", "n_classes")  # of a task, that a model is built for
 
@@ -166,63 +165,6 @@ def choose_lengths(name: LengthSchedule | None, task: Task) -> LengthSchedule:
     return name
 
 
-def choose_tasks(options: argparse.Namespace) -> list[Chosen]:
-    """The tasks and lengths that ``--tasks`` and ``--seq-len`` ask for, each once."""
-    import tasks
-
-    chosen: dict[tuple[str, int], float] = {}
-    budget: float | None
-    known = ["all", *tasks.SUITES, *tasks.available()]
-    for word in split(options.tasks, "task", known):
-        if word in tasks.SUITES:
-            wanted, budget = tasks.SUITES[word].tasks, tasks.SUITES[word].budget
-        elif word in known:
-            names = [n for n in tasks.available() if not tasks.get(n).own_data] if word == "all" else [word]
-            wanted, budget = dict.fromkeys(names), None
-        else:
-            raise UsageError(f"unknown task {word!r}{closest(word, known)}; known: {', '.join(known)}")
-        read = {name: reading_of(name) if options.causal else name for name in wanted}
-        if not any(read.values()):
-            able = ", ".join(name for name in tasks.available() if reading_of(name))
-            raise UsageError(f"--causal: {word} has no causal reading; these tasks have: {able}")
-        for name, length in wanted.items():
-            if task := read[name]:
-                defaults = tasks.get(task).defaults
-                for seq_len in options.seq_len or [length or defaults.seq_len]:
-                    chosen.setdefault((task, seq_len), budget or defaults.budget or DEFAULT_BUDGET)
-    return [(name, seq_len, budget) for (name, seq_len), budget in chosen.items()]
-
-
-def reading_of(name: str) -> str:
-    """The task that a causal encoder is trained on in place of this one, mostly itself; "" = there is none."""
-    import tasks
-
-    kind = tasks.get(name)
-    return kind.causal_form or name * kind.causal
-
-
-def is_causal(options: argparse.Namespace, kind: type[Task]) -> bool:
-    """Whether runs of a task are of the causal encoder; those that decode are so without being told."""
-    return (options.causal or kind.causal_only) and not options.decode
-
-
-def check_causal(options: argparse.Namespace, sweeps: list[Sweep]) -> None:
-    """Raise UsageError where a variant that was typed has no causal form, and --causal or a task that was typed asks
-    for one."""
-    import tasks
-    import zoo
-
-    typed = [*typed_variants(options), *(sweep.typed for sweep in sweeps)]
-    unable = [name for name in typed if name != "all" and not find(name, "--variants").traits.causal]
-    asking = ["--causal"] * options.causal
-    asking += [name for name in split(options.tasks, "task", []) if name in tasks.available()]
-    asking = [name for name in asking if name == "--causal" or is_causal(options, tasks.get(name))]
-    if unable and asking and not options.decode:
-        able = ", ".join(name for name in zoo.available() if zoo.describe(name).traits.causal)
-        verb = "has" if len(unable) == 1 else "have"
-        raise UsageError(f"{asking[0]}: {', '.join(unable)} {verb} no causal form; leave out, these have one: {able}")
-
-
 def add_data(options: argparse.Namespace, settings: Settings, chosen: list[str]) -> None:
     """Put ``--data`` and what goes with it among the options of the one task that takes them."""
     import tasks
@@ -240,51 +182,6 @@ def add_data(options: argparse.Namespace, settings: Settings, chosen: list[str])
             raise UsageError(f"{flag}: several tasks take it; say which: --set {takers[0]}.{option}={value}")
         given = dict(settings.get(takers[0], ())) | {option: value}
         settings[takers[0]] = tuple(sorted(given.items()))
-
-
-def asked_variants(options: argparse.Namespace) -> dict[str, str]:
-    """As ``choose_variants``, and the control unless it is not wanted."""
-    variants = choose_variants(options.variants)
-    if not options.no_control:
-        variants.setdefault(CONTROL, CONTROL)
-    return variants
-
-
-def typed_variants(options: argparse.Namespace) -> list[str]:
-    """The words of --variants; none where it holds its default."""
-    return split(options.variants, "variant", []) if options.named else []
-
-
-def left_out(options: argparse.Namespace) -> list[str]:
-    """Names that nobody typed and that cannot be run, as they have no step form, to decode, or no causal form."""
-    if not (options.decode or options.causal):
-        return []
-    typed = typed_variants(options)
-    asked = {name: find(word, "--variants") for name, word in asked_variants(options).items() if word not in typed}
-    return [name for name, entry in asked.items() if not (entry.steps if options.decode else entry.traits.causal)]
-
-
-def remarks(options: argparse.Namespace) -> list[str]:
-    """Lines on what is not run, though it was among all that was asked for, and on what is run in its place."""
-    import tasks
-
-    lines = []
-    if absent := left_out(options):
-        lines.append(f"left out, for want of a {'step' if options.decode else 'causal'} form: {', '.join(absent)}")
-    words = split(options.tasks, "task", [])
-    if options.causal:
-        names = [n for n in tasks.available() if not tasks.get(n).own_data] if "all" in words else []
-        names += [name for word in words if word in tasks.SUITES for name in tasks.SUITES[word].tasks]
-        if unread := [name for name in dict.fromkeys(names) if not reading_of(name)]:
-            lines.append(f"left out, for want of a causal reading: {', '.join(unread)}")
-        forms = {form: name for name in tasks.available() if (form := tasks.get(name).causal_form)}
-        chosen = dict.fromkeys(name for name, _, _ in choose_tasks(options) if name in forms and name not in words)
-        return lines + [f"{forms[name]} becomes {name}, its causal reading" for name in chosen]
-    asked = asked_variants(options)
-    if unable := [name for name, word in asked.items() if not find(word, "--variants").traits.causal]:
-        chosen = dict.fromkeys(name for name, _, _ in choose_tasks(options) if is_causal(options, tasks.get(name)))
-        lines += [f"left out of {name}, for want of a causal form: {', '.join(unable)}" for name in chosen]
-    return lines
 
 
 def check_test_lengths(task: Task, test_lens: Sequence[int]) -> None:
@@ -345,199 +242,3 @@ def unreached_parameters(spec: RunSpec) -> list[str]:
         raise UsageError(f"--test-len {spec.max_len}: {spec.label}: {error}") from error
     grown = [name for name in own if own[name] != longer[name]]
     return ["learned positions" if name.startswith("positions.") else name.rpartition(".")[2] for name in grown]
-
-
-def choose_variants(text: str) -> dict[str, str]:
-    """Registered name -> what was typed for it, the name or ``module:Class``; in order, each once."""
-    import zoo
-
-    chosen: dict[str, str] = {}
-    for typed in split(text, "variant", ["all", *zoo.available()]):
-        for name in zoo.available() if typed == "all" else [typed]:
-            chosen.setdefault(find(name, "--variants").name, name)
-    return chosen
-
-
-def find(name: str, where: str) -> Entry:
-    """The backend of that name or ``module:Class``, found from the current folder as a worker finds it."""
-    import zoo
-
-    if ":" in name and os.getcwd() not in sys.path:  # the console script leaves it out
-        sys.path.append(os.getcwd())
-    try:
-        return zoo.describe(name)
-    except ValueError as error:
-        raise UsageError(f"{where}: {error}") from error
-
-
-def split(text: str, kind: str, known: list[str]) -> list[str]:
-    names = list(dict.fromkeys(name for name in (part.strip() for part in text.split(",")) if name))
-    if not names:
-        raise UsageError(f"expected at least one {kind}, got {text!r}; known: {', '.join(known)}")
-    return names
-
-
-def closest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def choose_forms(variants: dict[str, str], settings: Settings, sweeps: list[Sweep]) -> list[tuple[str, Options]]:
-    """What was typed for a variant, and its options: each variant as it is set, then each value of each sweep.
-
-    What comes twice, as a variant whose own options are among the values of its sweep, runs once, as swept.
-    """
-    swept: dict[tuple[str, Options], object] = {}  # and the config: what is equal is one
-    for sweep in sweeps:
-        for value in sweep.values:
-            options = tuple(sorted((dict(settings.get(sweep.name, ())) | {sweep.option: value}).items()))
-            try:
-                config = find(sweep.typed, "--sweep").config(**dict(options))
-            except ValueError as error:
-                raise UsageError(f"--sweep: {error}") from error
-            if config not in swept.values():
-                swept[variants.get(sweep.name, sweep.typed), options] = config
-    plain = [(typed, settings.get(name, ())) for name, typed in variants.items()]
-    return [
-        *(form for form in plain if find(form[0], "--variants").config(**dict(form[1])) not in swept.values()),
-        *swept,
-    ]
-
-
-def choose_task_forms(
-    chosen: list[Chosen], settings: Settings, sweeps: dict[str, Sweep]
-) -> list[tuple[Chosen, Options]]:
-    """Each chosen task with its options: as they are set, or with each value of its sweep."""
-    forms = []
-    for each in chosen:
-        options = dict(settings.get(each[0], ()))
-        sweep = sweeps.get(each[0])
-        swept = [{sweep.option: value} for value in sweep.values] if sweep else [{}]
-        forms += [(each, tuple(sorted((options | value).items()))) for value in swept]
-    return forms
-
-
-def read_settings(words: list[str]) -> Settings:
-    """``--set linformer.rank=128`` -> {"linformer": (("rank", 128),)}, checked against the options there are."""
-    settings: dict[str, dict[str, Option]] = {}
-    for word in words:
-        flag = f"--set {word}"
-        typed, option, value = split_setting(flag, word, "VALUE, for example linformer.rank=128")
-        name, _, known = configurable(typed, "--set")
-        check_option(flag, typed, option, known)
-        settings.setdefault(name, {})[option] = read_value(flag, value, known[option])
-    for name, chosen in settings.items():
-        try:
-            configurable(name, "--set")[1](**chosen)
-        except ValueError as error:
-            raise UsageError(f"--set: {error}") from error
-    return {name: tuple(sorted(chosen.items())) for name, chosen in settings.items()}
-
-
-class Sweep(NamedTuple):
-    """One option of a variant or a task at several values. name: as registered; typed: that, or ``module:Class``."""
-
-    name: str
-    typed: str
-    option: str
-    values: list[Option]
-
-
-def read_sweeps(words: list[str]) -> tuple[list[Sweep], dict[str, Sweep]]:
-    """``--sweep performer.features=16:64`` -> performer's features at 16, 32 and 64.
-
-    Returns:
-        The sweeps of variants, and those of tasks by the name of the task.
-    """
-    import tasks
-
-    sweeps: list[Sweep] = []
-    task_sweeps: dict[str, Sweep] = {}
-    for word in words:
-        flag = f"--sweep {word}"
-        typed, option, values = split_setting(flag, word, "A:B or A,B,C, for example performer.features=16:1024")
-        name, _, known = configurable(typed, "--sweep")
-        check_option(flag, typed, option, known)
-        sweep = Sweep(name, typed, option, read_values(flag, values, known[option]))
-        if name not in tasks.available():
-            sweeps.append(sweep)
-        elif (swept := task_sweeps.get(name, sweep).option) != option:
-            raise UsageError(f"{flag}: expected one swept option of a task, but {name}.{swept} is swept too")
-        else:  # of the same option the last counts, as of any flag: a plan's can be changed
-            task_sweeps[name] = sweep
-    return sweeps, task_sweeps
-
-
-def read_grid_at(words: list[str], sweeps: dict[str, Sweep]) -> At:
-    """``--grid-at noisy_recall.pairs=16`` -> {"noisy_recall": ("pairs", 16)}, of sweeps of tasks."""
-    found = {}
-    for word in words:
-        flag = f"--grid-at {word}"
-        task, option, text = split_setting(flag, word, "VALUE, one that --sweep has of a task")
-        if task not in sweeps or sweeps[task].option != option:
-            swept = ", ".join(f"{name}.{sweep.option}" for name, sweep in sweeps.items()) or "nothing"
-            raise UsageError(f"{flag}: expected an option of a task that --sweep names ({swept}), got {task}.{option}")
-        values = sweeps[task].values
-        value = read_value(flag, text, values[0])
-        if value not in values:
-            raise UsageError(f"{flag}: expected one of the swept values {', '.join(map(str, values))}, got {text}")
-        found[task] = (option, value)
-    return found
-
-
-def split_setting(flag: str, word: str, form: str) -> tuple[str, str, str]:
-    """The name, the option and what is asked of it, of NAME.OPTION=…"""
-    path, equals, value = word.partition("=")
-    typed, dot, option = path.rpartition(".")
-    if not (equals and dot):
-        raise UsageError(f"{flag}: expected NAME.OPTION={form}")
-    return typed, option, value
-
-
-def check_option(flag: str, typed: str, option: str, known: dict[str, Option]) -> None:
-    if option not in known:
-        listed = f"its options: {', '.join(known)}" if known else "it has no options"
-        raise UsageError(f"{flag}: {typed} has no option {option!r}{closest(option, list(known))}; {listed}")
-
-
-def configurable(name: str, where: str) -> tuple[str, Callable[..., object], dict[str, Option]]:
-    """The task or backend of that name: its name, its config class, the options that take a plain value."""
-    import tasks
-
-    if name in tasks.available():
-        options = tasks.options(name)
-        return name, tasks.get(name).config_type, options
-    entry = find(name, where)
-    plain = {option: default for option, default in entry.options.items() if isinstance(default, int | float | str)}
-    return entry.name, entry.config, plain
-
-
-def read_values(flag: str, text: str, default: Option) -> list[Option]:
-    """``A:B``, doubling from A up to B where the option is a number, or a list; each value once."""
-    first, colon, last = text.partition(":")
-    if not colon or isinstance(default, bool | str):
-        return list(dict.fromkeys(read_value(flag, part.strip(), default) for part in text.split(",")))
-    low, high = read_number(flag, first, default), read_number(flag, last, default)
-    if not 0 < low <= high < float("inf"):
-        raise UsageError(f"{flag}: expected A:B with 0 < A <= B, got {text!r}")
-    values = [low]
-    while values[-1] * 2 <= high:
-        values.append(values[-1] * 2)
-    return list(values)
-
-
-def read_value(flag: str, text: str, default: Option) -> Option:
-    """``text`` as the type of the option's default."""
-    if isinstance(default, bool):
-        if text.lower() in ("true", "false"):
-            return text.lower() == "true"
-        raise UsageError(f"{flag}: expected true or false, got {text!r}")
-    return text if isinstance(default, str) else read_number(flag, text, default)
-
-
-def read_number(flag: str, text: str, default: float) -> float:
-    try:
-        return type(default)(text)
-    except ValueError:
-        kind = {int: "an integer", float: "a number"}[type(default)]
-        raise UsageError(f"{flag}: expected {kind}, got {text!r}") from None

@@ -9,7 +9,8 @@ import torch
 import tasks
 from compare.__main__ import main
 from compare.arguments import cost_parser, run_parser
-from compare.plan import left_out, plan_runs, remarks
+from compare.choice import left_out, remarks
+from compare.plan import plan_runs
 from compare.runs.train import Trainer
 from compare.spec import RunSpec, reproduce
 from tests.test_train import SPEC

@@ -554,7 +554,8 @@ def test_the_example_of_the_docs_runs_from_its_own_folder(module: Path) -> None:
 
 @pytest.mark.usefixtures("module")
 def test_a_class_of_ones_own_stands_beside_the_zoos() -> None:
-    from compare.plan import choose_variants, read_settings
+    from compare.choice import choose_variants
+    from compare.settings import read_settings
 
     assert choose_variants("full,my_module:MyAttention, full") == {
         "full": "full",
@@ -619,7 +620,7 @@ def test_an_installed_plugin_is_one_of_all_and_runs(module: Path, monkeypatch: p
         "[attention_zoo.backends]\nmy_attention = my_module:MyAttention\nbroken = nowhere:Broken\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
-    code = "from compare.plan import choose_variants; print(*choose_variants('all')); "
+    code = "from compare.choice import choose_variants; print(*choose_variants('all')); "
     code += "from compare.__main__ import main; main(['list', 'broken'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -15,9 +15,10 @@ import torch
 
 from compare.__main__ import command_cost
 from compare.arguments import cost_parser, run_parser
+from compare.choice import left_out
 from compare.diff import diff
 from compare.errors import UsageError
-from compare.plan import left_out, plan_runs
+from compare.plan import plan_runs
 from compare.progress import outcome
 from compare.report import write_report
 from compare.report.aggregate import Group, Source, group_records

@@ -9,8 +9,9 @@ import pytest
 
 import tasks
 from compare.arguments import run_parser
+from compare.choice import DEFAULT_BUDGET, choose_tasks
 from compare.errors import UsageError
-from compare.plan import DEFAULT_BUDGET, choose_tasks, plan_runs
+from compare.plan import plan_runs
 from compare.spec import RunSpec, reproduce
 
 
