@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from compare.choice import CONTROL, DEFAULT_BUDGET, DEFAULT_TASK, DEFAULT_VARIANTS
 from compare.errors import UsageError
-from compare.schedule import LENGTH_SCHEDULES, LR_SCHEDULES, SHORTEST_DEFAULT, in_words
+from compare.spec import FLAGS
+from compare.values import amounts, length, lengths, natural, positive_float, rates, seeds
 
+Container: TypeAlias = argparse._ArgumentGroup
 MATCHES = ("end", "time", "steps", "flops")
 COST_LENGTHS = "512:8192"
 LONGEST = 65_536
@@ -134,9 +136,8 @@ def run_parser() -> Parser:
     length.add_argument(
         "--steps", type=natural, metavar="K", help="optimizer steps of each run, not a budget; 0 measures cost alone"
     )
-    train.add_argument("--accumulate", type=positive, default=1, metavar="K", help="micro-batches in a step (1)")
     rate = train.add_mutually_exclusive_group()
-    rate.add_argument("--lr", type=one_rate, metavar="RATE", help="peak learning rate")
+    add_field(rate, "lr")
     rate.add_argument(
         "--lr-grid",
         type=rates,
@@ -152,7 +153,7 @@ def run_parser() -> Parser:
         help="where --sweep varies an option of a task: choose the rate at this value, for all (at each for itself)",
     )
     decay = train.add_mutually_exclusive_group()
-    decay.add_argument("--weight-decay", type=amount, default=0.01, metavar="W", help="of matrices (%(default)g)")
+    add_field(decay, "weight_decay")
     decay.add_argument(
         "--weight-decay-grid",
         type=amounts,
@@ -160,29 +161,8 @@ def run_parser() -> Parser:
         metavar="V,W",
         help="choose it together with the rate of --lr-grid, as that is chosen",
     )
-    add_shape(train)
-    curves = "; ".join(f"{name}: {curve.words}" for name, curve in LR_SCHEDULES.items())
-    train.add_argument(
-        "--lr-schedule",
-        choices=LR_SCHEDULES,
-        metavar="NAME",
-        help=f"of the learning rate; {escaped(curves)} (the task's own)",
-    )
-    train.add_argument(
-        "--warmup",
-        type=share,
-        default=0.02,
-        metavar="SHARE",
-        help="share of the training in which the learning rate rises, below 1 (%(default)g)",
-    )
-    phases = "; ".join(f"{name}: {in_words(name)}" for name in LENGTH_SCHEDULES)
-    train.add_argument(
-        "--length-schedule",
-        choices=LENGTH_SCHEDULES,
-        metavar="NAME",
-        help=f"how long training samples are; {escaped(phases)} (the task's own or, where that starts below "
-        f"{SHORTEST_DEFAULT} tokens or the shortest that the task has, the next)",
-    )
+    add_fields(train, "shape")
+    add_fields(train, "training", apart=("lr", "weight_decay"))
 
     add_switches(run)
 
@@ -224,7 +204,8 @@ def cost_parser() -> Parser:
         help="measure the causal forms token by token: time per token and bytes of state after N tokens; what has no "
         "step form is left out of all, and a row with status unsupported where it is named",
     )
-    add_shape(cost.add_argument_group("encoder (as the task has it) and batch (1), the same for every variant"))
+    shape = cost.add_argument_group("encoder (as the task has it) and batch (1), the same for every variant")
+    add_fields(shape, "shape")
     switches = add_switches(cost)
     switches.add_argument(
         "--longest",
@@ -237,9 +218,27 @@ def cost_parser() -> Parser:
     return cost
 
 
-def escaped(text: str) -> str:
-    """As help takes it."""
-    return text.replace("%", "%%")
+def add_fields(group: Container, name: str, apart: Sequence[str] = ()) -> None:
+    """The flags of the fields of ``RunSpec`` that belong to a group, but for those that have a place ``apart``."""
+    for field, flag in FLAGS.items():
+        if flag.group == name and field not in apart:
+            add_field(group, field)
+
+
+def add_field(group: Container, field: str) -> None:
+    """The flag of a field of ``RunSpec``."""
+    flag = FLAGS[field]
+    if isinstance(flag.unasked, bool):
+        group.add_argument(flag.option, action="store_true", help=flag.help)
+    else:
+        group.add_argument(
+            flag.option,
+            type=flag.read or str,
+            choices=flag.choices or None,
+            default=flag.unasked,
+            metavar=flag.metavar,
+            help=flag.help,
+        )
 
 
 def add_what(parser: Parser) -> argparse._ArgumentGroup:
@@ -277,22 +276,6 @@ def add_what(parser: Parser) -> argparse._ArgumentGroup:
     )
     what.add_argument("--no-control", action="store_true", help=f"do not add the {CONTROL!r} control to the variants")
     return what
-
-
-def add_shape(group: argparse._ArgumentGroup) -> None:
-    """Sizes of the encoder and of a batch."""
-    group.add_argument("--batch-size", type=positive, metavar="B", help="samples in a micro-batch at full length")
-    group.add_argument("--d-model", type=positive, metavar="C", help="width of the encoder")
-    group.add_argument("--n-heads", type=positive, metavar="H", help="attention heads")
-    group.add_argument("--n-layers", type=positive, metavar="L", help="encoder layers")
-    group.add_argument(
-        "--activation", choices=("gelu", "relu", "swiglu"), default="gelu", help="of the feed-forward (%(default)s)"
-    )
-    group.add_argument(
-        "--positions",
-        choices=("sinusoidal", "learned", "rotary", "none"),
-        help="position embedding (rotary; sinusoidal for pictures)",
-    )
 
 
 def add_where(parser: Parser) -> None:
@@ -344,20 +327,11 @@ def diff_parser() -> Parser:
 def add_switches(parser: Parser) -> argparse._ArgumentGroup:
     """What every variant is given alike and what changes its cost."""
     same = parser.add_argument_group("switches, the same for every variant")
-    same.add_argument(
-        "--causal",
-        action="store_true",
-        help="the encoder sees the past alone; bytes becomes next_byte. What has no causal form or reading is left out "
-        "of all",
-    )
+    add_fields(same, "switches", apart=("checkpointing", "reversible"))
     same.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)")
     kept = same.add_mutually_exclusive_group()
-    kept.add_argument("--checkpointing", action="store_true", help="run layers again in backward, not keep them")
-    kept.add_argument("--reversible", action="store_true", help="two streams: layers are undone in backward, not kept")
-    same.add_argument("--compile", action="store_true", help="torch.compile (compiling counts as training time)")
-    same.add_argument(
-        "--memory-limit", type=memory, metavar="SIZE", help="what a run may hold, as 16GB; beyond it is an oom row"
-    )
+    add_field(kept, "checkpointing")
+    add_field(kept, "reversible")
     return same
 
 
@@ -370,95 +344,3 @@ def add_match(parser: Parser) -> None:
         help="the score that charts and verdicts are about: on the test set at the end of each run's own training, or "
         "on validation where all runs had had equal time, steps or FLOPs (%(default)s)",
     )
-
-
-def memory(text: str) -> int:
-    """Bytes; KB, MB, GB and TB, with or without an i or the B, are powers of 1024."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])i?)?b?", text.strip().lower())
-    size = float(found[1]) * 1024 ** " kmgt".index(found[2] or " ") if found else 0
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"expected a size as 500MB or 16GB, got {text!r}")
-    return int(size)
-
-
-def positive(text: str) -> int:
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
-
-
-def seeds(text: str) -> int:
-    if re.fullmatch(r"\d+([,:]\d+)+", text):
-        raise argparse.ArgumentTypeError(
-            f"expected a positive integer, how many there are: 3 runs 0 to 2, got {text!r}"
-        )
-    return positive(text)
-
-
-def natural(text: str) -> int:
-    return 0 if text == "0" else positive(text)
-
-
-def length(text: str) -> int:
-    """``8192``, or ``8k``."""
-    number = text.removesuffix("k").removesuffix("K")
-    return positive(number) * 1024 if number != text and number.isdecimal() else positive(text)
-
-
-def lengths(text: str) -> list[int]:
-    """``512:2k,3000`` -> [512, 1024, 2048, 3000]."""
-    found = []
-    for part in text.split(","):
-        low, colon, high = part.partition(":")
-        start = length(low.strip())
-        last = length(high.strip()) if colon else start
-        if start > last:
-            raise argparse.ArgumentTypeError(f"expected LOW:HIGH with LOW <= HIGH, got {part.strip()!r}")
-        while start <= last:
-            found.append(start)
-            start *= 2
-    return list(dict.fromkeys(found))
-
-
-def rates(text: str) -> tuple[float, ...]:
-    """Rising, each once."""
-    found = tuple(sorted({positive_float(part.strip()) for part in text.split(",")}))
-    if len(found) < 2:
-        raise argparse.ArgumentTypeError(f"expected two rates or more, as 1e-3,3e-3, got {text!r}")
-    return found
-
-
-def amount(text: str) -> float:
-    """0 or a positive number."""
-    return 0.0 if text.strip() in ("0", "0.0") else positive_float(text)
-
-
-def amounts(text: str) -> tuple[float, ...]:
-    """Rising, each once."""
-    return tuple(sorted({amount(part.strip()) for part in text.split(",")}))
-
-
-def one_rate(text: str) -> float:
-    if "," in text:
-        raise argparse.ArgumentTypeError(f"expected one rate, got {text!r}; to choose among several: --lr-grid {text}")
-    return positive_float(text)
-
-
-def share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if 0 <= value < 1:
-        return value
-    raise argparse.ArgumentTypeError(f"expected a share of the training, from 0 to below 1, got {text!r}")
-
-
-def positive_float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if 0 < value < float("inf"):
-        return value
-    raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compare.choice import (
     asked_variants,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from compare.runs.rate_search import At, Setting
-    from compare.settings import Settings
+    from compare.settings import Options, Settings
     from compare.spec import RunSpec
     from tasks import LengthSchedule, Task
 
@@ -49,22 +49,10 @@ def plan_runs(options: argparse.Namespace, device: str, threads: int) -> Planned
     Raises:
         UsageError: the arguments are at odds with one another, or with what there is.
     """
-    import tasks
     from compare.runs.rate_search import make_grid
     from compare.spec import RunSpec
-    from zoo.contract import Dims
 
-    if options.lr_grid and options.steps == 0:
-        raise UsageError("--lr-grid: with --steps 0 nothing is trained that could choose a rate")
-    if options.weight_decay_grid and not options.lr_grid:
-        raise UsageError("--weight-decay-grid: expected --lr-grid with it: both are chosen together")
-    if options.test_len and options.steps == 0:
-        raise UsageError("--test-len: with --steps 0 nothing is trained that could be tested")
-    if options.memory_limit is not None and options.memory_limit < LEAST_MEMORY:
-        raise UsageError(
-            f"--memory-limit: expected a size with its unit, as 500MB or 16GB, and at least {LEAST_MEMORY >> 20}MB, "
-            f"less than loading torch takes; got {options.memory_limit} bytes"
-        )
+    check_flags(options)
     variants = asked_variants(options)
     for name in left_out(options):
         del variants[name]
@@ -88,20 +76,8 @@ def plan_runs(options: argparse.Namespace, device: str, threads: int) -> Planned
     forms = choose_forms(variants, settings, sweeps)
     specs: list[RunSpec] = []
     for (task_name, seq_len, budget), task_options in choose_task_forms(chosen, settings, task_sweeps):
-        kind = tasks.get(task_name)
-        defaults = kind.defaults
-        try:
-            task = kind(seq_len, kind.config_type(**dict(task_options)))
-            d_model, n_heads = options.d_model or defaults.d_model, options.n_heads or defaults.n_heads
-            Dims(d_model=d_model, n_heads=n_heads, max_len=seq_len)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        lr_schedule = options.lr_schedule or defaults.lr_schedule
-        if lr_schedule == "inverse-square-root" and options.warmup == 0:
-            raise UsageError("--warmup 0: expected a share above 0 with --lr-schedule inverse-square-root, its peak")
-        test_lens = tuple(sorted(options.test_len))
-        check_test_lengths(task, test_lens)
-        causal = is_causal(options, kind)
+        task = open_task(task_name, seq_len, task_options)
+        common = common_fields(options, task, budget)
         planned = [
             RunSpec(
                 variant=typed,
@@ -110,40 +86,77 @@ def plan_runs(options: argparse.Namespace, device: str, threads: int) -> Planned
                 task_options=task_options,
                 seq_len=seq_len,
                 seed=seed,
-                budget=None if options.steps is not None else options.budget or budget,
-                steps=options.steps,
-                batch_size=options.batch_size or max(1, defaults.tokens_per_step // seq_len),
-                accumulate=options.accumulate,
-                d_model=d_model,
-                n_heads=n_heads,
-                n_layers=options.n_layers or defaults.n_layers,
-                conv_width=defaults.conv_width,
-                embedding_std=defaults.embedding_std,
-                positions=options.positions or defaults.positions,
-                activation=options.activation,
-                lr=options.lr or defaults.lr,
-                lr_schedule=lr_schedule,
-                warmup=options.warmup,
-                weight_decay=options.weight_decay,
-                length_schedule=choose_lengths(options.length_schedule, task),
-                test_lens=test_lens,
-                checkpointing=options.checkpointing,
-                reversible=options.reversible,
-                compile=options.compile,
-                causal=causal,
-                decode=options.decode,
-                memory_limit=options.memory_limit,
                 device=device,
-                dtype=options.dtype,
                 threads=threads,
+                **common,
             )
             for seed in range(options.seeds)
             for typed, variant_options in forms
-            if not causal or find(typed, "--variants").traits.causal
+            if not common["causal"] or find(typed, "--variants").traits.causal
         ]
         specs += testable(planned, [*typed_variants(options), *(sweep.typed for sweep in sweeps)])
     grid = make_grid(options.lr_grid, options.weight_decay_grid)
     return Planned(sorted(specs, key=lambda spec: spec.seed), grid, grid_at)
+
+
+def check_flags(options: argparse.Namespace) -> None:
+    """Raise UsageError where flags are at odds with one another."""
+    if options.lr_grid and options.steps == 0:
+        raise UsageError("--lr-grid: with --steps 0 nothing is trained that could choose a rate")
+    if options.weight_decay_grid and not options.lr_grid:
+        raise UsageError("--weight-decay-grid: expected --lr-grid with it: both are chosen together")
+    if options.test_len and options.steps == 0:
+        raise UsageError("--test-len: with --steps 0 nothing is trained that could be tested")
+    if options.memory_limit is not None and options.memory_limit < LEAST_MEMORY:
+        raise UsageError(
+            f"--memory-limit: expected a size with its unit, as 500MB or 16GB, and at least {LEAST_MEMORY >> 20}MB, "
+            f"less than loading torch takes; got {options.memory_limit} bytes"
+        )
+
+
+def open_task(name: str, seq_len: int, options: Options) -> Task:
+    """A task as it is asked for."""
+    import tasks
+
+    kind = tasks.get(name)
+    try:
+        return kind(seq_len, kind.config_type(**dict(options)))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def common_fields(options: argparse.Namespace, task: Task, budget: float) -> dict[str, Any]:
+    """What all specs of a task have in common; what nobody typed is as the task has it.
+
+    budget: seconds of training, where neither seconds nor steps are asked for.
+    """
+    from compare.spec import FLAGS
+    from zoo.contract import Dims
+
+    defaults = task.defaults
+    typed = {name: getattr(options, name) for name in FLAGS}
+    common: dict[str, Any] = {
+        name: getattr(defaults, name, None) if value is None else value for name, value in typed.items()
+    }
+    try:
+        Dims(d_model=common["d_model"], n_heads=common["n_heads"], max_len=task.seq_len)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if common["lr_schedule"] == "inverse-square-root" and options.warmup == 0:
+        raise UsageError("--warmup 0: expected a share above 0 with --lr-schedule inverse-square-root, its peak")
+    check_test_lengths(task, sorted(options.test_len))
+    return common | {
+        "budget": None if options.steps is not None else options.budget or budget,
+        "steps": options.steps,
+        "batch_size": options.batch_size or max(1, defaults.tokens_per_step // task.seq_len),
+        "conv_width": defaults.conv_width,
+        "embedding_std": defaults.embedding_std,
+        "length_schedule": choose_lengths(options.length_schedule, task),
+        "test_lens": tuple(sorted(options.test_len)),
+        "causal": is_causal(options, type(task)),
+        "decode": options.decode,
+        "dtype": options.dtype,
+    }
 
 
 def choose_lengths(name: LengthSchedule | None, task: Task) -> LengthSchedule:

@@ -44,7 +44,7 @@ class Runs:
         self.shared: dict[str, set[tuple[str, Option]]] = {}  # options that all runs of a task have
         for spec in specs:
             self.shared[spec.task] = self.shared.get(spec.task, set(spec.task_options)) & set(spec.task_options)
-        self.weight_decays = {spec.weight_decay for spec in specs if spec.search}
+        self.weight_decays = {spec.weight_decay for spec in specs if spec.kind == "search"}
         self.current: RunSpec | None = None
         self.event: Record = {}
         self.since = self.trained_since = 0.0
@@ -71,7 +71,7 @@ class Runs:
 
     def setting_of(self, spec: RunSpec) -> str:
         """What a run of a search tries."""
-        if not spec.search:
+        if spec.kind != "search":
             return ""
         return f" · lr {spec.lr:g}" + f" · weight decay {spec.weight_decay:g}" * (len(self.weight_decays) > 1)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compare.fields import parse_record
+from compare.spec import kind_of
 
 SCHEMA = 3
 """2: points of a curve count FLOPs. 3: memory of training in all, and what others took of the machine. Older records
@@ -41,12 +42,12 @@ def read_records(path: Path) -> tuple[list[Record], list[str]]:
 
 def is_search(record: Record) -> bool:
     """Whether the run looked for a learning rate, and is no result."""
-    return _spec(record).get("search") is True
+    return kind_of(_spec(record)) == "search"
 
 
 def is_result(record: Record) -> bool:
     """Whether the run counts: it looked neither for a learning rate nor for the longest length."""
-    return not is_search(record) and _spec(record).get("probe") is None
+    return kind_of(_spec(record)) not in ("search", "probe")
 
 
 def _spec(record: Record) -> Record:

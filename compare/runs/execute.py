@@ -41,7 +41,7 @@ def execute(spec: RunSpec, run_options: RunOptions, events: Events, started: flo
     checkpoint = None if path is None else Checkpoint(path, run_options.checkpoint_every, events.warn)
     tracking = None
     try:
-        if run_options.track and run_options.out is not None and spec.steps != 0:
+        if run_options.track and run_options.out is not None and spec.kind in ("train", "search"):
             tracking = Tracking(run_options.track, Path(run_options.out) / "track", spec, events.warn)
         work(spec, record, events, checkpoint, tracking, wall)
     except Exception as error:
@@ -84,7 +84,7 @@ def work(
     events.phase("preparing data")
     task = make_task(spec)
     task.prepare(lambda done: events.phase("preparing data", done))
-    if spec.probe is not None:
+    if spec.kind == "probe":
         events.phase("probing")
         try_length(Trainer(spec, task))
         return
@@ -93,7 +93,7 @@ def work(
     record |= {"metric": scale.pop("name"), "metric_scale": scale}
     record |= {"baselines": facts["baselines"], "data": facts["data"]}
     record["data_notes"] = facts["notes"]
-    if spec.decode:
+    if spec.kind == "decode":
         events.phase("decoding")
         batch = resized(next(task.train_batches(spec.batch_size, spec.seq_len, spec.seed)), spec.seq_len)
         record |= measure_decoding(spec, task, batch.inputs, lambda done: events.still("decoding", done))
@@ -102,12 +102,12 @@ def work(
     if resumed is None:
         events.phase("measuring")
         counted = measure_costs(Trainer(spec, task), record)
-        if spec.steps == 0:
+        if spec.kind == "cost":
             return
         resumed = Trainer(spec, task), counted
     trainer, counted = resumed
     train(trainer, counted, record, events, checkpoint, tracking, wall)
-    if not spec.search:
+    if spec.kind == "train":
         test(trainer, record, events)
 
 

@@ -32,7 +32,7 @@ class Model(nn.Module):
             embedding_std=spec.embedding_std,
             vocab_size=task.vocab_size,
             n_features=task.n_features,
-            causal=spec.causal or spec.decode,
+            causal=spec.is_causal,
             checkpointing=spec.checkpointing,
             reversible=spec.reversible,
         )

@@ -42,7 +42,7 @@ def new_record(spec: RunSpec, status: Status, reason: str) -> Record:
         "remark": kind.remarks.get(spec.variant, ""),
         "seq_len": spec.seq_len,
         "seed": spec.seed,
-        "causal": spec.causal or spec.decode,
+        "causal": spec.is_causal,
         "status": status,
         "reason": reason,
         "spec": json.loads(spec.to_json()),

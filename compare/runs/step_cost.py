@@ -22,7 +22,7 @@ def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
     """
     spec = trainer.spec
     first = at_full_length(next(trainer.task.train_batches(spec.batch_size, spec.seq_len, spec.seed)), spec.seq_len)
-    if not spec.search:
+    if spec.kind != "search":
         measure_step(trainer, first, record)
     return count_step(trainer, first, record)
 
@@ -31,7 +31,7 @@ def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
     """Kernel, parameters, state, time and memory of a micro-batch at full length."""
     spec, task, device = trainer.spec, trainer.task, trainer.device
     before = clocks()
-    if spec.steps == 0:
+    if spec.kind == "cost":
         record["matrix_rate_flops"] = measure.matrix_rate(device, getattr(torch, spec.dtype))
     batch = trainer.to_device(first)
     sublayer = trainer.accelerator.unwrap_model(trainer.model).encoder.layers[0].attention
