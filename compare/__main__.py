@@ -10,27 +10,19 @@ if __name__ == "__main__" and not sys.flags.safe_path:  # -m looks for modules i
     if os.path.realpath(sys.path[0]) != os.path.realpath(HERE):  # a user's, whose random.py is none of ours
         sys.path.append(sys.path.pop(0))
 
+import argparse
 import io
 import shlex
 import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-from compare.arguments import LONGEST, Parser, add_match, cost_parser, diff_parser, run_parser
+from compare.arguments import LONGEST, parse, run_parser
 from compare.choice import find
 from compare.errors import UsageError
 from compare.folder import check_foreign, claim_folder
 
-if TYPE_CHECKING:
-    import argparse
-
-
-REPRODUCE = """usage: python -m compare reproduce [NAME [OPTION ...]]
-
-Run a named plan and show what came out beside published figures; without a NAME list the plans. What is typed behind
-the NAME changes the plan, and is any option of python -m compare: --seeds 1, --variants full,linear, --out DIR
---resume, --device cuda ...
-"""
 NOT_DECODED = {
     "longest": "measured at the lengths of --seq-len alone",
     "compile": "run as they are",
@@ -45,18 +37,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         settle()
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        if words[:1] == ["cost"]:
-            code = command_cost(words)
-        elif words[:1] == ["list"]:
-            code = command_list(words[1:])
-        elif words[:1] == ["report"]:
-            code = command_report(words[1:])
-        elif words[:1] == ["diff"]:
-            code = command_diff(words[1:])
-        elif words[:1] == ["reproduce"]:
-            code = command_reproduce(words)
-        else:
-            code = command_run(words)
+        options = parse(words)
+        code = COMMANDS[options.command](options, words)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
@@ -82,32 +64,28 @@ def settle() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is finished is reported, as after Ctrl-C
 
 
-def command_run(words: list[str]) -> int:
-    return execute(run_parser().parse_args(words), words)
-
-
-def command_reproduce(words: list[str]) -> int:
-    """Run a plan, with what is typed behind its name changed in it; without a name list the plans."""
-    from compare.plans import PLANS, get
-
-    if len(words) == 1:
-        for name, plan in PLANS.items():
-            print(f"{name}: {plan.summary}\n    python -m compare {shlex.join(plan.words)}")
-        return 0
-    if words[1] in ("-h", "--help"):
-        print(REPRODUCE)
-        return 0
-    try:
-        plan = get(words[1])
-    except ValueError as error:
-        raise UsageError(f"reproduce: {error}") from error
-    options = run_parser().parse_args([*plan.words, *words[2:]])
-    options.plan = words[1]
+def command_run(options: argparse.Namespace, words: list[str]) -> int:
     return execute(options, words)
 
 
-def command_cost(words: list[str]) -> int:
-    options = cost_parser().parse_args(words[1:])
+def command_reproduce(options: argparse.Namespace, words: list[str]) -> int:
+    """Run a plan, with what is typed behind its name changed in it; without a name list the plans."""
+    from compare.plans import PLANS, get
+
+    if options.name is None:
+        for name, plan in PLANS.items():
+            print(f"{name}: {plan.summary}\n    python -m compare {shlex.join(plan.words)}")
+        return 0
+    try:
+        plan = get(options.name)
+    except ValueError as error:
+        raise UsageError(f"reproduce: {error}") from error
+    changed = run_parser().parse_args([*plan.words, *options.changes])
+    changed.plan = options.name
+    return execute(changed, words)
+
+
+def command_cost(options: argparse.Namespace, words: list[str]) -> int:
     if options.decode:
         for flag in NOT_DECODED:
             if getattr(options, flag):
@@ -135,15 +113,7 @@ def execute(options: argparse.Namespace, words: list[str], longest: int | None =
     return carry_out(make_comparison(options, words, longest, progress), progress)
 
 
-def command_list(words: list[str]) -> int:
-    listing = Parser(prog="python -m compare list", description="List backends and tasks, or tell all of one backend.")
-    form = listing.add_mutually_exclusive_group()
-    form.add_argument("name", nargs="?", metavar="NAME", help="a backend, or module:Class of your own")
-    form.add_argument("--markdown", action="store_true", help="the zoo's own, as the Markdown tables of the README")
-    form.add_argument(
-        "--write", type=Path, nargs="+", metavar="FILE", help="put tables and results into files, between their markers"
-    )
-    options = listing.parse_args(words)
+def command_list(options: argparse.Namespace, _words: list[str]) -> int:
     from compare.listing import markdown, show, written
     from compare.record import write_atomically
 
@@ -162,12 +132,7 @@ def command_list(words: list[str]) -> int:
     return 0
 
 
-def command_report(words: list[str]) -> int:
-    report = Parser(prog="python -m compare report", description="Draw charts and pages again, from records alone.")
-    report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders that hold a records.jsonl")
-    report.add_argument("--out", type=Path, metavar="DIR", help="draw all folders together into this one")
-    add_match(report)
-    options = report.parse_args(words)
+def command_report(options: argparse.Namespace, words: list[str]) -> int:
     for folder in options.folders:
         if not (folder / "records.jsonl").is_file():
             raise UsageError(f"{folder} holds no records.jsonl")
@@ -178,7 +143,7 @@ def command_report(words: list[str]) -> int:
     if empty and (options.out is None or len(empty) == len(options.folders)):
         print(f"error: {empty[0] / 'records.jsonl'} holds no record that can be read", file=sys.stderr)
         return 1
-    command = shlex.join(["python", "-m", "compare", "report", *words])
+    command = shlex.join(["python", "-m", "compare", *words])
     try:
         if options.out is not None:
             with claim_folder(options.out, command):
@@ -203,8 +168,7 @@ def tell_report(folder: Path, warnings: list[str]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def command_diff(words: list[str]) -> int:
-    options = diff_parser().parse_args(words)
+def command_diff(options: argparse.Namespace, _words: list[str]) -> int:
     from compare.diff import diff_folders, show
 
     found = diff_folders(options.before, options.after)
@@ -213,6 +177,16 @@ def command_diff(words: list[str]) -> int:
     else:
         show(found)
     return 1 if options.fail_on_regression and found.regressed else 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
+    "run": command_run,
+    "cost": command_cost,
+    "list": command_list,
+    "report": command_report,
+    "diff": command_diff,
+    "reproduce": command_reproduce,
+}
 
 
 if __name__ == "__main__":

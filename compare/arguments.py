@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import TypeAlias
 
 from compare.choice import CONTROL, DEFAULT_BUDGET, DEFAULT_TASK, DEFAULT_VARIANTS
-from compare.errors import UsageError
+from compare.parser import PROGRAM, Named, Parser, Version
 from compare.spec import FLAGS
 from compare.values import amounts, length, lengths, natural, positive_float, rates, seeds
 
 Container: TypeAlias = argparse._ArgumentGroup
+Make = Callable[..., Parser]
+"""Parser, or what makes one among those of the commands."""
 MATCHES = ("end", "time", "steps", "flops")
 COST_LENGTHS = "512:8192"
 LONGEST = 65_536
-PROGRAM = "python -m compare"
-COMMANDS = ("cost", "list", "report", "diff", "reproduce")
-UNKNOWN = "unrecognized arguments: "
 EPILOG = """other commands:
   python -m compare cost ...         cost against length, without training (--help tells its options)
   python -m compare list             backends and tasks, with traits and cost
@@ -51,46 +50,22 @@ COST_EPILOG = """examples:
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """What is typed after ``python -m compare``, and its ``command``: ``run`` where none is named.
 
-    def error(self, message: str) -> NoReturn:
-        hint = self.hint(message.removeprefix(UNKNOWN)) if message.startswith(UNKNOWN) else ""
-        raise UsageError(f"{message}{hint} ({self.prog} --help lists the options)")
-
-    def hint(self, words: str) -> str:
-        """What was meant by the first word that is much like an option or a command."""
-        known = {option.lstrip("-"): option for action in self._actions for option in action.option_strings}
-        known |= {command: command for command in COMMANDS if self.prog == PROGRAM}
-        names = (word.partition("=")[0].lstrip("-–—") for word in words.split())
-        close = next((found[0] for name in names if (found := get_close_matches(name, known, n=1, cutoff=0.7))), None)
-        return f"; did you mean {known[close]}?" if close else ""
+    Raises:
+        UsageError: it cannot be read.
+    """
+    root = Parser(prog=PROGRAM)
+    commands = root.add_subparsers(dest="command")
+    for name, parser in PARSERS.items():
+        parser(partial(commands.add_parser, name))
+    return root.parse_args(words if words and words[0] in PARSERS else ["run", *words])
 
 
-class Named(argparse.Action):
-    """Keeps a value, and that it was typed."""
-
-    def __call__(self, _parser: object, namespace: argparse.Namespace, value: object, _option: object = None) -> None:
-        setattr(namespace, self.dest, value)
-        namespace.named = True
-
-
-class Version(argparse.Action):
-    """Prints what somebody who reports a bug has, and ends; looked up when it is asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        import platform
-
-        from compare.runs.machine import version_of
-
-        parts = [f"{name} {version_of(name) or 'not installed'}" for name in ("attention-zoo", "torch")]
-        print(f"{', '.join(parts)}, Python {platform.python_version()} on {platform.platform()}")
-        parser.exit()
-
-
-def run_parser() -> Parser:
+def run_parser(make: Make = Parser) -> Parser:
     """Of ``python -m compare`` itself."""
-    run = Parser(
+    run = make(
         prog=PROGRAM,
         description="Train and measure attention variants under the same conditions, and chart what came out.",
         epilog=EPILOG,
@@ -169,14 +144,15 @@ def run_parser() -> Parser:
     add_match(run)
     add_where(run)
     add_conduct(run)
+    run.commands = list(PARSERS)
     run.set_defaults(decode=False, plan=None)
     return run
 
 
-def cost_parser() -> Parser:
+def cost_parser(make: Make = Parser) -> Parser:
     """Of ``python -m compare cost``: its own options; all else is as ``python -m compare`` has it by default."""
-    cost = Parser(
-        prog="python -m compare cost",
+    cost = make(
+        prog=f"{PROGRAM} cost",
         description="Measure what attention variants cost at each length, without training: time, memory, FLOPs, how "
         "they grow, and from which length a variant is cheaper than full.",
         epilog=COST_EPILOG,
@@ -303,10 +279,10 @@ def add_conduct(parser: Parser) -> None:
     shown.add_argument("--json", action="store_true", help="print each event as a line of JSON")
 
 
-def diff_parser() -> Parser:
+def diff_parser(make: Make = Parser) -> Parser:
     """Of ``python -m compare diff``."""
-    diff = Parser(
-        prog="python -m compare diff",
+    diff = make(
+        prog=f"{PROGRAM} diff",
         description="What changed between two folders of results, beyond noise:\n"
         "scores, times, memory, FLOPs, parameters and status of every variant that both have.",
         epilog="examples:\n  python -m compare diff results/before results/after\n"
@@ -322,6 +298,45 @@ def diff_parser() -> Parser:
         help="exit code 1 where something got worse: a score, a time or memory higher, a run not ok",
     )
     return diff
+
+
+def list_parser(make: Make = Parser) -> Parser:
+    """Of ``python -m compare list``."""
+    listing = make(prog=f"{PROGRAM} list", description="List backends and tasks, or tell all of one backend.")
+    form = listing.add_mutually_exclusive_group()
+    form.add_argument("name", nargs="?", metavar="NAME", help="a backend, or module:Class of your own")
+    form.add_argument("--markdown", action="store_true", help="the zoo's own, as the Markdown tables of the README")
+    form.add_argument(
+        "--write", type=Path, nargs="+", metavar="FILE", help="put tables and results into files, between their markers"
+    )
+    return listing
+
+
+def report_parser(make: Make = Parser) -> Parser:
+    """Of ``python -m compare report``."""
+    report = make(prog=f"{PROGRAM} report", description="Draw charts and pages again, from records alone.")
+    report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders that hold a records.jsonl")
+    report.add_argument("--out", type=Path, metavar="DIR", help="draw all folders together into this one")
+    add_match(report)
+    return report
+
+
+def reproduce_parser(make: Make = Parser) -> Parser:
+    """Of ``python -m compare reproduce``; what follows the name is left to ``run_parser``."""
+    reproduce = make(
+        prog=f"{PROGRAM} reproduce",
+        usage=f"{PROGRAM} reproduce [NAME [OPTION ...]]",
+        description="Run a named plan and show what came out beside published figures.",
+    )
+    reproduce.add_argument("name", nargs="?", metavar="NAME", help="a plan (without a name: list the plans)")
+    reproduce.add_argument(
+        "changes",
+        nargs=argparse.REMAINDER,
+        metavar="OPTION",
+        help=f"changes the plan, and is any option of {PROGRAM}: --seeds 1, --variants full,linear, --out DIR "
+        "--resume, --device cuda ...",
+    )
+    return reproduce
 
 
 def add_switches(parser: Parser) -> argparse._ArgumentGroup:
@@ -344,3 +359,14 @@ def add_match(parser: Parser) -> None:
         help="the score that charts and verdicts are about: on the test set at the end of each run's own training, or "
         "on validation where all runs had had equal time, steps or FLOPs (%(default)s)",
     )
+
+
+PARSERS: dict[str, Callable[[Make], Parser]] = {
+    "run": run_parser,
+    "cost": cost_parser,
+    "list": list_parser,
+    "report": report_parser,
+    "diff": diff_parser,
+    "reproduce": reproduce_parser,
+}
+"""By command."""

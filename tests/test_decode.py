@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from compare.__main__ import command_cost
-from compare.arguments import cost_parser, run_parser
+from compare.arguments import cost_parser, parse, run_parser
 from compare.choice import left_out
 from compare.diff import diff
 from compare.errors import UsageError
@@ -69,7 +69,7 @@ def test_only_what_is_causal_has_steps() -> None:
 @pytest.mark.parametrize("flag", [["--compile"], ["--checkpointing"], ["--longest", "4096"]])
 def test_what_says_nothing_of_steps_is_refused_in_one_line(flag: list[str]) -> None:
     with pytest.raises(UsageError, match=f"{flag[0]} says nothing with --decode") as error:
-        command_cost(["cost", "--decode", "--memory-limit", "4GB", *flag])
+        command_cost(parse(["cost", "--decode", "--memory-limit", "4GB", *flag]), [])
     assert "\n" not in str(error.value)
 
 
