@@ -159,8 +159,6 @@ def cost_parser(make: Make = Parser) -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    cost.set_defaults(**vars(run_parser().parse_args([])))
-    cost.set_defaults(seq_len=lengths(COST_LENGTHS), steps=0, batch_size=1, length_schedule="constant")
     what = add_what(cost)
     what.add_argument(
         "--seq-len",
@@ -191,6 +189,8 @@ def cost_parser(make: Make = Parser) -> Parser:
     )
     add_where(cost)
     add_conduct(cost)
+    cost.set_defaults(**vars(run_parser().parse_args([])))
+    cost.set_defaults(seq_len=lengths(COST_LENGTHS), steps=0, batch_size=1, length_schedule="constant")
     return cost
 
 
