@@ -104,13 +104,13 @@ def execute(options: argparse.Namespace, words: list[str], longest: int | None =
         words: what was typed.
         longest: search the longest length that fits into the memory limit, up to this one; None = no search.
     """
-    from compare.progress import choose_progress
+    from compare.display import choose_display
 
-    progress = choose_progress(quiet=options.quiet, as_json=options.json)
-    progress.say(f"attention zoo: comparing {options.variants} on {options.tasks}")
+    display = choose_display(quiet=options.quiet, as_json=options.json)
+    display.say(f"attention zoo: comparing {options.variants} on {options.tasks}")
     from compare.comparison import carry_out, make_comparison  # torch takes seconds, and a line has been shown
 
-    return carry_out(make_comparison(options, words, longest, progress), progress)
+    return carry_out(make_comparison(options, words, longest, display), display)
 
 
 def command_list(options: argparse.Namespace, _words: list[str]) -> int:

@@ -143,7 +143,7 @@ def run_parser(make: Make = Parser) -> Parser:
 
     add_match(run)
     add_where(run)
-    add_conduct(run)
+    add_run_options(run)
     run.commands = list(PARSERS)
     run.set_defaults(decode=False, plan=None)
     return run
@@ -188,7 +188,7 @@ def cost_parser(make: Make = Parser) -> Parser:
         help=f"with --memory-limit the longest length that fits is searched, up to this one ({LONGEST}; not to decode)",
     )
     add_where(cost)
-    add_conduct(cost)
+    add_run_options(cost)
     cost.set_defaults(**vars(run_parser().parse_args([])))
     cost.set_defaults(seq_len=lengths(COST_LENGTHS), steps=0, batch_size=1, length_schedule="constant")
     return cost
@@ -262,7 +262,7 @@ def add_where(parser: Parser) -> None:
     where.add_argument("--resume", action="store_true", help="continue in --out: runs with a record are not repeated")
 
 
-def add_conduct(parser: Parser) -> None:
+def add_run_options(parser: Parser) -> None:
     """How runs go on and what is shown of them."""
     how = parser.add_argument_group("how it goes on (none of it changes a result)")
     how.add_argument("--timeout", type=positive_float, metavar="SECONDS", help="end a run that takes longer (none)")

@@ -33,7 +33,7 @@ from compare.spec import DataId, RunSpec
 if TYPE_CHECKING:
     import argparse
 
-    from compare.progress import Progress
+    from compare.display import Display
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +68,14 @@ class Comparison:
         return self.out / "records.jsonl"
 
 
-def make_comparison(
-    options: argparse.Namespace, words: list[str], longest: int | None, progress: Progress
-) -> Comparison:
+def make_comparison(options: argparse.Namespace, words: list[str], longest: int | None, display: Display) -> Comparison:
     """What the arguments ask for, on this machine.
 
     Args:
         options: of ``run_parser`` or ``cost_parser``.
         words: what was typed.
         longest: as ``Comparison`` has it.
-        progress: told what is left out, and what will not be as asked.
+        display: told what is left out, and what will not be as asked.
 
     Raises:
         UsageError: it cannot be.
@@ -86,13 +84,13 @@ def make_comparison(
         raise UsageError("--resume needs --out DIR: the folder to continue in")
     track = check_trackers(split(options.track, "tracker", list(TRACKERS))) if options.track is not None else ()
     device = choose_device(options.device)
-    threads = choose_threads(progress)
+    threads = choose_threads(display)
     planned = plan_runs(options, device, threads)
     for line in remarks(options):
-        progress.say(line)
+        display.say(line)
     run = {find(spec.variant, "--variants").name for spec in planned.specs}
     if options.test_len and (bound := asked_variants(options).keys() - {*run, *left_out(options)}):
-        progress.say(f"left out, with parameters for each position: {', '.join(sorted(bound))}")
+        display.say(f"left out, with parameters for each position: {', '.join(sorted(bound))}")
     command = shlex.join(["python", "-m", "compare", *words])
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     machine = describe_machine(device=device, threads=threads, gpu=gpu, command=command)
@@ -101,7 +99,7 @@ def make_comparison(
         beyond = f"--memory-limit: expected at most the memory there is, {memory} bytes, got {options.memory_limit}"
         if longest:
             raise UsageError(f"{beyond}: what fits cannot be searched beyond it")
-        progress.warn(f"{beyond}: runs have no more than there is")
+        display.warn(f"{beyond}: runs have no more than there is")
     out = options.out or Path("results") / datetime.now().strftime("%Y%m%d-%H%M%S")
     return Comparison(
         command=command,
@@ -131,18 +129,18 @@ def choose_device(asked: str) -> str:
     return ("cuda" if available else "cpu") if asked == "auto" else asked
 
 
-def choose_threads(progress: Progress) -> int:
+def choose_threads(display: Display) -> int:
     """As many as torch takes, but no more than there are cores: torch counts those of the machine, whatever part of
     them a container gets. What the user asks for stays as it is."""
     threads, cores = torch.get_num_threads(), usable_cores()
     most = max(1, floor(cores))
     if threads > most and "OMP_NUM_THREADS" in os.environ:
-        progress.warn(f"OMP_NUM_THREADS: {threads} threads on {cores} cores make times waver; set it to {most}")
+        display.warn(f"OMP_NUM_THREADS: {threads} threads on {cores} cores make times waver; set it to {most}")
         return threads
     return min(threads, most)
 
 
-def carry_out(comparison: Comparison, progress: Progress) -> int:
+def carry_out(comparison: Comparison, display: Display) -> int:
     """Prepare the data, do the runs, draw the report; the exit code.
 
     Raises:
@@ -150,11 +148,11 @@ def carry_out(comparison: Comparison, progress: Progress) -> int:
     """
     out = comparison.out
     with claim_folder(out, comparison.command, resume=comparison.resume):
-        unprepared = prepare_data(comparison.specs, progress)
+        unprepared = prepare_data(comparison.specs, display)
         if len(unprepared) == len({spec.data_id for spec in comparison.specs}):
             return 2  # each was told
         try:
-            return run_and_report(comparison, unprepared, progress)
+            return run_and_report(comparison, unprepared, display)
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -163,41 +161,41 @@ def carry_out(comparison: Comparison, progress: Progress) -> int:
             return 1
 
 
-def run_and_report(comparison: Comparison, unprepared: dict[DataId, str], progress: Progress) -> int:
+def run_and_report(comparison: Comparison, unprepared: dict[DataId, str], display: Display) -> int:
     """unprepared: data that could not be prepared, and why."""
     out, specs = comparison.out, comparison.specs
-    stamp_folder(out, comparison.run_options.machine, progress)
+    stamp_folder(out, comparison.run_options.machine, display)
     count = f"{len(specs)} runs, one after another" if len(specs) > 1 else "1 run"
-    progress.say(f"{count}; results in {out}")
+    display.say(f"{count}; results in {out}")
     interrupted = False
     try:
-        specs = do_runs(comparison, unprepared, progress)
+        specs = do_runs(comparison, unprepared, display)
     except KeyboardInterrupt:
         interrupted = True
     finished = read_records(comparison.records)[0] if comparison.records.exists() else []
     if any(map(is_result, finished)):
         for told in write_report(out, comparison.match).sentences:
-            progress.say(told)
-        progress.report(out / "report.html")
+            display.say(told)
+        display.report(out / "report.html")
     if interrupted:
-        progress.say(f"interrupted: {len(finished)} finished runs are kept; {go_on(out)}")
+        display.say(f"interrupted: {len(finished)} finished runs are kept; {go_on(out)}")
         return 130
     wanted = {spec.run_id for spec in specs}
     return 0 if any(r["status"] == "ok" for r in finished if r["run_id"] in wanted) else 1
 
 
-def do_runs(comparison: Comparison, unprepared: dict[DataId, str], progress: Progress) -> tuple[RunSpec, ...]:
+def do_runs(comparison: Comparison, unprepared: dict[DataId, str], display: Display) -> tuple[RunSpec, ...]:
     """Search what is to be searched and run all specs; returns them as they ran, with their learning rates."""
     specs, notes = comparison.specs, dict[str, Record]()
     run = partial(
         run_all,
         records=comparison.records,
-        progress=progress,
+        display=display,
         unprepared=unprepared,
         run_options=comparison.run_options,
     )
     if comparison.grid:
-        specs, notes = search_rates(specs, comparison.grid, run, progress.say, comparison.grid_at)
+        specs, notes = search_rates(specs, comparison.grid, run, display.say, comparison.grid_at)
     if comparison.plan:
         notes = {spec.run_id: notes.get(spec.run_id, {}) | {"plan": comparison.plan} for spec in specs}
     run(specs, notes=notes)

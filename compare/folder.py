@@ -13,7 +13,7 @@ from compare.errors import UsageError
 from compare.lock import hold
 
 if TYPE_CHECKING:
-    from compare.progress import Progress
+    from compare.display import Display
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def check_foreign(folder: Path) -> None:
         )
 
 
-def stamp_folder(folder: Path, machine: dict[str, object], progress: Progress) -> None:
+def stamp_folder(folder: Path, machine: dict[str, object], display: Display) -> None:
     """Write down what runs here from now on; what ran here before stays beside it."""
     from compare.record import write_atomically
     from compare.report import read_environment
@@ -67,7 +67,7 @@ def stamp_folder(folder: Path, machine: dict[str, object], progress: Progress) -
     earlier = known.pop("earlier", [])
     if known:
         if machine_line(known) != machine_line(machine):
-            progress.warn(
+            display.warn(
                 f"what ran here before ran elsewhere ({machine_line(known)}): the report keeps it apart from what runs "
                 f"now ({machine_line(machine)})"
             )

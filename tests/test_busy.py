@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from compare.display import outcome
 from compare.fields import parse_record
 from compare.load import LIMIT, disturbance, wavered
-from compare.progress import outcome
 from compare.report.accuracy import SPEED, accuracy_chart
 from compare.report.aggregate import Group, Source, group_records
 from compare.report.answer import answer

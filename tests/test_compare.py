@@ -18,8 +18,8 @@ import pytest
 from rich.console import Console
 
 from compare.arguments import cost_parser, run_parser
+from compare.display import Display
 from compare.errors import UsageError
-from compare.progress import Progress
 from compare.record import append_record, read_records
 from compare.runs.options import RunOptions
 from compare.runs.sequence import run_all
@@ -551,7 +551,7 @@ def test_the_example_of_the_docs_runs_from_its_own_folder(module: Path) -> None:
     (spec,) = plan_runs(run_parser().parse_args(command), "cpu", record["spec"]["threads"]).specs
     assert spec.run_id == record["run_id"], "the command of the record repeats another run"
     said = Console(file=io.StringIO())
-    assert run_all([spec], module.parent / "out" / "records.jsonl", Progress(said), {}, RunOptions()) == [record]
+    assert run_all([spec], module.parent / "out" / "records.jsonl", Display(said), {}, RunOptions()) == [record]
     assert "1 of 1 runs are already in" in said.file.getvalue()  # type: ignore[attr-defined]
 
 

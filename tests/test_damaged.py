@@ -22,9 +22,9 @@ from rich.console import Console
 
 from compare.__main__ import main
 from compare.diff import diff_folders
+from compare.display import Display, TableDisplay
 from compare.errors import UsageError
 from compare.fields import NEEDED, parse_json
-from compare.progress import Progress, TableProgress
 from compare.record import Record, append_record, read_records
 from compare.report import read_environment, write_report, write_report_many
 from compare.report.aggregate import Source, group_records
@@ -280,8 +280,8 @@ def resumed(tmp_path: Path, specs: list[RunSpec], monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("compare.runs.sequence.run_one", run_one)
     out = io.StringIO()
-    for progress in (Progress(Console(file=out, width=500)), TableProgress(Console(file=out, force_terminal=True))):
-        run_all(specs, tmp_path / "records.jsonl", progress, {}, RunOptions())
+    for display in (Display(Console(file=out, width=500)), TableDisplay(Console(file=out, force_terminal=True))):
+        run_all(specs, tmp_path / "records.jsonl", display, {}, RunOptions())
     return again, out.getvalue()
 
 

@@ -17,9 +17,9 @@ from compare.__main__ import command_cost
 from compare.arguments import cost_parser, parse, run_parser
 from compare.choice import left_out
 from compare.diff import diff
+from compare.display import outcome
 from compare.errors import UsageError
 from compare.plan import plan_runs
-from compare.progress import outcome
 from compare.report import write_report
 from compare.report.aggregate import Group, Source, group_records
 from compare.report.answer import answer

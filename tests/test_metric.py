@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from compare.diff import diff
+from compare.display import outcome
 from compare.fields import parse_record
-from compare.progress import outcome
 from compare.record import SCHEMA
 from compare.report import write_report
 from compare.report.accuracy import SPEED, accuracy_chart

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from compare.arguments import run_parser
+from compare.display import Display
 from compare.errors import UsageError
 from compare.plan import plan_runs
-from compare.progress import Progress
 from compare.record import Record, is_search, read_records
 from compare.report import write_report
 from compare.runs.options import RunOptions
@@ -88,7 +88,7 @@ def test_one_search_stands_for_all_values_of_a_sweep(worker: list[RunSpec], tmp_
         (variant, (("vocab_size", 128),), rate) for variant in ("full", "linear") for rate in RATES
     }
     assert len(search) == 6
-    silent = Progress(Console(file=io.StringIO()))
+    silent = Display(Console(file=io.StringIO()))
     records = tmp_path / "records.jsonl"
     final, notes = search_rates(
         planned, GRID, lambda wanted: run_all(wanted, records, silent, {}, RunOptions()), lambda _: None, at
@@ -116,7 +116,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
 
 def test_all_seeds_run_with_the_chosen_rate_and_resume_finds_the_search(worker: list[RunSpec], tmp_path: Path) -> None:
     path, told = tmp_path / "records.jsonl", []
-    silent = Progress(Console(file=io.StringIO()))
+    silent = Display(Console(file=io.StringIO()))
 
     def run(wanted: list[RunSpec], notes: dict[str, Record] | None = None) -> list[Record]:
         return run_all(wanted, path, silent, {}, RunOptions(), notes)

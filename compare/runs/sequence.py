@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from compare.progress import Progress
+from compare.display import Display
 from compare.record import Record, append_record, other_data, read_records
 from compare.runs.data import make_task
 from compare.runs.options import RunOptions
@@ -20,7 +20,7 @@ OnEvent = Callable[[Record], None]
 def run_all(
     specs: Sequence[RunSpec],
     records: Path,
-    progress: Progress,
+    display: Display,
     unprepared: dict[DataId, str],
     run_options: RunOptions,
     notes: Mapping[str, Record] | None = None,
@@ -41,23 +41,23 @@ def run_all(
     if records.exists():
         known, warnings = read_records(records)
         for warning in warnings:
-            progress.warn(warning)
+            display.warn(warning)
         finished = {r["run_id"]: r for r in known if r["status"] not in RETRIED}
         for what, stale in of_other_data(specs, finished, unprepared).items():
-            progress.warn(f"{what}: finished runs of the old data are run again: {len(stale)}")
+            display.warn(f"{what}: finished runs of the old data are run again: {len(stale)}")
             finished = {run_id: record for run_id, record in finished.items() if run_id not in stale}
     done = [finished[s.run_id] for s in specs if s.run_id in finished]
     if done:
-        progress.say(f"{len(done)} of {len(specs)} runs are already in {records}")
-    with progress.comparing(specs, done):
+        display.say(f"{len(done)} of {len(specs)} runs are already in {records}")
+    with display.comparing(specs, done):
         for spec in specs:
             if spec.run_id in finished:
                 continue
-            progress.started(spec)
+            display.started(spec)
             if spec.data_id in unprepared:
                 record = new_record(spec, "error", unprepared[spec.data_id])
             else:
-                record = run_one(spec, progress.update, run_options, progress.warn)
+                record = run_one(spec, display.update, run_options, display.warn)
             record |= {"command": reproduce(spec), "machine": run_options.machine} | (notes or {}).get(spec.run_id, {})
             append_record(records, record)
             checkpoint = run_options.checkpoint_of(spec)
@@ -66,7 +66,7 @@ def run_all(
                     checkpoint.unlink(missing_ok=True)
                     checkpoint.parent.rmdir()
             finished[spec.run_id] = record
-            progress.finished(spec, record)
+            display.finished(spec, record)
     return [finished[spec.run_id] for spec in specs]
 
 
