@@ -14,9 +14,9 @@ from itertools import product
 import torch
 
 from compare.arguments import run_parser
-from compare.plan import make_specs
-from compare.train import Trainer
-from compare.worker import make_task
+from compare.plan import plan_runs
+from compare.runs.data import make_task
+from compare.runs.train import Trainer
 from zoo import Encoder
 from zoo.shell import Shell
 
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("words", nargs="*", metavar="-- OPTION …", help="of python -m compare")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    specs = make_specs(run_parser().parse_args(options.words), "cpu", threads=1)
+    specs = plan_runs(run_parser().parse_args(options.words), "cpu", threads=1).specs
     for spec, variance in product(specs, options.variances):
         trainer = Trainer(spec, make_task(spec))
         start_with(trainer.encoder, variance)

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compare.train import decay_groups
+from compare.runs.model import decay_groups
 from tasks import IGNORE
 from tasks.mqar import generate
 from zoo import Encoder

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import re
-from difflib import get_close_matches
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import TypeAlias
 
-from compare.plan import CONTROL, DEFAULT_BUDGET, DEFAULT_TASK, DEFAULT_VARIANTS, UsageError
-from compare.schedule import LENGTH_SCHEDULES, LR_SCHEDULES, SHORTEST_DEFAULT, in_words
+from compare.choice import CONTROL, DEFAULT_BUDGET, DEFAULT_TASK, DEFAULT_VARIANTS
+from compare.parser import PROGRAM, Named, Parser, Version
+from compare.spec import FLAGS
+from compare.values import amounts, length, lengths, natural, positive_float, rates, seeds
 
+Container: TypeAlias = argparse._ArgumentGroup
+Make = Callable[..., Parser]
+"""Parser, or what makes one among those of the commands."""
 MATCHES = ("end", "time", "steps", "flops")
 COST_LENGTHS = "512:8192"
 LONGEST = 65_536
-PROGRAM = "python -m compare"
-COMMANDS = ("cost", "list", "report", "diff", "reproduce")
-UNKNOWN = "unrecognized arguments: "
 EPILOG = """other commands:
   python -m compare cost ...         cost against length, without training (--help tells its options)
   python -m compare list             backends and tasks, with traits and cost
@@ -48,46 +50,22 @@ COST_EPILOG = """examples:
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """What is typed after ``python -m compare``, and its ``command``: ``run`` where none is named.
 
-    def error(self, message: str) -> NoReturn:
-        hint = self.hint(message.removeprefix(UNKNOWN)) if message.startswith(UNKNOWN) else ""
-        raise UsageError(f"{message}{hint} ({self.prog} --help lists the options)")
-
-    def hint(self, words: str) -> str:
-        """What was meant by the first word that is much like an option or a command."""
-        known = {option.lstrip("-"): option for action in self._actions for option in action.option_strings}
-        known |= {command: command for command in COMMANDS if self.prog == PROGRAM}
-        names = (word.partition("=")[0].lstrip("-–—") for word in words.split())
-        close = next((found[0] for name in names if (found := get_close_matches(name, known, n=1, cutoff=0.7))), None)
-        return f"; did you mean {known[close]}?" if close else ""
+    Raises:
+        UsageError: it cannot be read.
+    """
+    root = Parser(prog=PROGRAM)
+    commands = root.add_subparsers(dest="command")
+    for name, parser in PARSERS.items():
+        parser(partial(commands.add_parser, name))
+    return root.parse_args(words if words and words[0] in PARSERS else ["run", *words])
 
 
-class Named(argparse.Action):
-    """Keeps a value, and that it was typed."""
-
-    def __call__(self, _parser: object, namespace: argparse.Namespace, value: object, _option: object = None) -> None:
-        setattr(namespace, self.dest, value)
-        namespace.named = True
-
-
-class Version(argparse.Action):
-    """Prints what somebody who reports a bug has, and ends; looked up when it is asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        import platform
-
-        from compare.record import version_of
-
-        parts = [f"{name} {version_of(name) or 'not installed'}" for name in ("attention-zoo", "torch")]
-        print(f"{', '.join(parts)}, Python {platform.python_version()} on {platform.platform()}")
-        parser.exit()
-
-
-def run_parser() -> Parser:
+def run_parser(make: Make = Parser) -> Parser:
     """Of ``python -m compare`` itself."""
-    run = Parser(
+    run = make(
         prog=PROGRAM,
         description="Train and measure attention variants under the same conditions, and chart what came out.",
         epilog=EPILOG,
@@ -133,9 +111,8 @@ def run_parser() -> Parser:
     length.add_argument(
         "--steps", type=natural, metavar="K", help="optimizer steps of each run, not a budget; 0 measures cost alone"
     )
-    train.add_argument("--accumulate", type=positive, default=1, metavar="K", help="micro-batches in a step (1)")
     rate = train.add_mutually_exclusive_group()
-    rate.add_argument("--lr", type=one_rate, metavar="RATE", help="peak learning rate")
+    add_field(rate, "lr")
     rate.add_argument(
         "--lr-grid",
         type=rates,
@@ -151,7 +128,7 @@ def run_parser() -> Parser:
         help="where --sweep varies an option of a task: choose the rate at this value, for all (at each for itself)",
     )
     decay = train.add_mutually_exclusive_group()
-    decay.add_argument("--weight-decay", type=amount, default=0.01, metavar="W", help="of matrices (%(default)g)")
+    add_field(decay, "weight_decay")
     decay.add_argument(
         "--weight-decay-grid",
         type=amounts,
@@ -159,51 +136,29 @@ def run_parser() -> Parser:
         metavar="V,W",
         help="choose it together with the rate of --lr-grid, as that is chosen",
     )
-    add_shape(train)
-    curves = "; ".join(f"{name}: {curve.words}" for name, curve in LR_SCHEDULES.items())
-    train.add_argument(
-        "--lr-schedule",
-        choices=LR_SCHEDULES,
-        metavar="NAME",
-        help=f"of the learning rate; {escaped(curves)} (the task's own)",
-    )
-    train.add_argument(
-        "--warmup",
-        type=share,
-        default=0.02,
-        metavar="SHARE",
-        help="share of the training in which the learning rate rises, below 1 (%(default)g)",
-    )
-    phases = "; ".join(f"{name}: {in_words(name)}" for name in LENGTH_SCHEDULES)
-    train.add_argument(
-        "--length-schedule",
-        choices=LENGTH_SCHEDULES,
-        metavar="NAME",
-        help=f"how long training samples are; {escaped(phases)} (the task's own or, where that starts below "
-        f"{SHORTEST_DEFAULT} tokens or the shortest that the task has, the next)",
-    )
+    add_fields(train, "shape")
+    add_fields(train, "training", apart=("lr", "weight_decay"))
 
     add_switches(run)
 
     add_match(run)
     add_where(run)
-    add_conduct(run)
+    add_run_options(run)
+    run.commands = list(PARSERS)
     run.set_defaults(decode=False, plan=None)
     return run
 
 
-def cost_parser() -> Parser:
+def cost_parser(make: Make = Parser) -> Parser:
     """Of ``python -m compare cost``: its own options; all else is as ``python -m compare`` has it by default."""
-    cost = Parser(
-        prog="python -m compare cost",
+    cost = make(
+        prog=f"{PROGRAM} cost",
         description="Measure what attention variants cost at each length, without training: time, memory, FLOPs, how "
         "they grow, and from which length a variant is cheaper than full.",
         epilog=COST_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    cost.set_defaults(**vars(run_parser().parse_args([])))
-    cost.set_defaults(seq_len=lengths(COST_LENGTHS), steps=0, batch_size=1, length_schedule="constant")
     what = add_what(cost)
     what.add_argument(
         "--seq-len",
@@ -223,7 +178,8 @@ def cost_parser() -> Parser:
         help="measure the causal forms token by token: time per token and bytes of state after N tokens; what has no "
         "step form is left out of all, and a row with status unsupported where it is named",
     )
-    add_shape(cost.add_argument_group("encoder (as the task has it) and batch (1), the same for every variant"))
+    shape = cost.add_argument_group("encoder (as the task has it) and batch (1), the same for every variant")
+    add_fields(shape, "shape")
     switches = add_switches(cost)
     switches.add_argument(
         "--longest",
@@ -232,13 +188,33 @@ def cost_parser() -> Parser:
         help=f"with --memory-limit the longest length that fits is searched, up to this one ({LONGEST}; not to decode)",
     )
     add_where(cost)
-    add_conduct(cost)
+    add_run_options(cost)
+    cost.set_defaults(**vars(run_parser().parse_args([])))
+    cost.set_defaults(seq_len=lengths(COST_LENGTHS), steps=0, batch_size=1, length_schedule="constant")
     return cost
 
 
-def escaped(text: str) -> str:
-    """As help takes it."""
-    return text.replace("%", "%%")
+def add_fields(group: Container, name: str, apart: Sequence[str] = ()) -> None:
+    """The flags of the fields of ``RunSpec`` that belong to a group, but for those that have a place ``apart``."""
+    for field, flag in FLAGS.items():
+        if flag.group == name and field not in apart:
+            add_field(group, field)
+
+
+def add_field(group: Container, field: str) -> None:
+    """The flag of a field of ``RunSpec``."""
+    flag = FLAGS[field]
+    if isinstance(flag.unasked, bool):
+        group.add_argument(flag.option, action="store_true", help=flag.help)
+    else:
+        group.add_argument(
+            flag.option,
+            type=flag.read or str,
+            choices=flag.choices or None,
+            default=flag.unasked,
+            metavar=flag.metavar,
+            help=flag.help,
+        )
 
 
 def add_what(parser: Parser) -> argparse._ArgumentGroup:
@@ -278,22 +254,6 @@ def add_what(parser: Parser) -> argparse._ArgumentGroup:
     return what
 
 
-def add_shape(group: argparse._ArgumentGroup) -> None:
-    """Sizes of the encoder and of a batch."""
-    group.add_argument("--batch-size", type=positive, metavar="B", help="samples in a micro-batch at full length")
-    group.add_argument("--d-model", type=positive, metavar="C", help="width of the encoder")
-    group.add_argument("--n-heads", type=positive, metavar="H", help="attention heads")
-    group.add_argument("--n-layers", type=positive, metavar="L", help="encoder layers")
-    group.add_argument(
-        "--activation", choices=("gelu", "relu", "swiglu"), default="gelu", help="of the feed-forward (%(default)s)"
-    )
-    group.add_argument(
-        "--positions",
-        choices=("sinusoidal", "learned", "rotary", "none"),
-        help="position embedding (rotary; sinusoidal for pictures)",
-    )
-
-
 def add_where(parser: Parser) -> None:
     """The device, and where results go."""
     where = parser.add_argument_group("where")
@@ -302,7 +262,7 @@ def add_where(parser: Parser) -> None:
     where.add_argument("--resume", action="store_true", help="continue in --out: runs with a record are not repeated")
 
 
-def add_conduct(parser: Parser) -> None:
+def add_run_options(parser: Parser) -> None:
     """How runs go on and what is shown of them."""
     how = parser.add_argument_group("how it goes on (none of it changes a result)")
     how.add_argument("--timeout", type=positive_float, metavar="SECONDS", help="end a run that takes longer (none)")
@@ -319,10 +279,10 @@ def add_conduct(parser: Parser) -> None:
     shown.add_argument("--json", action="store_true", help="print each event as a line of JSON")
 
 
-def diff_parser() -> Parser:
+def diff_parser(make: Make = Parser) -> Parser:
     """Of ``python -m compare diff``."""
-    diff = Parser(
-        prog="python -m compare diff",
+    diff = make(
+        prog=f"{PROGRAM} diff",
         description="What changed between two folders of results, beyond noise:\n"
         "scores, times, memory, FLOPs, parameters and status of every variant that both have.",
         epilog="examples:\n  python -m compare diff results/before results/after\n"
@@ -340,23 +300,53 @@ def diff_parser() -> Parser:
     return diff
 
 
+def list_parser(make: Make = Parser) -> Parser:
+    """Of ``python -m compare list``."""
+    listing = make(prog=f"{PROGRAM} list", description="List backends and tasks, or tell all of one backend.")
+    form = listing.add_mutually_exclusive_group()
+    form.add_argument("name", nargs="?", metavar="NAME", help="a backend, or module:Class of your own")
+    form.add_argument("--markdown", action="store_true", help="the zoo's own, as the Markdown tables of the README")
+    form.add_argument(
+        "--write", type=Path, nargs="+", metavar="FILE", help="put tables and results into files, between their markers"
+    )
+    return listing
+
+
+def report_parser(make: Make = Parser) -> Parser:
+    """Of ``python -m compare report``."""
+    report = make(prog=f"{PROGRAM} report", description="Draw charts and pages again, from records alone.")
+    report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders that hold a records.jsonl")
+    report.add_argument("--out", type=Path, metavar="DIR", help="draw all folders together into this one")
+    add_match(report)
+    return report
+
+
+def reproduce_parser(make: Make = Parser) -> Parser:
+    """Of ``python -m compare reproduce``; what follows the name is left to ``run_parser``."""
+    reproduce = make(
+        prog=f"{PROGRAM} reproduce",
+        usage=f"{PROGRAM} reproduce [NAME [OPTION ...]]",
+        description="Run a named plan and show what came out beside published figures.",
+    )
+    reproduce.add_argument("name", nargs="?", metavar="NAME", help="a plan (without a name: list the plans)")
+    reproduce.add_argument(
+        "changes",
+        nargs=argparse.REMAINDER,
+        metavar="OPTION",
+        help=f"changes the plan, and is any option of {PROGRAM}: --seeds 1, --variants full,linear, --out DIR "
+        "--resume, --device cuda ...",
+    )
+    return reproduce
+
+
 def add_switches(parser: Parser) -> argparse._ArgumentGroup:
     """What every variant is given alike and what changes its cost."""
     same = parser.add_argument_group("switches, the same for every variant")
-    same.add_argument(
-        "--causal",
-        action="store_true",
-        help="the encoder sees the past alone; bytes becomes next_byte. What has no causal form or reading is left out "
-        "of all",
-    )
+    add_fields(same, "switches", apart=("checkpointing", "reversible"))
     same.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)")
     kept = same.add_mutually_exclusive_group()
-    kept.add_argument("--checkpointing", action="store_true", help="run layers again in backward, not keep them")
-    kept.add_argument("--reversible", action="store_true", help="two streams: layers are undone in backward, not kept")
-    same.add_argument("--compile", action="store_true", help="torch.compile (compiling counts as training time)")
-    same.add_argument(
-        "--memory-limit", type=memory, metavar="SIZE", help="what a run may hold, as 16GB; beyond it is an oom row"
-    )
+    add_field(kept, "checkpointing")
+    add_field(kept, "reversible")
     return same
 
 
@@ -371,93 +361,12 @@ def add_match(parser: Parser) -> None:
     )
 
 
-def memory(text: str) -> int:
-    """Bytes; KB, MB, GB and TB, with or without an i or the B, are powers of 1024."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])i?)?b?", text.strip().lower())
-    size = float(found[1]) * 1024 ** " kmgt".index(found[2] or " ") if found else 0
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"expected a size as 500MB or 16GB, got {text!r}")
-    return int(size)
-
-
-def positive(text: str) -> int:
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
-
-
-def seeds(text: str) -> int:
-    if re.fullmatch(r"\d+([,:]\d+)+", text):
-        raise argparse.ArgumentTypeError(
-            f"expected a positive integer, how many there are: 3 runs 0 to 2, got {text!r}"
-        )
-    return positive(text)
-
-
-def natural(text: str) -> int:
-    return 0 if text == "0" else positive(text)
-
-
-def length(text: str) -> int:
-    """``8192``, or ``8k``."""
-    number = text.removesuffix("k").removesuffix("K")
-    return positive(number) * 1024 if number != text and number.isdecimal() else positive(text)
-
-
-def lengths(text: str) -> list[int]:
-    """``512:2k,3000`` -> [512, 1024, 2048, 3000]."""
-    found = []
-    for part in text.split(","):
-        low, colon, high = part.partition(":")
-        start = length(low.strip())
-        last = length(high.strip()) if colon else start
-        if start > last:
-            raise argparse.ArgumentTypeError(f"expected LOW:HIGH with LOW <= HIGH, got {part.strip()!r}")
-        while start <= last:
-            found.append(start)
-            start *= 2
-    return list(dict.fromkeys(found))
-
-
-def rates(text: str) -> tuple[float, ...]:
-    """Rising, each once."""
-    found = tuple(sorted({positive_float(part.strip()) for part in text.split(",")}))
-    if len(found) < 2:
-        raise argparse.ArgumentTypeError(f"expected two rates or more, as 1e-3,3e-3, got {text!r}")
-    return found
-
-
-def amount(text: str) -> float:
-    """0 or a positive number."""
-    return 0.0 if text.strip() in ("0", "0.0") else positive_float(text)
-
-
-def amounts(text: str) -> tuple[float, ...]:
-    """Rising, each once."""
-    return tuple(sorted({amount(part.strip()) for part in text.split(",")}))
-
-
-def one_rate(text: str) -> float:
-    if "," in text:
-        raise argparse.ArgumentTypeError(f"expected one rate, got {text!r}; to choose among several: --lr-grid {text}")
-    return positive_float(text)
-
-
-def share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if 0 <= value < 1:
-        return value
-    raise argparse.ArgumentTypeError(f"expected a share of the training, from 0 to below 1, got {text!r}")
-
-
-def positive_float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if 0 < value < float("inf"):
-        return value
-    raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+PARSERS: dict[str, Callable[[Make], Parser]] = {
+    "run": run_parser,
+    "cost": cost_parser,
+    "list": list_parser,
+    "report": report_parser,
+    "diff": diff_parser,
+    "reproduce": reproduce_parser,
+}
+"""By command."""

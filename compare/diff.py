@@ -19,9 +19,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from scipy.special import digamma, polygamma, stdtr, stdtrit
 
-from compare.plan import UsageError
+from compare.errors import UsageError
+from compare.moderation import Evidence, Tested, holm, moderate
 from compare.record import is_result, read_records
 from compare.report import read_environment
 from compare.report.aggregate import (
@@ -39,7 +39,6 @@ from compare.report.aggregate import (
     machine_name,
     tell_apart,
 )
-from compare.report.stats import SIGNIFICANT
 from compare.report.tables import markdown, markdown_table
 from compare.report.units import percent, seconds, size
 from compare.spec import read_spec
@@ -128,25 +127,8 @@ class Change(NamedTuple):
     verdict: str
 
 
-class Evidence(NamedTuple):
-    """A mean change, a variance with its degrees of freedom, and what of it is the squared error of the mean."""
-
-    change: float
-    variance: float
-    degrees: float
-    share: float
-
-
-class Tested(NamedTuple):
-    """A mean change, the half-width of its 95 % interval, and how likely one as large is where there is none."""
-
-    change: float
-    half: float
-    chance: float
-
-
 @dataclass(frozen=True)
-class Comparison:
+class MeasuredPair:
     """One measure of one pair: its values by seed."""
 
     pair: Pair
@@ -396,14 +378,14 @@ def rates_of(row: Row) -> str:
     return ", ".join(sorted({f"{rate:g}" for spec in specs if (rate := as_number(spec.get("lr"))) is not None}))
 
 
-def comparisons_of(pair: Pair) -> list[Comparison]:
+def comparisons_of(pair: Pair) -> list[MeasuredPair]:
     """Of every measure that both sides have."""
     measures = [LOWER if measure.is_score and pair.lower_is_better else measure for measure in MEASURES]
     sides = [(measure, measure.by_seed(pair.before), measure.by_seed(pair.after)) for measure in measures]
-    return [Comparison(pair, measure, before, after) for measure, before, after in sides if before and after]
+    return [MeasuredPair(pair, measure, before, after) for measure, before, after in sides if before and after]
 
 
-def run_tests(comparisons: Sequence[Comparison]) -> list[Tested | None]:
+def run_tests(comparisons: Sequence[MeasuredPair]) -> list[Tested | None]:
     """In their order; those of one measure share what they know of its noise. None where there are too few seeds."""
     found = [comparison.evidence() for comparison in comparisons]
     tested: list[Tested | None] = [None] * len(found)
@@ -412,52 +394,3 @@ def run_tests(comparisons: Sequence[Comparison]) -> list[Tested | None]:
         for i, each in zip(own, moderate(list(own.values())), strict=True):
             tested[i] = each
     return tested
-
-
-def moderate(found: Sequence[Evidence]) -> list[Tested]:
-    """t tests whose variances are drawn towards a common one, the more the better they agree with it (Smyth 2004)."""
-    variances, degrees = (np.array([getattr(each, name) for each in found]) for name in ("variance", "degrees"))
-    middle = float(np.median(variances)) if len(found) else 0.0
-    if len(found) > 1 and middle > 0:
-        logs = np.log(np.maximum(variances, 1e-5 * middle)) - digamma(degrees / 2) + np.log(degrees / 2)
-        excess = float(np.var(logs, ddof=1) - np.mean(polygamma(1, degrees / 2)))
-        total = float(degrees.sum())
-        if excess > 0:
-            prior = 2 * inverse_trigamma(excess)
-            common = math.exp(float(np.mean(logs)) + float(digamma(prior / 2)) - math.log(prior / 2))
-            variances = (prior * common + degrees * variances) / (prior + degrees)
-            degrees = np.minimum(prior + degrees, total)
-        else:
-            variances = np.full(len(found), float(np.average(variances, weights=degrees)))
-            degrees = np.full(len(found), total)
-    tested = []
-    for each, variance, freedom in zip(found, variances, degrees, strict=True):
-        error = math.sqrt(variance * each.share)
-        half = float(stdtrit(freedom, 1 - SIGNIFICANT / 2)) * error
-        chance = (
-            1.0 if each.change == 0 else 0.0 if error == 0 else 2 * float(stdtr(freedom, -abs(each.change) / error))
-        )
-        tested.append(Tested(each.change, half, chance))
-    return tested
-
-
-def inverse_trigamma(value: float) -> float:
-    """By Newton's method on 1 / trigamma, which is nearly straight."""
-    x = 0.5 + 1 / value
-    for _ in range(50):
-        trigamma = float(polygamma(1, x))
-        step = trigamma * (1 - trigamma / value) / float(polygamma(2, x))
-        x += step
-        if abs(step) < 1e-10 * x:
-            break
-    return x
-
-
-def holm(chances: Sequence[float]) -> float:
-    """The chance up to which a test stands, so that all of them together err in 5 % of cases; -1 where none does."""
-    limit = -1.0
-    for rank, chance in enumerate(sorted(chances)):
-        if chance * (len(chances) - rank) > SIGNIFICANT:
-            break
-        limit = chance
-    return limit

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from compare.plan import UsageError
+from compare.errors import UsageError
 from compare.record import now
 
 if sys.platform == "win32":

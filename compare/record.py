@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from compare.fields import parse_record
-from compare.limits import memory_limit, usable_cores
+from compare.spec import kind_of
 
 SCHEMA = 3
 """2: points of a curve count FLOPs. 3: memory of training in all, and what others took of the machine. Older records
 lack them, and are read all the same."""
-STATUSES = ("ok", "oom", "diverged", "timeout", "unsupported", "error")
-RETRIED = ("timeout", "error")
-"""Runs that ended so are tried again; every other status is final."""
-PACKAGES = ("torch", "einops", "datasets", "matplotlib", "accelerate", "rich", "numpy", "xformers")
 TIMED_ON = ("cpu", "cores", "threads", "device", "gpu", "torch", "python")
 """What of a machine a time depends on."""
 Record = dict[str, Any]
@@ -50,12 +42,12 @@ def read_records(path: Path) -> tuple[list[Record], list[str]]:
 
 def is_search(record: Record) -> bool:
     """Whether the run looked for a learning rate, and is no result."""
-    return _spec(record).get("search") is True
+    return kind_of(_spec(record)) == "search"
 
 
 def is_result(record: Record) -> bool:
     """Whether the run counts: it looked neither for a learning rate nor for the longest length."""
-    return not is_search(record) and _spec(record).get("probe") is None
+    return kind_of(_spec(record)) not in ("search", "probe")
 
 
 def _spec(record: Record) -> Record:
@@ -130,56 +122,3 @@ def naming(path: Path) -> Iterator[None]:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def describe_machine(*, device: str, threads: int, gpu: str | None, command: str) -> Record:
-    """What runs run on; each record bears it. Contains no user or host name."""
-    installed = {name: version for name in PACKAGES if (version := version_of(name))}
-    return {
-        "python": platform.python_version(),
-        "torch": installed.get("torch"),
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cores": usable_cores(),
-        "threads": threads,
-        "memory_bytes": _memory_bytes(),
-        "device": device,
-        "gpu": gpu,
-        "packages": installed,
-        "git_commit": _git_commit(),
-        "command": command,
-        "started": now(),
-    }
-
-
-def version_of(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _memory_bytes() -> int | None:
-    if sys.platform == "win32":
-        return None
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(there, memory_limit() or there)
-
-
-def _git_commit() -> str | None:
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None

@@ -4,18 +4,75 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import MISSING, asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+import shlex
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
 
-from compare.schedule import LENGTH_SCHEDULES, phase_length
+from compare.schedule import LENGTH_SCHEDULES, LR_SCHEDULES, SHORTEST_DEFAULT, in_words, phase_length
+from compare.values import amount, memory, one_rate, positive, share
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from tasks import LengthSchedule, LrSchedule
 
 Option = int | float | str | bool
 DataId = tuple[str, int, tuple[tuple[str, Option], ...]]
+Kind = Literal["train", "cost", "decode", "probe", "search"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """How a field of ``RunSpec`` is typed, on the command line and in the command that repeats a run.
+
+    Attributes:
+        option: ``--`` and the field's name.
+        group: of the help: ``shape``, ``training`` (not of ``cost``) or ``switches``.
+        help, metavar, choices: as argparse has them.
+        read: makes the value of what is typed; None = it is a switch, or one of the choices.
+        unasked: the value where nobody types it; None = the task's, or what follows from the task.
+    """
+
+    option: str
+    group: str
+    help: str
+    metavar: str | None
+    choices: Iterable[str]
+    read: Callable[[str], Any] | None
+    unasked: Any
+
+    def words(self, value: Any) -> list[str]:
+        """What is typed to get this value."""
+        if isinstance(value, bool):
+            return [self.option] * value
+        if value is None:
+            return []
+        return [f"{self.option} {value:g}" if isinstance(value, float) else f"{self.option} {value}"]
+
+
+def flagged(
+    group: str,
+    help: str,
+    read: Callable[[str], Any] | None = None,
+    *,
+    default: Any = MISSING,
+    of_task: bool = False,
+    metavar: str | None = None,
+    choices: Iterable[str] = (),
+) -> Any:
+    """A field with a ``Flag``.
+
+    Args:
+        default: what a record means that leaves it out, and what holds where nobody types it; none = each has it.
+        of_task: where nobody types it, the task says what holds, and not the default.
+    """
+    unasked = None if of_task or default is MISSING else default
+    told = {"group": group, "help": help, "metavar": metavar, "choices": choices, "read": read, "unasked": unasked}
+    return field(default=default, metadata=told)
+
+
+LR_CURVES = "; ".join(f"{name}: {curve.words}" for name, curve in LR_SCHEDULES.items()).replace("%", "%%")
+LENGTH_PHASES = "; ".join(f"{name}: {in_words(name)}" for name in LENGTH_SCHEDULES).replace("%", "%%")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,32 +112,67 @@ class RunSpec:
     seed: int
     budget: float | None
     steps: int | None
-    batch_size: int
-    accumulate: int = 1
-    d_model: int
-    n_heads: int
-    n_layers: int
+    batch_size: int = flagged("shape", "samples in a micro-batch at full length", positive, metavar="B")
+    d_model: int = flagged("shape", "width of the encoder", positive, metavar="C")
+    n_heads: int = flagged("shape", "attention heads", positive, metavar="H")
+    n_layers: int = flagged("shape", "encoder layers", positive, metavar="L")
     conv_width: int | None
     embedding_std: float
-    positions: str
+    activation: str = flagged(
+        *("shape", "of the feed-forward (%(default)s)"),
+        default="gelu",
+        choices=("gelu", "relu", "swiglu"),
+    )
+    positions: str = flagged(
+        *("shape", "position embedding (rotary; sinusoidal for pictures)"),
+        choices=("sinusoidal", "learned", "rotary", "none"),
+    )
     norm: str = "pre"
-    activation: str = "gelu"
     dropout: float = 0.0
-    lr: float
-    lr_schedule: LrSchedule = "cosine"
-    warmup: float = 0.02
-    weight_decay: float = 0.01
+    accumulate: int = flagged("training", "micro-batches in a step (%(default)s)", positive, default=1, metavar="K")
+    lr: float = flagged("training", "peak learning rate", one_rate, metavar="RATE")
+    weight_decay: float = flagged("training", "of matrices (%(default)g)", amount, default=0.01, metavar="W")
     clip_norm: float = 1.0
-    length_schedule: LengthSchedule = "constant"
+    lr_schedule: LrSchedule = flagged(
+        "training",
+        f"of the learning rate; {LR_CURVES} (the task's own)",
+        default="cosine",
+        of_task=True,
+        choices=LR_SCHEDULES,
+        metavar="NAME",
+    )
+    warmup: float = flagged(
+        "training",
+        "share of the training in which the learning rate rises, below 1 (%(default)g)",
+        share,
+        default=0.02,
+        metavar="SHARE",
+    )
+    length_schedule: LengthSchedule = flagged(
+        "training",
+        f"how long training samples are; {LENGTH_PHASES} (the task's own or, where that starts below "
+        f"{SHORTEST_DEFAULT} tokens or the shortest that the task has, the next)",
+        default="constant",
+        of_task=True,
+        choices=LENGTH_SCHEDULES,
+        metavar="NAME",
+    )
     test_lens: tuple[int, ...] = ()
-    checkpointing: bool = False
-    reversible: bool = False
-    compile: bool = False
-    causal: bool = False
+    causal: bool = flagged(
+        "switches",
+        "the encoder sees the past alone; bytes becomes next_byte. What has no causal form or reading is left out of "
+        "all",
+        default=False,
+    )
+    checkpointing: bool = flagged("switches", "run layers again in backward, not keep them", default=False)
+    reversible: bool = flagged("switches", "two streams: layers are undone in backward, not kept", default=False)
+    compile: bool = flagged("switches", "torch.compile (compiling counts as training time)", default=False)
     search: bool = False
     decode: bool = False
     probe: int | None = None
-    memory_limit: int | None = None
+    memory_limit: int | None = flagged(
+        "switches", "what a run may hold, as 16GB; beyond it is an oom row", memory, default=None, metavar="SIZE"
+    )
     device: str
     dtype: str
     threads: int
@@ -90,6 +182,16 @@ class RunSpec:
         """12 hex digits that name this spec. A new field leaves it as it is where its default holds."""
         told = {name: value for name, value in asdict(self).items() if value != DEFAULTS.get(name, ...)}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def kind(self) -> Kind:
+        """What the run is for."""
+        return kind_of(vars(self))
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the encoder sees the past alone, as it does where it decodes."""
+        return self.causal or self.kind == "decode"
 
     @property
     def max_len(self) -> int:
@@ -111,11 +213,11 @@ class RunSpec:
 
     @classmethod
     def from_json(cls, text: str) -> RunSpec:
-        fields = json.loads(text)
-        for field in ("options", "task_options"):
-            fields[field] = tuple((name, value) for name, value in fields[field])
-        fields["test_lens"] = tuple(fields["test_lens"])
-        return cls(**fields)
+        found = json.loads(text)
+        for name in ("options", "task_options"):
+            found[name] = tuple((option, value) for option, value in found[name])
+        found["test_lens"] = tuple(found["test_lens"])
+        return cls(**found)
 
     def phases(self) -> list[tuple[float, int, int]]:
         """The phases of training: (share of the training at which it ends, length, samples in a micro-batch)."""
@@ -129,8 +231,25 @@ class RunSpec:
         ]
 
 
+FLAGS = {
+    each.name: Flag(option=f"--{each.name.replace('_', '-')}", **each.metadata)
+    for each in fields(RunSpec)
+    if each.metadata
+}
+"""Fields that are typed as they are: name -> flag."""
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(RunSpec) if field.default is not MISSING}
 """Fields that a spec may leave out, and what they are then."""
+
+
+def kind_of(spec: Mapping[str, Any]) -> Kind:
+    """What a run is for, by the fields of its spec, which may leave out some."""
+    if spec.get("probe") is not None:
+        return "probe"
+    if spec.get("decode"):
+        return "decode"
+    if spec.get("search"):
+        return "search"
+    return "cost" if spec.get("steps") == 0 else "train"
 
 
 def read_spec(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,3 +261,27 @@ def read_spec(record: Mapping[str, Any]) -> dict[str, Any]:
     if "warmup_steps" in spec:
         spec["warmup"] = f"{spec.pop('warmup_steps')} steps"
     return spec
+
+
+def reproduce(spec: RunSpec) -> str:
+    """The command that repeats this run alone. Options go by name, and seeds count from 0.
+
+    Runs of a search and probes of memory are repeated as ordinary runs at their learning rate and length.
+    """
+    decode = spec.kind == "decode"
+    words = ["python -m compare cost --decode" if decode else "python -m compare", "--no-control"]
+    words += [f"--variants {spec.variant}", f"--tasks {spec.task}"]
+    words += [f"--set {spec.variant}.{name}={value}" for name, value in spec.options]
+    words += [shlex.join(["--set", f"{spec.task}.{name}={value}"]) for name, value in spec.task_options]
+    words += [f"--seq-len {spec.seq_len}", f"--seeds {spec.seed + 1}", *words_of(spec, "shape")]
+    words += [f"--device {spec.device}", f"--dtype {spec.dtype}"]
+    if not decode:
+        words.append(f"--steps {spec.steps}" if spec.steps is not None else f"--budget {spec.budget:g}")
+        words += words_of(spec, "training")
+        words += [f"--test-len {','.join(map(str, spec.test_lens))}"] if spec.test_lens else []
+    return " ".join([*words, *words_of(spec, "switches")])
+
+
+def words_of(spec: RunSpec, group: str) -> list[str]:
+    """The flags of a group with the values of a spec."""
+    return [word for name, flag in FLAGS.items() if flag.group == group for word in flag.words(getattr(spec, name))]

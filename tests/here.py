@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
@@ -17,10 +18,12 @@ import torch
 from accelerate.state import AcceleratorState
 
 from compare.__main__ import main
-from compare.measure import time_it
 from compare.record import Record
+from compare.runs.child import Events
+from compare.runs.execute import execute
+from compare.runs.measure import time_it
+from compare.runs.options import RunOptions
 from compare.spec import RunSpec
-from compare.worker import Events, RunOptions, run
 
 OnEvent = Callable[[Record], None]
 Warn = Callable[[str], None]
@@ -43,13 +46,13 @@ def run_here(
     run_options: RunOptions | None = None,
     warn: Warn = lambda _: None,
 ) -> Record:
-    """``compare.run.run_one`` without a process of its own; each step is timed three times."""
+    """``run_one`` without a process of its own; each step is timed three times."""
     AcceleratorState._reset_state(reset_partial_state=True)
     threads = torch.get_num_threads()
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("compare.measure.time_it", partial(time_it, seconds=0.0))
-            record = run(spec, run_options or RunOptions(), Heard(on_event, warn))
+            patch.setattr("compare.runs.measure.time_it", partial(time_it, seconds=0.0))
+            record = execute(spec, run_options or RunOptions(), Heard(on_event, warn), time.perf_counter())
     finally:
         torch.set_flush_denormal(False)
         torch.set_num_threads(threads)
@@ -61,7 +64,7 @@ def compare_here(*words: str) -> CompletedProcess[str]:
     """``python -m compare`` with these words."""
     said, complained = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(complained):
-        patch.setattr("compare.run.run_one", run_here)
+        patch.setattr("compare.runs.sequence.run_one", run_here)
         with pytest.raises(SystemExit) as stop:
             main(list(words))
     assert isinstance(stop.value.code, int)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tasks
+from compare.runs.data import make_task
+from compare.runs.train import Trainer
 from compare.spec import RunSpec
-from compare.train import Trainer
-from compare.worker import make_task
 
 
 def small_spec(

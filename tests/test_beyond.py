@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from compare.arguments import run_parser
-from compare.plan import UsageError, make_specs
+from compare.errors import UsageError
+from compare.plan import plan_runs
 from compare.record import Record, read_records
 from compare.report import write_report
 from compare.report.aggregate import Source, group_records
@@ -19,7 +20,7 @@ from tests.test_compare import SPEC
 
 
 def specs(*words: str) -> list[RunSpec]:
-    return make_specs(run_parser().parse_args(["--no-control", *words]), "cpu", 1)
+    return plan_runs(run_parser().parse_args(["--no-control", *words]), "cpu", 1).specs
 
 
 def make_tested(variant: str, seed: int, reached: dict[int, float | None]) -> Record:
@@ -55,8 +56,8 @@ def records(seeds: int = 3) -> list[Record]:
 def test_a_head_that_restores_a_text_reaches_the_longest_too() -> None:
     import torch
 
-    from compare.train import Model
-    from compare.worker import make_task
+    from compare.runs.data import make_task
+    from compare.runs.model import Model
 
     (spec,) = specs("--variants", "full", "--tasks", "mad_compress", "--seq-len", "32", "--test-len", "64")
     targets = torch.zeros(2, 64, dtype=torch.int64)
@@ -65,13 +66,13 @@ def test_a_head_that_restores_a_text_reaches_the_longest_too() -> None:
 
 
 def test_lengths_reach_the_run_its_encoder_and_its_command() -> None:
-    from compare.run import reproduce
+    from compare.spec import reproduce
 
     (spec,) = specs("--variants", "full", "--tasks", "needle", "--seq-len", "64", "--test-len", "256,32")
     assert (spec.test_lens, spec.seq_len, spec.max_len) == ((32, 256), 64, 256)
     assert RunSpec.from_json(spec.to_json()) == spec
     assert "--test-len 32,256" in reproduce(spec)
-    (again,) = make_specs(run_parser().parse_args(reproduce(spec).split()[3:]), "cpu", 1)
+    (again,) = plan_runs(run_parser().parse_args(reproduce(spec).split()[3:]), "cpu", 1).specs
     assert again.run_id == spec.run_id
 
 
@@ -112,10 +113,10 @@ def test_a_trained_model_is_scored_at_each_length(monkeypatch: pytest.MonkeyPatc
     import io
     from dataclasses import replace
 
-    import compare.train
-    from compare.worker import Events, work
+    from compare.runs.child import Events
+    from compare.runs.execute import work
 
-    monkeypatch.setattr(compare.train, "TEST_TOKENS", 4096)
+    monkeypatch.setattr("compare.runs.train.TEST_TOKENS", 4096)
     spec = replace(SPEC, variant="full", task="adding", seq_len=16, test_lens=(8, 16, 32), steps=3)
     record: Record = {"machine": {}}
     work(spec, record, Events(io.StringIO()), None, None, lambda: 0.0)

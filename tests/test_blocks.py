@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compare.measure import saved_bytes
+from compare.runs.measure import saved_bytes
 from zoo.cores import blocks as core
 from zoo.cores import tiles
 from zoo.cores.blocks import attend, kernel_name

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from compare.display import outcome
 from compare.fields import parse_record
-from compare.load import LIMIT, add_since, clocks, disturbance, shares, wavered
-from compare.progress import outcome
+from compare.load import LIMIT, disturbance, wavered
 from compare.report.accuracy import SPEED, accuracy_chart
 from compare.report.aggregate import Group, Source, group_records
 from compare.report.answer import answer
@@ -23,6 +23,7 @@ from compare.report.page import html_page
 from compare.report.scaling import find_crossovers, length_series, rows_by_length
 from compare.report.summary import summarise
 from compare.report.tables import columns_of, markdown_report, notes
+from compare.runs.clocks import add_since, clocks, shares
 from tests.here import compare_here
 from tests.make_records import ENVIRONMENT, Record, make_record
 from tests.test_fairness import words_of

@@ -9,10 +9,10 @@ import torch
 import tasks
 from compare.__main__ import main
 from compare.arguments import cost_parser, run_parser
-from compare.plan import left_out, make_specs, remarks
-from compare.run import reproduce
-from compare.spec import RunSpec
-from compare.train import Trainer
+from compare.choice import left_out, remarks
+from compare.plan import plan_runs
+from compare.runs.train import Trainer
+from compare.spec import RunSpec, reproduce
 from tests.test_train import SPEC
 from zoo import available, describe
 
@@ -21,7 +21,7 @@ READ = {"adding", "duplicate", "mqar", "needle", "next_byte", "selective_copy"}
 
 
 def specs(*words: str) -> list[RunSpec]:
-    return make_specs(run_parser().parse_args(["--seq-len", "64", *words]), "cpu", 2)
+    return plan_runs(run_parser().parse_args(["--seq-len", "64", *words]), "cpu", 2).specs
 
 
 def told(*words: str) -> str:
@@ -90,13 +90,13 @@ def test_decoding_is_causal_without_being_told(capsys: pytest.CaptureFixture[str
         main(["cost", "--decode", "--causal"])
     assert "--causal says nothing with --decode: steps are those of the causal encoder" in capsys.readouterr().err
     options = cost_parser().parse_args(["--decode", "--tasks", "next_byte", "--seq-len", "64", "--variants", "full"])
-    assert {(spec.decode, spec.causal) for spec in make_specs(options, "cpu", 1)} == {(True, False)}
+    assert {(spec.decode, spec.causal) for spec in plan_runs(options, "cpu", 1).specs} == {(True, False)}
 
 
 def test_the_command_repeats_the_run() -> None:
     for spec in specs("--causal", "--variants", "linear", "--tasks", "mqar,bytes", "--steps", "3"):
         words = reproduce(spec).split()[3:]
-        (again,) = make_specs(run_parser().parse_args(words), "cpu", 2)
+        (again,) = plan_runs(run_parser().parse_args(words), "cpu", 2).specs
         assert again == spec
         assert "--causal" in words
     assert "--causal" not in reproduce(SPEC)

@@ -18,12 +18,13 @@ import pytest
 from rich.console import Console
 
 from compare.arguments import cost_parser, run_parser
-from compare.plan import UsageError
-from compare.progress import Progress
+from compare.display import Display
+from compare.errors import UsageError
 from compare.record import append_record, read_records
-from compare.run import run_all, run_one
+from compare.runs.options import RunOptions
+from compare.runs.sequence import run_all
+from compare.runs.supervisor import run_one
 from compare.spec import DEFAULTS, RunSpec
-from compare.worker import RunOptions
 from tests.here import compare_here, run_here
 from tests.make_records import make_record, write_folder
 
@@ -303,7 +304,7 @@ def test_a_killed_comparison_leaves_no_worker_behind(tmp_path: Path) -> None:
     workers: list[str] = []
     while not workers and time.monotonic() < give_up:
         time.sleep(0.5)
-        workers = [pid for pid in children.read_text().split() if "compare.worker" in proc(pid, "cmdline")]
+        workers = [pid for pid in children.read_text().split() if "compare.runs.process" in proc(pid, "cmdline")]
     time.sleep(3)
     process.kill()
     process.wait()
@@ -395,6 +396,9 @@ def test_records_survive_damage(tmp_path: Path) -> None:
         (["-variants", "full"], r"did you mean --variants\?"),
         (["—variants", "full"], r"did you mean --variants\?"),
         (["cost", "--longst", "64"], r"did you mean --longest\?"),
+        (["run", "--seqlen=64"], r"unrecognized arguments: --seqlen=64; did you mean --seq-len\?"),
+        (["reproduce", "mad-memorise"], r"reproduce: expected a plan among .* .did you mean 'mad-memorize'"),
+        (["reproduce", "mad-memorize", "--sedes", "1"], r"did you mean --seeds\?"),
         (["reprot", "results"], r"unrecognized arguments: reprot results; did you mean report\?"),
         (["--lr", "1e-3,3e-3"], "--lr: expected one rate, got '1e-3,3e-3'; to choose among several: --lr-grid 1e-3,3e"),
         (["--seeds", "0,1,2"], "--seeds: expected a positive integer, how many there are: 3 runs 0 to 2, got '0,1,2'"),
@@ -531,7 +535,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_the_example_of_the_docs_runs_from_its_own_folder(module: Path) -> None:
-    from compare.plan import make_specs
+    from compare.plan import plan_runs
 
     words = [*TINY, "--variants", "my_module:MyAttention", "--set", "my_attention.scale=5", "--no-control"]
     done = compare(*words, "--out", "out", cwd=module.parent)
@@ -544,16 +548,17 @@ def test_the_example_of_the_docs_runs_from_its_own_folder(module: Path) -> None:
     assert "my_module:MyAttention" in (module.parent / "out" / "report.html").read_text()
 
     command = record["command"].removeprefix("python -m compare ").split()
-    (spec,) = make_specs(run_parser().parse_args(command), "cpu", record["spec"]["threads"])
+    (spec,) = plan_runs(run_parser().parse_args(command), "cpu", record["spec"]["threads"]).specs
     assert spec.run_id == record["run_id"], "the command of the record repeats another run"
     said = Console(file=io.StringIO())
-    assert run_all([spec], module.parent / "out" / "records.jsonl", Progress(said), {}, RunOptions()) == [record]
+    assert run_all([spec], module.parent / "out" / "records.jsonl", Display(said), {}, RunOptions()) == [record]
     assert "1 of 1 runs are already in" in said.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("module")
 def test_a_class_of_ones_own_stands_beside_the_zoos() -> None:
-    from compare.plan import choose_variants, read_settings
+    from compare.choice import choose_variants
+    from compare.settings import read_settings
 
     assert choose_variants("full,my_module:MyAttention, full") == {
         "full": "full",
@@ -618,7 +623,7 @@ def test_an_installed_plugin_is_one_of_all_and_runs(module: Path, monkeypatch: p
         "[attention_zoo.backends]\nmy_attention = my_module:MyAttention\nbroken = nowhere:Broken\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
-    code = "from compare.plan import choose_variants; print(*choose_variants('all')); "
+    code = "from compare.choice import choose_variants; print(*choose_variants('all')); "
     code += "from compare.__main__ import main; main(['list', 'broken'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -649,7 +654,7 @@ def test_a_sign_of_life_comes_within_three_seconds(tmp_path: Path) -> None:
 def test_denormals_count_as_zero_in_every_thread_of_a_run() -> None:
     code = """if True:
     import torch
-    from compare.worker import settle_cpu
+    from compare.runs.execute import settle_cpu
     settle_cpu(2)
     tiny = torch.full((2**20,), 1e-39)
     print(int((tiny * 1.0).count_nonzero()))
@@ -663,7 +668,7 @@ def test_rooms_import_one_way_only() -> None:
     forbidden = {
         "zoo": ("tasks", "compare"),
         "tasks": ("zoo", "compare", "torch"),
-        "compare/report": ("torch", "zoo", "tasks", "datasets", "compare.train", "compare.worker", "compare.run"),
+        "compare/report": ("torch", "zoo", "tasks", "datasets", "compare.runs"),
     }
     for room, names in forbidden.items():
         for path in (ROOT / room).rglob("*.py"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compare.measure import saved_bytes
+from compare.runs.measure import saved_bytes
 from zoo.cores import convolution
 from zoo.cores.convolution import convolve, fft_size
 

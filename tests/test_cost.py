@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from compare.arguments import cost_parser, run_parser
-from compare.cost import extend
-from compare.measure import matrix_rate
-from compare.plan import UsageError, make_specs
+from compare.errors import UsageError
+from compare.plan import plan_runs
 from compare.record import read_records
-from compare.run import run_one
+from compare.runs.data import resized
+from compare.runs.longest import extend
+from compare.runs.measure import matrix_rate
+from compare.runs.supervisor import run_one
 from compare.spec import RunSpec
-from compare.worker import resized
 from tasks import IGNORE, Batch
 from tests.here import compare_here, run_here
 from tests.test_compare import SPEC, records_of
@@ -48,14 +49,14 @@ def test_what_are_no_lengths(text: str) -> None:
 
 
 def specs(*words: str) -> list[RunSpec]:
-    return make_specs(cost_parser().parse_args(list(words)), "cpu", 2)
+    return plan_runs(cost_parser().parse_args(list(words)), "cpu", 2).specs
 
 
 def test_a_cost_run_is_a_run_without_steps() -> None:
     (spec,) = specs("--variants", "full", "--no-control", "--seq-len", "4096")
     words = ["--variants", "full", "--no-control", "--seq-len", "4096"]
     words += ["--steps", "0", "--batch-size", "1", "--length-schedule", "constant"]
-    assert make_specs(run_parser().parse_args(words), "cpu", 2) == [spec]
+    assert plan_runs(run_parser().parse_args(words), "cpu", 2).specs == [spec]
 
 
 def test_every_variant_is_measured_at_every_length_in_as_many_processes_as_asked() -> None:

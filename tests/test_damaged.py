@@ -20,12 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from compare import run as runs
 from compare.__main__ import main
 from compare.diff import diff_folders
+from compare.display import Display, TableDisplay
+from compare.errors import UsageError
 from compare.fields import NEEDED, parse_json
-from compare.plan import UsageError
-from compare.progress import Progress, TableProgress
 from compare.record import Record, append_record, read_records
 from compare.report import read_environment, write_report, write_report_many
 from compare.report.aggregate import Source, group_records
@@ -33,8 +32,10 @@ from compare.report.export import csv_table, latex_tables
 from compare.report.page import html_page
 from compare.report.tables import markdown_report
 from compare.report.views import match_scores
+from compare.runs.options import RunOptions
+from compare.runs.outcome import new_record
+from compare.runs.sequence import run_all
 from compare.spec import RunSpec
-from compare.worker import RunOptions
 from tests.learning import small_spec
 from tests.make_records import ENVIRONMENT, make_record, write_folder
 
@@ -263,7 +264,7 @@ def test_a_damaged_environment_is_told_and_the_report_drawn(text: str, tmp_path:
 
 def test_what_a_run_writes_can_be_read(tmp_path: Path) -> None:
     spec = replace(small_spec("mqar", 64, steps=1), variant="full")
-    record = runs.new_record(spec, "error", "a reason")
+    record = new_record(spec, "error", "a reason")
     append_record(tmp_path / "records.jsonl", record)
     assert read_records(tmp_path / "records.jsonl") == ([json.loads(json.dumps(record))], [])
     assert set(NEEDED) <= set(record)
@@ -275,18 +276,18 @@ def resumed(tmp_path: Path, specs: list[RunSpec], monkeypatch: pytest.MonkeyPatc
 
     def run_one(spec: RunSpec, *_: object) -> Record:
         again.append(spec.variant)
-        return runs.new_record(spec, "oom", "made up") | {"wall_seconds": 1.0}
+        return new_record(spec, "oom", "made up") | {"wall_seconds": 1.0}
 
-    monkeypatch.setattr(runs, "run_one", run_one)
+    monkeypatch.setattr("compare.runs.sequence.run_one", run_one)
     out = io.StringIO()
-    for progress in (Progress(Console(file=out, width=500)), TableProgress(Console(file=out, force_terminal=True))):
-        runs.run_all(specs, tmp_path / "records.jsonl", progress, {}, RunOptions())
+    for display in (Display(Console(file=out, width=500)), TableDisplay(Console(file=out, force_terminal=True))):
+        run_all(specs, tmp_path / "records.jsonl", display, {}, RunOptions())
     return again, out.getvalue()
 
 
 def test_resume_repeats_what_is_damaged_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     specs = [replace(small_spec("mqar", 64, steps=1), variant=variant) for variant in ("full", "linear", "none")]
-    bare, whole, damaged = (runs.new_record(spec, "ok", "") for spec in specs)
+    bare, whole, damaged = (new_record(spec, "ok", "") for spec in specs)
     for field in ("reason", "spec", "family", "label"):
         del bare[field]
     bare |= {"metric": None, "test_score": None, "wall_seconds": None}

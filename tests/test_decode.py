@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from compare import decode
 from compare.__main__ import command_cost
-from compare.arguments import cost_parser, run_parser
-from compare.decode import measure_decoding
+from compare.arguments import cost_parser, parse, run_parser
+from compare.choice import left_out
 from compare.diff import diff
-from compare.plan import UsageError, left_out, make_specs
-from compare.progress import outcome
+from compare.display import outcome
+from compare.errors import UsageError
+from compare.plan import plan_runs
 from compare.report import write_report
 from compare.report.aggregate import Group, Source, group_records
 from compare.report.answer import answer
@@ -28,8 +28,9 @@ from compare.report.decoding import DECODING, decode_tables, longest_decoded, ti
 from compare.report.export import csv_table
 from compare.report.lengths import STATE, TOKEN, cost_against_length, crossover_chart
 from compare.report.scaling import cost_tables, length_series
-from compare.run import reproduce
-from compare.spec import RunSpec
+from compare.runs import decode
+from compare.runs.decode import measure_decoding
+from compare.spec import RunSpec, reproduce
 from tests.here import compare_here
 from tests.make_records import ENVIRONMENT, MANY, QUADRATIC, Record, make_decoded, make_record, write_folder
 from tests.test_compare import SPEC, records_of
@@ -41,7 +42,7 @@ FEW = ("full", "linear", "performer", "local", "none")
 
 
 def specs(*words: str) -> list[RunSpec]:
-    return make_specs(cost_parser().parse_args(list(words)), "cpu", 2)
+    return plan_runs(cost_parser().parse_args(list(words)), "cpu", 2).specs
 
 
 def test_all_is_what_has_a_step_form_and_the_rest_is_told() -> None:
@@ -68,7 +69,7 @@ def test_only_what_is_causal_has_steps() -> None:
 @pytest.mark.parametrize("flag", [["--compile"], ["--checkpointing"], ["--longest", "4096"]])
 def test_what_says_nothing_of_steps_is_refused_in_one_line(flag: list[str]) -> None:
     with pytest.raises(UsageError, match=f"{flag[0]} says nothing with --decode") as error:
-        command_cost(["cost", "--decode", "--memory-limit", "4GB", *flag])
+        command_cost(parse(["cost", "--decode", "--memory-limit", "4GB", *flag]), [])
     assert "\n" not in str(error.value)
 
 

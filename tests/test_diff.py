@@ -13,7 +13,8 @@ import pytest
 from scipy import special, stats
 
 from compare.__main__ import main
-from compare.diff import Comparison, Diff, Evidence, comparisons_of, diff, holm, inverse_trigamma, moderate, pair_up
+from compare.diff import Diff, MeasuredPair, comparisons_of, diff, pair_up
+from compare.moderation import Evidence, holm, inverse_trigamma, moderate
 from compare.report.aggregate import Source
 from tests.make_records import ENVIRONMENT, MANY, Record, make_record, write_folder
 
@@ -122,7 +123,7 @@ def test_shared_seeds_are_paired() -> None:
     assert tested.chance == pytest.approx(stats.ttest_rel(after[:3], before[:3]).pvalue)
 
 
-def comparisons(before: list[Record], after: list[Record]) -> list[Comparison]:
+def comparisons(before: list[Record], after: list[Record]) -> list[MeasuredPair]:
     ((pair,), _, _, _) = pair_up(before, after)
     return comparisons_of(pair)
 

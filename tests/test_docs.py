@@ -14,7 +14,7 @@ import pytest
 
 from compare.arguments import cost_parser, diff_parser, run_parser
 from compare.listing import markdown, written
-from compare.plan import make_specs
+from compare.plan import plan_runs
 from compare.record import is_search, read_records
 
 ROOT = Path(__file__).parents[1]
@@ -63,11 +63,11 @@ def test_code_runs(page: str, code: str) -> None:
 def test_commands_are_understood(command: str) -> None:
     words = shlex.split(command)[3:]
     if words[:1] == ["cost"]:
-        make_specs(cost_parser().parse_args(words[1:]), "cpu", 2)
+        plan_runs(cost_parser().parse_args(words[1:]), "cpu", 2)
     elif words[:1] == ["diff"]:
         diff_parser().parse_args(words[1:])
     elif words[:1] not in (["list"], ["report"], ["reproduce"]) and "my_module" not in command:
-        make_specs(run_parser().parse_args(words), "cpu", 2)
+        plan_runs(run_parser().parse_args(words), "cpu", 2)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

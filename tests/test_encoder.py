@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from compare.measure import saved_bytes
+from compare.runs.measure import saved_bytes
 from zoo import Encoder, MultiHeadAttention, available
 from zoo.attention.linformer import LinformerConfig
 from zoo.attention.performer import PerformerConfig

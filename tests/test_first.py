@@ -10,7 +10,7 @@ from compare.report import write_report
 from compare.report.first import lead_of
 from compare.report.tables import notes
 from compare.report.task_sweeps import task_sweeps
-from compare.worker import new_record
+from compare.runs.outcome import new_record
 from tests.learning import small_spec
 from tests.make_records import CANNOT, RECALL, Record, make_recall, make_record, swept_recall, write_folder
 from tests.test_report import groups_of

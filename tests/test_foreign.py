@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from compare.__main__ import claim_folder, main
+from compare.__main__ import main
+from compare.errors import UsageError
+from compare.folder import claim_folder
 from compare.lock import hold
-from compare.plan import UsageError
 from compare.report import write_report
 from compare.report.aggregate import LONGEST_SLUG, Source, distinct_slugs, group_records
 from compare.report.canvas import choose_styles

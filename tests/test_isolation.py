@@ -19,12 +19,15 @@ import pytest
 from rich.console import Console
 
 from compare.__main__ import main
+from compare.display import Display
+from compare.errors import UsageError
 from compare.lock import hold
-from compare.plan import UsageError
-from compare.progress import Progress
 from compare.record import append_record, read_records, write_atomically
-from compare.run import run_all, run_one
-from compare.worker import RunOptions, make_task, record_of_crash
+from compare.runs.data import make_task
+from compare.runs.options import RunOptions
+from compare.runs.outcome import record_of_crash
+from compare.runs.sequence import run_all
+from compare.runs.supervisor import run_one
 from tests.here import compare_here
 from tests.learning import small_spec
 from tests.make_records import many_records, write_folder
@@ -155,8 +158,8 @@ def test_sigkill_is_want_of_memory_only_where_the_system_killed_for_it(monkeypat
     assert record_of_crash(SPEC, -9, "", 1.0, where="measuring", no_memory=False)["status"] == "error"
 
 
-def silent() -> Progress:
-    return Progress(Console(file=io.StringIO()))
+def silent() -> Display:
+    return Display(Console(file=io.StringIO()))
 
 
 def test_a_second_comparison_in_a_folder_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
@@ -220,7 +223,7 @@ import time
 from pathlib import Path
 from compare.__main__ import main
 from compare.lock import hold
-from compare.plan import UsageError
+from compare.errors import UsageError
 number = Path({str(tmp_path / "number")!r})
 done = 0
 while done < 25:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import tasks.matching
-from compare.train import Trainer
-from compare.worker import make_task
+from compare.runs.data import make_task
+from compare.runs.train import Trainer
 from tasks.bytes import read_corpus
 from tasks.matching import Matching, MatchingConfig, body, chunks, neighbours
 from tests.learning import learns, small_spec

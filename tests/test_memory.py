@@ -16,8 +16,8 @@ from compare.report.lengths import cost_against_length, memory_cost
 from compare.report.memory import ADDED, TRAINING, memory_of
 from compare.report.scaling import length_series
 from compare.report.tables import columns_of, markdown_report
-from compare.train import Tally, Trainer
-from compare.worker import measure_costs
+from compare.runs.step_cost import measure_costs
+from compare.runs.train import Tally, Trainer
 from tasks import Batch
 from tests.make_records import ENVIRONMENT, Record, make_record
 from tests.test_fairness import groups_of, runs, words_of

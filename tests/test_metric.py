@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from compare.diff import diff
+from compare.display import outcome
 from compare.fields import parse_record
-from compare.progress import outcome
 from compare.record import SCHEMA
 from compare.report import write_report
 from compare.report.accuracy import SPEED, accuracy_chart
@@ -24,7 +24,7 @@ from compare.report.summary import summarise
 from compare.report.sweeps import sweep_table
 from compare.report.tables import baseline_rows, columns_of, equal_table
 from compare.report.views import match_scores
-from compare.search import choose, make_grid
+from compare.runs.rate_search import choose, make_grid
 from tests.make_records import ENVIRONMENT, Record, make_record, write_folder
 
 BITS = {"unit": "bits", "lower_is_better": True, "bounds": [0.0, None]}

@@ -12,8 +12,8 @@ from scipy import ndimage
 
 import tasks.pathfinder
 import tasks.pathx
-from compare.train import Trainer
-from compare.worker import make_task
+from compare.runs.data import make_task
+from compare.runs.train import Trainer
 from tasks.pathfinder import (
     SCALES,
     Chunk,

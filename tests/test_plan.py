@@ -9,9 +9,10 @@ import pytest
 
 import tasks
 from compare.arguments import run_parser
-from compare.plan import DEFAULT_BUDGET, UsageError, choose_tasks, make_specs
-from compare.run import reproduce
-from compare.spec import RunSpec
+from compare.choice import DEFAULT_BUDGET, choose_tasks
+from compare.errors import UsageError
+from compare.plan import plan_runs
+from compare.spec import RunSpec, reproduce
 
 
 def chosen(*words: str) -> list[tuple[str, int, float]]:
@@ -19,7 +20,7 @@ def chosen(*words: str) -> list[tuple[str, int, float]]:
 
 
 def specs(*words: str) -> list[RunSpec]:
-    return make_specs(run_parser().parse_args(list(words)), "cpu", 2)
+    return plan_runs(run_parser().parse_args(list(words)), "cpu", 2).specs
 
 
 def test_a_task_has_its_own_length_and_lengths_given_count_for_all() -> None:

@@ -38,8 +38,8 @@ from compare.report.scaling import find_crossovers, length_series, rows_by_lengt
 from compare.report.summary import summarise
 from compare.report.tables import MISSING, columns_of
 from compare.report.units import count, percent, seconds, size
+from compare.runs.outcome import new_record
 from compare.spec import RunSpec
-from compare.worker import new_record
 from tests.here import compare_here
 from tests.make_records import (
     ENVIRONMENT,

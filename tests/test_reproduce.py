@@ -6,7 +6,7 @@ import pytest
 
 import zoo
 from compare.arguments import run_parser
-from compare.plan import make_specs
+from compare.plan import plan_runs
 from compare.plans import PLANS, Plan, get
 from compare.report import write_report
 from tests.here import compare_here
@@ -79,7 +79,7 @@ def test_page_and_markdown_hold_the_table(folder):
 @pytest.mark.parametrize("plan_name", list(PLANS))
 def test_every_plan_can_be_run(plan_name):
     plan = get(plan_name)
-    specs = make_specs(run_parser().parse_args(plan.words), "cpu", 2)
+    specs = plan_runs(run_parser().parse_args(plan.words), "cpu", 2).specs
     compared = {spec.variant for spec in specs}
     assert set(plan.reasons) <= compared
     for source in plan.published.values():

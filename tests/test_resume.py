@@ -20,13 +20,17 @@ import torch
 from accelerate.state import AcceleratorState
 from rich.console import Console
 
-from compare.checkpoint import FORMAT, Checkpoint
-from compare.progress import Progress
+from compare.display import Display
 from compare.record import Record, read_records
-from compare.run import run_all
+from compare.runs.checkpoint import FORMAT, Checkpoint
+from compare.runs.child import Events
+from compare.runs.data import make_task
+from compare.runs.execute import work
+from compare.runs.options import RunOptions
+from compare.runs.outcome import new_record
+from compare.runs.sequence import run_all
+from compare.runs.train import Trainer
 from compare.spec import RunSpec
-from compare.train import Trainer
-from compare.worker import Events, RunOptions, make_task, new_record, work
 from tests.here import run_here
 from tests.learning import small_spec
 
@@ -236,12 +240,12 @@ def test_finished_runs_of_other_data_run_again_and_it_is_told(tmp_path: Path, mo
         began.append(spec)
         return new_record(spec, "ok", "") | {"data": make_task(spec).facts["data"], "wall_seconds": 1.0}
 
-    monkeypatch.setattr("compare.run.run_one", run_one)
-    monkeypatch.setattr("compare.progress.outcome", lambda _: "done")
+    monkeypatch.setattr("compare.runs.sequence.run_one", run_one)
+    monkeypatch.setattr("compare.display.outcome", lambda _: "done")
 
     def compare() -> str:
         said = io.StringIO()
-        run_all([spec, other], records, Progress(Console(file=said, width=200)), {}, RunOptions())
+        run_all([spec, other], records, Display(Console(file=said, width=200)), {}, RunOptions())
         return said.getvalue()
 
     compare()
@@ -268,16 +272,16 @@ import json, sys
 from pathlib import Path
 from rich.console import Console
 from compare.lock import hold
-from compare.progress import JsonProgress
-from compare.run import run_all
+from compare.display import JsonDisplay
+from compare.runs.sequence import run_all
 from compare.spec import RunSpec
-from compare.worker import RunOptions
+from compare.runs.options import RunOptions
 
 out, *texts = sys.argv[1:]
 with hold(Path(out), "test"):
     specs = [RunSpec.from_json(text) for text in texts]
     run_options = RunOptions(out=out, checkpoint_every=1e-9)
-    run_all(specs, Path(out) / "records.jsonl", JsonProgress(Console(stderr=True)), {}, run_options)
+    run_all(specs, Path(out) / "records.jsonl", JsonDisplay(Console(stderr=True)), {}, run_options)
 """
 
 

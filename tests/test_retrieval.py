@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import tasks.retrieval
-from compare.measure import saved_bytes
-from compare.train import Tally, Trainer
+from compare.runs.measure import saved_bytes
+from compare.runs.train import Tally, Trainer
 from tasks.base import ACCURACY
 from tasks.retrieval import BUCKETS, FILES, Retrieval, RetrievalConfig, overlap, pieces
 from tests.learning import learns, small_spec

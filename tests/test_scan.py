@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compare.measure import saved_bytes
+from compare.runs.measure import saved_bytes
 from zoo import MultiHeadAttention
 from zoo.attention import gau
 from zoo.attention.based import BasedConfig

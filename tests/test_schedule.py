@@ -10,7 +10,8 @@ import pytest
 
 import tasks
 from compare.arguments import run_parser
-from compare.plan import UsageError, make_specs
+from compare.errors import UsageError
+from compare.plan import plan_runs
 from compare.schedule import (
     LENGTH_SCHEDULES,
     LR_SCHEDULES,
@@ -26,7 +27,7 @@ SHARES = [step / 1000 for step in range(1001)]
 
 
 def specs(*words: str) -> list[RunSpec]:
-    return make_specs(run_parser().parse_args(["--no-control", "--variants", "full", *words]), "cpu", 1)
+    return plan_runs(run_parser().parse_args(["--no-control", "--variants", "full", *words]), "cpu", 1).specs
 
 
 def test_every_name_has_one_entry_and_every_task_names_one() -> None:

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import compare.run
 from compare.arguments import run_parser
-from compare.plan import UsageError, make_specs
-from compare.progress import Progress
+from compare.display import Display
+from compare.errors import UsageError
+from compare.plan import plan_runs
 from compare.record import Record, is_search, read_records
 from compare.report import write_report
-from compare.run import run_all
-from compare.search import Setting, choose, make_grid, search_rates, search_specs
+from compare.runs.options import RunOptions
+from compare.runs.rate_search import Setting, choose, make_grid, search_rates, search_specs
+from compare.runs.sequence import run_all
 from compare.spec import RunSpec
-from compare.worker import RunOptions
 from tests.here import compare_here
 from tests.make_records import make_record, write_folder
 
@@ -28,7 +28,7 @@ WORDS = ["--tasks", "mqar", "--seq-len", "32", "--steps", "2", "--seeds", "3", "
 
 
 def specs(*words: str) -> list[RunSpec]:
-    return make_specs(run_parser().parse_args([*WORDS, "--lr-grid", "3e-3,1e-2,1e-3", *words]), "cpu", 2)
+    return plan_runs(run_parser().parse_args([*WORDS, "--lr-grid", "3e-3,1e-2,1e-3", *words]), "cpu", 2).specs
 
 
 def ran(score: float | None, status: str = "ok") -> Record:
@@ -88,7 +88,7 @@ def test_one_search_stands_for_all_values_of_a_sweep(worker: list[RunSpec], tmp_
         (variant, (("vocab_size", 128),), rate) for variant in ("full", "linear") for rate in RATES
     }
     assert len(search) == 6
-    silent = Progress(Console(file=io.StringIO()))
+    silent = Display(Console(file=io.StringIO()))
     records = tmp_path / "records.jsonl"
     final, notes = search_rates(
         planned, GRID, lambda wanted: run_all(wanted, records, silent, {}, RunOptions()), lambda _: None, at
@@ -110,13 +110,13 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
         record = make_record(spec.variant, task=spec.task, seq_len=spec.seq_len, seed=spec.seed, status=status)
         return record | {"run_id": spec.run_id, "spec": {"search": spec.search}, "val_score": 1 - abs(spec.lr - 3e-3)}
 
-    monkeypatch.setattr(compare.run, "run_one", run_one)
+    monkeypatch.setattr("compare.runs.sequence.run_one", run_one)
     return calls
 
 
 def test_all_seeds_run_with_the_chosen_rate_and_resume_finds_the_search(worker: list[RunSpec], tmp_path: Path) -> None:
     path, told = tmp_path / "records.jsonl", []
-    silent = Progress(Console(file=io.StringIO()))
+    silent = Display(Console(file=io.StringIO()))
 
     def run(wanted: list[RunSpec], notes: dict[str, Record] | None = None) -> list[Record]:
         return run_all(wanted, path, silent, {}, RunOptions(), notes)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compare.measure import _product_flops, count_flops, peak_memory, saved_bytes, time_it
+from compare.runs.measure import _product_flops, count_flops, peak_memory, saved_bytes, time_it
 from tests.conftest import CACHED
 from zoo import MultiHeadAttention, available, describe
 from zoo.contract import Dims

@@ -16,11 +16,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from compare import limits
-from compare.__main__ import choose_threads, main, stamp_folder
-from compare.environ import worker_environment
-from compare.progress import Progress, choose_progress
-from compare.record import describe_machine, read_records
+from compare.__main__ import main
+from compare.comparison import choose_threads
+from compare.display import Display, choose_display
+from compare.folder import stamp_folder
+from compare.record import read_records
+from compare.runs import limits
+from compare.runs.environ import worker_environment
+from compare.runs.machine import describe_machine
 from tasks.cache import load_or_build, load_or_compute
 from tests.learning import small_spec
 from tests.make_records import many_records, write_folder
@@ -37,8 +40,8 @@ LAUNCHERS = {
 }
 
 
-def silent() -> Progress:
-    return Progress(Console(file=io.StringIO()))
+def silent() -> Display:
+    return Display(Console(file=io.StringIO()))
 
 
 def test_a_worker_inherits_what_a_process_needs_and_nothing_that_steers_a_run() -> None:
@@ -134,11 +137,11 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize(
     ("stream", "variables", "expected"),
     [
-        (Terminal, {"TERM": "xterm"}, "TableProgress"),
-        (Terminal, {"TERM": "xterm", "NO_COLOR": "1"}, "TableProgress"),
-        (Terminal, {"TERM": "dumb"}, "Progress"),
-        (io.StringIO, {"TERM": "xterm", "FORCE_COLOR": "1"}, "Progress"),
-        (io.StringIO, {"TERM": "xterm", "TTY_COMPATIBLE": "1"}, "Progress"),
+        (Terminal, {"TERM": "xterm"}, "TableDisplay"),
+        (Terminal, {"TERM": "xterm", "NO_COLOR": "1"}, "TableDisplay"),
+        (Terminal, {"TERM": "dumb"}, "Display"),
+        (io.StringIO, {"TERM": "xterm", "FORCE_COLOR": "1"}, "Display"),
+        (io.StringIO, {"TERM": "xterm", "TTY_COMPATIBLE": "1"}, "Display"),
     ],
 )
 def test_a_table_is_drawn_only_where_it_can_be_drawn_again(
@@ -149,7 +152,7 @@ def test_a_table_is_drawn_only_where_it_can_be_drawn_again(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "stdout", stream())
-    assert type(choose_progress(quiet=False, as_json=False)).__name__ == expected
+    assert type(choose_display(quiet=False, as_json=False)).__name__ == expected
 
 
 def system(folder: Path, files: dict[str, str]) -> Path:
@@ -215,9 +218,9 @@ def test_a_containers_cores_and_memory_are_recorded_and_threads_follow(
 ) -> None:
     import torch
 
-    monkeypatch.setattr("compare.record.usable_cores", lambda: 1.5)
-    monkeypatch.setattr("compare.record.memory_limit", lambda: GIB // 4)
-    monkeypatch.setattr("compare.limits.usable_cores", lambda: 1.5)
+    monkeypatch.setattr("compare.runs.machine.usable_cores", lambda: 1.5)
+    monkeypatch.setattr("compare.runs.machine.memory_limit", lambda: GIB // 4)
+    monkeypatch.setattr("compare.comparison.usable_cores", lambda: 1.5)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     stamp = describe_machine(device="cpu", threads=1, gpu=None, command="")
     assert (stamp["cores"], stamp["memory_bytes"]) == (1.5, GIB // 4)
@@ -225,18 +228,18 @@ def test_a_containers_cores_and_memory_are_recorded_and_threads_follow(
     assert choose_threads(silent()) == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     said = io.StringIO()
-    assert choose_threads(Progress(Console(file=said))) == 64
+    assert choose_threads(Display(Console(file=said))) == 64
     assert said.getvalue() == "warning: OMP_NUM_THREADS: 64 threads on 1.5 cores make times waver; set it to 1\n"
 
 
 def test_each_start_leaves_its_stamp_and_another_machine_is_told(tmp_path: Path) -> None:
     said = io.StringIO()
-    progress = Progress(Console(file=said, width=400))
+    display = Display(Console(file=said, width=400))
     stamps = [{"cpu": cpu, "started": f"2026-01-0{day}"} for day, cpu in enumerate(("Xeon", "Xeon", "EPYC"), 1)]
     for stamp in stamps[:2]:
-        stamp_folder(tmp_path, stamp, progress)
+        stamp_folder(tmp_path, stamp, display)
     assert said.getvalue() == ""
-    stamp_folder(tmp_path, stamps[2], progress)
+    stamp_folder(tmp_path, stamps[2], display)
     assert said.getvalue().startswith("warning: what ran here before ran elsewhere (Xeon): the report keeps it apart")
     assert json.loads((tmp_path / "environment.json").read_text()) == stamps[2] | {"earlier": stamps[:2]}
 

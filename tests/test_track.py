@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from compare.plan import UsageError
-from compare.run import run_one
-from compare.track import check_trackers
-from compare.worker import RunOptions
+from compare.errors import UsageError
+from compare.runs.options import RunOptions
+from compare.runs.supervisor import run_one
+from compare.runs.track import check_trackers
 from tests.here import run_here
 from tests.learning import small_spec
 

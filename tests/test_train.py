@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compare.runs.data import at_full_length, count_tokens, make_task
+from compare.runs.model import Model, decay_groups
+from compare.runs.outcome import DivergedError
+from compare.runs.train import Evaluation, Tally, Trainer
 from compare.spec import RunSpec
-from compare.train import DivergedError, Evaluation, Model, Tally, Trainer, count_tokens, decay_groups
-from compare.worker import at_full_length, make_task
 from tasks import IGNORE, Batch
 from tasks.base import ACCURACY, EXPLAINED_VARIANCE
 from tests.learning import small_spec

@@ -43,7 +43,8 @@ def main(arguments: list[str] | None = None, adapters: str = "benchmarks.peers")
     import torch
 
     from benchmarks.peers import _report
-    from compare.record import describe_machine, now, write_atomically
+    from compare.record import now, write_atomically
+    from compare.runs.machine import describe_machine
 
     peers, backends = find(adapters), subquadratic()
     known = sorted({*peers, *backends})
@@ -178,20 +179,21 @@ def measure(tasks: list[Task], rounds: int | None, common: Row, file: Path, cons
 
 
 def measure_one(task: Task, rounds: int | None, say: Callable[[str], None]) -> Row:
-    from benchmarks.peers._worker import Job, Worker
+    from benchmarks.peers._start import row_of, start
+    from benchmarks.peers._worker import Job
 
     if task.kind == "full":
-        with Worker(Job("full", task.subject, task.length, rounds=rounds)) as worker:
-            return worker.row(say)
-    with Worker(Job("time", task.subject, task.length, task.index, rounds=rounds)) as worker:
-        row = worker.row(say)
+        with start(Job("full", task.subject, task.length, rounds=rounds)) as worker:
+            return row_of(worker, say)
+    with start(Job("time", task.subject, task.length, task.index, rounds=rounds)) as worker:
+        row = row_of(worker, say)
     if row["status"] != "ok":
         return row
     say("memory of each")
     # Nothing is timed here, so both sides run at once, each in a process of its own.
     ours, theirs = (Job("memory", task.subject, task.length, task.index, side) for side in ("ours", "theirs"))
-    with Worker(ours) as first, Worker(theirs) as second:
-        for found in (first.row(), second.row()):
+    with start(ours) as first, start(theirs) as second:
+        for found in (row_of(first), row_of(second)):
             row = found | row if found["status"] == "ok" else row | found
     return row
 

@@ -5,27 +5,20 @@ Events: ``{"phase": …}`` while it works, at the end ``{"row": {…}}``.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import logging
-import os
-import signal
 import statistics
-import subprocess
 import sys
-import tempfile
-import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from compare.worker import PR_SET_PDEATHSIG, Events, explain, limit_memory
+from compare.runs.child import limit_memory, settle_in
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,7 +29,6 @@ Row = dict[str, Any]
 D_MODEL, N_HEADS = 256, 4
 LEAST_ROUNDS, LEAST_ROUNDS_FULL, MOST_ROUNDS = 6, 3, 50
 SECONDS = 5.0  # of timing, once the least number of rounds is done
-TIMEOUT = 300.0
 
 
 @dataclass(frozen=True)
@@ -60,14 +52,12 @@ class Job:
 
 
 def main() -> None:
-    events = Events(os.fdopen(os.dup(1), "w"))  # only events go to the parent's pipe
-    os.dup2(2, 1)
-    warnings.filterwarnings("ignore")
+    events = settle_in()
     logging.disable(logging.WARNING)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     job = Job(**json.loads(sys.stdin.read()))
     limit_memory()
+    from compare.runs.outcome import explain  # brings torch: after the limit is set
+
     row: Row = {"status": "ok", "reason": "", "side": ""}
     work = {"time": compare_and_time, "memory": peak, "full": time_against_full}[job.what]
     try:
@@ -77,54 +67,6 @@ def main() -> None:
         if "cuda" in row["reason"].lower():
             row["status"] = "unsupported"
     events.send({"row": row})
-
-
-class Worker:
-    """A fresh Python that does a job; leaving the context ends it."""
-
-    def __init__(self, job: Job) -> None:
-        self.stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed on exit)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.stderr,
-            text=True,
-            start_new_session=True,  # Ctrl-C reaches the parent, which ends the worker
-        )
-        self.too_long = threading.Timer(TIMEOUT, self.process.kill)
-        self.too_long.start()
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # it died at once; its exit says why
-            self.process.stdin.write(json.dumps(asdict(job)))
-            self.process.stdin.close()
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.too_long.cancel()
-        self.process.kill()
-        self.process.wait()
-        self.stderr.close()
-
-    def row(self, on_phase: Callable[[str], None] | None = None) -> Row:
-        """Wait for the end; a row comes back whatever becomes of it."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            event = json.loads(line)
-            if "row" in event:
-                return dict(event["row"])
-            if on_phase is not None:
-                on_phase(event["phase"])
-        code = self.process.wait()
-        if not self.too_long.is_alive():
-            return {"status": "timeout", "reason": f"took longer than {TIMEOUT:.0f} s", "side": ""}
-        if code == -signal.SIGKILL:
-            return {"status": "oom", "reason": "killed by the system, most likely out of memory", "side": ""}
-        self.stderr.seek(0)
-        last = next((line.strip() for line in reversed(self.stderr.readlines()) if line.strip()), "no output")
-        return {"status": "error", "reason": f"exit {code}: {last}", "side": ""}
 
 
 def build(job: Job) -> list[Pair]:
@@ -137,7 +79,7 @@ def build(job: Job) -> list[Pair]:
 
 def compare_and_time(job: Job, row: Row, say: Callable[[str], None]) -> None:
     """Only layers that agree are timed."""
-    from compare.measure import saved_bytes
+    from compare.runs.measure import saved_bytes
 
     say("loading")
     pairs = build(job)
@@ -191,7 +133,7 @@ def peak(job: Job, row: Row, say: Callable[[str], None]) -> None:
     """Peak of one step of one side: the median of up to three."""
     import torch
 
-    from compare.measure import peak_memory
+    from compare.runs.measure import peak_memory
 
     say("loading")
     layer = getattr(build(job)[job.index], job.side)
@@ -299,7 +241,3 @@ def blame(row: Row, side: str) -> Iterator[None]:
     except Exception:
         row["side"] = side
         raise
-
-
-if __name__ == "__main__":
-    main()

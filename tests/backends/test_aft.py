@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compare.measure import count_flops, saved_bytes
+from compare.runs.measure import count_flops, saved_bytes
 from tests.oracles.aft import oracle
 from zoo import MultiHeadAttention
 from zoo.attention import aft

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from compare.measure import saved_bytes
+from compare.runs.measure import saved_bytes
 from tests.oracles.based import oracle
 from zoo.attention.based import Based, BasedConfig, features, pairs
 from zoo.contract import Dims

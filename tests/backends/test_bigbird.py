@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from benchmarks.peers.bigbird import BLOCK, N_RANDOM, Layer, copy_weights, pair, their_config, without_random
-from compare.measure import count_flops
+from compare.runs.measure import count_flops
 from zoo import MultiHeadAttention
 from zoo.attention.bigbird import BigBirdAttention, BigBirdConfig
 from zoo.contract import Dims

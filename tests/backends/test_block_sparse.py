@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compare.measure import count_flops
+from compare.runs.measure import count_flops
 from zoo.attention.block_sparse import BlockSparseAttention, BlockSparseConfig
 from zoo.contract import Dims
 

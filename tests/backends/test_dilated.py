@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compare.measure import count_flops
+from compare.runs.measure import count_flops
 from zoo.attention.dilated import DilatedAttention, DilatedConfig
 from zoo.contract import Dims
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.peers.fnet import pair
-from compare.measure import saved_bytes
+from compare.runs.measure import saved_bytes
 from zoo import MultiHeadAttention
 from zoo.attention.fnet import FNet, _Transform, transform
 from zoo.contract import Dims

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compare.measure import saved_bytes
+from compare.runs.measure import saved_bytes
 from zoo.attention.full import FullAttention, FullConfig
 from zoo.contract import Dims
 

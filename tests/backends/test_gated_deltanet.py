@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers.gated_deltanet import pair
-from compare.measure import count_flops, saved_bytes
+from compare.runs.measure import count_flops, saved_bytes
 from tests.oracles.gated_deltanet import oracle
 from zoo.attention.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
 from zoo.contract import Dims

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.peers.gau import Peer
-from compare.measure import saved_bytes
+from compare.runs.measure import saved_bytes
 from tests.oracles.gau import oracle
 from zoo import MultiHeadAttention
 from zoo.attention.gau import GatedAttentionUnit, GAUConfig

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compare.measure import saved_bytes
+from compare.runs.measure import saved_bytes
 from tests.oracles.hedgehog import oracle, weights
 from zoo.attention import hedgehog as module_of_hedgehog
 from zoo.attention.hedgehog import HedgehogAttention

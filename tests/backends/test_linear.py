@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.peers import Pair
 from benchmarks.peers.linear import leanest, pair, same_features
-from compare.measure import count_flops, saved_bytes
+from compare.runs.measure import count_flops, saved_bytes
 from tests.conftest import find_oracle
 from tests.oracles.linear import oracle
 from zoo.attention.linear import LinearAttention, LinearConfig

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.peers.local import pair
-from compare.measure import count_flops
+from compare.runs.measure import count_flops
 from tests.oracles.local import oracle
 from zoo.attention.local import LocalAttention, LocalConfig
 from zoo.contract import Dims

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peers.longformer import pair
-from compare.measure import count_flops
+from compare.runs.measure import count_flops
 from zoo import MultiHeadAttention
 from zoo.attention.longformer import LongformerAttention, LongformerConfig
 from zoo.contract import Dims

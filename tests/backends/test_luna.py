@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compare.measure import count_flops
+from compare.runs.measure import count_flops
 from tests.oracles.luna import oracle
 from zoo.attention.luna import Luna, LunaConfig
 from zoo.contract import Dims

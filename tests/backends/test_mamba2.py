@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.peers.mamba2 import pair
-from compare.measure import count_flops
+from compare.runs.measure import count_flops
 from tests.oracles.mamba2 import oracle
 from zoo.attention.mamba2 import Mamba2, Mamba2Config
 from zoo.contract import Dims

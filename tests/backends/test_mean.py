@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compare.measure import count_flops
+from compare.runs.measure import count_flops
 from zoo.attention.mean import MeanConfig
 from zoo.contract import Dims
 from zoo.registry import build

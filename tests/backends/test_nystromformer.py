@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.peers import Pair
 from benchmarks.peers.nystromformer import pair
-from compare.measure import saved_bytes
+from compare.runs.measure import saved_bytes
 from zoo.attention.nystromformer import NystromformerConfig, convolve
 from zoo.contract import Attention, Dims
 from zoo.cores.landmarks import segments

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compare.measure import count_flops
+from compare.runs.measure import count_flops
 from tests.oracles.retnet import normal, oracle, parallel, rate
 from zoo.attention.retnet import RetNet, RetNetConfig
 from zoo.contract import Dims

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.peers.routing import pair
-from compare.measure import saved_bytes
+from compare.runs.measure import saved_bytes
 from zoo import MultiHeadAttention
 from zoo.attention.local import LocalAttention, LocalConfig
 from zoo.attention.routing import RoutingAttention, RoutingConfig

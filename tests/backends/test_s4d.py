@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compare.measure import saved_bytes
+from compare.runs.measure import saved_bytes
 from zoo import MultiHeadAttention
 from zoo.attention.s4d import S4D, S4DConfig, discretise, kernels
 from zoo.contract import Dims

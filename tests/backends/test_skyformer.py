@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compare.measure import saved_bytes
+from compare.runs.measure import saved_bytes
 from zoo.attention.skyformer import CHUNK, SkyformerAttention, SkyformerConfig
 from zoo.contract import Dims
 from zoo.registry import build

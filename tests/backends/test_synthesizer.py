@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compare.measure import saved_bytes
+from compare.runs.measure import saved_bytes
 from zoo.attention import synthesizer
 from zoo.attention.synthesizer import Synthesizer, SynthesizerConfig
 from zoo.contract import Dims

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compare.measure import saved_bytes
+from compare.runs.measure import saved_bytes
 from zoo.attention import topk
 from zoo.attention.topk import TopKConfig, largest
 from zoo.contract import Attention, Dims

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compare.measure import saved_bytes
+from compare.runs.measure import saved_bytes
 from tests.conftest import Case, find_oracle, heads
 from zoo import Encoder, MultiHeadAttention, available, describe
 from zoo.contract import SHELL_INIT, Attention, Dims, Mixer

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compare.measure import count_flops, peak_memory
+from compare.runs.measure import count_flops, peak_memory
 from tests.conftest import Case, cases
 from tests.contract.test_numerics import FORMS, assert_large_activations_stay_finite
 from tests.test_compare import TINY, compare, records_of

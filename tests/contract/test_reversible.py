@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compare.measure import count_flops, saved_bytes
+from compare.runs.measure import count_flops, saved_bytes
 from zoo import Encoder, describe
 
 SMALL = {"d_model": 16, "n_heads": 2, "n_layers": 3, "max_len": 48}

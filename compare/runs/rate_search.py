@@ -38,10 +38,10 @@ def make_grid(rates: Sequence[float], weight_decays: Sequence[float]) -> list[Se
 def search_rates(
     specs: Sequence[RunSpec],
     grid: Sequence[Setting],
-    run: Callable[[list[RunSpec]], list[Record]],
+    run: Callable[[Sequence[RunSpec]], list[Record]],
     say: Callable[[str], None],
     at: At,
-) -> tuple[list[RunSpec], dict[str, Record]]:
+) -> tuple[tuple[RunSpec, ...], dict[str, Record]]:
     """Run the search; its runs are records like others, so that ``--resume`` finds them.
 
     Args:
@@ -69,7 +69,7 @@ def search_rates(
         if spec.seed == SEED and stand_in(spec, at) == spec:
             note = f" ({search['note']})" if search["note"] else ""
             say(f"learning rate of {spec.label} · {spec.task} · N {spec.seq_len}: {setting.words}{note}")
-    return chosen, notes
+    return tuple(chosen), notes
 
 
 def search_specs(specs: Sequence[RunSpec], grid: Sequence[Setting], at: At) -> list[RunSpec]:

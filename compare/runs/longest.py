@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compare.record import RETRIED, read_records
-from compare.run import run_all
+from compare.runs.outcome import RETRIED
 
 if TYPE_CHECKING:
-    from compare.progress import Progress
+    from compare.record import Record
     from compare.spec import RunSpec
-    from compare.worker import RunOptions
 
 FINENESS = 16  # the search ends when what fits and what does not are a sixteenth apart
 
 
-def search_longest(specs: list[RunSpec], cap: int, records: Path, progress: Progress, run_options: RunOptions) -> None:
+def search_longest(
+    specs: Sequence[RunSpec],
+    cap: int,
+    records: Sequence[Record],
+    run: Callable[[Sequence[RunSpec]], list[Record]],
+) -> None:
     """Find the longest length of each variant on each task, up to ``cap``, from what was measured on.
 
     Each probe is a run in a fresh process with a record of its own, which ``spec.probe`` marks; one that is there
     already is not repeated.
+
+    Args:
+        specs: the runs that were measured.
+        cap: no longer length is tried.
+        records: all that there are, probes of before among them.
+        run: runs specs and returns their records.
     """
-    found = {
-        record["run_id"]: record["status"] for record in read_records(records)[0] if record["status"] not in RETRIED
-    }
+    found = {record["run_id"]: record["status"] for record in records if record["status"] not in RETRIED}
     alike: dict[tuple[str, str], list[RunSpec]] = {}
     for spec in specs:
         if spec.seed == 0:
@@ -35,18 +41,17 @@ def search_longest(specs: list[RunSpec], cap: int, records: Path, progress: Prog
         answers = {spec.seq_len: found[spec.run_id] for spec in measured if spec.run_id in found}
         fitting = [spec for spec in measured if answers.get(spec.seq_len) == "ok"]
         if fitting:
-            longest = max(fitting, key=lambda spec: spec.seq_len)
-            extend(answers, prober(longest, found, records, progress, run_options), cap)
+            extend(answers, prober(max(fitting, key=lambda spec: spec.seq_len), found, run), cap)
 
 
 def prober(
-    measured: RunSpec, found: dict[str, str], records: Path, progress: Progress, run_options: RunOptions
+    measured: RunSpec, found: dict[str, str], run: Callable[[Sequence[RunSpec]], list[Record]]
 ) -> Callable[[int], str]:
     """Length -> status of a probe of it, on the samples that were measured."""
 
     def probe(length: int) -> str:
         spec = replace(measured, seq_len=length, probe=measured.seq_len)
-        return found.get(spec.run_id) or str(run_all([spec], records, progress, {}, run_options)[0]["status"])
+        return found.get(spec.run_id) or str(run([spec])[0]["status"])
 
     return probe
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from compare.plan import UsageError
+from compare.errors import UsageError
 from compare.record import Record
 from compare.spec import RunSpec
 

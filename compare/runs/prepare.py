@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
-from compare.progress import Progress, Runs
+from compare.display import Display, Runs
+from compare.runs.data import make_task
 from compare.spec import DataId, RunSpec
-from compare.worker import make_task
 from tasks.cache import DamagedCacheWarning
 
 
-def prepare_data(specs: list[RunSpec], progress: Progress) -> dict[DataId, str]:
+def prepare_data(specs: Sequence[RunSpec], display: Display) -> dict[DataId, str]:
     """Bring the data of all runs into the cache, and say what came of it.
 
     Returns:
@@ -23,17 +24,17 @@ def prepare_data(specs: list[RunSpec], progress: Progress) -> dict[DataId, str]:
         title = f"{runs.task_of(spec)} · N {length}"
         try:
             with (
-                progress.preparing(f"{title}: preparing data") as on_progress,
+                display.preparing(f"{title}: preparing data") as on_progress,
                 warnings.catch_warnings(record=True, action="always", category=DamagedCacheWarning) as damaged,
             ):
                 task.prepare(on_progress)
                 facts = task.facts
         except (ValueError, OSError) as error:
             failed[data_id] = " ".join(str(error).split())
-            progress.error(failed[data_id])
+            display.error(failed[data_id])
         else:
             for warning in damaged:
-                progress.warn(str(warning.message))
+                display.warn(str(warning.message))
             for note in facts["notes"]:
-                progress.say(f"{title}: {note}")
+                display.say(f"{title}: {note}")
     return failed

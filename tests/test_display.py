@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from compare import progress as module
-from compare.prepare import prepare_data
-from compare.progress import Progress, QuietProgress, Runs, TableProgress, choose_progress, clock
+from compare import display as module
+from compare.display import Display, QuietDisplay, Runs, TableDisplay, choose_display, clock
 from compare.record import Record
+from compare.runs.prepare import prepare_data
 from compare.spec import RunSpec
 from tests.learning import small_spec
 
@@ -40,35 +40,35 @@ def terminal(width: int, height: int) -> Console:
     return Console(file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None)
 
 
-def drawn(progress: TableProgress) -> list[str]:
+def drawn(display: TableDisplay) -> list[str]:
     """The table as it would be drawn now."""
-    page = Console(file=io.StringIO(), width=progress.console.width)
-    page.print(progress.table())
+    page = Console(file=io.StringIO(), width=display.console.width)
+    page.print(display.table())
     return page.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
 def test_a_damaged_cache_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path))
     spec, out = small_spec("digits", 64, steps=1), io.StringIO()
-    assert prepare_data([spec], Progress(Console(file=out))) == {}
+    assert prepare_data([spec], Display(Console(file=out))) == {}
     assert out.getvalue() == ""
     for file in tmp_path.rglob("*.arrow"):
         file.write_bytes(b"torn")
-    assert prepare_data([spec], Progress(Console(file=out))) == {}
+    assert prepare_data([spec], Display(Console(file=out))) == {}
     assert out.getvalue().startswith("warning: rebuilding the unreadable cache")
     assert out.getvalue().count("\n") == 1
 
 
 def show(width: int, height: int, specs: list[RunSpec], current: int) -> list[str]:
     """A table with the runs before ``current`` ended, the second of them badly."""
-    progress = TableProgress(terminal(width, height))
+    display = TableDisplay(terminal(width, height))
     ended = [record_of(s) for s in specs[:current]]
     if current > 1:
         ended[1] = record_of(specs[1], "oom", 12.0, "can't allocate memory: you tried to allocate 137438953472 bytes")
-    with progress.comparing(specs, ended):
-        progress.started(specs[current])
-        progress.update(training(0.34))
-        return drawn(progress)
+    with display.comparing(specs, ended):
+        display.started(specs[current])
+        display.update(training(0.34))
+        return drawn(display)
 
 
 @pytest.mark.parametrize("width", [60, 80, 140])
@@ -104,21 +104,21 @@ def test_of_hundreds_of_runs_as_many_are_drawn_as_fit(width: int, height: int, c
 
 def test_drawing_happens_upon_events_and_at_most_twice_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     specs = specs_of(["full", "none"])
-    progress = TableProgress(terminal(80, 24))
+    display = TableDisplay(terminal(80, 24))
     drawings = 0
-    table = progress.table
+    table = display.table
 
     def count() -> object:
         nonlocal drawings
         drawings += 1
         return table()
 
-    monkeypatch.setattr(progress, "table", count)
-    with progress.comparing(specs, []):
-        progress.started(specs[0])
+    monkeypatch.setattr(display, "table", count)
+    with display.comparing(specs, []):
+        display.started(specs[0])
         before, started = drawings, time.perf_counter()
         while (took := time.perf_counter() - started) < 1.2:
-            progress.update(training(took / 2))
+            display.update(training(took / 2))
         busy = drawings - before
         time.sleep(0.7)
         assert drawings - before == busy, "it was drawn without an event"
@@ -127,25 +127,25 @@ def test_drawing_happens_upon_events_and_at_most_twice_a_second(monkeypatch: pyt
 
 def test_a_hundred_events_are_drawn_fast() -> None:
     specs = specs_of([f"variant_{n}" for n in range(100)], seeds=3)
-    progress = TableProgress(terminal(120, 50))
-    with progress.comparing(specs, [record_of(s) for s in specs[:150]]):
-        progress.started(specs[150])
+    display = TableDisplay(terminal(120, 50))
+    with display.comparing(specs, [record_of(s) for s in specs[:150]]):
+        display.started(specs[150])
         start = time.process_time()
         for _ in range(10):
-            progress.live.refresh()
+            display.live.refresh()
     assert time.process_time() - start < 10 * 0.05, "a twentieth of a second each, of the half between two"
 
 
 def test_outcomes_go_by_above_the_table_and_stay() -> None:
     specs = specs_of(["full", "none"])
-    progress = TableProgress(terminal(100, 24))
-    with progress.comparing(specs, []):
+    display = TableDisplay(terminal(100, 24))
+    with display.comparing(specs, []):
         for spec in specs:
-            progress.started(spec)
-            progress.finished(spec, record_of(spec))
-    with progress.comparing(specs, []):
+            display.started(spec)
+            display.finished(spec, record_of(spec))
+    with display.comparing(specs, []):
         pass
-    said = Text.from_ansi(progress.console.file.getvalue()).plain  # type: ignore[attr-defined]
+    said = Text.from_ansi(display.console.file.getvalue()).plain  # type: ignore[attr-defined]
     assert "1/2 full · mqar · N 64 · seed 0: accuracy 49.2%, 1,234 tokens/s, step 0.0123 s, 130 s in all" in said
 
 
@@ -180,25 +180,25 @@ def test_durations(seconds: float, text: str) -> None:
     assert clock(seconds) == text
 
 
-def play(progress: Progress) -> None:
+def play(display: Display) -> None:
     """A comparison of two runs, one of which fails."""
     specs = specs_of(["full", "none"])
-    progress.say("hello")
-    progress.warn("take [care]")
-    with progress.preparing("mqar") as on_progress:
+    display.say("hello")
+    display.warn("take [care]")
+    with display.preparing("mqar") as on_progress:
         on_progress(0.5)
-    with progress.comparing(specs, []):
-        progress.started(specs[0])
-        progress.update(training(0.5))
-        progress.finished(specs[0], record_of(specs[0]))
-        progress.started(specs[1])
-        progress.finished(specs[1], record_of(specs[1], "error", reason="it [broke]"))
-    progress.report(Path("out/report.html"))
+    with display.comparing(specs, []):
+        display.started(specs[0])
+        display.update(training(0.5))
+        display.finished(specs[0], record_of(specs[0]))
+        display.started(specs[1])
+        display.finished(specs[1], record_of(specs[1], "error", reason="it [broke]"))
+    display.report(Path("out/report.html"))
 
 
 def test_quiet_tells_what_went_wrong_and_where_the_report_is(capsys: pytest.CaptureFixture[str]) -> None:
     complaints = Console(file=io.StringIO(), width=200)
-    play(QuietProgress(complaints))
+    play(QuietDisplay(complaints))
     assert capsys.readouterr().out == "out/report.html\n"
     assert complaints.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
         "warning: take [care]",
@@ -207,7 +207,7 @@ def test_quiet_tells_what_went_wrong_and_where_the_report_is(capsys: pytest.Capt
 
 
 def test_json_is_one_event_a_line_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
-    play(choose_progress(quiet=False, as_json=True))
+    play(choose_display(quiet=False, as_json=True))
     captured = capsys.readouterr()
     events = [json.loads(line) for line in captured.out.splitlines()]
     assert captured.err == ""
@@ -221,7 +221,7 @@ def test_json_is_one_event_a_line_and_nothing_else(capsys: pytest.CaptureFixture
 
 def test_lines_where_there_is_no_terminal() -> None:
     console = Console(file=io.StringIO(), width=40)
-    play(Progress(console))
+    play(Display(console))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert lines[0] == "hello"
     assert lines[2] == "1/2 full · mqar · N 64 · seed 0: started"

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from compare.load import add_since, clocks, shares
-from compare.measure import FORMULAS, synchronise
+from compare.runs.clocks import add_since, clocks, shares
+from compare.runs.measure import FORMULAS, synchronise
+from compare.runs.model import Model
+from compare.runs.outcome import DivergedError
 from compare.spec import RunSpec
-from compare.train import DivergedError, Model
 from tasks import Task
 from zoo import MultiHeadAttention, describe
 from zoo.state import State

@@ -44,7 +44,7 @@ class Runs:
         self.shared: dict[str, set[tuple[str, Option]]] = {}  # options that all runs of a task have
         for spec in specs:
             self.shared[spec.task] = self.shared.get(spec.task, set(spec.task_options)) & set(spec.task_options)
-        self.weight_decays = {spec.weight_decay for spec in specs if spec.search}
+        self.weight_decays = {spec.weight_decay for spec in specs if spec.kind == "search"}
         self.current: RunSpec | None = None
         self.event: Record = {}
         self.since = self.trained_since = 0.0
@@ -71,7 +71,7 @@ class Runs:
 
     def setting_of(self, spec: RunSpec) -> str:
         """What a run of a search tries."""
-        if not spec.search:
+        if spec.kind != "search":
             return ""
         return f" · lr {spec.lr:g}" + f" · weight decay {spec.weight_decay:g}" * (len(self.weight_decays) > 1)
 
@@ -118,7 +118,7 @@ class Estimate:
         return statistics.fmean(known) if known else None
 
 
-class Progress:
+class Display:
     """Plain lines: what a log holds. The others show the same in their own way."""
 
     def __init__(self, console: Console) -> None:
@@ -181,7 +181,7 @@ class Progress:
         return True
 
 
-class TableProgress(Progress):
+class TableDisplay(Display):
     """A live table of all runs; the outcome of each goes by above it and stays."""
 
     @contextmanager
@@ -264,7 +264,7 @@ class TableProgress(Progress):
         return " · ".join(parts)
 
 
-class QuietProgress(Progress):
+class QuietDisplay(Display):
     """Nothing but what went wrong, on ``console``, and at the end the path of the report on stdout."""
 
     def say(self, text: str) -> None:
@@ -279,7 +279,7 @@ class QuietProgress(Progress):
             self.error(f"{self.runs.title(spec)}: {outcome(record)}")
 
 
-class JsonProgress(Progress):
+class JsonDisplay(Display):
     """Each event as a line of JSON on stdout."""
 
     def send(self, event: str, **fields: Any) -> None:
@@ -327,15 +327,15 @@ class JsonProgress(Progress):
         return {name: getattr(spec, name) for name in told}
 
 
-def choose_progress(*, quiet: bool, as_json: bool) -> Progress:
+def choose_display(*, quiet: bool, as_json: bool) -> Display:
     """How this comparison is shown."""
     if as_json:
-        return JsonProgress(Console(stderr=True))
+        return JsonDisplay(Console(stderr=True))
     if quiet:
-        return QuietProgress(Console(stderr=True))
+        return QuietDisplay(Console(stderr=True))
     console = Console()
     # FORCE_COLOR makes a terminal of a log, to rich, and TERM=dumb says that nothing can be drawn again.
-    return TableProgress(console) if console.is_interactive and console.file.isatty() else Progress(console)
+    return TableDisplay(console) if console.is_interactive and console.file.isatty() else Display(console)
 
 
 def describe_phase(event: Record) -> str:

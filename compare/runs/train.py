@@ -1,4 +1,4 @@
-"""The single training loop, and the model that it trains."""
+"""The single training loop."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
-from compare.load import add_since, clocks, shares
-from compare.measure import synchronise
+from compare.runs.clocks import add_since, clocks, shares
+from compare.runs.data import count_tokens, length_of
+from compare.runs.measure import synchronise
+from compare.runs.model import Model, decay_groups
+from compare.runs.outcome import DivergedError
 from compare.schedule import lr_factor
 from compare.spec import RunSpec
 from tasks import IGNORE, Batch, EvalSplit, Task
 from tasks.base import BITS_PER_BYTE, EXPLAINED_VARIANCE, Metric
-from zoo import Encoder, describe
-from zoo.contract import Backend
-from zoo.heads import ClassificationHead, PairHead, RestoreHead, TokenHead
 
 CURVE_POINTS = 100
 VALIDATIONS = 10
@@ -35,57 +34,6 @@ TOLD_SECONDS = 0.5  # from one word on the progress to the next, between points 
 VALIDATION_SHARE = 0.1  # of the training time, at most, apart from the last validation
 TEST_TOKENS = 2**19  # at a length that was not trained at, at most: softmax at 65,536 takes minutes for them
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-
-
-class DivergedError(Exception):
-    """The loss stopped being a finite number."""
-
-
-class Model(nn.Module):
-    """An encoder and the head that the task asks for."""
-
-    def __init__(self, spec: RunSpec, task: Task) -> None:
-        super().__init__()
-        self.encoder = Encoder(
-            describe(spec.variant).config(**dict(spec.options)),
-            d_model=spec.d_model,
-            n_heads=spec.n_heads,
-            n_layers=spec.n_layers,
-            dropout=spec.dropout,
-            max_len=spec.max_len,
-            norm=spec.norm,  # type: ignore[arg-type]
-            activation=spec.activation,  # type: ignore[arg-type]
-            positions=spec.positions,  # type: ignore[arg-type]
-            conv_width=spec.conv_width,
-            embedding_std=spec.embedding_std,
-            vocab_size=task.vocab_size,
-            n_features=task.n_features,
-            causal=spec.causal or spec.decode,
-            checkpointing=spec.checkpointing,
-            reversible=spec.reversible,
-        )
-        self.head: TokenHead | RestoreHead | PairHead | ClassificationHead
-        if task.kind == "token":
-            self.head = TokenHead(spec.d_model, task.n_classes)
-        elif task.kind == "restore":
-            self.head = RestoreHead(spec.d_model, task.n_classes, max_len=spec.max_len)
-        elif task.kind == "pair":
-            self.head = PairHead(spec.d_model, task.n_classes)
-        else:
-            self.head = ClassificationHead(spec.d_model, task.n_classes)
-
-    def forward(self, inputs: Tensor, targets: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Predictions and targets of what is asked: (asked, n_classes), (asked,)."""
-        if isinstance(self.head, PairHead):
-            both = inputs.flatten(0, 1)  # (B, 2, N) -> (2B, N)
-            padding = None if padding is None else padding.flatten(0, 1)
-            return self.head(self.encoder(both, key_padding_mask=padding), key_padding_mask=padding), targets
-        encoded = self.encoder(inputs, key_padding_mask=padding)
-        if isinstance(self.head, ClassificationHead):
-            return self.head(encoded, key_padding_mask=padding), targets
-        asked = targets != IGNORE
-        predicted = self.head(encoded)[asked] if isinstance(self.head, RestoreHead) else self.head(encoded[asked])
-        return predicted, targets[asked]
 
 
 class Tally:
@@ -376,27 +324,6 @@ class Trainer:
             torch.cuda.set_rng_state(state["random_cuda"])
 
 
-def length_of(batch: Batch) -> int:
-    """N, padding included."""
-    return int(batch.inputs.shape[-1 if batch.inputs.dtype == np.int64 else 1])
-
-
-def count_tokens(batch: Batch) -> int:
-    """Positions of a batch, padding included."""
-    shape = batch.inputs.shape
-    return math.prod(shape if batch.inputs.dtype == np.int64 else shape[:2])
-
-
 def share_done(spec: RunSpec, step: int, seconds: float) -> float:
     """How much of the training is done, from 0 to 1 and, by the last step of a budget, a little above."""
     return step / spec.steps if spec.steps is not None else seconds / (spec.budget or math.inf)
-
-
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters with weight decay (matrices), and without (norms, biases, and what a backend names ``undecayed``)."""
-    backends = [module for module in model.modules() if isinstance(module, Backend)]
-    named = [(backend, name, p) for backend in backends for name, p in backend.named_parameters()]
-    spared = {p for backend, name, p in named if name.split(".")[0] in backend.undecayed}
-    decayed = [p for p in model.parameters() if p.dim() >= 2 and p not in spared]
-    others = [p for p in model.parameters() if p.dim() < 2 or p in spared]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

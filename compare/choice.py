@@ -1,0 +1,161 @@
+"""Which variants and tasks the arguments ask for."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from compare.errors import UsageError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from compare.settings import Sweep
+    from tasks import Task
+    from zoo.entry import Entry
+
+    Chosen = tuple[str, int, float]  # task, length, seconds of training
+
+CONTROL = "none"
+DEFAULT_VARIANTS = "full,linformer,linear"
+DEFAULT_TASK = "noisy_recall"
+DEFAULT_BUDGET = 100.0  # seconds
+
+
+def asked_variants(options: argparse.Namespace) -> dict[str, str]:
+    """As ``choose_variants``, and the control unless it is not wanted."""
+    variants = choose_variants(options.variants)
+    if not options.no_control:
+        variants.setdefault(CONTROL, CONTROL)
+    return variants
+
+
+def typed_variants(options: argparse.Namespace) -> list[str]:
+    """The words of --variants; none where it holds its default."""
+    return split(options.variants, "variant", []) if options.named else []
+
+
+def left_out(options: argparse.Namespace) -> list[str]:
+    """Names that nobody typed and that cannot be run, as they have no step form, to decode, or no causal form."""
+    if not (options.decode or options.causal):
+        return []
+    typed = typed_variants(options)
+    asked = {name: find(word, "--variants") for name, word in asked_variants(options).items() if word not in typed}
+    return [name for name, entry in asked.items() if not (entry.steps if options.decode else entry.traits.causal)]
+
+
+def remarks(options: argparse.Namespace) -> list[str]:
+    """Lines on what is not run, though it was among all that was asked for, and on what is run in its place."""
+    import tasks
+
+    lines = []
+    if absent := left_out(options):
+        lines.append(f"left out, for want of a {'step' if options.decode else 'causal'} form: {', '.join(absent)}")
+    words = split(options.tasks, "task", [])
+    if options.causal:
+        names = [n for n in tasks.available() if not tasks.get(n).own_data] if "all" in words else []
+        names += [name for word in words if word in tasks.SUITES for name in tasks.SUITES[word].tasks]
+        if unread := [name for name in dict.fromkeys(names) if not reading_of(name)]:
+            lines.append(f"left out, for want of a causal reading: {', '.join(unread)}")
+        forms = {form: name for name in tasks.available() if (form := tasks.get(name).causal_form)}
+        chosen = dict.fromkeys(name for name, _, _ in choose_tasks(options) if name in forms and name not in words)
+        return lines + [f"{forms[name]} becomes {name}, its causal reading" for name in chosen]
+    asked = asked_variants(options)
+    if unable := [name for name, word in asked.items() if not find(word, "--variants").traits.causal]:
+        chosen = dict.fromkeys(name for name, _, _ in choose_tasks(options) if is_causal(options, tasks.get(name)))
+        lines += [f"left out of {name}, for want of a causal form: {', '.join(unable)}" for name in chosen]
+    return lines
+
+
+def choose_variants(text: str) -> dict[str, str]:
+    """Registered name -> what was typed for it, the name or ``module:Class``; in order, each once."""
+    import zoo
+
+    chosen: dict[str, str] = {}
+    for typed in split(text, "variant", ["all", *zoo.available()]):
+        for name in zoo.available() if typed == "all" else [typed]:
+            chosen.setdefault(find(name, "--variants").name, name)
+    return chosen
+
+
+def find(name: str, where: str) -> Entry:
+    """The backend of that name or ``module:Class``, found from the current folder as a worker finds it."""
+    import zoo
+
+    if ":" in name and os.getcwd() not in sys.path:  # the console script leaves it out
+        sys.path.append(os.getcwd())
+    try:
+        return zoo.describe(name)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def split(text: str, kind: str, known: list[str]) -> list[str]:
+    names = list(dict.fromkeys(name for name in (part.strip() for part in text.split(",")) if name))
+    if not names:
+        raise UsageError(f"expected at least one {kind}, got {text!r}; known: {', '.join(known)}")
+    return names
+
+
+def closest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def choose_tasks(options: argparse.Namespace) -> list[Chosen]:
+    """The tasks and lengths that ``--tasks`` and ``--seq-len`` ask for, each once."""
+    import tasks
+
+    chosen: dict[tuple[str, int], float] = {}
+    budget: float | None
+    known = ["all", *tasks.SUITES, *tasks.available()]
+    for word in split(options.tasks, "task", known):
+        if word in tasks.SUITES:
+            wanted, budget = tasks.SUITES[word].tasks, tasks.SUITES[word].budget
+        elif word in known:
+            names = [n for n in tasks.available() if not tasks.get(n).own_data] if word == "all" else [word]
+            wanted, budget = dict.fromkeys(names), None
+        else:
+            raise UsageError(f"unknown task {word!r}{closest(word, known)}; known: {', '.join(known)}")
+        read = {name: reading_of(name) if options.causal else name for name in wanted}
+        if not any(read.values()):
+            able = ", ".join(name for name in tasks.available() if reading_of(name))
+            raise UsageError(f"--causal: {word} has no causal reading; these tasks have: {able}")
+        for name, length in wanted.items():
+            if task := read[name]:
+                defaults = tasks.get(task).defaults
+                for seq_len in options.seq_len or [length or defaults.seq_len]:
+                    chosen.setdefault((task, seq_len), budget or defaults.budget or DEFAULT_BUDGET)
+    return [(name, seq_len, budget) for (name, seq_len), budget in chosen.items()]
+
+
+def reading_of(name: str) -> str:
+    """The task that a causal encoder is trained on in place of this one, mostly itself; "" = there is none."""
+    import tasks
+
+    kind = tasks.get(name)
+    return kind.causal_form or name * kind.causal
+
+
+def is_causal(options: argparse.Namespace, kind: type[Task]) -> bool:
+    """Whether runs of a task are of the causal encoder; those that decode are so without being told."""
+    return (options.causal or kind.causal_only) and not options.decode
+
+
+def check_causal(options: argparse.Namespace, sweeps: list[Sweep]) -> None:
+    """Raise UsageError where a variant that was typed has no causal form, and --causal or a task that was typed asks
+    for one."""
+    import tasks
+    import zoo
+
+    typed = [*typed_variants(options), *(sweep.typed for sweep in sweeps)]
+    unable = [name for name in typed if name != "all" and not find(name, "--variants").traits.causal]
+    asking = ["--causal"] * options.causal
+    asking += [name for name in split(options.tasks, "task", []) if name in tasks.available()]
+    asking = [name for name in asking if name == "--causal" or is_causal(options, tasks.get(name))]
+    if unable and asking and not options.decode:
+        able = ", ".join(name for name in zoo.available() if zoo.describe(name).traits.causal)
+        verb = "has" if len(unable) == 1 else "have"
+        raise UsageError(f"{asking[0]}: {', '.join(unable)} {verb} no causal form; leave out, these have one: {able}")

@@ -1,0 +1,204 @@
+"""One comparison: made of the arguments, then prepared, run and reported."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from math import floor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from compare.choice import asked_variants, find, left_out, remarks, split
+from compare.errors import UsageError
+from compare.folder import claim_folder, go_on, stamp_folder
+from compare.plan import plan_runs
+from compare.record import Record, is_result, read_records
+from compare.report import write_report
+from compare.runs.limits import usable_cores
+from compare.runs.longest import search_longest
+from compare.runs.machine import describe_machine
+from compare.runs.options import RunOptions
+from compare.runs.prepare import prepare_data
+from compare.runs.rate_search import At, Setting, search_rates
+from compare.runs.sequence import run_all
+from compare.runs.track import TRACKERS, check_trackers
+from compare.spec import DataId, RunSpec
+
+if TYPE_CHECKING:
+    import argparse
+
+    from compare.display import Display
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What one command compares, and how.
+
+    Attributes:
+        command: what was typed.
+        specs: the runs; where a rate is searched, as they are before it is chosen.
+        grid: the settings to choose each variant's from; empty = as they are.
+        grid_at: where a task is swept and one search stands for all values.
+        longest: the greatest length of the search for the longest that fits into memory; None = no search.
+        match: the score that the report is about.
+        plan: the name of the plan that is repeated; None = of none.
+        out: the folder of the results. resume: it holds runs already, and goes on.
+        run_options: how each run is carried out.
+    """
+
+    command: str
+    specs: tuple[RunSpec, ...]
+    grid: tuple[Setting, ...]
+    grid_at: At
+    longest: int | None
+    match: str
+    plan: str | None
+    out: Path
+    resume: bool
+    run_options: RunOptions
+
+    @property
+    def records(self) -> Path:
+        return self.out / "records.jsonl"
+
+
+def make_comparison(options: argparse.Namespace, words: list[str], longest: int | None, display: Display) -> Comparison:
+    """What the arguments ask for, on this machine.
+
+    Args:
+        options: of ``run_parser`` or ``cost_parser``.
+        words: what was typed.
+        longest: as ``Comparison`` has it.
+        display: told what is left out, and what will not be as asked.
+
+    Raises:
+        UsageError: it cannot be.
+    """
+    if options.resume and options.out is None:
+        raise UsageError("--resume needs --out DIR: the folder to continue in")
+    track = check_trackers(split(options.track, "tracker", list(TRACKERS))) if options.track is not None else ()
+    device = choose_device(options.device)
+    threads = choose_threads(display)
+    planned = plan_runs(options, device, threads)
+    for line in remarks(options):
+        display.say(line)
+    run = {find(spec.variant, "--variants").name for spec in planned.specs}
+    if options.test_len and (bound := asked_variants(options).keys() - {*run, *left_out(options)}):
+        display.say(f"left out, with parameters for each position: {', '.join(sorted(bound))}")
+    command = shlex.join(["python", "-m", "compare", *words])
+    gpu = torch.cuda.get_device_name() if device == "cuda" else None
+    machine = describe_machine(device=device, threads=threads, gpu=gpu, command=command)
+    memory = torch.cuda.get_device_properties(0).total_memory if gpu else machine["memory_bytes"]
+    if memory and options.memory_limit and options.memory_limit > memory:
+        beyond = f"--memory-limit: expected at most the memory there is, {memory} bytes, got {options.memory_limit}"
+        if longest:
+            raise UsageError(f"{beyond}: what fits cannot be searched beyond it")
+        display.warn(f"{beyond}: runs have no more than there is")
+    out = options.out or Path("results") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Comparison(
+        command=command,
+        specs=tuple(planned.specs),
+        grid=tuple(planned.grid),
+        grid_at=planned.grid_at,
+        longest=longest,
+        match=options.match,
+        plan=options.plan,
+        out=out,
+        resume=options.resume,
+        run_options=RunOptions(
+            out=str(out),
+            checkpoint_every=options.checkpoint_every,
+            timeout=options.timeout,
+            track=track,
+            machine=machine,
+        ),
+    )
+
+
+def choose_device(asked: str) -> str:
+    """``cpu`` or ``cuda``; of ``auto``, the GPU where there is one."""
+    available = torch.cuda.is_available()
+    if asked == "cuda" and not available:
+        raise UsageError("--device cuda: no CUDA device is available here; use --device cpu")
+    return ("cuda" if available else "cpu") if asked == "auto" else asked
+
+
+def choose_threads(display: Display) -> int:
+    """As many as torch takes, but no more than there are cores: torch counts those of the machine, whatever part of
+    them a container gets. What the user asks for stays as it is."""
+    threads, cores = torch.get_num_threads(), usable_cores()
+    most = max(1, floor(cores))
+    if threads > most and "OMP_NUM_THREADS" in os.environ:
+        display.warn(f"OMP_NUM_THREADS: {threads} threads on {cores} cores make times waver; set it to {most}")
+        return threads
+    return min(threads, most)
+
+
+def carry_out(comparison: Comparison, display: Display) -> int:
+    """Prepare the data, do the runs, draw the report; the exit code.
+
+    Raises:
+        UsageError: the folder cannot be used.
+    """
+    out = comparison.out
+    with claim_folder(out, comparison.command, resume=comparison.resume):
+        unprepared = prepare_data(comparison.specs, display)
+        if len(unprepared) == len({spec.data_id for spec in comparison.specs}):
+            return 2  # each was told
+        try:
+            return run_and_report(comparison, unprepared, display)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            what = f"{error.filename or out}: {error.strerror or error}"
+            print(f"error: {what}; what is finished is kept: make room, then {go_on(out)}", file=sys.stderr)
+            return 1
+
+
+def run_and_report(comparison: Comparison, unprepared: dict[DataId, str], display: Display) -> int:
+    """unprepared: data that could not be prepared, and why."""
+    out, specs = comparison.out, comparison.specs
+    stamp_folder(out, comparison.run_options.machine, display)
+    count = f"{len(specs)} runs, one after another" if len(specs) > 1 else "1 run"
+    display.say(f"{count}; results in {out}")
+    interrupted = False
+    try:
+        specs = do_runs(comparison, unprepared, display)
+    except KeyboardInterrupt:
+        interrupted = True
+    finished = read_records(comparison.records)[0] if comparison.records.exists() else []
+    if any(map(is_result, finished)):
+        for told in write_report(out, comparison.match).sentences:
+            display.say(told)
+        display.report(out / "report.html")
+    if interrupted:
+        display.say(f"interrupted: {len(finished)} finished runs are kept; {go_on(out)}")
+        return 130
+    wanted = {spec.run_id for spec in specs}
+    return 0 if any(r["status"] == "ok" for r in finished if r["run_id"] in wanted) else 1
+
+
+def do_runs(comparison: Comparison, unprepared: dict[DataId, str], display: Display) -> tuple[RunSpec, ...]:
+    """Search what is to be searched and run all specs; returns them as they ran, with their learning rates."""
+    specs, notes = comparison.specs, dict[str, Record]()
+    run = partial(
+        run_all,
+        records=comparison.records,
+        display=display,
+        unprepared=unprepared,
+        run_options=comparison.run_options,
+    )
+    if comparison.grid:
+        specs, notes = search_rates(specs, comparison.grid, run, display.say, comparison.grid_at)
+    if comparison.plan:
+        notes = {spec.run_id: notes.get(spec.run_id, {}) | {"plan": comparison.plan} for spec in specs}
+    run(specs, notes=notes)
+    if comparison.longest is not None:
+        search_longest(specs, comparison.longest, read_records(comparison.records)[0], run)
+    return specs

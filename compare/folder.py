@@ -1,0 +1,80 @@
+"""The folder of a comparison: claimed against others, stamped with what runs in it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compare.errors import UsageError
+from compare.lock import hold
+
+if TYPE_CHECKING:
+    from compare.display import Display
+
+
+@contextmanager
+def claim_folder(folder: Path, command: str, *, resume: bool | None = None) -> Iterator[None]:
+    """Create a folder, and hold it against other processes. Left empty, it is removed again.
+
+    resume: whether runs go on in it; None: a report alone is drawn into it.
+
+    Raises:
+        UsageError: it cannot be written, another process holds it, or it holds what must not be replaced.
+    """
+    is_new = not folder.exists()
+    if resume and is_new:
+        raise UsageError(f"--resume: there is no folder {folder} to continue in")
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold(folder, command))
+        except OSError as error:
+            raise UsageError(f"--out {folder} cannot be written: {error.strerror}") from error
+        if not resume and any((folder / name).exists() for name in ("records.jsonl", "checkpoints")):
+            advice = "leave --out away to draw its report" if resume is None else "add --resume to continue them"
+            raise UsageError(f"--out {folder} holds results already: {advice}, or name another folder")
+        if not is_new:
+            check_foreign(folder)
+        yield
+    if is_new:
+        with suppress(OSError):  # it holds something
+            folder.rmdir()
+
+
+def check_foreign(folder: Path) -> None:
+    """Raise UsageError where a report would replace what no report wrote."""
+    from compare.report import foreign_files
+
+    if found := foreign_files(folder):
+        raise UsageError(
+            f"{folder / found[0]} was not written by a comparison, and the report would replace it: "
+            "move it, or name another folder"
+        )
+
+
+def stamp_folder(folder: Path, machine: dict[str, object], display: Display) -> None:
+    """Write down what runs here from now on; what ran here before stays beside it."""
+    from compare.record import write_atomically
+    from compare.report import read_environment
+    from compare.report.aggregate import machine_line
+
+    path = folder / "environment.json"
+    known = read_environment(path)[0] if path.exists() else {}
+    earlier = known.pop("earlier", [])
+    if known:
+        if machine_line(known) != machine_line(machine):
+            display.warn(
+                f"what ran here before ran elsewhere ({machine_line(known)}): the report keeps it apart from what runs "
+                f"now ({machine_line(machine)})"
+            )
+        machine = machine | {"earlier": [*(earlier if isinstance(earlier, list) else []), known]}
+    write_atomically(path, json.dumps(machine, indent=1) + "\n")
+
+
+def go_on(folder: Path) -> str:
+    """How an interrupted comparison is continued, in words."""
+    return f"continue with --out {shlex.quote(str(folder))} --resume"

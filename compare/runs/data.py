@@ -1,0 +1,53 @@
+"""The task of a run, and its batches at other lengths."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+import tasks
+from compare.spec import RunSpec
+from tasks import IGNORE, Batch, Task
+
+
+def make_task(spec: RunSpec, seq_len: int | None = None) -> Task:
+    """seq_len: None = that of training."""
+    kind = tasks.get(spec.task)
+    return kind(seq_len or spec.probe or spec.seq_len, kind.config_type(**dict(spec.task_options)))
+
+
+def at_full_length(batch: Batch, seq_len: int) -> Batch:
+    """The batch padded to the task's length, where all its samples are shorter: what the longest cost."""
+    missing = seq_len - batch.inputs.shape[-1]
+    if batch.inputs.dtype != np.int64 or missing == 0:
+        return batch
+    grown = [(0, 0)] * (batch.inputs.ndim - 1) + [(0, missing)]
+    padding = np.zeros(batch.inputs.shape, np.bool_) if batch.padding is None else batch.padding
+    targets = batch.targets
+    if targets.shape == batch.inputs.shape:
+        targets = np.pad(targets, grown, constant_values=IGNORE)
+    return Batch(np.pad(batch.inputs, grown), targets, np.pad(padding, grown, constant_values=True))
+
+
+def resized(batch: Batch, length: int) -> Batch:
+    """The first positions of a batch; its samples are repeated where there are not that many."""
+    axis = batch.inputs.ndim - 1 if batch.inputs.dtype == np.int64 else 1
+    places = np.arange(length) % batch.inputs.shape[axis]
+    targets, padding = batch.targets, batch.padding
+    if targets.shape == batch.inputs.shape:
+        targets = targets.take(places, axis)
+    if padding is not None:
+        padding = padding.take(places, -1)
+    return Batch(batch.inputs.take(places, axis), targets, padding)
+
+
+def length_of(batch: Batch) -> int:
+    """N, padding included."""
+    return int(batch.inputs.shape[-1 if batch.inputs.dtype == np.int64 else 1])
+
+
+def count_tokens(batch: Batch) -> int:
+    """Positions of a batch, padding included."""
+    shape = batch.inputs.shape
+    return math.prod(shape if batch.inputs.dtype == np.int64 else shape[:2])

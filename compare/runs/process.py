@@ -1,0 +1,27 @@
+"""The process of one run: reads a RunSpec and a RunOptions as JSON on stdin, writes JSON lines on stdout.
+
+Events: ``{"phase": …, "done": 0..1 or null, "loss": … or null, "step": … or null}`` while it works,
+``{"warning": …}``, at the end ``{"record": {…}}``. A supervisor starts it; nothing imports it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from compare.runs.child import limit_memory, settle_in
+from compare.runs.options import RunOptions
+from compare.spec import RunSpec
+
+
+def main() -> None:
+    started = time.perf_counter()
+    events = settle_in()
+    first, second = sys.stdin.read().splitlines()
+    spec, run_options = RunSpec.from_json(first), RunOptions.from_json(second)
+    if spec.device == "cpu":
+        limit_memory(spec.memory_limit)
+    events.phase("loading torch")
+    from compare.runs.execute import execute  # brings torch: after the limit is set and the phase is told
+
+    events.send({"record": execute(spec, run_options, events, started)})

@@ -1,0 +1,87 @@
+"""Run specs one after another, each in a fresh process, and write a record as each ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from compare.display import Display
+from compare.record import Record, append_record, other_data, read_records
+from compare.runs.data import make_task
+from compare.runs.options import RunOptions
+from compare.runs.outcome import RETRIED, new_record
+from compare.runs.supervisor import run_one
+from compare.spec import DataId, RunSpec, reproduce
+
+OnEvent = Callable[[Record], None]
+
+
+def run_all(
+    specs: Sequence[RunSpec],
+    records: Path,
+    display: Display,
+    unprepared: dict[DataId, str],
+    run_options: RunOptions,
+    notes: Mapping[str, Record] | None = None,
+) -> list[Record]:
+    """Run what has no record yet; ``records`` holds the finished runs at any moment.
+
+    Runs with ``unprepared`` data become records of status ``error``, with the reason given. Runs that ended in
+    ``error`` or ``timeout`` are tried again; every other status is a finished run. ``notes``: what to add to a record,
+    by run_id.
+
+    Returns:
+        One record for each spec.
+
+    Raises:
+        OSError: a record could not be written; ``filename`` says where.
+    """
+    finished = {}
+    if records.exists():
+        known, warnings = read_records(records)
+        for warning in warnings:
+            display.warn(warning)
+        finished = {r["run_id"]: r for r in known if r["status"] not in RETRIED}
+        for what, stale in of_other_data(specs, finished, unprepared).items():
+            display.warn(f"{what}: finished runs of the old data are run again: {len(stale)}")
+            finished = {run_id: record for run_id, record in finished.items() if run_id not in stale}
+    done = [finished[s.run_id] for s in specs if s.run_id in finished]
+    if done:
+        display.say(f"{len(done)} of {len(specs)} runs are already in {records}")
+    with display.comparing(specs, done):
+        for spec in specs:
+            if spec.run_id in finished:
+                continue
+            display.started(spec)
+            if spec.data_id in unprepared:
+                record = new_record(spec, "error", unprepared[spec.data_id])
+            else:
+                record = run_one(spec, display.update, run_options, display.warn)
+            record |= {"command": reproduce(spec), "machine": run_options.machine} | (notes or {}).get(spec.run_id, {})
+            append_record(records, record)
+            checkpoint = run_options.checkpoint_of(spec)
+            if checkpoint is not None and record["status"] not in RETRIED:
+                with suppress(OSError):  # the folder holds others, or no checkpoint was made
+                    checkpoint.unlink(missing_ok=True)
+                    checkpoint.parent.rmdir()
+            finished[spec.run_id] = record
+            display.finished(spec, record)
+    return [finished[spec.run_id] for spec in specs]
+
+
+def of_other_data(
+    specs: Sequence[RunSpec], finished: Mapping[str, Record], unprepared: Mapping[DataId, str]
+) -> dict[str, list[str]]:
+    """The run_ids of finished runs whose data is not that of now, by what changed."""
+    found: dict[str, list[str]] = {}
+    data: dict[DataId, Record] = {}
+    for spec in specs:
+        of_record = finished.get(spec.run_id, {}).get("data")
+        if of_record and spec.data_id not in unprepared:
+            if spec.data_id not in data:
+                data[spec.data_id] = make_task(spec).facts["data"]
+            if changed := other_data(of_record, data[spec.data_id]):
+                what = f"{spec.task} · N {spec.seq_len}: the data changed ({changed})"
+                found.setdefault(what, []).append(spec.run_id)
+    return found

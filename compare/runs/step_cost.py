@@ -1,0 +1,98 @@
+"""What a step of training costs: kernel, parameters, state, time, memory and FLOPs; and whether it fits into memory."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from compare.record import Record
+from compare.runs import measure
+from compare.runs.clocks import add_since, clocks, shares
+from compare.runs.data import at_full_length, count_tokens, resized
+from compare.runs.train import Tally, Trainer
+from tasks import Batch
+
+
+def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
+    """What a training costs, before it; of a search FLOPs alone: the runs that use what it finds measure the rest.
+
+    Returns:
+        Length -> FLOPs per token of forward and backward, at some lengths that come up in training.
+    """
+    spec = trainer.spec
+    first = at_full_length(next(trainer.task.train_batches(spec.batch_size, spec.seq_len, spec.seed)), spec.seq_len)
+    if spec.kind != "search":
+        measure_step(trainer, first, record)
+    return count_step(trainer, first, record)
+
+
+def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
+    """Kernel, parameters, state, time and memory of a micro-batch at full length."""
+    spec, task, device = trainer.spec, trainer.task, trainer.device
+    before = clocks()
+    if spec.kind == "cost":
+        record["matrix_rate_flops"] = measure.matrix_rate(device, getattr(torch, spec.dtype))
+    batch = trainer.to_device(first)
+    sublayer = trainer.accelerator.unwrap_model(trainer.model).encoder.layers[0].attention
+    shape = (count_tokens(first) // spec.seq_len, spec.seq_len, spec.d_model)
+    example = torch.empty(shape, device=device, dtype=getattr(torch, spec.dtype), requires_grad=True)
+    kernel = sublayer.kernel(example, None if batch[2] is None else batch[2].view(shape[:2]))
+    record |= {"params": trainer.parameters, "kernel": kernel.name, "kernel_fallback": kernel.fallback}
+    state = sublayer.state_size(spec.seq_len)
+    record["state_bytes"] = None if state is None else state * example.element_size()
+    del example
+
+    def forward() -> None:
+        with torch.no_grad():
+            trainer.forward(batch)
+
+    def forward_backward() -> None:
+        trainer.accelerator.backward(Tally(task.metric).add(*trainer.forward(batch)))
+        trainer.model.zero_grad()
+
+    def step() -> None:
+        trainer.step(batch, Tally(task.metric))
+
+    def whole_step() -> None:
+        for _ in range(spec.accumulate):
+            step()
+
+    whole_step()  # after it the optimizer holds its state
+    record["peak_memory_bytes"] = added = measure.peak_memory(whole_step, device)
+    record["train_memory_bytes"] = None if added is None else trainer.held_bytes() + added
+    record["saved_bytes"] = measure.saved_bytes(lambda: Tally(task.metric).add(*trainer.forward(batch)), trainer.model)
+    warm_up = 3 if device.type == "cuda" else 1
+    for name, fn in (("forward", forward), ("forward_backward", forward_backward), ("step", step)):
+        timing = measure.time_it(fn, device, warm_up=warm_up)
+        record[f"{name}_seconds"], record[f"{name}_seconds_spread"] = timing.median, list(timing.spread)
+    record["tokens_per_second"] = count_tokens(first) / record["step_seconds"]
+    spent = add_since({}, before, clocks())
+    record |= {f"measure_{name}": share for name, share in shares(spent, spec.threads).items()}
+
+
+def count_step(trainer: Trainer, first: Batch, record: Record) -> dict[int, float]:
+    """FLOPs of forward and backward of a micro-batch at full length; returns what ``measure_costs`` does."""
+
+    spec, task = trainer.spec, trainer.task
+    lengths = {spec.seq_len, *(length for _, length, _ in spec.phases())}
+    if task.sample_lengths("train") is not None:
+        lengths |= {max(1, spec.seq_len // 4), max(1, spec.seq_len // 16)}
+
+    def forward_backward(batch: Batch) -> None:
+        trainer.accelerator.backward(Tally(task.metric).add(*trainer.forward(trainer.to_device(batch))))
+        trainer.model.zero_grad()
+
+    parts = {length: resized(first, length) for length in lengths}
+    flops = {length: measure.count_flops(partial(forward_backward, part)) for length, part in parts.items()}
+    record["flops"] = flops[spec.seq_len]
+    return {length: flops[length] / count_tokens(part) for length, part in parts.items()}
+
+
+def try_length(trainer: Trainer) -> None:
+    """A step at the task's length, after which the optimizer holds its state, and one at full length."""
+    spec, task = trainer.spec, trainer.task
+    first = at_full_length(next(task.train_batches(spec.batch_size, task.seq_len, spec.seed)), task.seq_len)
+    for length in (task.seq_len, spec.seq_len):
+        trainer.step(trainer.to_device(resized(first, length)), Tally(task.metric))
+    measure.synchronise(trainer.device)

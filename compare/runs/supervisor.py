@@ -1,0 +1,160 @@
+"""Starts processes, each for one thing, watches them, and ends them: a run is a record, whatever becomes of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from compare.record import Record
+from compare.runs.environ import worker_environment
+from compare.runs.options import RunOptions
+from compare.runs.outcome import new_record, record_of_crash
+from compare.spec import RunSpec
+
+OnEvent = Callable[[Record], None]
+
+
+@dataclass
+class Worker:
+    """A process that works. is_late: it was ended because it took too long."""
+
+    process: subprocess.Popen[str]
+    stderr: IO[str]
+    is_late: bool = False
+
+    def answer(self, field: str, on_event: OnEvent) -> Record | None:
+        """What the event with this field holds, other events being told on the way; None where it dies before."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            event = json.loads(line)
+            if field in event:
+                return dict(event[field])
+            on_event(event)
+        self.process.wait()
+        return None
+
+    def last_words(self) -> str:
+        """The last line that it wrote to stderr."""
+        self.stderr.seek(0)
+        lines = self.stderr.read().splitlines()
+        return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+
+    def give_up(self) -> None:
+        self.is_late = True
+        self.end()
+
+    def end(self) -> None:
+        """Kill it if it lives, and what it started."""
+        if self.process.poll() is not None:
+            return
+        if sys.platform == "win32":
+            self.process.kill()
+        else:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+
+@contextmanager
+def start(
+    module: str, message: str, *, environment: Mapping[str, str] | None = None, timeout: float | None = None
+) -> Iterator[Worker]:
+    """A fresh Python that runs the ``main`` of a module; leaving the context ends it.
+
+    Args:
+        module: its name; its ``main`` begins with ``compare.runs.child.settle_in``.
+        message: what it reads on stdin.
+        environment: all of its environment; None = that of this process.
+        timeout: seconds after which it is ended; None = never.
+    """
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
+        process = subprocess.Popen(
+            python_command(module),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches this process, which ends the worker
+        )
+        assert process.stdin is not None
+        worker = Worker(process, stderr)
+        alarm = threading.Timer(min(timeout or math.inf, threading.TIMEOUT_MAX), worker.give_up)
+        alarm.daemon = True
+        alarm.start()
+        try:
+            with suppress(BrokenPipeError):  # it died at once; its exit says why
+                process.stdin.write(message)
+                process.stdin.close()
+            yield worker
+        finally:
+            alarm.cancel()
+            worker.end()  # which has nothing left to do where its answer came, and would take seconds to say so
+            process.wait()
+
+
+def python_command(module: str) -> list[str]:
+    """Python that looks for modules where this process does, and in the current folder last: a plug-in is found there,
+    and a user's tasks.py or random.py hides nothing."""
+    code = f"import sys; sys.path[:] = dict.fromkeys(sys.argv[1:] + sys.path); from {module} import main; main()"
+    return [sys.executable, "-P", "-c", code, *dict.fromkeys([*sys.path, os.getcwd()])]
+
+
+def run_one(
+    spec: RunSpec,
+    on_event: OnEvent,
+    run_options: RunOptions | None = None,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Record:
+    """Run one spec in a fresh Python and return its record, whatever becomes of it."""
+    run_options = run_options or RunOptions()
+    last: Record = {}
+
+    def hear(event: Record) -> None:
+        nonlocal last
+        if "warning" in event:
+            warn(event["warning"])
+        else:
+            last = event
+            on_event(event)
+
+    started, kills = time.perf_counter(), oom_kills()
+    message, environment = f"{spec.to_json()}\n{run_options.to_json()}", worker_environment(spec)
+    with start("compare.runs.process", message, environment=environment, timeout=run_options.timeout) as worker:
+        record = worker.answer("record", hear)
+        if record is not None:
+            return record
+        where, wall = place_of(last), time.perf_counter() - started
+        if worker.is_late:
+            reason = f"not done after {run_options.timeout:g} s; stopped in {where}"
+            return new_record(spec, "timeout", reason) | {"wall_seconds": wall}
+        no_memory = kills is None or oom_kills() != kills
+        code, words = worker.process.returncode, worker.last_words()
+        return record_of_crash(spec, code, words, wall, where=where, no_memory=no_memory)
+
+
+def oom_kills() -> int | None:
+    """Processes that the system ended for want of memory since it started; None where it does not count them."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
+
+
+def place_of(event: Record) -> str:
+    """Where a run was at its last event, in words."""
+    if not event:
+        return "starting"
+    return f"{event['phase']}, after step {event['step']}" if event["step"] is not None else str(event["phase"])

@@ -1,0 +1,96 @@
+"""Values as they are typed on the command line: what argparse calls types. Each tells what it expected."""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentTypeError
+
+
+def memory(text: str) -> int:
+    """Bytes; KB, MB, GB and TB, with or without an i or the B, are powers of 1024."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])i?)?b?", text.strip().lower())
+    size = float(found[1]) * 1024 ** " kmgt".index(found[2] or " ") if found else 0
+    if size < 1:
+        raise ArgumentTypeError(f"expected a size as 500MB or 16GB, got {text!r}")
+    return int(size)
+
+
+def positive(text: str) -> int:
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise ArgumentTypeError(f"expected a positive integer, got {text!r}")
+
+
+def seeds(text: str) -> int:
+    if re.fullmatch(r"\d+([,:]\d+)+", text):
+        raise ArgumentTypeError(f"expected a positive integer, how many there are: 3 runs 0 to 2, got {text!r}")
+    return positive(text)
+
+
+def natural(text: str) -> int:
+    return 0 if text == "0" else positive(text)
+
+
+def length(text: str) -> int:
+    """``8192``, or ``8k``."""
+    number = text.removesuffix("k").removesuffix("K")
+    return positive(number) * 1024 if number != text and number.isdecimal() else positive(text)
+
+
+def lengths(text: str) -> list[int]:
+    """``512:2k,3000`` -> [512, 1024, 2048, 3000]."""
+    found = []
+    for part in text.split(","):
+        low, colon, high = part.partition(":")
+        start = length(low.strip())
+        last = length(high.strip()) if colon else start
+        if start > last:
+            raise ArgumentTypeError(f"expected LOW:HIGH with LOW <= HIGH, got {part.strip()!r}")
+        while start <= last:
+            found.append(start)
+            start *= 2
+    return list(dict.fromkeys(found))
+
+
+def rates(text: str) -> tuple[float, ...]:
+    """Rising, each once."""
+    found = tuple(sorted({positive_float(part.strip()) for part in text.split(",")}))
+    if len(found) < 2:
+        raise ArgumentTypeError(f"expected two rates or more, as 1e-3,3e-3, got {text!r}")
+    return found
+
+
+def amount(text: str) -> float:
+    """0 or a positive number."""
+    return 0.0 if text.strip() in ("0", "0.0") else positive_float(text)
+
+
+def amounts(text: str) -> tuple[float, ...]:
+    """Rising, each once."""
+    return tuple(sorted({amount(part.strip()) for part in text.split(",")}))
+
+
+def one_rate(text: str) -> float:
+    if "," in text:
+        raise ArgumentTypeError(f"expected one rate, got {text!r}; to choose among several: --lr-grid {text}")
+    return positive_float(text)
+
+
+def share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if 0 <= value < 1:
+        return value
+    raise ArgumentTypeError(f"expected a share of the training, from 0 to below 1, got {text!r}")
+
+
+def positive_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if 0 < value < float("inf"):
+        return value
+    raise ArgumentTypeError(f"expected a positive number, got {text!r}")
