@@ -5,7 +5,7 @@ Gated Delta Networks: Improving Mamba2 with Delta Rule, arXiv:2412.06464, equati
 depthwise convolution over the last ``conv_width`` positions and SiLU, q and k of unit length,
 ``β_t = sigmoid(b_t + ε)`` and ``α_t = exp(-exp(A) softplus(a_t + δ))``, a and b linear in x, A, δ and ε learned, one
 number a head. The result is ``out(RMSNorm(o) · SiLU(gate(x)))``. It runs in chunks, in which the delta rule is a
-triangular system (DeltaNet, arXiv:2406.06484): see ``zoo.scan``.
+triangular system (DeltaNet, arXiv:2406.06484): see ``zoo.cores.recurrences``.
 Cost: O(N D²) time and O(N D) memory. On two CPU cores both directions at N = 8192, forward and backward, take about 0.4
 of fused full attention's time (0.6 to 0.8 on a Xeon whose fused kernel is faster), not a third: a chunk needs ten
 products, a triangular system, decays and a convolution in each direction, most of it twice since backward computes

@@ -12,7 +12,7 @@ weights of softmax attention over the same queries and keys. It is quadratic in 
 Departures from the paper:
 - W has no bias, as in the authors' code.
 - No feature is raised to 1e-12 (the authors' code does, so that no denominator vanishes): features are kept as
-  logarithms over a reference for each (see ``zoo.kernel_attention``), which changes nothing in the quotient. When
+  logarithms over a reference for each (see ``zoo.cores.kernel_attention``), which changes nothing in the quotient. When
   causal, a key whose feature exceeds that reference by more than e⁵⁹ (float32) counts as e⁵⁹ in its own chunk.
 """
 

@@ -14,7 +14,7 @@ steps at 3e-3 lead to 50 %, and 500 lead full to 89 and 96 %.
 Departures from the paper:
 - No epsilon is added to the features. The authors' code needs one because it divides all keys by one maximum; with
   keys larger than in a fresh model it drowns the features. Here each feature has a maximum of its own (see
-  ``zoo.kernel_attention``), so no denominator vanishes, and what is computed is the equation itself.
+  ``zoo.cores.kernel_attention``), so no denominator vanishes, and what is computed is the equation itself.
 - When causal, that maximum is over the keys of earlier chunks; a key that exceeds it by more than e⁵⁹ (float32) counts
   as e⁵⁹ for the rows of its own chunk.
 - W is drawn again between steps of training, every ``redraw_interval`` of them, when the training loop says
