@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from compare.arguments import LONGEST, parse, run_parser
-from compare.choice import find
 from compare.errors import UsageError
-from compare.folder import check_foreign, claim_folder
 
 NOT_DECODED = {
     "longest": "measured at the lengths of --seq-len alone",
@@ -114,6 +112,7 @@ def execute(options: argparse.Namespace, words: list[str], longest: int | None =
 
 
 def command_list(options: argparse.Namespace, _words: list[str]) -> int:
+    from compare.choice import find
     from compare.listing import markdown, show, written
     from compare.record import write_atomically
 
@@ -136,6 +135,7 @@ def command_report(options: argparse.Namespace, words: list[str]) -> int:
     for folder in options.folders:
         if not (folder / "records.jsonl").is_file():
             raise UsageError(f"{folder} holds no records.jsonl")
+    from compare.folder import check_foreign, claim_folder
     from compare.record import read_records
     from compare.report import write_report, write_report_many
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
+import argparse
 import os
 import sys
 from typing import TYPE_CHECKING
 
-from compare.errors import UsageError
+import tasks
+import zoo
+from compare.arguments import CONTROL, DEFAULT_BUDGET
+from compare.errors import UsageError, closest
+from tasks import Task
+from zoo.registry import Entry
 
 if TYPE_CHECKING:
-    import argparse
-
     from compare.settings import Sweep
-    from tasks import Task
-    from zoo.registry import Entry
 
-    Chosen = tuple[str, int, float]  # task, length, seconds of training
-
-CONTROL = "none"
-DEFAULT_VARIANTS = "full,linformer,linear"
-DEFAULT_TASK = "noisy_recall"
-DEFAULT_BUDGET = 100.0  # seconds
+Chosen = tuple[str, int, float]
+"""A task, its length, seconds of training."""
 
 
 def asked_variants(options: argparse.Namespace) -> dict[str, str]:
@@ -48,8 +45,6 @@ def left_out(options: argparse.Namespace) -> list[str]:
 
 def remarks(options: argparse.Namespace) -> list[str]:
     """Lines on what is not run, though it was among all that was asked for, and on what is run in its place."""
-    import tasks
-
     lines = []
     if absent := left_out(options):
         lines.append(f"left out, for want of a {'step' if options.decode else 'causal'} form: {', '.join(absent)}")
@@ -71,8 +66,6 @@ def remarks(options: argparse.Namespace) -> list[str]:
 
 def choose_variants(text: str) -> dict[str, str]:
     """Registered name -> what was typed for it, the name or ``module:Class``; in order, each once."""
-    import zoo
-
     chosen: dict[str, str] = {}
     for typed in split(text, "variant", ["all", *zoo.available()]):
         for name in zoo.available() if typed == "all" else [typed]:
@@ -82,8 +75,6 @@ def choose_variants(text: str) -> dict[str, str]:
 
 def find(name: str, where: str) -> Entry:
     """The backend of that name or ``module:Class``, found from the current folder as a worker finds it."""
-    import zoo
-
     if ":" in name and os.getcwd() not in sys.path:  # the console script leaves it out
         sys.path.append(os.getcwd())
     try:
@@ -99,15 +90,8 @@ def split(text: str, kind: str, known: list[str]) -> list[str]:
     return names
 
 
-def closest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def choose_tasks(options: argparse.Namespace) -> list[Chosen]:
     """The tasks and lengths that ``--tasks`` and ``--seq-len`` ask for, each once."""
-    import tasks
-
     chosen: dict[tuple[str, int], float] = {}
     budget: float | None
     known = ["all", *tasks.SUITES, *tasks.available()]
@@ -133,8 +117,6 @@ def choose_tasks(options: argparse.Namespace) -> list[Chosen]:
 
 def reading_of(name: str) -> str:
     """The task that a causal encoder is trained on in place of this one, mostly itself; "" = there is none."""
-    import tasks
-
     kind = tasks.get(name)
     return kind.causal_form or name * kind.causal
 
@@ -147,9 +129,6 @@ def is_causal(options: argparse.Namespace, kind: type[Task]) -> bool:
 def check_causal(options: argparse.Namespace, sweeps: list[Sweep]) -> None:
     """Raise UsageError where a variant that was typed has no causal form, and --causal or a task that was typed asks
     for one."""
-    import tasks
-    import zoo
-
     typed = [*typed_variants(options), *(sweep.typed for sweep in sweeps)]
     unable = [name for name in typed if name != "all" and not find(name, "--variants").traits.causal]
     asking = ["--causal"] * options.causal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import sys
@@ -10,11 +11,11 @@ from datetime import datetime
 from functools import partial
 from math import floor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from compare.choice import asked_variants, find, left_out, remarks, split
+from compare.display import Display
 from compare.errors import UsageError
 from compare.folder import claim_folder, go_on, stamp_folder
 from compare.plan import plan_runs
@@ -29,11 +30,6 @@ from compare.runs.rate_search import At, Setting, search_rates
 from compare.runs.sequence import run_all
 from compare.runs.track import TRACKERS, check_trackers
 from compare.spec import DataId, RunSpec
-
-if TYPE_CHECKING:
-    import argparse
-
-    from compare.display import Display
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import argparse
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import torch
+
+import tasks
 from compare.choice import (
     asked_variants,
     check_causal,
@@ -14,16 +19,21 @@ from compare.choice import (
     typed_variants,
 )
 from compare.errors import UsageError
-from compare.settings import choose_forms, choose_task_forms, read_grid_at, read_settings, read_sweeps
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Sequence
-
-    from compare.runs.rate_search import At, Setting
-    from compare.settings import Options, Settings
-    from compare.spec import RunSpec
-    from tasks import LengthSchedule, Task
+from compare.runs.rate_search import At, Setting, make_grid
+from compare.schedule import default_lengths, in_words, shortest_length
+from compare.settings import (
+    Options,
+    Settings,
+    choose_forms,
+    choose_task_forms,
+    read_grid_at,
+    read_settings,
+    read_sweeps,
+)
+from compare.spec import FLAGS, RunSpec
+from tasks import LengthSchedule, Task
+from zoo import Encoder
+from zoo.contract import Dims
 
 LEAST_MEMORY = 64 * 2**20  # bytes
 SIZES = ("vocab_size", "n_features", "n_classes")  # of a task, that a model is built for
@@ -49,9 +59,6 @@ def plan_runs(options: argparse.Namespace, device: str, threads: int) -> Planned
     Raises:
         UsageError: the arguments are at odds with one another, or with what there is.
     """
-    from compare.runs.rate_search import make_grid
-    from compare.spec import RunSpec
-
     check_flags(options)
     variants = asked_variants(options)
     for name in left_out(options):
@@ -116,8 +123,6 @@ def check_flags(options: argparse.Namespace) -> None:
 
 def open_task(name: str, seq_len: int, options: Options) -> Task:
     """A task as it is asked for."""
-    import tasks
-
     kind = tasks.get(name)
     try:
         return kind(seq_len, kind.config_type(**dict(options)))
@@ -130,9 +135,6 @@ def common_fields(options: argparse.Namespace, task: Task, budget: float) -> dic
 
     budget: seconds of training, where neither seconds nor steps are asked for.
     """
-    from compare.spec import FLAGS
-    from zoo.contract import Dims
-
     defaults = task.defaults
     typed = {name: getattr(options, name) for name in FLAGS}
     common: dict[str, Any] = {
@@ -161,8 +163,6 @@ def common_fields(options: argparse.Namespace, task: Task, budget: float) -> dic
 
 def choose_lengths(name: LengthSchedule | None, task: Task) -> LengthSchedule:
     """The schedule of lengths that is asked for, if the task has samples that short; its default where none is."""
-    from compare.schedule import default_lengths, in_words, shortest_length
-
     if name is None:
         return default_lengths(task.defaults.length_schedule, task.seq_len, task.shortest_train)
     if (shortest := shortest_length(name, task.seq_len)) < task.shortest_train:
@@ -180,8 +180,6 @@ def choose_lengths(name: LengthSchedule | None, task: Task) -> LengthSchedule:
 
 def add_data(options: argparse.Namespace, settings: Settings, chosen: list[str]) -> None:
     """Put ``--data`` and what goes with it among the options of the one task that takes them."""
-    import tasks
-
     for option in ("data", "text_column", "label_column", "test_split", "tokenizer"):
         value = getattr(options, option)
         if value is None:
@@ -233,9 +231,6 @@ def unreached_parameters(spec: RunSpec) -> list[str]:
     """Names of parameters that have rows for places beyond the training length: their shapes follow ``max_len``."""
     if spec.max_len == spec.seq_len:
         return []
-    import torch
-
-    from zoo import Encoder
 
     def shapes(max_len: int) -> dict[str, torch.Size]:
         with torch.device("meta"):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from compare.record import Record
 from compare.spec import Option, RunSpec
-
-if TYPE_CHECKING:
-    from compare.record import Record
 
 SEED = 0  # of the runs that search
 At = dict[str, tuple[str, Option]]
