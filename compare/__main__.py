@@ -62,10 +62,6 @@ def settle() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is finished is reported, as after Ctrl-C
 
 
-def command_run(options: argparse.Namespace, words: list[str]) -> int:
-    return execute(options, words)
-
-
 def command_reproduce(options: argparse.Namespace, words: list[str]) -> int:
     """Run a plan, with what is typed behind its name changed in it; without a name list the plans."""
     from compare.plans import PLANS, get
@@ -180,7 +176,7 @@ def command_diff(options: argparse.Namespace, _words: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
-    "run": command_run,
+    "run": execute,
     "cost": command_cost,
     "list": command_list,
     "report": command_report,
