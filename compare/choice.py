@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING
 
 import tasks
 import zoo
@@ -13,9 +12,6 @@ from compare.arguments import CONTROL, DEFAULT_BUDGET
 from compare.errors import UsageError, closest
 from tasks import Task
 from zoo.registry import Entry
-
-if TYPE_CHECKING:
-    from compare.settings import Sweep
 
 Chosen = tuple[str, int, float]
 """A task, its length, seconds of training."""
@@ -124,17 +120,3 @@ def reading_of(name: str) -> str:
 def is_causal(options: argparse.Namespace, kind: type[Task]) -> bool:
     """Whether runs of a task are of the causal encoder; those that decode are so without being told."""
     return (options.causal or kind.causal_only) and not options.decode
-
-
-def check_causal(options: argparse.Namespace, sweeps: list[Sweep]) -> None:
-    """Raise UsageError where a variant that was typed has no causal form, and --causal or a task that was typed asks
-    for one."""
-    typed = [*typed_variants(options), *(sweep.typed for sweep in sweeps)]
-    unable = [name for name in typed if name != "all" and not find(name, "--variants").traits.causal]
-    asking = ["--causal"] * options.causal
-    asking += [name for name in split(options.tasks, "task", []) if name in tasks.available()]
-    asking = [name for name in asking if name == "--causal" or is_causal(options, tasks.get(name))]
-    if unable and asking and not options.decode:
-        able = ", ".join(name for name in zoo.available() if zoo.describe(name).traits.causal)
-        verb = "has" if len(unable) == 1 else "have"
-        raise UsageError(f"{asking[0]}: {', '.join(unable)} {verb} no causal form; leave out, these have one: {able}")

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import torch
 
 import tasks
+import zoo
 from compare.choice import (
     asked_variants,
-    check_causal,
     choose_tasks,
     find,
     is_causal,
     left_out,
+    split,
     typed_variants,
 )
 from compare.errors import UsageError
@@ -24,6 +25,7 @@ from compare.schedule import default_lengths, in_words, shortest_length
 from compare.settings import (
     Options,
     Settings,
+    Sweep,
     choose_forms,
     choose_task_forms,
     read_grid_at,
@@ -119,6 +121,20 @@ def check_flags(options: argparse.Namespace) -> None:
             f"--memory-limit: expected a size with its unit, as 500MB or 16GB, and at least {LEAST_MEMORY >> 20}MB, "
             f"less than loading torch takes; got {options.memory_limit} bytes"
         )
+
+
+def check_causal(options: argparse.Namespace, sweeps: list[Sweep]) -> None:
+    """Raise UsageError where a variant that was typed has no causal form, and --causal or a task that was typed asks
+    for one."""
+    typed = [*typed_variants(options), *(sweep.typed for sweep in sweeps)]
+    unable = [name for name in typed if name != "all" and not find(name, "--variants").traits.causal]
+    asking = ["--causal"] * options.causal
+    asking += [name for name in split(options.tasks, "task", []) if name in tasks.available()]
+    asking = [name for name in asking if name == "--causal" or is_causal(options, tasks.get(name))]
+    if unable and asking and not options.decode:
+        able = ", ".join(name for name in zoo.available() if zoo.describe(name).traits.causal)
+        verb = "has" if len(unable) == 1 else "have"
+        raise UsageError(f"{asking[0]}: {', '.join(unable)} {verb} no causal form; leave out, these have one: {able}")
 
 
 def open_task(name: str, seq_len: int, options: Options) -> Task:
