@@ -26,7 +26,7 @@ from compare.runs.longest import search_longest
 from compare.runs.machine import describe_machine
 from compare.runs.options import RunOptions
 from compare.runs.prepare import prepare_data
-from compare.runs.rate_search import At, Setting, search_rates
+from compare.runs.rate_search import At, GridPoint, search_rates
 from compare.runs.sequence import run_all
 from compare.runs.track import TRACKERS, check_trackers
 from compare.spec import DataId, RunSpec
@@ -50,7 +50,7 @@ class Comparison:
 
     command: str
     specs: tuple[RunSpec, ...]
-    grid: tuple[Setting, ...]
+    grid: tuple[GridPoint, ...]
     grid_at: At
     longest: int | None
     match: str

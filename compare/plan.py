@@ -20,7 +20,7 @@ from compare.choice import (
     typed_variants,
 )
 from compare.errors import UsageError
-from compare.runs.rate_search import At, Setting, make_grid
+from compare.runs.rate_search import At, GridPoint, make_grid
 from compare.schedule import default_lengths, in_words, shortest_length
 from compare.settings import (
     Options,
@@ -51,7 +51,7 @@ class Planned(NamedTuple):
     """
 
     specs: list[RunSpec]
-    grid: list[Setting]
+    grid: list[GridPoint]
     grid_at: At
 
 
