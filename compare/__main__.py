@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from compare.arguments import LONGEST, parse, run_parser
-from compare.choice import find
 from compare.errors import UsageError
-from compare.folder import check_foreign, claim_folder
 
 NOT_DECODED = {
     "longest": "measured at the lengths of --seq-len alone",
@@ -62,10 +60,6 @@ def settle() -> None:
     os.environ["MPLBACKEND"] = "Agg"  # a notebook's may name one that is not installed here
     os.environ["PYTHONSAFEPATH"] = "1"  # for processes that build data, as for this one
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is finished is reported, as after Ctrl-C
-
-
-def command_run(options: argparse.Namespace, words: list[str]) -> int:
-    return execute(options, words)
 
 
 def command_reproduce(options: argparse.Namespace, words: list[str]) -> int:
@@ -114,6 +108,7 @@ def execute(options: argparse.Namespace, words: list[str], longest: int | None =
 
 
 def command_list(options: argparse.Namespace, _words: list[str]) -> int:
+    from compare.choice import find
     from compare.listing import markdown, show, written
     from compare.record import write_atomically
 
@@ -136,6 +131,7 @@ def command_report(options: argparse.Namespace, words: list[str]) -> int:
     for folder in options.folders:
         if not (folder / "records.jsonl").is_file():
             raise UsageError(f"{folder} holds no records.jsonl")
+    from compare.folder import check_foreign, claim_folder
     from compare.record import read_records
     from compare.report import write_report, write_report_many
 
@@ -180,7 +176,7 @@ def command_diff(options: argparse.Namespace, _words: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
-    "run": command_run,
+    "run": execute,
     "cost": command_cost,
     "list": command_list,
     "report": command_report,

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from compare.choice import CONTROL, DEFAULT_BUDGET, DEFAULT_TASK, DEFAULT_VARIANTS
 from compare.parser import PROGRAM, Named, Parser, Version
 from compare.spec import FLAGS
 from compare.values import amounts, length, lengths, natural, positive_float, rates, seeds
@@ -16,6 +15,10 @@ from compare.values import amounts, length, lengths, natural, positive_float, ra
 Container: TypeAlias = argparse._ArgumentGroup
 Make = Callable[..., Parser]
 """Parser, or what makes one among those of the commands."""
+CONTROL = "none"
+DEFAULT_VARIANTS = "full,linformer,linear"
+DEFAULT_TASK = "noisy_recall"
+DEFAULT_BUDGET = 100.0  # seconds
 MATCHES = ("end", "time", "steps", "flops")
 COST_LENGTHS = "512:8192"
 LONGEST = 65_536

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
+import argparse
 import os
 import sys
-from typing import TYPE_CHECKING
 
-from compare.errors import UsageError
+import tasks
+import zoo
+from compare.arguments import CONTROL, DEFAULT_BUDGET
+from compare.errors import UsageError, closest
+from tasks import Task
+from zoo.entry import Entry
 
-if TYPE_CHECKING:
-    import argparse
-
-    from compare.settings import Sweep
-    from tasks import Task
-    from zoo.entry import Entry
-
-    Chosen = tuple[str, int, float]  # task, length, seconds of training
-
-CONTROL = "none"
-DEFAULT_VARIANTS = "full,linformer,linear"
-DEFAULT_TASK = "noisy_recall"
-DEFAULT_BUDGET = 100.0  # seconds
+Chosen = tuple[str, int, float]
+"""A task, its length, seconds of training."""
 
 
 def asked_variants(options: argparse.Namespace) -> dict[str, str]:
@@ -48,8 +41,6 @@ def left_out(options: argparse.Namespace) -> list[str]:
 
 def remarks(options: argparse.Namespace) -> list[str]:
     """Lines on what is not run, though it was among all that was asked for, and on what is run in its place."""
-    import tasks
-
     lines = []
     if absent := left_out(options):
         lines.append(f"left out, for want of a {'step' if options.decode else 'causal'} form: {', '.join(absent)}")
@@ -71,8 +62,6 @@ def remarks(options: argparse.Namespace) -> list[str]:
 
 def choose_variants(text: str) -> dict[str, str]:
     """Registered name -> what was typed for it, the name or ``module:Class``; in order, each once."""
-    import zoo
-
     chosen: dict[str, str] = {}
     for typed in split(text, "variant", ["all", *zoo.available()]):
         for name in zoo.available() if typed == "all" else [typed]:
@@ -82,8 +71,6 @@ def choose_variants(text: str) -> dict[str, str]:
 
 def find(name: str, where: str) -> Entry:
     """The backend of that name or ``module:Class``, found from the current folder as a worker finds it."""
-    import zoo
-
     if ":" in name and os.getcwd() not in sys.path:  # the console script leaves it out
         sys.path.append(os.getcwd())
     try:
@@ -99,15 +86,8 @@ def split(text: str, kind: str, known: list[str]) -> list[str]:
     return names
 
 
-def closest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def choose_tasks(options: argparse.Namespace) -> list[Chosen]:
     """The tasks and lengths that ``--tasks`` and ``--seq-len`` ask for, each once."""
-    import tasks
-
     chosen: dict[tuple[str, int], float] = {}
     budget: float | None
     known = ["all", *tasks.SUITES, *tasks.available()]
@@ -133,8 +113,6 @@ def choose_tasks(options: argparse.Namespace) -> list[Chosen]:
 
 def reading_of(name: str) -> str:
     """The task that a causal encoder is trained on in place of this one, mostly itself; "" = there is none."""
-    import tasks
-
     kind = tasks.get(name)
     return kind.causal_form or name * kind.causal
 
@@ -142,20 +120,3 @@ def reading_of(name: str) -> str:
 def is_causal(options: argparse.Namespace, kind: type[Task]) -> bool:
     """Whether runs of a task are of the causal encoder; those that decode are so without being told."""
     return (options.causal or kind.causal_only) and not options.decode
-
-
-def check_causal(options: argparse.Namespace, sweeps: list[Sweep]) -> None:
-    """Raise UsageError where a variant that was typed has no causal form, and --causal or a task that was typed asks
-    for one."""
-    import tasks
-    import zoo
-
-    typed = [*typed_variants(options), *(sweep.typed for sweep in sweeps)]
-    unable = [name for name in typed if name != "all" and not find(name, "--variants").traits.causal]
-    asking = ["--causal"] * options.causal
-    asking += [name for name in split(options.tasks, "task", []) if name in tasks.available()]
-    asking = [name for name in asking if name == "--causal" or is_causal(options, tasks.get(name))]
-    if unable and asking and not options.decode:
-        able = ", ".join(name for name in zoo.available() if zoo.describe(name).traits.causal)
-        verb = "has" if len(unable) == 1 else "have"
-        raise UsageError(f"{asking[0]}: {', '.join(unable)} {verb} no causal form; leave out, these have one: {able}")

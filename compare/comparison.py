@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import sys
@@ -10,11 +11,11 @@ from datetime import datetime
 from functools import partial
 from math import floor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from compare.choice import asked_variants, find, left_out, remarks, split
+from compare.display import Display
 from compare.errors import UsageError
 from compare.folder import claim_folder, go_on, stamp_folder
 from compare.plan import plan_runs
@@ -25,15 +26,10 @@ from compare.runs.longest import search_longest
 from compare.runs.machine import describe_machine
 from compare.runs.options import RunOptions
 from compare.runs.prepare import prepare_data
-from compare.runs.rate_search import At, Setting, search_rates
+from compare.runs.rate_search import At, GridPoint, search_rates
 from compare.runs.sequence import run_all
 from compare.runs.track import TRACKERS, check_trackers
 from compare.spec import DataId, RunSpec
-
-if TYPE_CHECKING:
-    import argparse
-
-    from compare.display import Display
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +50,7 @@ class Comparison:
 
     command: str
     specs: tuple[RunSpec, ...]
-    grid: tuple[Setting, ...]
+    grid: tuple[GridPoint, ...]
     grid_at: At
     longest: int | None
     match: str

@@ -7,13 +7,13 @@ import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from compare.display import Display
 from compare.errors import UsageError
 from compare.lock import hold
-
-if TYPE_CHECKING:
-    from compare.display import Display
+from compare.record import write_atomically
+from compare.report import foreign_files, read_environment
+from compare.report.aggregate import machine_line
 
 
 @contextmanager
@@ -47,8 +47,6 @@ def claim_folder(folder: Path, command: str, *, resume: bool | None = None) -> I
 
 def check_foreign(folder: Path) -> None:
     """Raise UsageError where a report would replace what no report wrote."""
-    from compare.report import foreign_files
-
     if found := foreign_files(folder):
         raise UsageError(
             f"{folder / found[0]} was not written by a comparison, and the report would replace it: "
@@ -58,10 +56,6 @@ def check_foreign(folder: Path) -> None:
 
 def stamp_folder(folder: Path, machine: dict[str, object], display: Display) -> None:
     """Write down what runs here from now on; what ran here before stays beside it."""
-    from compare.record import write_atomically
-    from compare.report import read_environment
-    from compare.report.aggregate import machine_line
-
     path = folder / "environment.json"
     known = read_environment(path)[0] if path.exists() else {}
     earlier = known.pop("earlier", [])

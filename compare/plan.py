@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import argparse
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import torch
+
+import tasks
+import zoo
 from compare.choice import (
     asked_variants,
-    check_causal,
     choose_tasks,
     find,
     is_causal,
     left_out,
+    split,
     typed_variants,
 )
 from compare.errors import UsageError
-from compare.settings import choose_forms, choose_task_forms, read_grid_at, read_settings, read_sweeps
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Sequence
-
-    from compare.runs.rate_search import At, Setting
-    from compare.settings import Options, Settings
-    from compare.spec import RunSpec
-    from tasks import LengthSchedule, Task
+from compare.runs.rate_search import At, GridPoint, make_grid
+from compare.schedule import default_lengths, in_words, shortest_length
+from compare.settings import (
+    Options,
+    Settings,
+    Sweep,
+    choose_forms,
+    choose_task_forms,
+    read_grid_at,
+    read_settings,
+    read_sweeps,
+)
+from compare.spec import FLAGS, RunSpec
+from tasks import LengthSchedule, Task
+from zoo import Encoder
+from zoo.contract import Dims
 
 LEAST_MEMORY = 64 * 2**20  # bytes
 SIZES = ("vocab_size", "n_features", "n_classes")  # of a task, that a model is built for
@@ -39,7 +51,7 @@ class Planned(NamedTuple):
     """
 
     specs: list[RunSpec]
-    grid: list[Setting]
+    grid: list[GridPoint]
     grid_at: At
 
 
@@ -49,9 +61,6 @@ def plan_runs(options: argparse.Namespace, device: str, threads: int) -> Planned
     Raises:
         UsageError: the arguments are at odds with one another, or with what there is.
     """
-    from compare.runs.rate_search import make_grid
-    from compare.spec import RunSpec
-
     check_flags(options)
     variants = asked_variants(options)
     for name in left_out(options):
@@ -114,10 +123,22 @@ def check_flags(options: argparse.Namespace) -> None:
         )
 
 
+def check_causal(options: argparse.Namespace, sweeps: list[Sweep]) -> None:
+    """Raise UsageError where a variant that was typed has no causal form, and --causal or a task that was typed asks
+    for one."""
+    typed = [*typed_variants(options), *(sweep.typed for sweep in sweeps)]
+    unable = [name for name in typed if name != "all" and not find(name, "--variants").traits.causal]
+    asking = ["--causal"] * options.causal
+    asking += [name for name in split(options.tasks, "task", []) if name in tasks.available()]
+    asking = [name for name in asking if name == "--causal" or is_causal(options, tasks.get(name))]
+    if unable and asking and not options.decode:
+        able = ", ".join(name for name in zoo.available() if zoo.describe(name).traits.causal)
+        verb = "has" if len(unable) == 1 else "have"
+        raise UsageError(f"{asking[0]}: {', '.join(unable)} {verb} no causal form; leave out, these have one: {able}")
+
+
 def open_task(name: str, seq_len: int, options: Options) -> Task:
     """A task as it is asked for."""
-    import tasks
-
     kind = tasks.get(name)
     try:
         return kind(seq_len, kind.config_type(**dict(options)))
@@ -130,9 +151,6 @@ def common_fields(options: argparse.Namespace, task: Task, budget: float) -> dic
 
     budget: seconds of training, where neither seconds nor steps are asked for.
     """
-    from compare.spec import FLAGS
-    from zoo.contract import Dims
-
     defaults = task.defaults
     typed = {name: getattr(options, name) for name in FLAGS}
     common: dict[str, Any] = {
@@ -161,8 +179,6 @@ def common_fields(options: argparse.Namespace, task: Task, budget: float) -> dic
 
 def choose_lengths(name: LengthSchedule | None, task: Task) -> LengthSchedule:
     """The schedule of lengths that is asked for, if the task has samples that short; its default where none is."""
-    from compare.schedule import default_lengths, in_words, shortest_length
-
     if name is None:
         return default_lengths(task.defaults.length_schedule, task.seq_len, task.shortest_train)
     if (shortest := shortest_length(name, task.seq_len)) < task.shortest_train:
@@ -180,8 +196,6 @@ def choose_lengths(name: LengthSchedule | None, task: Task) -> LengthSchedule:
 
 def add_data(options: argparse.Namespace, settings: Settings, chosen: list[str]) -> None:
     """Put ``--data`` and what goes with it among the options of the one task that takes them."""
-    import tasks
-
     for option in ("data", "text_column", "label_column", "test_split", "tokenizer"):
         value = getattr(options, option)
         if value is None:
@@ -233,9 +247,6 @@ def unreached_parameters(spec: RunSpec) -> list[str]:
     """Names of parameters that have rows for places beyond the training length: their shapes follow ``max_len``."""
     if spec.max_len == spec.seq_len:
         return []
-    import torch
-
-    from zoo import Encoder
 
     def shapes(max_len: int) -> dict[str, torch.Size]:
         with torch.device("meta"):

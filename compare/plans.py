@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compare.choice import closest
+from compare.errors import closest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-from compare.choice import closest, find
-from compare.errors import UsageError
+import tasks
+from compare.choice import Chosen, find
+from compare.errors import UsageError, closest
+from compare.runs.rate_search import At
+from compare.spec import Option
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from compare.choice import Chosen
-    from compare.runs.rate_search import At
-    from compare.spec import Option
-
-    Options = tuple[tuple[str, Option], ...]
-    Settings = dict[str, Options]
+Options = tuple[tuple[str, Option], ...]
+Settings = dict[str, Options]
 
 
 def choose_forms(variants: dict[str, str], settings: Settings, sweeps: list[Sweep]) -> list[tuple[str, Options]]:
@@ -85,8 +82,6 @@ def read_sweeps(words: list[str]) -> tuple[list[Sweep], dict[str, Sweep]]:
     Returns:
         The sweeps of variants, and those of tasks by the name of the task.
     """
-    import tasks
-
     sweeps: list[Sweep] = []
     task_sweeps: dict[str, Sweep] = {}
     for word in words:
@@ -138,8 +133,6 @@ def check_option(flag: str, typed: str, option: str, known: dict[str, Option]) -
 
 def configurable(name: str, where: str) -> tuple[str, Callable[..., object], dict[str, Option]]:
     """The task or backend of that name: its name, its config class, the options that take a plain value."""
-    import tasks
-
     if name in tasks.available():
         options = tasks.options(name)
         return name, tasks.get(name).config_type, options

@@ -664,8 +664,10 @@ def test_denormals_count_as_zero_in_every_thread_of_a_run() -> None:
 
 
 def test_rooms_import_one_way_only() -> None:
-    """zoo knows neither tasks nor compare, tasks knows neither; a report knows records and no torch."""
+    """zoo knows neither tasks nor compare, tasks knows neither; a report knows records and no torch, nobody the entry
+    of a run's process."""
     forbidden = {
+        "compare": ("compare.runs.process",),
         "zoo": ("tasks", "compare"),
         "tasks": ("zoo", "compare", "torch"),
         "compare/report": ("torch", "zoo", "tasks", "datasets", "compare.runs"),

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import tasks
-from compare.arguments import run_parser
-from compare.choice import DEFAULT_BUDGET, choose_tasks
+from compare.arguments import DEFAULT_BUDGET, run_parser
+from compare.choice import choose_tasks
 from compare.errors import UsageError
 from compare.plan import plan_runs
 from compare.spec import RunSpec, reproduce

@@ -15,7 +15,7 @@ from compare.plan import plan_runs
 from compare.record import Record, is_search, read_records
 from compare.report import write_report
 from compare.runs.options import RunOptions
-from compare.runs.rate_search import Setting, choose, make_grid, search_rates, search_specs
+from compare.runs.rate_search import GridPoint, choose, make_grid, search_rates, search_specs
 from compare.runs.sequence import run_all
 from compare.spec import RunSpec
 from tests.here import compare_here
@@ -63,7 +63,7 @@ def test_a_weight_decay_is_chosen_together_with_the_rate() -> None:
     assert (search["grid"], search["weight_decay_grid"]) == ([1e-3, 3e-3], [0.0, 0.1])
     planned = specs("--variants", "full", "--weight-decay-grid", "0.1,0")
     assert [(run.lr, run.weight_decay) for run in search_specs(planned, grid, {})] == [tuple(s) for s in grid]
-    assert Setting(2e-3).of(planned[0]).weight_decay == planned[0].weight_decay
+    assert GridPoint(2e-3).of(planned[0]).weight_decay == planned[0].weight_decay
 
 
 def test_a_run_that_fails_late_has_lost_whatever_it_scored() -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from compare.record import Record
 from compare.runs.outcome import RETRIED
-
-if TYPE_CHECKING:
-    from compare.record import Record
-    from compare.spec import RunSpec
+from compare.spec import RunSpec
 
 FINENESS = 16  # the search ends when what fits and what does not are a sixteenth apart
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from compare.record import Record
 from compare.spec import Option, RunSpec
-
-if TYPE_CHECKING:
-    from compare.record import Record
 
 SEED = 0  # of the runs that search
 At = dict[str, tuple[str, Option]]
 """Task -> its swept option, and the value of it at which rates are chosen for all values."""
 
 
-class Setting(NamedTuple):
-    """One point of the grid. weight_decay: None = as the spec has it."""
+class GridPoint(NamedTuple):
+    """A rate and a weight decay to try. weight_decay: None = as the spec has it."""
 
     lr: float
     weight_decay: float | None = None
@@ -30,14 +28,14 @@ class Setting(NamedTuple):
         return f"{self.lr:g}" + ("" if self.weight_decay is None else f", weight decay {self.weight_decay:g}")
 
 
-def make_grid(rates: Sequence[float], weight_decays: Sequence[float]) -> list[Setting]:
+def make_grid(rates: Sequence[float], weight_decays: Sequence[float]) -> list[GridPoint]:
     """Every rate with every weight decay, the rates outermost, both rising."""
-    return [Setting(rate, decay) for rate in rates for decay in weight_decays or (None,)]
+    return [GridPoint(rate, decay) for rate in rates for decay in weight_decays or (None,)]
 
 
 def search_rates(
     specs: Sequence[RunSpec],
-    grid: Sequence[Setting],
+    grid: Sequence[GridPoint],
     run: Callable[[Sequence[RunSpec]], list[Record]],
     say: Callable[[str], None],
     at: At,
@@ -63,19 +61,19 @@ def search_rates(
         search = choose([found[run.run_id] for run in tried], grid)
         if spec.task in at:
             search["at"] = "{}={}".format(*at[spec.task])
-        setting = Setting(search["chosen"], search["chosen_weight_decay"])
-        chosen.append(setting.of(spec))
+        point = GridPoint(search["chosen"], search["chosen_weight_decay"])
+        chosen.append(point.of(spec))
         notes[chosen[-1].run_id] = {"lr_search": search}
         if spec.seed == SEED and stand_in(spec, at) == spec:
             note = f" ({search['note']})" if search["note"] else ""
-            say(f"learning rate of {spec.label} · {spec.task} · N {spec.seq_len}: {setting.words}{note}")
+            say(f"learning rate of {spec.label} · {spec.task} · N {spec.seq_len}: {point.words}{note}")
     return tuple(chosen), notes
 
 
-def search_specs(specs: Sequence[RunSpec], grid: Sequence[Setting], at: At) -> list[RunSpec]:
+def search_specs(specs: Sequence[RunSpec], grid: Sequence[GridPoint], at: At) -> list[RunSpec]:
     """A run for each point of the grid of everything that is to run with the seed of the search."""
     searched = dict.fromkeys(stand_in(spec, at) for spec in specs if spec.seed == SEED)
-    return [replace(setting.of(spec), search=True) for spec in searched for setting in grid]
+    return [replace(point.of(spec), search=True) for spec in searched for point in grid]
 
 
 def stand_in(spec: RunSpec, at: At) -> RunSpec:
@@ -86,8 +84,8 @@ def stand_in(spec: RunSpec, at: At) -> RunSpec:
     return replace(spec, task_options=tuple(sorted((dict(spec.task_options) | {option: value}).items())))
 
 
-def choose(runs: Sequence[Record], grid: Sequence[Setting]) -> Record:
-    """The setting with the best validation score at the end, of two the smaller rate, then the smaller decay.
+def choose(runs: Sequence[Record], grid: Sequence[GridPoint]) -> Record:
+    """The point with the best validation score at the end, of two the smaller rate, then the smaller decay.
 
     Args:
         runs: a record for each point of the grid; one that failed has lost.
@@ -98,7 +96,7 @@ def choose(runs: Sequence[Record], grid: Sequence[Setting]) -> Record:
         runs it took and their seconds, the validation scores (None where a run failed), and a note where there is
         something to know.
     """
-    rates = sorted({setting.lr for setting in grid})
+    rates = sorted({point.lr for point in grid})
     scores = [run.get("val_score") if run["status"] == "ok" else None for run in runs]
     lower = any((run.get("metric_scale") or {}).get("lower_is_better") for run in runs)
     ranked = [(score if lower else -score, place) for place, score in enumerate(scores) if score is not None]
@@ -111,7 +109,7 @@ def choose(runs: Sequence[Record], grid: Sequence[Setting]) -> Record:
     return {
         "grid": rates,
         "chosen": best.lr,
-        "weight_decay_grid": sorted({setting.weight_decay for setting in grid if setting.weight_decay is not None}),
+        "weight_decay_grid": sorted({point.weight_decay for point in grid if point.weight_decay is not None}),
         "chosen_weight_decay": best.weight_decay,
         "runs": len(runs),
         "seconds": sum(run.get("wall_seconds") or 0.0 for run in runs),
