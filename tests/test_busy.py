@@ -12,6 +12,7 @@ import pytest
 from compare.fields import parse_record
 from compare.load import LIMIT, add_since, clocks, disturbance, shares, wavered
 from compare.progress import outcome
+from compare.quantities import FORWARD_BACKWARD
 from compare.report.accuracy import SPEED, accuracy_chart
 from compare.report.aggregate import Group, Source, group_records
 from compare.report.answer import answer
@@ -208,10 +209,10 @@ def test_without_an_undisturbed_run_of_full_nothing_is_compared() -> None:
 
 def test_no_crossover_rests_on_a_disturbed_run() -> None:
     records = [record for length in (512, 1024, 2048) for record in runs(seq_len=length)]
-    clean = find_crossovers(rows_by_length(length_series(groups_of(records))[0]), TIME.field)
+    clean = find_crossovers(rows_by_length(length_series(groups_of(records))[0]), FORWARD_BACKWARD)
     assert clean.keys() == {"linear", "local"}
     series = length_series(groups_of(disturb(records, "linear")))[0]
-    assert find_crossovers(rows_by_length(series), TIME.field).keys() == {"local"}
+    assert find_crossovers(rows_by_length(series), FORWARD_BACKWARD).keys() == {"local"}
     chart = words_of(cost_against_length(series, TIME, choose_styles(series)))
     assert "linear‖" in chart
     assert "left out of powers and crossovers by time: at 512 linear; at 1,024 linear; at 2,048 linear." in chart

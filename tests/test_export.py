@@ -14,7 +14,7 @@ from compare.report import write_report
 from compare.report.aggregate import Group, Source, group_records
 from compare.report.export import (
     LINE,
-    QUANTITIES,
+    RECORDED,
     WIDEST_NAME,
     csv_table,
     escape_tex,
@@ -71,7 +71,7 @@ def test_the_csv_read_back_says_what_the_records_say(tmp_path: Path) -> None:
         runs = [r for r in records if (r["label"], str(r["seq_len"])) == named(line)]
         finished = [r for r in runs if r["status"] == "ok"]
         assert (int(line["runs"]), int(line["finished runs"])) == (len(runs), len(finished))
-        for quantity in QUANTITIES:
+        for quantity in RECORDED:
             mean, half = (line[f"{quantity.title}{end} [{quantity.unit}]"] for end in ("", " half"))
             values = [r[quantity.field] for r in finished if r.get(quantity.field) is not None]
             assert bool(mean) == bool(values)

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from compare.diff import diff
+from compare.quantities import STEP_MEMORY, TRAINING_MEMORY
 from compare.report.accuracy import weight_of
 from compare.report.aggregate import Source, group_records
 from compare.report.answer import answer
 from compare.report.canvas import choose_styles
 from compare.report.export import csv_table, latex_tables
 from compare.report.lengths import cost_against_length, memory_cost
-from compare.report.memory import ADDED, TRAINING, memory_of
+from compare.report.memory import memory_of
 from compare.report.scaling import length_series
 from compare.report.tables import columns_of, markdown_report
 from compare.train import Tally, Trainer
@@ -55,7 +56,7 @@ def test_a_record_holds_what_training_holds(accumulate: int) -> None:
 def test_memory_is_of_training_in_all_where_every_run_told_it() -> None:
     records = [record | {"test_score": 0.5 + 0.001 * record["seed"]} for record in runs()]
     (group,) = groups_of(records)
-    assert memory_of(group.rows) == TRAINING
+    assert memory_of(group.rows) == TRAINING_MEMORY
     assert "weights, gradients, optimizer state" in weight_of(group.rows).axis
     assert {"memory of training", "peak memory of a step"} <= {column.title for column in columns_of(group)}
     assert "times full's memory of training" in answer([group])[0]
@@ -63,7 +64,7 @@ def test_memory_is_of_training_in_all_where_every_run_told_it() -> None:
     assert "memory (MiB)" in latex_tables([group])
     del records[4]["train_memory_bytes"]
     (group,) = groups_of(records)
-    assert memory_of(group.rows) == ADDED
+    assert memory_of(group.rows) == STEP_MEMORY
     assert "not all told" in weight_of(group.rows).axis
     assert "times full's peak memory of a step" in answer([group])[0]
 

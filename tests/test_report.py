@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
+from compare.quantities import FORWARD_BACKWARD, TRAINING_MEMORY
 from compare.report import write_report, write_report_many
 from compare.report.accuracy import SPEED, Against, accuracy_chart, near_baselines, weight_of
 from compare.report.aggregate import Group, Row, Source, group_records, learning_curve, pareto_front
@@ -37,8 +38,8 @@ from compare.report.lengths import TIME, cost_against_length
 from compare.report.scaling import find_crossovers, length_series, rows_by_length
 from compare.report.summary import summarise
 from compare.report.tables import MISSING, columns_of
-from compare.report.units import count, percent, seconds, size
 from compare.spec import RunSpec
+from compare.units import count, percent, seconds, size
 from compare.worker import new_record
 from tests.here import compare_here
 from tests.make_records import (
@@ -296,13 +297,13 @@ def test_25_names_of_one_family_do_not_overlap_on_learning_curves(axis: str) -> 
 def expected_names(stem: str, groups: list[Group]) -> set[str]:
     """How each variant that has a value must be named on a chart of many."""
     if stem.startswith("cost"):
-        field = "forward_backward_seconds" if "time" in stem else "train_memory_bytes"
+        quantity = FORWARD_BACKWARD if "time" in stem else TRAINING_MEMORY
         starred = {row.label for group in groups for row in group.rows if row.fell_back}
-        rows = [row for group in groups for row in group.rows if row.over_seeds(field)]
+        rows = [row for group in groups for row in group.rows if row.over_seeds(quantity)]
         return {folded(row.name + ("*" if row.label in starred else "")) for row in rows}
     if stem.startswith("crossover"):
         cells = rows_by_length(groups)
-        return {cells[label][1024].name for label in find_crossovers(cells, "forward_backward_seconds")}
+        return {cells[label][1024].name for label in find_crossovers(cells, FORWARD_BACKWARD)}
     (group,) = (group for group in groups if stem.endswith(group.slug))
     if stem.startswith("accuracy"):
         return {folded(marked(row, group)) for row in group.rows if row.scores}

@@ -6,12 +6,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from compare.quantities import FORWARD_BACKWARD as TIME
 from compare.report.aggregate import Chart, Group, Source, group_records
 from compare.report.canvas import choose_styles
 from compare.report.lengths import TIME as TIME_CHART
 from compare.report.lengths import cost_against_length, crossover_chart
 from compare.report.scaling import (
-    TIME,
     Crossover,
     Fit,
     cost_tables,
@@ -52,8 +52,8 @@ def measured(
         for seed in range(processes):
             record = make_record(variant, seq_len=n, seed=seed)
             time = law(n) * math.exp(noise * rng.standard_normal())
-            record[TIME] = time
-            record[f"{TIME}_spread"] = [time * math.exp(-0.6745 * repetitions), time * math.exp(0.6745 * repetitions)]
+            record[TIME.field] = time
+            record[TIME.spread_field] = [time * math.exp(-0.6745 * repetitions), time * math.exp(0.6745 * repetitions)]
             record["spec"]["batch_size"] = 1
             records.append(record)
     return records
@@ -158,7 +158,7 @@ def test_the_same_cost_crosses_within_noise() -> None:
 def test_the_table_of_costs() -> None:
     records = quiet(full=quadratic, linear=linear, none=lambda n: 0.1 * linear(n))
     for record in records:
-        record["flops"], record["matrix_rate_flops"] = 1e12, 4 * 1e12 / record[TIME]
+        record["flops"], record["matrix_rate_flops"] = 1e12, 4 * 1e12 / record[TIME.field]
     (table,) = cost_tables(group_records([Source(records, ENVIRONMENT)]))
     cells = {line[0]: dict(zip(table.header, line, strict=True)) for line in table.body}
     assert list(cells) == ["full", "linear", "none (control)"]

@@ -12,7 +12,7 @@ from compare.report.canvas import STYLE, choose_styles
 from compare.report.charts import plan
 from compare.report.tables import task_sweep_table
 from compare.report.task_sweeps import TaskSweep, held, range_words, task_sweeps
-from compare.report.units import size
+from compare.units import size
 from tests.make_records import RECALL, Record, make_recall, swept_recall, write_folder
 from tests.test_report import assert_readable, groups_of, labels_of
 

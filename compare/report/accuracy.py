@@ -10,6 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 
+from compare import quantities
+from compare.quantities import Quantity
+from compare.units import sentence, size
+
 from .aggregate import Group, Row, numbers, pareto_front
 from .canvas import (
     DPI,
@@ -39,11 +43,10 @@ from .canvas import (
     score_axis,
 )
 from .flags import flag_notes, marked
-from .memory import memory_of
+from .memory import HOLDS, memory_of
 from .scale import FRACTION, Scale
 from .stats import ENOUGH_SEEDS, Estimate
 from .sweeps import sweeps_of
-from .units import plain, seconds, sentence, size
 
 LARGEST_MARKER = 520.0  # square points, where few variants are shown
 PLAIN_MARKER = 80.0
@@ -52,26 +55,29 @@ VALUE_REACH = 12.0  # pixels from a point to the value of its option, at the mos
 
 @dataclass(frozen=True)
 class Against:
-    """What accuracy is drawn against: a field of the records, in words, and how to write its values."""
+    """What accuracy is drawn against.
 
-    field: str
+    stem: of its files. axis: its label. pareto: whether the front of those that no other beats is drawn.
+    """
+
+    quantity: Quantity
     stem: str
-    words: str
     axis: str
-    show: Callable[[float], str]
-    more_is_better: bool = False
     pareto: bool = False
 
     @property
+    def words(self) -> str:
+        return self.quantity.told
+
+    @property
     def ticks(self) -> Callable[[float, float], list[float]]:
-        return memory_ticks if self.show is size else nice_ticks
+        return memory_ticks if self.quantity.show is size else nice_ticks
 
 
 SPEED = Against(
-    *("tokens_per_second", "accuracy_speed", "training speed"),
+    quantities.SPEED,
+    "accuracy_speed",
     "training speed, tokens per second (logarithmic; further right is faster)",
-    plain,
-    more_is_better=True,
     pareto=True,
 )
 
@@ -79,31 +85,31 @@ SPEED = Against(
 def weight_of(rows: Sequence[Row]) -> Against:
     """Memory: of training in all, where the records tell it."""
     memory = memory_of(rows)
-    axis = f"{memory.words}: {memory.holds} (logarithmic)"
-    return Against(memory.field, "accuracy_memory", memory.words, axis, size, pareto=True)
+    axis = f"{memory.told}: {HOLDS[memory]} (logarithmic)"
+    return Against(memory, "accuracy_memory", axis, pareto=True)
 
 
 STATE = Against(
-    *("state_bytes", "capacity_state", "bytes of state"),
+    quantities.LAYER_STATE,
+    "capacity_state",
     "what one layer keeps of the other positions (logarithmic; further left is lighter)",
-    size,
 )
 SAVED = Against(
-    *("saved_bytes", "capacity_state", "bytes saved for backward"),
+    quantities.SAVED,
+    "capacity_state",
     "saved for backward: not all have told their state (logarithmic; further left is lighter)",
-    size,
 )
 STEP = Against(
-    *("step_seconds", "capacity_time", "time of a training step"),
+    quantities.STEP,
+    "capacity_time",
     "time of a training step (logarithmic; further left is faster)",
-    seconds,
 )
 
 
 def state_of(rows: Sequence[Row]) -> Against:
     """What stands for the state that rows keep: their own word for it, where every run that finished gave it."""
     finished = [record for row in rows for record in row.finished]
-    return STATE if len(numbers(finished, STATE.field)) == len(finished) else SAVED
+    return STATE if len(numbers(finished, STATE.quantity.field)) == len(finished) else SAVED
 
 
 def seeds_note(estimates: Mapping[str, Estimate]) -> str:
@@ -131,9 +137,9 @@ class Spot:
 def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) -> Figure | None:
     memory = memory_of(group.rows)
     spots = [
-        Spot(row, cost, score, row.over_seeds(memory.field) if against is SPEED else None)
+        Spot(row, cost, score, row.over_seeds(memory) if against is SPEED else None)
         for row in group.rows
-        if (score := group.score(row)) and (cost := row.over_seeds(against.field))
+        if (score := group.score(row)) and (cost := row.over_seeds(against.quantity))
     ]
     free = [spot for spot in spots if spot.cost.mean <= 0]
     spots = [spot for spot in spots if spot.cost.mean > 0]
@@ -144,9 +150,9 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
     named = {sweep.rows[-1].name for sweep in sweeps}
     points = (point for sweep in sweeps for point in sweep.points)
     values = {row.name: f"{value:g}" for value, row in points if row.name not in named}
-    scale, sign = group.scale, 1 if against.more_is_better else -1
+    scale, sign = group.scale, 1 if against.quantity.better == "high" else -1
     attending = [
-        spot for spot in spots if against.pareto and spot.row.attends and group.is_fair(spot.row, against.field)
+        spot for spot in spots if against.pareto and spot.row.attends and group.is_fair(spot.row, against.quantity)
     ]
     front = [attending[i] for i in pareto_front([(sign * s.cost.mean, scale.better(s.score.mean)) for s in attending])]
 
@@ -168,7 +174,7 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
     pad = max((high / low) ** 0.12, 1.25)
     low, high = low / pad, high * pad
     axes.set_xlim(low, high)
-    log_ticks(axes, "x", against.ticks(low, high), against.show)
+    log_ticks(axes, "x", against.ticks(low, high), against.quantity.show)
     scores = [edge for spot in [*spots, *free] for edge in reach_of(spot)]
     shown, far = near_baselines(group.baselines, scores, scale)
     score_axis(axes, group.basis.words(group.metric), [*scores, *shown.values()], scale)
@@ -227,7 +233,7 @@ def accuracy_chart(group: Group, against: Against, styles: Mapping[str, Style]) 
     across = [*shown.values(), *(spot.score.mean for spot in free)]
     marks += [box_along(axes, (low, value), (high, value)) for value in across]
     draw_names(axes, sorted(names, key=lambda name: name.reach < math.inf), marks, lines)
-    draw_size_legend(axes, [spot.memory.mean for spot in spots if spot.memory], largest, memory.words)
+    draw_size_legend(axes, [spot.memory.mean for spot in spots if spot.memory], largest, memory.told)
     return sheet.figure
 
 
@@ -260,7 +266,7 @@ def accuracy_notes(group: Group, against: Against, spots: Sequence[Spot], front:
     if sweeps_of([spot.row for spot in spots]):
         notes.append("Joined: one option at several values, written beside the points; the last bears the name.")
     if len(front) > 1:
-        drawn_out = any(not group.is_fair(spot.row, against.field) for spot in spots)
+        drawn_out = any(not group.is_fair(spot.row, against.quantity) for spot in spots)
         notes.append(f"Thin line: Pareto front, controls {'and disturbed runs ' * drawn_out}left out.")
     if group.basis.note:
         notes.append(group.basis.note)

@@ -19,19 +19,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compare.fields import TIMES
 from compare.load import disturbance, slowed
+from compare.quantities import TEST_SCORE, Quantity
 from compare.spec import read_spec
+from compare.units import plain
 
 from .families import CONTROL_FAMILY, UNKNOWN_FAMILY
 from .scale import FRACTION, OLDER, Scale
 from .stats import Difference, Estimate, binomial_half, estimate, fall_apart, judge, paired_noise, sign_test, solved_by
-from .units import plain
 
 Record = dict[str, Any]
 CONTROL = "none"
 REFERENCE = "full"
-TIMED = frozenset({*TIMES, "tokens_per_second"})  # fields that a busy machine changes
 LONGEST_SLUG = 120  # letters; a file name holds 255 bytes
 
 # Spec fields that may differ between the rows of one group. All others are conditions and split it.
@@ -172,11 +171,11 @@ class Row:
         """Whether its runs trained for so many seconds: then a busy machine changes scores too."""
         return any(as_mapping(record.get("spec")).get("budget") is not None for record in self.records)
 
-    def fair(self, field: str) -> "Row":
-        """What of it a verdict on a field may rest on: without disturbed runs where the field depends on time."""
-        if field == "test_score" and self.by_budget and self.slowed:
+    def fair(self, quantity: Quantity) -> "Row":
+        """What of it a verdict on a quantity may rest on: without disturbed runs where that depends on time."""
+        if quantity is TEST_SCORE and self.by_budget and self.slowed:
             return replace(self, records=tuple(record for record in self.records if not slowed(record)))
-        if not self.disturbed or field not in TIMED:
+        if not self.disturbed or not quantity.timed:
             return self
         return replace(self, records=tuple(record for record in self.records if not disturbance(record)))
 
@@ -195,17 +194,17 @@ class Row:
         kinds = sorted(set(found), key=lambda kind: (kind != "ok", kind))
         return kinds[0] if len(found) == 1 or kinds == ["ok"] else ", ".join(f"{found.count(k)} {k}" for k in kinds)
 
-    def by_seed(self, field: str) -> dict[str, float]:
-        """The field of each seed that finished and has it."""
-        values = {str(record.get("seed")): as_number(record.get(field)) for record in self.finished}
+    def by_seed(self, quantity: Quantity) -> dict[str, float]:
+        """The quantity of each seed that finished and has it."""
+        values = {str(record.get("seed")): as_number(record.get(quantity.field)) for record in self.finished}
         return {seed: value for seed, value in values.items() if value is not None}
 
-    def over_seeds(self, field: str) -> Estimate | None:
-        return estimate(numbers(self.finished, field))
+    def over_seeds(self, quantity: Quantity) -> Estimate | None:
+        return estimate(numbers(self.finished, quantity.field))
 
-    def spread(self, field: str) -> tuple[float, float] | None:
+    def spread(self, quantity: Quantity) -> tuple[float, float] | None:
         """Mean over seeds of each run's quartiles, where they were recorded."""
-        pairs = [record.get(f"{field}_spread") for record in self.finished]
+        pairs = [record.get(quantity.spread_field) for record in self.finished]
         ends = [
             (low, high)
             for pair in pairs
@@ -381,20 +380,20 @@ class Group:
         families = {name: family for name, family in families.items() if name != anchor.name}
         return judge(families, self.aside, splits, (low - high, high - low))
 
-    def differences(self, anchor: Row, field: str) -> dict[str, Difference]:
-        """The same of a field of the records."""
-        theirs = anchor.fair(field).by_seed(field)
+    def differences(self, anchor: Row, quantity: Quantity) -> dict[str, Difference]:
+        """The same of another quantity."""
+        theirs = anchor.fair(quantity).by_seed(quantity)
         families = {
             row.name: ([mine[seed] - theirs[seed] for seed in mine if seed in theirs], 0.0)
             for row in self.rows
-            if row is not anchor and (mine := row.fair(field).by_seed(field))
+            if row is not anchor and (mine := row.fair(quantity).by_seed(quantity))
         }
         return judge(families, self.aside)
 
-    def is_fair(self, row: Row, field: str) -> bool:
-        """Whether a place by this field and the score may be given to a row: no run of it was disturbed, or none of
+    def is_fair(self, row: Row, quantity: Quantity) -> bool:
+        """Whether a place by this quantity and the score may be given to a row: no run of it was disturbed, or none of
         what was measured depends on time."""
-        return not row.disturbed or (row.fair(field) is row and len(self.fair_scores(row)) == len(row.scores))
+        return not row.disturbed or (row.fair(quantity) is row and len(self.fair_scores(row)) == len(row.scores))
 
     @property
     def aside(self) -> set[str]:
@@ -567,7 +566,7 @@ def make_rows(cell: Mapping[tuple[str, str], Mapping[str, Record]], families: Ma
         variant = str(next(iter(seeds.values())).get("variant") or label)
         family = families.get(variant, UNKNOWN_FAMILY)
         row = Row(label, suffix, variant, family, tuple(seeds[seed] for seed in sorted(seeds)), {})
-        rows.append(replace(row, scores=row.by_seed("test_score")))
+        rows.append(replace(row, scores=row.by_seed(TEST_SCORE)))
     return tuple(sorted(rows, key=lambda row: (row.is_control, row.variant != REFERENCE, natural(row.name))))
 
 

@@ -2,25 +2,27 @@
 
 from collections.abc import Callable, Sequence
 
+from compare.quantities import SPEED, STATE, TOKEN, Quantity
+from compare.units import sentence
+
 from .accuracy import Against
 from .aggregate import Group, Row, learning_curve
 from .lengths import Cost
-from .scaling import STATE, TOKEN, crossover_text, find_crossovers, rows_by_length
-from .units import seconds, sentence, size
+from .scaling import crossover_text, find_crossovers, rows_by_length
 
 Means = list[tuple[Row, float]]
 
 
 def describe_accuracy(group: Group, against: Against) -> str:
     """What stands on a chart of accuracy: how many, and the ends of both axes."""
-    rows = [row for row in group.rows if row.scores and row.over_seeds(against.field)]
+    rows = [row for row in group.rows if row.scores and row.over_seeds(against.quantity)]
     if not rows:
         return ""
-    unit = " tokens/s" if against.field == "tokens_per_second" else ""
+    quantity, unit = against.quantity, " tokens/s" if against.quantity is SPEED else ""
     return (
         f"{count(len(rows), 'variant')}. {sentence(group.basis.words(group.metric))}: "
         f"{span([(row, found.mean) for row in rows if (found := group.score(row))], group.scale.show)}. "
-        f"{against.words.capitalize()}: {span(means(rows, against.field), lambda value: against.show(value) + unit)}."
+        f"{against.words.capitalize()}: {span(means(rows, quantity), lambda value: quantity.show(value) + unit)}."
     )
 
 
@@ -38,24 +40,26 @@ def describe_curves(group: Group, axis: str) -> str:
 
 def describe_cost(series: Sequence[Group], cost: Cost) -> str:
     """What variants cost at the shortest and at the longest length."""
-    ends = [(group, means(group.rows, cost.field)) for group in (series[0], series[-1])]
-    return " ".join(f"At length {group.seq_len:,}: {span(found, cost.show)}." for group, found in ends if found)
+    ends = [(group, means(group.rows, cost.quantity)) for group in (series[0], series[-1])]
+    return " ".join(
+        f"At length {group.seq_len:,}: {span(found, cost.quantity.show)}." for group, found in ends if found
+    )
 
 
 def describe_crossovers(series: Sequence[Group], cost: Cost) -> str:
     """From which length each variant is faster than full."""
-    found = find_crossovers(rows_by_length(series), cost.field)
+    found = find_crossovers(rows_by_length(series), cost.quantity)
     return "; ".join(f"{label} {crossover_text(crossover)}" for label, crossover in found.items()) + "."
 
 
 def describe_decoding(group: Group) -> str:
     """The ends of both axes of time per token against state."""
-    parts = (("Time per token", means(group.rows, TOKEN), seconds), ("State", means(group.rows, STATE), size))
-    return " ".join(f"{words}: {span(found, show)}." for words, found, show in parts if found)
+    parts = [(quantity, means(group.rows, quantity)) for quantity in (TOKEN, STATE)]
+    return " ".join(f"{sentence(q.told)}: {span(found, q.show)}." for q, found in parts if found)
 
 
-def means(rows: Sequence[Row], field: str) -> Means:
-    return [(row, found.mean) for row in rows if (found := row.over_seeds(field))]
+def means(rows: Sequence[Row], quantity: Quantity) -> Means:
+    return [(row, found.mean) for row in rows if (found := row.over_seeds(quantity))]
 
 
 def span(found: Means, show: Callable[[float], str]) -> str:

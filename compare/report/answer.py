@@ -3,20 +3,22 @@
 import math
 from collections.abc import Sequence
 
+from compare.quantities import FORWARD_BACKWARD, SPEED, STATE, TOKEN, Quantity
+from compare.units import plain, plural, sentence, significant
+
 from .aggregate import Group, Row, ScoreBasis
 from .decoding import kept, longest_decoded
 from .flags import in_words
 from .memory import memory_of
 from .scale import FRACTION, WITHIN, Scale
-from .scaling import STATE, TIME, TOKEN, disturbed_note, find_crossovers, length_series, length_text, rows_by_length
+from .scaling import disturbed_note, find_crossovers, length_series, length_text, rows_by_length
 from .stats import ENOUGH_SEEDS, Difference, Estimate
 from .summary import baseline_differences, measured, scores_of, short
 from .task_sweeps import held, kept_state, representatives, task_sweeps, unswept
-from .units import plain, plural, sentence, significant
 from .views import scored
 
 GOOD = f"within {100 * WITHIN:g} {plural(round(100 * WITHIN), 'point')} of full"
-DECODED = (("Fastest", TOKEN, "time per token", "least"), ("smallest state", STATE, "state", "least"))
+DECODED = (("Fastest", TOKEN), ("smallest state", STATE))
 BUSY = "Runs on a busy machine"
 REPEAT = f'Repeat them on an idle machine with the commands under "{BUSY}".'
 EXPLAINED = (
@@ -140,26 +142,24 @@ def as_good(group: Group, full: Estimate) -> list[str]:
 def cheapest(group: Group, rows: Sequence[Row], among: str) -> list[str]:
     """Which of the rows is fastest, which takes least memory, and what that is beside full."""
     said = []
-    memory = memory_of(group.rows)
-    trained = (
-        ("Fastest", "tokens_per_second", "training speed", "most"),
-        ("lightest", memory.field, memory.words, "least"),
-    )
-    for most, field, words, pick in DECODED if group.decodes else trained:
-        values = {row.name: (row, value.mean) for row, value in measured(group, field) if row in rows}
+    trained = (("Fastest", SPEED), ("lightest", memory_of(group.rows)))
+    for most, quantity in DECODED if group.decodes else trained:
+        values = {row.name: (row, value.mean) for row, value in measured(group, quantity) if row in rows}
         if values:
-            row, value = (max if pick == "most" else min)(values.values(), key=lambda item: item[1])
-            said.append(f"{most}{among}: {in_words(row, group)}{beside_full(group, row, value, field, words)}")
+            row, value = (max if quantity.better == "high" else min)(values.values(), key=lambda item: item[1])
+            said.append(f"{most}{among}: {in_words(row, group)}{beside_full(group, row, value, quantity)}")
     return [f"{'; '.join(said)}."] if said else []
 
 
-def beside_full(group: Group, row: Row, value: float, field: str, words: str) -> str:
-    full = group.reference.fair(field).over_seeds(field) if group.reference else None
+def beside_full(group: Group, row: Row, value: float, quantity: Quantity) -> str:
+    full = group.reference.fair(quantity).over_seeds(quantity) if group.reference else None
     if full is None or group.reference is None or full.mean <= 0:
         return ""
-    found = group.differences(group.reference, field).get(row.name)
+    found = group.differences(group.reference, quantity).get(row.name)
     unsure = found is not None and found.n >= ENOUGH_SEEDS and not found.beyond
-    return f", {significant(value / full.mean)} times full's {words}" + (" (within noise of it)" if unsure else "")
+    return f", {significant(value / full.mean)} times full's {quantity.told}" + (
+        " (within noise of it)" if unsure else ""
+    )
 
 
 def clearly(group: Group) -> list[str]:
@@ -219,8 +219,8 @@ def sobering(group: Group) -> list[str]:
 def crossovers(series: Sequence[Group]) -> str:
     """From which length each variant is faster than full, the earliest first."""
     cells = rows_by_length(series)
-    field, what = (TOKEN, "time per token") if series[0].decodes else (TIME, "forward + backward")
-    found = find_crossovers(cells, field)
+    quantity = TOKEN if series[0].decodes else FORWARD_BACKWARD
+    found = find_crossovers(cells, quantity)
     shortest, longest = series[0].seq_len, series[-1].seq_len
     always, sometime, never, unclear = [], [], [], []
     for label in sorted(found, key=lambda label: (found[label].length, label)):
@@ -244,7 +244,7 @@ def crossovers(series: Sequence[Group]) -> str:
     )
     words = "; ".join(f"{what}: {', '.join(names)}" for what, names in said if names)
     where = f"{series[0].task} (causal)" if series[0].causal else series[0].task
-    text = f"{where} against length: faster than full ({what}) {words or 'cannot be said'}."
+    text = f"{where} against length: faster than full ({quantity.told}) {words or 'cannot be said'}."
     return " ".join([text, *disturbed_note(cells)])
 
 

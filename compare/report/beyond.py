@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
+from compare.units import MISSING, plain, plural
+
 from .accuracy import seeds_note
 from .aggregate import Group, Record, Row, as_mapping, as_number
 from .canvas import (
@@ -30,7 +32,6 @@ from .canvas import (
 from .labels import spread
 from .scale import Scale
 from .stats import ENOUGH_SEEDS, Difference, Estimate, binomial_half, estimate, judge
-from .units import MISSING, plain, plural
 
 BASELINE = "best trivial predictor"
 NAMED = 6  # variants, in one sentence

@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from compare.record import naming, write_atomically
+from compare.units import sentence
 
 from .accuracy import SPEED, STEP, accuracy_chart, state_of, weight_of
 from .aggregate import Chart, Group, distinct_slugs
@@ -24,7 +25,6 @@ from .lengths import STATE, TIME, TOKEN, cost_against_length, crossover_chart, m
 from .scaling import length_series, series_note
 from .sweeps import capacity_group
 from .task_sweeps import describe_sweep, representatives, sweep_chart, task_sweeps, unswept
-from .units import sentence
 
 SUFFIXES = (".png", ".svg")
 

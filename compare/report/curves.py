@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from compare.units import plain
+
 from .aggregate import Curve, Group, Row, as_mapping, as_number, learning_curve
 from .canvas import (
     SMALL,
@@ -31,7 +33,6 @@ from .canvas import (
 )
 from .families import CONTROL_FAMILY, in_order
 from .labels import GAP, spread
-from .units import plain
 
 MOST_TOGETHER = 8  # with more variants than this, each family has a panel, and means only are drawn
 BACKGROUND = "#dddddd"

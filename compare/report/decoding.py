@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
+from compare.quantities import STATE, TOKEN
+from compare.units import MISSING, plain, seconds, significant, size
+
 from .aggregate import Group, Row
 from .canvas import (
     WIDTH,
@@ -19,8 +22,6 @@ from .canvas import (
     shown_name,
 )
 from .scaling import (
-    STATE,
-    TOKEN,
     CostTable,
     batch_of,
     crossover_note,
@@ -41,7 +42,6 @@ from .scaling import (
 )
 from .stats import Estimate
 from .summary import short
-from .units import MISSING, plain, seconds, significant, size
 
 DECODING = "decoding"  # the group of its charts, as `Chart.group`
 PLACE = 64.0  # square points, of a mark
@@ -115,7 +115,7 @@ def growth_table(series: Sequence[Group], title: str) -> CostTable:
     reference = reference_of(cells)
     longest = longest_of(series, reference)
     full = reference.get(longest) if reference else None
-    exponents = {field: fit_exponents(cells, field) for field in (TOKEN, STATE)}
+    exponents = {quantity: fit_exponents(cells, quantity) for quantity in (TOKEN, STATE)}
     crossovers = find_crossovers(cells, TOKEN)
     header = ["variant", "family", "power of N, time", "power of N, state", f"time per token at {plain(longest)}"]
     header += ["ratio to full", "faster than full from N", f"state at {plain(longest)}", "share of full's"]
@@ -123,14 +123,14 @@ def growth_table(series: Sequence[Group], title: str) -> CostTable:
     for label, rows in cells.items():
         there, first = rows.get(longest), next(iter(rows.values()))
         line = [first.name, first.family]
-        for field, fits in exponents.items():
-            grows = one_batch(series) and any(positive(row, field) for row in rows.values())
+        for quantity, fits in exponents.items():
+            grows = one_batch(series) and any(positive(row, quantity) for row in rows.values())
             line.append(exponent_text(fits.get(label)) if grows else MISSING)
-        for field, show in ((TOKEN, seconds), (STATE, size)):
-            own, theirs = (row.over_seeds(field) if row else None for row in (there, full))
-            line.append(show(own.mean) if own else there.status if there else MISSING)
+        for quantity in (TOKEN, STATE):
+            own, theirs = (row.over_seeds(quantity) if row else None for row in (there, full))
+            line.append(quantity.show(own.mean) if own else there.status if there else MISSING)
             line.append(significant(own.mean / theirs.mean) if own and theirs and theirs.mean else MISSING)
-            if field == TOKEN:
+            if quantity is TOKEN:
                 line.append(crossover_text(crossovers[label]) if label in crossovers else MISSING)
         body.append(line)
     notes = [powers_note(series)]

@@ -5,9 +5,10 @@ import io
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
 from itertools import zip_longest
+from typing import NamedTuple
+
+from compare.quantities import FRACTION, QUANTITIES, TEST_SCORE, Latex, Quantity
 
 from .aggregate import Group, Row
 from .flags import flags_of
@@ -15,49 +16,8 @@ from .stats import ENOUGH_SEEDS, Difference, Estimate
 from .summary import options_set
 from .sweeps import options_in_words
 
-
-@dataclass(frozen=True)
-class Quantity:
-    """A field of the records: raw in the CSV, and in LaTeX times a factor with so many decimals.
-
-    Attributes:
-        better: "high" or "low" where the best is worth marking.
-        heading: of its column in LaTeX; "" where it has none.
-    """
-
-    field: str
-    title: str
-    unit: str
-    heading: str = ""
-    factor: float = 1.0
-    decimals: int = 0
-    better: str = ""
-
-
-FRACTION = "fraction"  # the unit of scores, but for those of another scale, which have columns of their own
 SCORES = ("test score", "validation score", "difference to full")
-QUANTITIES = (
-    Quantity("test_score", "test score", FRACTION, "test score (%)", 100, 1, "high"),
-    Quantity("val_score", "validation score", FRACTION),
-    Quantity("test_loss", "test loss", "nats"),
-    Quantity("tokens_per_second", "training speed", "tokens/s", "tokens/s", better="high"),
-    Quantity("step_seconds", "step", "s", "step (ms)", 1e3, 1, "low"),
-    Quantity("forward_seconds", "forward", "s"),
-    Quantity("forward_backward_seconds", "forward + backward", "s", "fwd + bwd (ms)", 1e3, 1, "low"),
-    Quantity("train_memory_bytes", "memory of training", "B", "memory (MiB)", 2**-20, 1, "low"),
-    Quantity("peak_memory_bytes", "peak memory", "B", "peak of a step (MiB)", 2**-20, 1, "low"),
-    Quantity("saved_bytes", "saved for backward", "B"),
-    Quantity("flops", "step cost", "FLOP"),
-    Quantity("token_seconds", "time per token", "s", "token (ms)", 1e3, 3, "low"),
-    Quantity("cache_bytes", "state of a sample", "B", "state (KiB)", 2**-10, 1, "low"),
-    Quantity("params", "parameters", "count", "parameters"),
-    Quantity("train_steps", "training steps", "count"),
-    Quantity("train_seconds", "training time", "s"),
-    Quantity("train_cpu_seconds", "CPU time of training", "s"),
-    Quantity("train_others_share", "machine taken by others in training", "share"),
-    Quantity("train_lost_share", "CPU time lost in training", "share"),
-    Quantity("train_step_seconds", "step in training", "s"),
-)
+RECORDED = tuple(quantity for quantity in QUANTITIES if quantity.unit)  # in the CSV
 TEXT = (
     "task",
     "length [tokens]",
@@ -106,7 +66,7 @@ TEX = str.maketrans(
 def csv_table(groups: Sequence[Group]) -> str:
     """One line for each variant of each group: means and half intervals in plain units, empty where not measured, and
     where an interval is not as long on either side, or seeds fall apart: its ends, and how many solved the task."""
-    numbers = [f"{q.title}{half} [{q.unit}]" for q in QUANTITIES for half in ("", " half")]
+    numbers = [f"{q.title}{half} [{q.unit}]" for q in RECORDED for half in ("", " half")]
     units = list(dict.fromkeys(group.scale.unit for group in groups if not group.scale.is_fraction))
     beside = [f"{title}{half} [{unit}]" for unit in units for title in SCORES for half in ("", " half")]
     out = io.StringIO()
@@ -126,7 +86,7 @@ def csv_table(groups: Sequence[Group]) -> str:
             ]
             difference = group.against_full.get(row.name)
             scale = group.scale
-            means = [(q, measured(q, row, group)) for q in QUANTITIES]
+            means = [(q, measured(q, row, group)) for q in RECORDED]
             found = [n for q, mean in means for n in pair(mean if scale.is_fraction or q.unit != FRACTION else None)]
             scores = [
                 n for mean in (*(mean for q, mean in means if q.unit == FRACTION), difference) for n in pair(mean)
@@ -157,7 +117,7 @@ def pair(found: Estimate | Difference | None) -> tuple[float | str, float | str]
 
 
 def measured(quantity: Quantity, row: Row, group: Group) -> Estimate | None:
-    return group.score(row) if quantity.field == "test_score" else row.over_seeds(quantity.field)
+    return group.score(row) if quantity is TEST_SCORE else row.over_seeds(quantity)
 
 
 def flags(row: Row, group: Group) -> list[str]:
@@ -174,27 +134,35 @@ def latex_tables(groups: Sequence[Group]) -> str:
     return head + "".join(f"\n{latex_table(group)}" for group in groups)
 
 
-def scaled(group: Group, quantity: Quantity) -> Quantity:
-    """The quantity as this group's scores are told, where it is one."""
+class Shown(NamedTuple):
+    """A column of a LaTeX table."""
+
+    quantity: Quantity
+    latex: Latex
+    better: str
+
+
+def shown_in(group: Group) -> list[Shown]:
+    """The columns that some row has; the score as this group's scores are told."""
     scale = group.scale
-    if scale.is_fraction or not (quantity.heading and quantity.unit == FRACTION):
-        return quantity
+    found = [
+        Shown(quantity, quantity.latex, quantity.better)
+        for quantity in QUANTITIES
+        if quantity.latex and any(row.over_seeds(quantity) for row in group.rows)
+    ]
+    if scale.is_fraction:
+        return found
+    own = Latex(f"test {group.metric}", scale.factor, scale.decimals)
     better = "low" if scale.lower_is_better else "high"
-    return replace(
-        quantity, heading=f"test {group.metric}", factor=scale.factor, decimals=scale.decimals, better=better
-    )
+    return [Shown(TEST_SCORE, own, better) if each.quantity is TEST_SCORE else each for each in found]
 
 
 def latex_table(group: Group) -> str:
     """Where the columns do not fit into the line, what is left follows below, under the same variants."""
-    shown = [
-        q
-        for q in map(partial(scaled, group), QUANTITIES)
-        if q.heading and any(row.over_seeds(q.field) for row in group.rows)
-    ]
+    shown = shown_in(group)
     scored = [group.against_full.get(row.name) for row in group.rows]
-    best = {q.field: best_of(group, q) for q in shown if q.better}
-    headings = ["variant", *(q.heading for q in shown)]
+    best = [best_of(group, column) for column in shown]
+    headings = ["variant", *(column.latex.heading for column in shown)]
     if any(scored):
         headings.insert(2, f"Δ to full ({group.scale.points})")
     footnotes: list[str] = []
@@ -209,7 +177,10 @@ def latex_table(group: Group) -> str:
         if width_of(name) > WIDEST_NAME:
             name = rf"\parbox[t]{{{WIDEST_NAME}pt}}{{\raggedright {name}\strut}}"
         cells = [name + (rf"\textsuperscript{{{','.join(marks)}}}" if marks else "")]
-        cells += [number(measured(q, row, group), q.factor, q.decimals, bold=best.get(q.field) is row) for q in shown]
+        cells += [
+            number(measured(quantity, row, group), latex.factor, latex.decimals, bold=winner is row)
+            for (quantity, latex, _), winner in zip(shown, best, strict=True)
+        ]
         if any(scored):
             cells.insert(2, number(difference, group.scale.factor, group.scale.decimals, sign=True))
         lines.append(cells)
@@ -310,15 +281,15 @@ def broken(word: str) -> str:
     return "".join(escape_tex(piece) + end for piece, end in zip(pieces, ends, strict=True)).removesuffix(BREAK)
 
 
-def best_of(group: Group, quantity: Quantity) -> Row | None:
+def best_of(group: Group, column: Shown) -> Row | None:
     """The best of those that attend, if every other lies behind it beyond noise, and all have seeds enough."""
-    field = quantity.field
+    quantity = column.quantity
     rows = [row for row in group.rows if row.attends]
-    found = [(row, measured.mean) for row in rows if (measured := row.fair(field).over_seeds(field))]
-    if len(found) < 2:
+    found = [(row, measured.mean) for row in rows if (measured := row.fair(quantity).over_seeds(quantity))]
+    if len(found) < 2 or not column.better:
         return None
-    best, _ = (max if quantity.better == "high" else min)(found, key=lambda item: item[1])
-    behind = group.score_differences(best) if field == "test_score" else group.differences(best, field)
+    best, _ = (max if column.better == "high" else min)(found, key=lambda item: item[1])
+    behind = group.score_differences(best) if quantity is TEST_SCORE else group.differences(best, quantity)
     return best if all(row is best or (row.name in behind and behind[row.name].beyond) for row, _ in found) else None
 
 

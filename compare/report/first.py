@@ -3,14 +3,15 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from compare.quantities import STEP
+from compare.units import joined, plain, plural, seconds, size
+
 from .accuracy import SPEED
 from .aggregate import Group, as_mapping, as_number
 from .flags import in_words
 from .memory import memory_of
-from .scaling import STEP
 from .summary import measured
 from .task_sweeps import TaskSweep, held, kept_state, unswept
-from .units import joined, plain, plural, seconds, size
 
 DIGITS = 6  # of a difference of scores
 NEAR = 0.05  # a score within so many points of another, or such a share of it, is told as being at its level
@@ -152,7 +153,7 @@ def cost(group: Group) -> str:
     and the lightest of those that keep its score, where there are such."""
     full, scores, memory = group.reference, scores_of(group), memory_of(group.rows)
     steps, memories = (
-        {row.name: it.mean for row, it in measured(group, field) if it.mean > 0} for field in (STEP, memory.field)
+        {row.name: it.mean for row, it in measured(group, quantity) if it.mean > 0} for quantity in (STEP, memory)
     )
     if full is None or full.name not in steps or full.name not in memories:
         return ""
@@ -167,7 +168,7 @@ def cost(group: Group) -> str:
         f"{times(memories[row.name] / memories[full.name])} the memory"
         for row in rows
     ]
-    own = f"{seconds(steps[full.name])} ({memory.words} {size(memories[full.name])})"
+    own = f"{seconds(steps[full.name])} ({memory.told} {size(memories[full.name])})"
     return f"{'; '.join([f'A training step of {in_words(full, group)} takes {own}', *told])}."
 
 

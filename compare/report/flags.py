@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from compare.quantities import PARAMETERS
+from compare.units import plural
+
 from .aggregate import Group, Row, data_hashes, status_of
-from .units import plural
 
 UNLIKE = 0.1  # of full's parameters
 MEANINGS = {
@@ -57,8 +59,8 @@ def kernel(row: Row, group: Group) -> Flag | None:
 
 
 def parameters(row: Row, group: Group) -> Flag | None:
-    own = row.over_seeds("params")
-    full = group.reference.over_seeds("params") if group.reference else None
+    own = row.over_seeds(PARAMETERS)
+    full = group.reference.over_seeds(PARAMETERS) if group.reference else None
     if own is None or full is None or abs(own.mean - full.mean) <= UNLIKE * full.mean:
         return None
     share = 100 * (own.mean / full.mean - 1)

@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
+from compare.units import sentence
+
 from .aggregate import Group, Row, distinct_slugs
 from .canvas import INK, SMALL, WIDTH, Sheet, folded, text_size
 from .families import colour_of, in_order
 from .scale import FRACTION, Scale
 from .stats import ENOUGH_SEEDS, Difference, Estimate
-from .units import sentence
 
 HEAT = "heat map"  # the group of its charts
 COLUMNS = 8  # in one figure

@@ -1,12 +1,16 @@
 """What a variant costs against length: time and memory, on logarithmic axes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
+from compare import quantities
+from compare.quantities import Quantity
+from compare.units import sentence, size
+
 from . import scaling
-from .aggregate import TIMED, Group, status_of
+from .aggregate import Group, status_of
 from .canvas import (
     FAINT,
     INK,
@@ -31,44 +35,45 @@ from .canvas import (
     write,
 )
 from .labels import Box
-from .memory import memory_of
+from .memory import HOLDS, memory_of
 from .scaling import NOISE, batch_of, find_crossovers, fit_exponents, length_text, one_batch, rows_by_length
-from .units import seconds, sentence, size
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a chart of costs shows: a field of the records, in words, and how to write its values.
+    """What a chart of costs shows.
 
     stem: of its files. what: "… faster than full". note: how it was measured.
     """
 
-    field: str
+    quantity: Quantity
     stem: str
     title: str
     axis: str
-    show: Callable[[float], str]
     what: str = ""
     note: str = ""
 
 
 TIME = Cost(
-    *(scaling.TIME, "cost_time", "Time of forward + backward against length"),
+    quantities.FORWARD_BACKWARD,
+    "cost_time",
+    "Time of forward + backward against length",
     "forward + backward of one batch",
-    seconds,
     what="forward + backward is",
 )
 TOKEN = Cost(
-    *(scaling.TOKEN, "decode_time", "Time per token against length, decoding"),
+    quantities.TOKEN,
+    "decode_time",
+    "Time per token against length, decoding",
     "time of a step, a token for each sample",
-    seconds,
     what="decoding is",
     note="Steps of the causal encoder up to this length, after those before it.",
 )
 STATE = Cost(
-    *(scaling.STATE, "decode_state", "State against length, decoding"),
+    quantities.STATE,
+    "decode_state",
+    "State against length, decoding",
     "kept of one sample, by all layers",
-    size,
     note="All that the causal encoder keeps of the positions before its next step.",
 )
 
@@ -76,14 +81,16 @@ STATE = Cost(
 def memory_cost(series: Sequence[Group]) -> Cost:
     """Memory of training in all, where the records tell it."""
     memory = memory_of([row for group in series for row in group.rows])
-    note = f"{sentence(memory.words)}: {memory.holds}."
-    return Cost(memory.field, "cost_memory", f"{sentence(memory.words)} against length", memory.words, size, note=note)
+    note = f"{sentence(memory.told)}: {HOLDS[memory]}."
+    return Cost(memory, "cost_memory", f"{sentence(memory.told)} against length", memory.told, note=note)
 
 
 def cost_against_length(series: Sequence[Group], cost: Cost, styles: Mapping[str, Style]) -> Figure | None:
     cells = rows_by_length(series)
     lines = {
-        label: [(n, found.mean) for n, row in rows.items() if (found := row.over_seeds(cost.field)) and found.mean > 0]
+        label: [
+            (n, found.mean) for n, row in rows.items() if (found := row.over_seeds(cost.quantity)) and found.mean > 0
+        ]
         for label, rows in cells.items()
     }
     values = [value for line in lines.values() for _, value in line]
@@ -97,12 +104,12 @@ def cost_against_length(series: Sequence[Group], cost: Cost, styles: Mapping[str
                 failed.setdefault((n, status_of(row.records[-1])), []).append(row.name)
     rows_shown = {label: next(iter(rows.values())) for label, rows in cells.items()}
     empty = [row for label, row in rows_shown.items() if not lines[label]]
-    absent = [f"{row.name} ({row.status})" for row in empty if not row.over_seeds(cost.field)]
-    nothing = [row.name for row in empty if row.over_seeds(cost.field)]
+    absent = [f"{row.name} ({row.status})" for row in empty if not row.over_seeds(cost.quantity)]
+    nothing = [row.name for row in empty if row.over_seeds(cost.quantity)]
     fell_back = [row for label in cells for row in cells[label].values() if row.fell_back]
     batches = {n: batch_of(group) for group in series if (n := group.seq_len)}
     notes = ["Mean over seeds."]
-    if any(row.spread(cost.field) for rows in cells.values() for row in rows.values()):
+    if any(row.spread(cost.quantity) for rows in cells.values() for row in rows.values()):
         notes[0] += " Bars: quartiles of the repetitions."
     if failed:
         notes[0] += " ×: nothing measured at this length, for the reason named; its height means nothing."
@@ -113,13 +120,13 @@ def cost_against_length(series: Sequence[Group], cost: Cost, styles: Mapping[str
     if nothing:
         notes.append(f"0 at every length: {', '.join(nothing)}.")
     notes += fallback_notes(fell_back)
-    if cost.field in TIMED:
+    if cost.quantity.timed:
         notes += [f"‖ {note}" for note in scaling.disturbed_note(cells)]
     disturbed = (row for rows in cells.values() for row in rows.values() if row.disturbed)
-    busy = {row.label for row in disturbed} if cost.field in TIMED else set()
+    busy = {row.label for row in disturbed} if cost.quantity.timed else set()
     starred = {row.label for row in fell_back}
 
-    fits = fit_exponents(cells, cost.field) if one_batch(series) else {}
+    fits = fit_exponents(cells, cost.quantity) if one_batch(series) else {}
     if fits:
         notes.append("N^: the power of the length that the cost grows with, fitted over the longest lengths.")
     texts = {
@@ -149,7 +156,9 @@ def cost_against_length(series: Sequence[Group], cost: Cost, styles: Mapping[str
     if failed:  # room for their marks above all lines
         high *= max(high / low, 3) ** 0.18
     axes.set_ylim(low, high)
-    log_ticks(axes, "y", memory_ticks(low, high) if cost.show is size else nice_ticks(low, high), cost.show)
+    log_ticks(
+        axes, "y", memory_ticks(low, high) if cost.quantity.show is size else nice_ticks(low, high), cost.quantity.show
+    )
     axes.set_xlabel("sequence length, tokens (logarithmic)")
     axes.set_ylabel(f"{cost.axis} (logarithmic)")
 
@@ -171,7 +180,7 @@ def cost_against_length(series: Sequence[Group], cost: Cost, styles: Mapping[str
             zorder=4 if label not in at_edge else 3 if style.weight == "bold" else 2,
         )
         for n, row in cells[label].items():
-            if quartiles := row.spread(cost.field):
+            if quartiles := row.spread(cost.quantity):
                 axes.plot([n, n], quartiles, color=style.colour, linewidth=1)
         marks += boxes_at(axes, line, 5)
         soft += boxes_along(axes, line)
@@ -192,7 +201,7 @@ def cost_against_length(series: Sequence[Group], cost: Cost, styles: Mapping[str
 def crossover_chart(series: Sequence[Group], cost: Cost, styles: Mapping[str, Style]) -> Figure | None:
     """From which length on each variant is faster than full, with its interval: a line each, the earliest on top."""
     cells = rows_by_length(series)
-    found = find_crossovers(cells, cost.field)
+    found = find_crossovers(cells, cost.quantity)
     if not found:
         return None
     order = sorted(found, key=lambda label: (found[label].within_noise, found[label].length, found[label].high, label))

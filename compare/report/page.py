@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from compare.spec import read_spec
+from compare.units import MISSING
 
 from .aggregate import Chart, Group, Record, Row, as_mapping, as_pairs, slug, status_of
 from .answer import BUSY, answer
@@ -37,7 +38,6 @@ from .tables import (
     task_sweep_table,
 )
 from .task_sweeps import TaskSweep, held, kept_state, representatives, task_sweeps
-from .units import MISSING
 
 HERE = Path(__file__).parent
 TITLE = "Comparison of attention variants"

@@ -7,11 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 from compare.plans import PLANS, Plan
+from compare.quantities import TEST_SCORE
+from compare.units import MISSING, plural, sentence
 
 from .aggregate import Group
 from .stats import ENOUGH_SEEDS, Estimate, estimate, in_numbers, judge
 from .summary import short
-from .units import MISSING, plural, sentence
 
 Scores = dict[str, dict[str, float]]
 """Variant -> seed -> its score."""
@@ -42,7 +43,7 @@ def settings_of(groups: Sequence[Group], name: str) -> dict[str, Scores]:
     for group in groups:
         rows = [row for row in group.rows if any(record.get("plan") == name for record in row.records)]
         if rows:
-            found[group.title] = {row.variant: row.by_seed("test_score") for row in rows}
+            found[group.title] = {row.variant: row.by_seed(TEST_SCORE) for row in rows}
     return found
 
 

@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 
+from compare.units import percent
+
 from .stats import Difference, Estimate, in_numbers, in_points
-from .units import percent
 
 WITHIN = 0.01  # of full's score, in points or as a share of it: what counts as being as good
 

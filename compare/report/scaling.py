@@ -9,17 +9,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from compare.quantities import FLOPS, FORWARD_BACKWARD, STEP, STEP_MEMORY, Quantity
+from compare.units import MISSING, SPACE, percent, plain, seconds, size
+
 from .aggregate import Group, Record, Row, as_mapping, as_number, conditions_in_words, numbers, status_of
 from .stats import t95
-from .units import MISSING, SPACE, percent, plain, seconds, size
 
 FIT_SPAN = 8  # exponents are fitted from an eighth of the longest length on
 FEWEST = 3  # lengths that a fit needs
 DRAWS = 2000
 STEPS_BETWEEN = 10  # places looked at between two lengths
 IQR_OF_NORMAL = 1.349  # in standard deviations
-TIME, STEP, MEMORY = "forward_backward_seconds", "step_seconds", "peak_memory_bytes"
-TOKEN, STATE = "token_seconds", "cache_bytes"  # of decoding
 NOISE = "within noise"
 
 FloatArray = NDArray[np.float64]
@@ -122,16 +122,16 @@ def one_batch(series: Sequence[Group]) -> bool:
     return len({batch_of(group) for group in series}) == 1
 
 
-def positive(row: Row, field: str) -> list[float]:
+def positive(row: Row, quantity: Quantity) -> list[float]:
     """What the finished runs measured, of times those that nothing disturbed; logarithms are taken of it."""
-    return [value for value in numbers(row.fair(field).finished, field) if value > 0]
+    return [value for value in numbers(row.fair(quantity).finished, quantity.field) if value > 0]
 
 
-def fit_exponents(cells: RowsByLength, field: str) -> dict[str, Fit]:
+def fit_exponents(cells: RowsByLength, quantity: Quantity) -> dict[str, Fit]:
     """The exponent of each variant that was measured at enough lengths."""
     fits = {}
     for label, rows in cells.items():
-        if fit := fit_exponent({n: costs for n, row in rows.items() if (costs := positive(row, field))}):
+        if fit := fit_exponent({n: costs for n, row in rows.items() if (costs := positive(row, quantity))}):
             fits[label] = fit
     return fits
 
@@ -164,13 +164,15 @@ def fitted(lengths: Mapping[int, object]) -> list[int]:
     return within if len(within) >= FEWEST else known[-FEWEST:]
 
 
-def noise_of(cells: RowsByLength, field: str) -> Noise:
+def noise_of(cells: RowsByLength, quantity: Quantity) -> Noise:
     """The noise between processes, from all variants of a series together.
 
     Where some length was measured by several processes: what these differ by. Otherwise: how far the points of each
     variant lie off a parabola through the logarithms, which a cost that grows smoothly does not leave.
     """
-    logs = [{n: np.log(found) for n, row in rows.items() if (found := positive(row, field))} for rows in cells.values()]
+    logs = [
+        {n: np.log(found) for n, row in rows.items() if (found := positive(row, quantity))} for rows in cells.values()
+    ]
     squares = sum(float(((found - found.mean()) ** 2).sum()) for line in logs for found in line.values())
     degrees = sum(len(found) - 1 for line in logs for found in line.values())
     if not degrees:
@@ -180,26 +182,26 @@ def noise_of(cells: RowsByLength, field: str) -> Noise:
     return Noise(math.sqrt(squares / degrees), degrees) if degrees else Noise(0.0, math.inf)
 
 
-def levels(rows: Mapping[int, Row], field: str, noise: Noise) -> dict[int, Level]:
+def levels(rows: Mapping[int, Row], quantity: Quantity, noise: Noise) -> dict[int, Level]:
     """The cost at each length where it was measured. Its error is that between processes, or that between the
     repetitions where these differ by more."""
     found = {}
     for n, row in rows.items():
-        if costs := positive(row, field):
-            spread = row.fair(field).spread(field)
+        if costs := positive(row, quantity):
+            spread = row.fair(quantity).spread(quantity)
             own = math.log(spread[1] / spread[0]) / IQR_OF_NORMAL if spread and spread[0] > 0 else 0.0
             found[n] = Level(float(np.log(costs).mean()), max(noise.deviation, own) / math.sqrt(len(costs)))
     return found
 
 
 def find_crossover(
-    variant: Mapping[int, Row], reference: Mapping[int, Row], field: str, noise: Noise
+    variant: Mapping[int, Row], reference: Mapping[int, Row], quantity: Quantity, noise: Noise
 ) -> Crossover | None:
     """From which length on the variant costs less, between the lengths measured; None without two of them.
 
     The interval holds the middle 95 % of the crossovers of costs drawn anew within their errors.
     """
-    mine, theirs = levels(variant, field, noise), levels(reference, field, noise)
+    mine, theirs = levels(variant, quantity, noise), levels(reference, quantity, noise)
     lengths = [n for n in mine if n in theirs]
     if len(lengths) < 2:
         return None
@@ -220,11 +222,11 @@ def find_crossover(
     )
 
 
-def find_crossovers(cells: RowsByLength, field: str) -> dict[str, Crossover]:
+def find_crossovers(cells: RowsByLength, quantity: Quantity) -> dict[str, Crossover]:
     """Of every variant but the reference that was measured at two of its lengths."""
-    reference, noise = reference_of(cells), noise_of(cells, field)
+    reference, noise = reference_of(cells), noise_of(cells, quantity)
     found = {
-        label: find_crossover(rows, reference, field, noise)
+        label: find_crossover(rows, reference, quantity, noise)
         for label, rows in cells.items()
         if reference is not None and rows is not reference
     }
@@ -296,8 +298,8 @@ def matrix_share(row: Row) -> float | None:
     shares = [
         flops / time / rate
         for record in row.finished
-        if (flops := as_number(record.get("flops")))
-        and (time := as_number(record.get("forward_backward_seconds")))
+        if (flops := as_number(record.get(FLOPS.field)))
+        and (time := as_number(record.get(FORWARD_BACKWARD.field)))
         and (rate := as_number(record.get("matrix_rate_flops")))
     ]
     return float(np.mean(shares)) if shares else None
@@ -325,7 +327,7 @@ def cost_table(series: Sequence[Group], told_apart: str) -> CostTable:
     cells = rows_by_length(series)
     reference = reference_of(cells)
     longest = longest_of(series, reference)
-    exponents = [fit_exponents(cells, field) for field in (TIME, MEMORY)]
+    exponents = [fit_exponents(cells, quantity) for quantity in (FORWARD_BACKWARD, STEP_MEMORY)]
     header = [
         "variant",
         "family",
@@ -337,12 +339,12 @@ def cost_table(series: Sequence[Group], told_apart: str) -> CostTable:
     limit = as_number(json.loads(series[0].cost_conditions).get("memory_limit"))
     probes = series[0].probes
     header += [f"longest N in {size(limit)}"] if limit and probes else []
-    crossovers = [find_crossovers(cells, field) for field in (TIME, STEP)]
+    crossovers = [find_crossovers(cells, quantity) for quantity in (FORWARD_BACKWARD, STEP)]
     body = []
     for label, rows in cells.items():
         there = rows.get(longest)
-        time = there.over_seeds(TIME) if there else None
-        full = reference[longest].over_seeds(TIME) if reference and longest in reference else None
+        time = there.over_seeds(FORWARD_BACKWARD) if there else None
+        full = reference[longest].over_seeds(FORWARD_BACKWARD) if reference and longest in reference else None
         line = [next(iter(rows.values())).name, next(iter(rows.values())).family]
         line += [exponent_text(fits.get(label)) if one_batch(series) else MISSING for fits in exponents]
         line.append(seconds(time.mean) if time else there.status if there else MISSING)
@@ -381,7 +383,7 @@ def table_notes(series: Sequence[Group], cells: RowsByLength) -> list[str]:
     """How to read the table of a series."""
     lines = [powers_note(series)]
     if reference_of(cells) is not None:
-        lines.append(crossover_note("Cheaper", cells, TIME))
+        lines.append(crossover_note("Cheaper", cells, FORWARD_BACKWARD))
     lines += disturbed_note(cells)
     if any(matrix_share(row) for rows in cells.values() for row in rows.values()):
         lines.append(
@@ -414,12 +416,12 @@ def powers_note(series: Sequence[Group]) -> str:
     )
 
 
-def crossover_note(word: str, cells: RowsByLength, field: str) -> str:
+def crossover_note(word: str, cells: RowsByLength, quantity: Quantity) -> str:
     text = (
         f"{word} than full from N: where smooth lines through the measured times cross for the last time, with its "
         "95 % interval. Of lengths that were not measured nothing is said."
     )
-    if deviation := noise_of(cells, field).deviation:
+    if deviation := noise_of(cells, quantity).deviation:
         repeated = any(len(row.finished) > 1 for rows in cells.values() for row in rows.values())
         source = "processes of one length differ" if repeated else "points lie off smooth curves"
         text += f" The interval takes a time to be uncertain by {percent(deviation)}, by which {source}."

@@ -3,14 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from compare.quantities import SPEED, STATE, TOKEN, Quantity
+from compare.units import plain, plural, sentence
+
 from .aggregate import Group, Row
 from .beyond import carried_over
 from .flags import flags_of, in_words
 from .memory import memory_of
-from .scaling import STATE, TOKEN
 from .stats import ENOUGH_SEEDS, Difference, Estimate, judge, paired_noise
 from .sweeps import options_in_words
-from .units import plain, plural, seconds, sentence, size
 
 Measured = list[tuple[Row, Estimate]]
 Differences = Mapping[str, Difference]
@@ -30,13 +31,18 @@ def summarise(group: Group) -> list[str]:
         leader(group, scores, (first, highest), scale.show, group.score_differences, more_is_better=more),
         *(
             leader(
-                group, measured(group, field), words, show, partial(group.differences, field=field), more_is_better=more
+                group,
+                measured(group, quantity),
+                words,
+                speed if quantity is SPEED else quantity.show,
+                partial(group.differences, quantity=quantity),
+                more_is_better=quantity.better == "high",
             )
-            for field, words, show, more in (
-                ("tokens_per_second", ("Fastest", "Highest training speed"), speed, True),
-                (memory.field, ("Lightest", f"Lowest {memory.words}"), size, False),
-                (TOKEN, ("Fastest", "Shortest time per token"), seconds, False),
-                (STATE, ("Smallest state", "Smallest state"), size, False),
+            for quantity, words in (
+                (SPEED, ("Fastest", "Highest training speed")),
+                (memory, ("Lightest", f"Lowest {memory.told}")),
+                (TOKEN, ("Fastest", "Shortest time per token")),
+                (STATE, ("Smallest state", "Smallest state")),
             )
         ),
         against_baseline(group, scores),
@@ -59,8 +65,8 @@ def scores_of(group: Group) -> Measured:
     return [(row, found) for row in group.rows if row.attends and (found := group.fair_score(row))]
 
 
-def measured(group: Group, field: str) -> Measured:
-    return [(row, found) for row in group.rows if row.attends and (found := row.fair(field).over_seeds(field))]
+def measured(group: Group, quantity: Quantity) -> Measured:
+    return [(row, found) for row in group.rows if row.attends and (found := row.fair(quantity).over_seeds(quantity))]
 
 
 def speed(value: float) -> str:

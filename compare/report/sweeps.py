@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from compare.quantities import LAYER_STATE, STEP
+from compare.units import MISSING, seconds, size
+
 from .aggregate import Group, Row, as_key, as_mapping, as_number, as_pairs, as_word
 from .stats import ENOUGH_SEEDS
-from .units import MISSING, seconds, size
 
 
 class Sweep(NamedTuple):
@@ -78,7 +80,7 @@ def sweep_table(group: Group) -> tuple[list[str], list[list[str]]] | None:
         apart = group.score_differences(best)
         below = {name for name, found in apart.items() if found.beyond and scale.better(found.mean) < 0}
         value, row, found = next(point for point in scored if point[1].name not in below)
-        state, step = row.over_seeds("state_bytes"), row.over_seeds("step_seconds")
+        state, step = row.over_seeds(LAYER_STATE), row.over_seeds(STEP)
         line += [f"{scale.show(found.mean)} at {value:g}", size(state.mean) if state else MISSING]
         body.append([*line, seconds(step.mean) if step else MISSING])
     header = [

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from compare.load import LIMIT, WAVERS, is_known, wavered
+from compare.quantities import PARAMETERS, QUANTITIES, TEST_SCORE, TRAINING_STEPS, Quantity
+from compare.units import MISSING, count, plural, seconds, sentence, size
 
 from .aggregate import Chart, Group, Row, ScoreBasis, as_mapping, as_number, numbers, status_of
 from .answer import BUSY, answer
@@ -15,15 +17,13 @@ from .families import colour_of
 from .first import lead_of, remarks
 from .flags import flag_notes, marked, parameters
 from .heatmap import HEAT
-from .memory import ADDED, TRAINING
 from .published import published_tables
 from .scale import FRACTION, Scale
-from .scaling import STATE, TOKEN, CostTable, cost_tables
+from .scaling import CostTable, cost_tables
 from .stats import APART, ENOUGH_SEEDS, FAR, SOLVED, Difference, Estimate, binomial_half
 from .summary import summarise
 from .sweeps import sweep_table
 from .task_sweeps import TaskSweep, representatives, task_sweeps, unswept
-from .units import MISSING, count, plain, plural, seconds, sentence, size
 from .views import MATCHES, match_scores, scored
 
 SIGNS = str.maketrans({"\\": r"\\", "`": r"\`", "&": "&amp;", "<": "&lt;"})
@@ -45,17 +45,17 @@ class Column:
     cell: Callable[[Row, Group], Cell]
 
 
-def measured(field: str, show: Callable[[float], str]) -> Callable[[Row, Group], Cell]:
-    """A column of one field: its mean over seeds, with quartiles where the record has them."""
+def measured(quantity: Quantity) -> Callable[[Row, Group], Cell]:
+    """A column of one quantity: its mean over seeds, with quartiles where the record has them."""
 
     def cell(row: Row, group: Group) -> Cell:
         del group
-        found = row.over_seeds(field)
+        found = row.over_seeds(quantity)
         if found is None:
             return Cell(MISSING, None)
-        quartiles = row.spread(field)
-        tail = f" [{show(quartiles[0])}, {show(quartiles[1])}]" if quartiles else ""
-        return Cell(show(found.mean) + tail, found.mean)
+        quartiles = row.spread(quantity)
+        tail = f" [{quantity.show(quartiles[0])}, {quantity.show(quartiles[1])}]" if quartiles else ""
+        return Cell(quantity.show(found.mean) + tail, found.mean)
 
     return cell
 
@@ -75,7 +75,7 @@ def score(row: Row, group: Group) -> Cell:
 
 
 def test_score(row: Row, group: Group) -> Cell:
-    found = group.estimate_of(row.by_seed("test_score"))
+    found = group.estimate_of(row.by_seed(TEST_SCORE))
     return Cell(score_text(found, group.scale), found.mean if found else None)
 
 
@@ -112,7 +112,7 @@ def verdict(found: Difference, scale: Scale = FRACTION) -> str:
 
 
 def params(row: Row, group: Group) -> Cell:
-    found = row.over_seeds("params")
+    found = row.over_seeds(PARAMETERS)
     if found is None:
         return Cell(MISSING, None)
     unlike = parameters(row, group)
@@ -121,7 +121,7 @@ def params(row: Row, group: Group) -> Cell:
 
 def steps(row: Row, group: Group) -> Cell:
     """Where a budget in seconds decided how many there were."""
-    return measured("train_steps", plain)(row, group) if row.by_budget else Cell(MISSING, None)
+    return measured(TRAINING_STEPS)(row, group) if row.by_budget else Cell(MISSING, None)
 
 
 def kernel(row: Row, group: Group) -> Cell:
@@ -140,18 +140,11 @@ COLUMNS = (
     Column("test score", score),
     Column("against full", against_full),
     Column("steps trained", steps),
-    Column("tokens/s", measured("tokens_per_second", plain)),
-    Column("step", measured("step_seconds", seconds)),
-    Column("forward", measured("forward_seconds", seconds)),
-    Column("forward + backward", measured("forward_backward_seconds", seconds)),
-    Column("memory of training", measured(TRAINING.field, size)),
-    Column("peak memory of a step", measured(ADDED.field, size)),
-    Column("saved for backward", measured("saved_bytes", size)),
-    Column("state a layer", measured("state_bytes", size)),
-    Column("time per token", measured(TOKEN, seconds)),
-    Column("state of a sample", measured(STATE, size)),
-    Column("FLOPs/step", measured("flops", count)),
-    Column("parameters", params),
+    *(
+        Column(quantity.column, params if quantity is PARAMETERS else measured(quantity))
+        for quantity in QUANTITIES
+        if quantity.column is not None
+    ),
     Column("kernel", kernel),
     Column("status", status),
 )

@@ -7,6 +7,9 @@ from itertools import pairwise
 
 from matplotlib.figure import Figure
 
+from compare.quantities import LAYER_STATE
+from compare.units import SPACE, joined, plural, sentence, size
+
 from .aggregate import Group, Row, as_key, as_number, conditions_in_words, distinct_slugs, slug
 from .canvas import (
     SMALL,
@@ -29,7 +32,6 @@ from .canvas import (
 from .scale import Scale
 from .stats import ENOUGH_SEEDS, Estimate, estimate
 from .summary import NAMED, no_ranking, short
-from .units import SPACE, joined, plural, sentence, size
 
 HELD = 0.9  # the score that a variant is said to hold
 DOUBLING = 1.5  # from one value to the next, at the least: on a logarithmic axis
@@ -105,7 +107,7 @@ class TaskSweep:
 
     def state(self, name: str) -> Estimate | None:
         """Bytes that one layer keeps of the other positions."""
-        values = [found.mean for row in self.rows[name].values() if (found := row.over_seeds("state_bytes"))]
+        values = [found.mean for row in self.rows[name].values() if (found := row.over_seeds(LAYER_STATE))]
         return estimate(values)
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from compare.units import count, plain, seconds
+
 from .aggregate import Group, Record, ScoreBasis, as_number
-from .units import count, plain, seconds
 
 
 @dataclass(frozen=True)
