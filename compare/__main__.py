@@ -279,7 +279,7 @@ def stamp_folder(out: Path, machine: dict[str, object], progress: Progress) -> N
 
     from compare.record import write_atomically
     from compare.report import read_environment
-    from compare.report.aggregate import machine_line
+    from compare.report.facts.grouping import machine_line
 
     path = out / "environment.json"
     known = read_environment(path)[0] if path.exists() else {}

@@ -25,23 +25,11 @@ from compare.plan import UsageError
 from compare.quantities import QUANTITIES, TEST_SCORE, Quantity
 from compare.record import is_result, read_records
 from compare.report import read_environment
-from compare.report.aggregate import (
-    PER_ROW,
-    Group,
-    Record,
-    Row,
-    Source,
-    as_key,
-    as_mapping,
-    as_number,
-    data_hashes,
-    group_records,
-    machine_line,
-    machine_name,
-    tell_apart,
-)
-from compare.report.stats import SIGNIFICANT
-from compare.report.tables import markdown, markdown_table
+from compare.report.facts.grouping import PER_ROW, Source, data_hashes, group_records, machine_line, machine_name
+from compare.report.facts.groups import Group, Row
+from compare.report.facts.stats import SIGNIFICANT
+from compare.report.facts.values import Record, as_key, as_mapping, as_number, tell_apart
+from compare.report.render.markdown import markdown, markdown_table
 from compare.spec import read_spec
 from compare.units import percent
 

@@ -32,6 +32,7 @@ class Quantity:
         unit: of the number as it is recorded; "" = table.csv has no column of it.
         show: writes a value for people to read.
         words: what sentences and charts call it.
+        holds: what the bytes of a memory are.
         column: its head in the tables of results; None = they have no column of it.
         latex: its column in table.tex.
         better: which of two values is better; "" where neither is.
@@ -47,6 +48,7 @@ class Quantity:
     unit: str = ""
     show: Callable[[float], str] = plain
     words: str = ""
+    holds: str = ""
     column: str | None = None
     latex: Latex | None = None
     better: Literal["high", "low", ""] = ""
@@ -132,6 +134,7 @@ TRAINING_MEMORY = Quantity(
     title="memory of training",
     unit="B",
     show=size,
+    holds="weights, gradients, optimizer state and what a step adds",
     column="memory of training",
     latex=Latex("memory (MiB)", 2**-20, 1),
     better="low",
@@ -143,6 +146,7 @@ STEP_MEMORY = Quantity(
     unit="B",
     show=size,
     words="peak memory of a step",
+    holds="without weights and optimizer state: not all told them",
     column="peak memory of a step",
     latex=Latex("peak of a step (MiB)", 2**-20, 1),
     better="low",

@@ -11,8 +11,8 @@ from compare.arguments import run_parser
 from compare.plan import UsageError, make_specs
 from compare.record import Record, read_records
 from compare.report import write_report
-from compare.report.aggregate import Source, group_records
-from compare.report.beyond import carried_over, table_by_length
+from compare.report.facts.grouping import Source, group_records
+from compare.report.sections.test_lengths import carried_over, table_by_length
 from compare.spec import RunSpec
 from tests.make_records import ENVIRONMENT, make_record, write_folder
 from tests.test_compare import SPEC

@@ -13,17 +13,19 @@ from compare.fields import parse_record
 from compare.load import LIMIT, add_since, clocks, disturbance, shares, wavered
 from compare.progress import outcome
 from compare.quantities import FORWARD_BACKWARD
-from compare.report.accuracy import SPEED, accuracy_chart
-from compare.report.aggregate import Group, Source, group_records
-from compare.report.answer import answer
-from compare.report.canvas import choose_styles
-from compare.report.export import csv_table
-from compare.report.heatmap import make_cell
-from compare.report.lengths import TIME, cost_against_length
-from compare.report.page import html_page
-from compare.report.scaling import find_crossovers, length_series, rows_by_length
-from compare.report.summary import summarise
-from compare.report.tables import columns_of, markdown_report, notes
+from compare.report.facts.grouping import Source, group_records
+from compare.report.facts.groups import Group
+from compare.report.facts.scaling import find_crossovers, length_series, rows_by_length
+from compare.report.render.canvas import choose_styles
+from compare.report.render.csv_table import csv_table
+from compare.report.render.markdown import markdown_report
+from compare.report.render.page import html_page
+from compare.report.sections.accuracy import SPEED, accuracy_chart
+from compare.report.sections.answer import answer
+from compare.report.sections.heat_map import make_cell
+from compare.report.sections.lengths import TIME, cost_against_length
+from compare.report.sections.results import columns_of, notes
+from compare.report.sections.summary import summarise
 from tests.here import compare_here
 from tests.make_records import ENVIRONMENT, Record, make_record
 from tests.test_fairness import words_of

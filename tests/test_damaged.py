@@ -28,11 +28,12 @@ from compare.plan import UsageError
 from compare.progress import Progress, TableProgress
 from compare.record import Record, append_record, read_records
 from compare.report import read_environment, write_report, write_report_many
-from compare.report.aggregate import Source, group_records
-from compare.report.export import csv_table, latex_tables
-from compare.report.page import html_page
-from compare.report.tables import markdown_report
-from compare.report.views import match_scores
+from compare.report.facts.equal_terms import match_scores
+from compare.report.facts.grouping import Source, group_records
+from compare.report.render.csv_table import csv_table
+from compare.report.render.latex import latex_tables
+from compare.report.render.markdown import markdown_report
+from compare.report.render.page import html_page
 from compare.spec import RunSpec
 from compare.worker import RunOptions
 from tests.learning import small_spec

@@ -21,13 +21,15 @@ from compare.diff import diff
 from compare.plan import UsageError, left_out, make_specs
 from compare.progress import outcome
 from compare.report import write_report
-from compare.report.aggregate import Group, Source, group_records
-from compare.report.answer import answer
-from compare.report.canvas import choose_styles
-from compare.report.decoding import DECODING, decode_tables, longest_decoded, time_against_state
-from compare.report.export import csv_table
-from compare.report.lengths import STATE, TOKEN, cost_against_length, crossover_chart
-from compare.report.scaling import cost_tables, length_series
+from compare.report.facts.grouping import Source, group_records
+from compare.report.facts.groups import Group
+from compare.report.facts.scaling import length_series, longest_decoded
+from compare.report.render.canvas import choose_styles
+from compare.report.render.csv_table import csv_table
+from compare.report.sections.answer import answer
+from compare.report.sections.cost import cost_tables
+from compare.report.sections.decoding import DECODING, decode_tables, time_against_state
+from compare.report.sections.lengths import STATE, TOKEN, cost_against_length, crossover_chart
 from compare.run import reproduce
 from compare.spec import RunSpec
 from tests.here import compare_here

@@ -14,7 +14,7 @@ from scipy import special, stats
 
 from compare.__main__ import main
 from compare.diff import Comparison, Diff, Evidence, comparisons_of, diff, holm, inverse_trigamma, moderate, pair_up
-from compare.report.aggregate import Source
+from compare.report.facts.grouping import Source
 from tests.make_records import ENVIRONMENT, MANY, Record, make_record, write_folder
 
 DRAWS = 200

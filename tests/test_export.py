@@ -11,19 +11,11 @@ import numpy as np
 import pytest
 
 from compare.report import write_report
-from compare.report.aggregate import Group, Source, group_records
-from compare.report.export import (
-    LINE,
-    RECORDED,
-    WIDEST_NAME,
-    csv_table,
-    escape_tex,
-    latex_table,
-    latex_tables,
-    letter,
-    width_of,
-)
-from compare.report.stats import t95
+from compare.report.facts.grouping import Source, group_records
+from compare.report.facts.groups import Group
+from compare.report.facts.stats import t95
+from compare.report.render.csv_table import RECORDED, csv_table
+from compare.report.render.latex import LINE, WIDEST_NAME, escape_tex, latex_table, latex_tables, letter, width_of
 from tests.make_records import ENVIRONMENT, PROFILES, Record, make_record, many_records, write_folder
 
 PDFLATEX = shutil.which("pdflatex")

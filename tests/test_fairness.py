@@ -12,15 +12,18 @@ from matplotlib.text import Text
 from compare.__main__ import main
 from compare.arguments import MATCHES as CHOICES
 from compare.report import write_report
-from compare.report.accuracy import SPEED, accuracy_chart, weight_of
-from compare.report.aggregate import Group, Source, group_records
-from compare.report.answer import answer
-from compare.report.canvas import choose_styles
-from compare.report.flags import MEANINGS
-from compare.report.page import html_page
-from compare.report.summary import summarise
-from compare.report.tables import equal_table, markdown_report, notes
-from compare.report.views import MATCHES, match_scores
+from compare.report.facts.equal_terms import MATCHES, match_scores
+from compare.report.facts.grouping import Source, group_records
+from compare.report.facts.groups import Group
+from compare.report.render.canvas import choose_styles
+from compare.report.render.markdown import markdown_report
+from compare.report.render.page import html_page
+from compare.report.sections.accuracy import SPEED, accuracy_chart, weight_of
+from compare.report.sections.answer import answer
+from compare.report.sections.equal_terms import equal_table
+from compare.report.sections.flags import MEANINGS
+from compare.report.sections.results import notes
+from compare.report.sections.summary import summarise
 from tests.make_records import ENVIRONMENT, MANY, Record, make_record, write_folder
 
 VARIANTS = ("full", "linear", "local", "none")

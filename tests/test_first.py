@@ -7,9 +7,9 @@ import pytest
 
 import tasks
 from compare.report import write_report
-from compare.report.first import lead_of
-from compare.report.tables import notes
-from compare.report.task_sweeps import task_sweeps
+from compare.report.facts.task_sweeps import task_sweeps
+from compare.report.sections.lead import lead_of
+from compare.report.sections.results import notes
 from compare.worker import new_record
 from tests.learning import small_spec
 from tests.make_records import CANNOT, RECALL, Record, make_recall, make_record, swept_recall, write_folder

@@ -13,10 +13,11 @@ from compare.__main__ import claim_folder, main
 from compare.lock import hold
 from compare.plan import UsageError
 from compare.report import write_report
-from compare.report.aggregate import LONGEST_SLUG, Source, distinct_slugs, group_records
-from compare.report.canvas import choose_styles
-from compare.report.charts import plan
-from compare.report.export import latex_tables
+from compare.report.facts.grouping import Source, group_records
+from compare.report.facts.values import LONGEST_SLUG, distinct_slugs
+from compare.report.render.canvas import choose_styles
+from compare.report.render.charts import plan
+from compare.report.render.latex import latex_tables
 from tests.make_records import ENVIRONMENT, Record, make_record, write_folder
 
 LONG = "a_folder_of_a_cluster/" * 12 + "books.csv"

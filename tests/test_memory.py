@@ -8,15 +8,17 @@ import pytest
 
 from compare.diff import diff
 from compare.quantities import STEP_MEMORY, TRAINING_MEMORY
-from compare.report.accuracy import weight_of
-from compare.report.aggregate import Source, group_records
-from compare.report.answer import answer
-from compare.report.canvas import choose_styles
-from compare.report.export import csv_table, latex_tables
-from compare.report.lengths import cost_against_length, memory_cost
-from compare.report.memory import memory_of
-from compare.report.scaling import length_series
-from compare.report.tables import columns_of, markdown_report
+from compare.report.facts.grouping import Source, group_records
+from compare.report.facts.memory import memory_of
+from compare.report.facts.scaling import length_series
+from compare.report.render.canvas import choose_styles
+from compare.report.render.csv_table import csv_table
+from compare.report.render.latex import latex_tables
+from compare.report.render.markdown import markdown_report
+from compare.report.sections.accuracy import weight_of
+from compare.report.sections.answer import answer
+from compare.report.sections.lengths import cost_against_length, memory_cost
+from compare.report.sections.results import columns_of
 from compare.train import Tally, Trainer
 from compare.worker import measure_costs
 from tasks import Batch

@@ -12,18 +12,21 @@ from compare.fields import parse_record
 from compare.progress import outcome
 from compare.record import SCHEMA
 from compare.report import write_report
-from compare.report.accuracy import SPEED, accuracy_chart
-from compare.report.aggregate import Group, Source, group_records
-from compare.report.answer import answer
-from compare.report.canvas import choose_styles
-from compare.report.curves import learning_curves
-from compare.report.export import latex_table
-from compare.report.first import lead_of
-from compare.report.heatmap import COLOURS, fill_of, furthest_of, heat_maps, heat_notes
-from compare.report.summary import summarise
-from compare.report.sweeps import sweep_table
-from compare.report.tables import baseline_rows, columns_of, equal_table
-from compare.report.views import match_scores
+from compare.report.facts.equal_terms import match_scores
+from compare.report.facts.grouping import Source, group_records
+from compare.report.facts.groups import Group
+from compare.report.render.canvas import choose_styles
+from compare.report.render.latex import latex_table
+from compare.report.sections.accuracy import SPEED, accuracy_chart
+from compare.report.sections.answer import answer
+from compare.report.sections.baselines import baseline_rows
+from compare.report.sections.capacity import sweep_table
+from compare.report.sections.curves import learning_curves
+from compare.report.sections.equal_terms import equal_table
+from compare.report.sections.heat_map import COLOURS, fill_of, furthest_of, heat_maps, heat_notes
+from compare.report.sections.lead import lead_of
+from compare.report.sections.results import columns_of
+from compare.report.sections.summary import summarise
 from compare.search import choose, make_grid
 from tests.make_records import ENVIRONMENT, Record, make_record, write_folder
 

@@ -18,8 +18,8 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from compare.report import write_report
-from compare.report.aggregate import Source, group_records
-from compare.report.page import html_page
+from compare.report.facts.grouping import Source, group_records
+from compare.report.render.page import html_page
 from tests.make_records import ENVIRONMENT, PROFILES, RECALL, make_recall, make_record, swept_recall, write_folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -24,22 +24,27 @@ from numpy.typing import NDArray
 
 from compare.quantities import FORWARD_BACKWARD, TRAINING_MEMORY
 from compare.report import write_report, write_report_many
-from compare.report.accuracy import SPEED, Against, accuracy_chart, near_baselines, weight_of
-from compare.report.aggregate import Group, Row, Source, group_records, learning_curve, pareto_front
-from compare.report.answer import answer
-from compare.report.canvas import SOFT, STYLE, choose_styles, folded, memory_ticks, nice_ticks
-from compare.report.charts import plan, write_charts
-from compare.report.curves import PANEL_FOLD, course_name, course_of, learning_curves
-from compare.report.export import csv_table, latex_tables
-from compare.report.families import COLOURS, EXTERNAL, colour_of, in_order
-from compare.report.flags import marked
-from compare.report.labels import Anchor, Box, place, spread
-from compare.report.lengths import TIME, cost_against_length
-from compare.report.scaling import find_crossovers, length_series, rows_by_length
-from compare.report.summary import summarise
-from compare.report.tables import MISSING, columns_of
+from compare.report.facts.grouping import Source, group_records
+from compare.report.facts.groups import Group, Row
+from compare.report.facts.learning import learning_curve
+from compare.report.facts.scaling import find_crossovers, length_series, rows_by_length
+from compare.report.facts.stats import pareto_front
+from compare.report.render.axes import memory_ticks, nice_ticks
+from compare.report.render.canvas import SOFT, STYLE, choose_styles, folded
+from compare.report.render.charts import plan, write_charts
+from compare.report.render.csv_table import csv_table
+from compare.report.render.families import COLOURS, EXTERNAL, colour_of, in_order
+from compare.report.render.labels import Anchor, Box, place, spread
+from compare.report.render.latex import latex_tables
+from compare.report.sections.accuracy import SPEED, Against, accuracy_chart, near_baselines, weight_of
+from compare.report.sections.answer import answer
+from compare.report.sections.curves import PANEL_FOLD, course_name, course_of, learning_curves
+from compare.report.sections.flags import marked
+from compare.report.sections.lengths import TIME, cost_against_length
+from compare.report.sections.results import columns_of
+from compare.report.sections.summary import summarise
 from compare.spec import RunSpec
-from compare.units import count, percent, seconds, size
+from compare.units import MISSING, count, percent, seconds, size
 from compare.worker import new_record
 from tests.here import compare_here
 from tests.make_records import (

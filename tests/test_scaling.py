@@ -7,15 +7,11 @@ import numpy as np
 import pytest
 
 from compare.quantities import FORWARD_BACKWARD as TIME
-from compare.report.aggregate import Chart, Group, Source, group_records
-from compare.report.canvas import choose_styles
-from compare.report.lengths import TIME as TIME_CHART
-from compare.report.lengths import cost_against_length, crossover_chart
-from compare.report.scaling import (
+from compare.report.facts.grouping import Source, group_records
+from compare.report.facts.groups import Group
+from compare.report.facts.scaling import (
     Crossover,
     Fit,
-    cost_tables,
-    crossover_text,
     find_crossovers,
     fit_exponent,
     fit_exponents,
@@ -24,7 +20,13 @@ from compare.report.scaling import (
     matrix_share,
     rows_by_length,
 )
-from compare.report.tables import markdown_report
+from compare.report.render.canvas import choose_styles
+from compare.report.render.markdown import markdown_report
+from compare.report.sections.cost import cost_tables
+from compare.report.sections.growth import crossover_text
+from compare.report.sections.lengths import TIME as TIME_CHART
+from compare.report.sections.lengths import cost_against_length, crossover_chart
+from compare.report.sections.section import Chart
 from tests.make_records import ENVIRONMENT, MANY, Record, make_record
 from tests.test_report import assert_readable, labels_of
 

@@ -10,12 +10,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from compare.report import write_report
-from compare.report.accuracy import SPEED, accuracy_chart, weight_of
-from compare.report.aggregate import Group
-from compare.report.canvas import STYLE, choose_styles
-from compare.report.charts import plan
-from compare.report.flags import MEANINGS
-from compare.report.sweeps import capacity_group, sweep_table, sweeps_of
+from compare.report.facts.groups import Group
+from compare.report.facts.sweeps import capacity_group, sweeps_of
+from compare.report.render.canvas import STYLE, choose_styles
+from compare.report.render.charts import plan
+from compare.report.sections.accuracy import SPEED, accuracy_chart, weight_of
+from compare.report.sections.capacity import sweep_table
+from compare.report.sections.flags import MEANINGS
 from tests.make_records import Record, make_record, write_folder
 from tests.test_report import assert_readable, groups_of, labels_of
 

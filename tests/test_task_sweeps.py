@@ -7,11 +7,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from compare.report import write_report
-from compare.report.answer import answer
-from compare.report.canvas import STYLE, choose_styles
-from compare.report.charts import plan
-from compare.report.tables import task_sweep_table
-from compare.report.task_sweeps import TaskSweep, held, range_words, task_sweeps
+from compare.report.facts.task_sweeps import TaskSweep, task_sweeps
+from compare.report.render.canvas import STYLE, choose_styles
+from compare.report.render.charts import plan
+from compare.report.sections.answer import answer
+from compare.report.sections.task_sweeps import held, range_words, task_sweep_table
 from compare.units import size
 from tests.make_records import RECALL, Record, make_recall, swept_recall, write_folder
 from tests.test_report import assert_readable, groups_of, labels_of

@@ -9,18 +9,19 @@ from typing import Any, NamedTuple
 
 from compare.fields import parse_json
 from compare.record import read_records, write_atomically
-
-from .aggregate import Source, group_records, mixed_data
-from .answer import crossovers
-from .charts import write_charts
-from .export import NEEDS, TEXT, csv_table, latex_tables
-from .first import lead_of
-from .page import TITLE, html_page
-from .published import in_lines
-from .scaling import length_series
-from .tables import markdown_report
-from .task_sweeps import task_sweeps
-from .views import match_scores
+from compare.report.facts.equal_terms import match_scores
+from compare.report.facts.grouping import Source, group_records
+from compare.report.facts.scaling import length_series
+from compare.report.facts.task_sweeps import task_sweeps
+from compare.report.render.charts import write_charts
+from compare.report.render.csv_table import TEXT, csv_table
+from compare.report.render.latex import NEEDS, latex_tables
+from compare.report.render.markdown import markdown_report
+from compare.report.render.page import TITLE, html_page
+from compare.report.sections.answer import crossovers
+from compare.report.sections.data import mixed_data
+from compare.report.sections.lead import lead_of
+from compare.report.sections.published import in_lines
 
 __all__ = ["Report", "foreign_files", "in_short", "write_report", "write_report_many"]
 

@@ -1,0 +1,1 @@
+"""What the records say, in numbers: no sentence, no colour and no drawing."""
