@@ -32,10 +32,9 @@ from compare.report.facts.equal_terms import match_scores
 from compare.report.facts.grouping import Source, group_records
 from compare.report.render.csv_table import csv_table
 from compare.report.render.latex import latex_tables
-from compare.report.render.markdown import markdown_report
-from compare.report.render.page import html_page
 from compare.spec import RunSpec
 from compare.worker import RunOptions
+from tests.drawn import markdown_of, page_of
 from tests.learning import small_spec
 from tests.make_records import ENVIRONMENT, make_record, write_folder
 
@@ -112,8 +111,8 @@ def check_folder(folder: Path, lines: list[bytes], *, drawn: bool) -> None:
         page = (bad / "report.html").read_text(encoding="utf-8")
     else:
         groups = [match_scores(group, "steps") for group in group_records([Source(records, ENVIRONMENT)])]
-        page = html_page(groups, [], bad, warnings)
-        for text in (page, markdown_report(groups, [], warnings), csv_table(groups), latex_tables(groups)):
+        page = page_of(groups, warnings)
+        for text in (page, markdown_of(groups, warnings), csv_table(groups), latex_tables(groups)):
             text.encode("utf-8")
     told = re.search(r'id="told">(.*?)</script>', page, re.DOTALL)
     assert told

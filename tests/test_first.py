@@ -7,7 +7,7 @@ import pytest
 
 import tasks
 from compare.report import write_report
-from compare.report.facts.task_sweeps import task_sweeps
+from compare.report.facts.overview import Overview
 from compare.report.sections.lead import lead_of
 from compare.report.sections.results import notes
 from compare.worker import new_record
@@ -19,8 +19,7 @@ SPACE = "\N{NO-BREAK SPACE}"
 
 
 def first(records: list[Record]) -> list[str]:
-    groups = groups_of(records)
-    lead = lead_of(groups, task_sweeps(groups))
+    lead = lead_of(Overview(groups_of(records)))
     return [words.replace(SPACE, " ") for words in lead.sentences] if lead else []
 
 

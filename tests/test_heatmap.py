@@ -51,7 +51,7 @@ def cells_of(heat: HeatMap) -> dict[str, list[str]]:
 
 def drawn(heat: HeatMap) -> Figure:
     with matplotlib.rc_context(STYLE):
-        figure = draw_heat_map(heat)
+        figure = draw_heat_map(heat, {})
         figure.set_dpi(200)
         FigureCanvasAgg(figure).draw()
     return figure

@@ -24,8 +24,8 @@ from compare.report.facts.stats import (
 )
 from compare.report.sections.answer import clearly, is_within
 from compare.report.sections.results import verdict
-from compare.report.sections.summary import summarise
 from compare.report.sections.wording import score_text
+from tests.drawn import sentences_of
 
 DRAWS = 2000
 SPREAD = 0.02  # of a score over seeds
@@ -193,7 +193,7 @@ def test_a_leader_is_declared_where_there_is_one(behind: float, least: float, mo
     draws, claims = DRAWS // 4, 0
     for _ in range(draws):
         scores = draw(rng, 3, [0.6, 0.6 - behind, 0.6 - behind])
-        lines = summarise(group_of(dict(zip(("full", "linear", "local"), scores, strict=True))))
+        lines = sentences_of(group_of(dict(zip(("full", "linear", "local"), scores, strict=True))))
         claims += lines[0].startswith("Most accurate: full" if behind else "Most accurate")
     assert least <= claims / draws <= most
 

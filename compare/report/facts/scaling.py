@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from compare.quantities import FLOPS, FORWARD_BACKWARD, Quantity
 from compare.report.facts.groups import Group, Row
 from compare.report.facts.stats import t95
-from compare.report.facts.values import as_mapping, as_number, conditions_in_words, numbers
+from compare.report.facts.values import as_mapping, as_number, conditions_in_words, distinct_slugs, numbers
 
 FIT_SPAN = 8  # exponents are fitted from an eighth of the longest length on
 FEWEST = 3  # lengths that a fit needs
@@ -82,6 +82,26 @@ def series_note(series: Sequence[Group], groups: Sequence[Group]) -> str:
     first = series[0]
     rivals = [g.cost_conditions for g in groups if (g.machine, g.task) == (first.machine, first.task)]
     return conditions_in_words(first.cost_conditions, rivals)
+
+
+class Series(NamedTuple):
+    """Groups that differ in length alone, what tells them from other series of their task, and what their files are
+    called: no two series of a report share it."""
+
+    groups: list[Group]
+    note: str
+    slug: str
+
+    @property
+    def decodes(self) -> bool:
+        return self.groups[0].decodes
+
+
+def series_of(groups: Sequence[Group]) -> list[Series]:
+    found = length_series(groups)
+    notes = [series_note(series, groups) for series in found]
+    slugs = distinct_slugs([(each[0].task, each[0].where, note) for each, note in zip(found, notes, strict=True)])
+    return [Series(*each) for each in zip(found, notes, slugs, strict=True)]
 
 
 def rows_by_length(series: Sequence[Group]) -> dict[str, dict[int, Row]]:

@@ -10,7 +10,7 @@ from compare.quantities import QUANTITIES, TEST_SCORE, Latex, Quantity
 from compare.report.facts.groups import Group, Row
 from compare.report.facts.stats import Difference, Estimate
 from compare.report.render.csv_table import flags, measured
-from compare.report.sections.summary import options_set
+from compare.report.sections.wording import options_set
 
 Part = list[list[str]]
 """A head and rows of cells, as LaTeX."""

@@ -4,41 +4,20 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from compare.report.facts.groups import Group, Row
-from compare.report.facts.scaling import length_series
-from compare.report.facts.task_sweeps import TaskSweep, representatives, task_sweeps
 from compare.report.facts.values import Record, as_mapping, as_pairs, slug, status_of
 from compare.report.render.families import colour_of, in_order
-from compare.report.sections.answer import answer
-from compare.report.sections.baselines import baseline_rows
-from compare.report.sections.busy import BUSY, BUSY_HEADER, busy_runs
-from compare.report.sections.capacity import sweep_table
-from compare.report.sections.cost import cost_tables
-from compare.report.sections.data import commands
-from compare.report.sections.decoding import DECODING, decode_tables
-from compare.report.sections.equal_terms import equal_table
-from compare.report.sections.failures import failures
-from compare.report.sections.growth import CostTable
-from compare.report.sections.heat_map import HEAT, heat_maps, heat_notes, heat_table
-from compare.report.sections.lead import Lead, lead_of
-from compare.report.sections.published import published_tables
-from compare.report.sections.reading import READING
-from compare.report.sections.results import columns_of, notes
-from compare.report.sections.section import Cell, Chart
-from compare.report.sections.slices import slice_table
-from compare.report.sections.summary import summarise
-from compare.report.sections.task_sweeps import held, kept_state, task_sweep_table
-from compare.report.sections.test_lengths import table_by_length
+from compare.report.sections import TITLE, Document
+from compare.report.sections.section import Cell, Chart, Section, Table
 from compare.spec import read_spec
 from compare.units import MISSING
 
 HERE = Path(__file__).parent
-TITLE = "Comparison of attention variants"
 IN_A_URL = {ord(sign): f"%{ord(sign):02X}" for sign in "%#'&:"}
 # Fields that the details of a run show elsewhere.
 TOLD = frozenset({"schema", "variant", "label", "family", "task", "seq_len", "seed", "kernel", "command"}) | {
@@ -58,67 +37,23 @@ class Run:
     anchor: str
 
 
-class Section(NamedTuple):
-    """A part of the page under a heading; nothing of it is shown where it has no content."""
-
-    anchor: str
-    title: str
-    content: str
-
-    @property
-    def html(self) -> str:
-        if not self.content:
-            return ""
-        head = f'<h2 id="{self.anchor}-title">{escape(self.title)}</h2>'
-        return f'<section id="{self.anchor}" aria-labelledby="{self.anchor}-title">{head}\n{self.content}\n</section>'
-
-
-def html_page(groups: Sequence[Group], charts: Sequence[Chart], folder: Path, warnings: Sequence[str]) -> str:
-    """The whole page.
-
-    Args:
-        groups: what was run.
-        charts: what was drawn of them.
-        folder: where the charts' SVG files lie, to be embedded.
-        warnings: what went wrong in reading.
-    """
+def html_page(report: Document, folder: Path) -> str:
+    """The whole page. folder: where the charts' SVG files lie, to be embedded."""
+    groups = report.groups
     runs = list_runs(groups)
-    sweeps = task_sweeps(groups)
-    once, swept = representatives(groups, sweeps), {group.slug for sweep in sweeps for group in sweep.groups}
-    lead = lead_of(groups, sweeps)
-    first = lead_section(lead, groups, charts, folder) if lead else ""
-    charts = [chart for chart in charts if not lead or chart.stem != lead.stem]
-    of_group = {group.slug: group_section(n, group, runs, charts, folder) for n, group in enumerate(groups)}
-    before = [Section("summary", "In short", summary_section(groups))]
-    before.append(Section("published", "Beside published figures", published_section(groups)))
-    results = [
-        Section(f"sweep-{number}", sweep.heading, sweep_section(sweep, of_group, charts, folder))
-        for number, sweep in enumerate(sweeps)
-    ]
-    results += [
-        Section(f"group-{number}", group.title, of_group[group.slug])
-        for number, group in enumerate(groups)
-        if group.slug not in swept
-    ]
-    after = [
-        Section("cost", "Cost against length", length_section("", cost_tables(once), groups, charts, folder)),
-        Section(
-            *("decoding", "Decoding, token by token"),
-            length_section(DECODING, decode_tables(once), groups, charts, folder),
-        ),
-        Section("tasks", "Tasks and variants", heat_section(once, charts, folder)),
-        Section("baselines", "Trivial baselines", baselines_section(groups)),
-        Section("failures", "Runs that did not finish", failures_section(groups)),
-        Section("busy", BUSY, busy_section(groups)),
-        Section("reading", "How to read this", bullets(READING)),
-        Section("runs", "Every run", every_run(groups, runs)),
-        Section("commands", "The commands that made this", commands_section(groups)),
-    ]
-    sections = [section for section in (*before, *results, *after) if section.content]
-    contents = "".join(f'<li><a href="#{each.anchor}">{escape(each.title)}</a></li>' for each in sections)
+    first_runs = {run.row_id: run.anchor for run in reversed(runs)}
+    before, results, after = (
+        [(section.anchor, section.title, content(section, first_runs, folder)) for section in sections]
+        for sections in (report.before, report.results, report.after)
+    )
+    after += [("runs", "Every run", every_run(groups, runs))] if runs else []
+    commands = "".join(f"<pre>{escape(command)}</pre>" for command in report.commands)
+    after += [("commands", "The commands that made this", commands)] if commands else []
+    contents = "".join(
+        f'<li><a href="#{anchor}">{escape(title)}</a></li>' for anchor, title, _ in (*before, *results, *after)
+    )
     head = [f"<h1>{TITLE}</h1>"]
-    machines = dict.fromkeys(group.machine for group in groups)
-    head += [f'<p class="warning"><strong>Warning:</strong> {escape(warning)}</p>' for warning in warnings]
+    head += [f'<p class="warning"><strong>Warning:</strong> {escape(warning)}</p>' for warning in report.warnings]
     if not groups:
         head.append("<p>There are no records to report on.</p>")
     parts = [
@@ -129,14 +64,14 @@ def html_page(groups: Sequence[Group], charts: Sequence[Chart], folder: Path, wa
         '<a class="skip" href="#main">Skip to the results</a>',
         "<header>\n" + "\n".join(head) + "\n</header>",
         '<main id="main">',
-        first,
-        *(f'<p class="soft">{escape(machine)}</p>' for machine in machines),
+        lead_section(report.lead, folder) if report.lead else "",
+        *(f'<p class="soft">{escape(machine)}</p>' for machine in report.machines),
         f'<nav class="contents" aria-label="Contents"><ul>{contents}</ul></nav>',
-        *(section.html for section in before),
+        *(under_heading(*each) for each in before),
         f"<div>{filter_form(groups)}",
-        *(section.html for section in results),
+        *(under_heading(*each) for each in results),
         "</div>",
-        *(section.html for section in after),
+        *(under_heading(*each) for each in after),
         "</main>",
         f'<script type="application/json" id="told">{facts(runs)}</script>',
         f'<script type="module">{asset("page.js")}</script>\n</body>\n</html>\n',
@@ -144,13 +79,45 @@ def html_page(groups: Sequence[Group], charts: Sequence[Chart], folder: Path, wa
     return "\n".join(part for part in parts if part)
 
 
+def under_heading(anchor: str, title: str, content: str) -> str:
+    head = f'<h2 id="{anchor}-title">{escape(title)}</h2>'
+    return f'<section id="{anchor}" aria-labelledby="{anchor}-title">{head}\n{content}\n</section>'
+
+
+def content(section: Section, first_runs: Mapping[str, str], folder: Path, *, dense: bool = False) -> str:
+    """A section without its title, its parts on lines of their own where it is not dense."""
+    dense = dense or bool(section.links) or any(part.title and not part.folded for part in section.parts)
+    found = [bullets(section.sentences)]
+    for table in section.tables:
+        if not table.folded:
+            found += [table_of(table, first_runs), bullets(table.notes, css="soft"), bullets(table.findings)]
+    found.append(figures(section.charts, folder))
+    for table in section.tables:
+        if table.folded:
+            notes = bullets(table.notes, css="soft")
+            shown = f"<summary>{escape(table.folded)}</summary>{table_of(replace(table, anchor=''), first_runs)}{notes}"
+            found.append(f'<details id="{table.anchor}">{shown}</details>')
+    for part in section.parts:
+        inner = content(part, first_runs, folder, dense=dense)
+        if part.folded:
+            found.append(f"<details><summary><h3>{escape(part.title)}</h3></summary>{inner}</details>")
+        else:
+            found.append((f"<h3>{escape(part.title)}</h3>" if part.title else "") + inner)
+    if section.links:
+        links = ", ".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title in section.links)
+        found.append(f'<p class="soft">The numbers of each length: {links}.</p>')
+    return ("" if dense else "\n").join(part for part in found if part)
+
+
+def table_of(table: Table, first_runs: Mapping[str, str]) -> str:
+    if table.of:
+        return group_table(table, table.of, first_runs)
+    drawn = simple_table(table.caption, table.header, table.rows)
+    return f'<div id="{table.anchor}">{drawn}</div>' if table.anchor else drawn
+
+
 def asset(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
-
-
-def summary_section(groups: Sequence[Group]) -> str:
-    """What came out, in words, before any table."""
-    return bullets(answer(groups)) if groups else ""
 
 
 def bullets(lines: Sequence[str], css: str = "") -> str:
@@ -182,53 +149,23 @@ def filter_form(groups: Sequence[Group]) -> str:
     )
 
 
-def lead_section(lead: Lead, groups: Sequence[Group], charts: Sequence[Chart], folder: Path) -> str:
+def lead_section(lead: Section, folder: Path) -> str:
     """What a newcomer reads and sees first."""
     told = "".join(f"<p>{escape(words)}</p>" for words in lead.sentences)
-    table = f"table-{groups.index(lead.of)}" if isinstance(lead.of, Group) else lead.of.stem
-    drawn = [figure(chart, folder, table) for chart in charts if chart.stem == lead.stem]
+    drawn = "".join(figure(chart, folder) for chart in lead.charts)
     return (
-        '<section class="first" id="first" aria-labelledby="first-title"><h2 class="unseen" id="first-title">The main '
-        f'result</h2><div class="told">{told}</div>{"".join(drawn)}{bullets(lead.remarks, css="soft")}</section>'
+        f'<section class="first" id="{lead.anchor}" aria-labelledby="{lead.anchor}-title">'
+        f'<h2 class="unseen" id="{lead.anchor}-title">{escape(lead.title)}</h2>'
+        f'<div class="told">{told}</div>{drawn}{bullets(lead.notes, css="soft")}</section>'
     )
 
 
-def sweep_section(sweep: TaskSweep, of_group: Mapping[str, str], charts: Sequence[Chart], folder: Path) -> str:
-    """One sweep of a task: what came out in words, its chart, its table, and each value's results to be unfolded."""
-    body = [bullets([told for told in (held(sweep), kept_state(sweep)) if told])]
-    body.append(f'<div id="{sweep.stem}">{simple_table(sweep.heading, *task_sweep_table(sweep))}</div>')
-    body.append(figures([chart for chart in charts if chart.stem == sweep.stem], folder, sweep.stem))
-    body += [
-        f"<details><summary><h3>{escape(f'{sweep.option}={value:g}')}</h3></summary>{of_group[group.slug]}</details>"
-        for value, group in sweep.points
-    ]
-    return "\n".join(part for part in body if part)
-
-
-def group_section(number: int, group: Group, runs: Sequence[Run], charts: Sequence[Chart], folder: Path) -> str:
-    """One group: what came out in words, its table, how to read it, its charts."""
-    parts = [bullets(summarise(group)), group_table(number, group, runs), bullets(notes(group), css="soft")]
-    if sliced := slice_table(group):
-        parts.append(simple_table(f"Score by slice: {group.title}", *sliced))
-    if swept := sweep_table(group):
-        parts.append(simple_table(f"Capacity: {group.title}", *swept))
-    if longer := table_by_length(group):
-        parts.append(simple_table(f"Score by test length: {group.title}", *longer))
-    if equal := equal_table(group):
-        parts.append(simple_table(f"At equal terms: {group.title}", equal.header, equal.rows))
-        parts.append(bullets(equal.notes, css="soft"))
-    parts.append(figures([chart for chart in charts if chart.group == group.slug], folder, f"table-{number}"))
-    return "\n".join(part for part in parts if part)
-
-
-def group_table(number: int, group: Group, runs: Sequence[Run]) -> str:
+def group_table(table: Table, group: Group, first_runs: Mapping[str, str]) -> str:
     """The results of one group: sorts by its head, and each row leads to its runs."""
-    shown = columns_of(group)
-    first_runs = {run.row_id: run.anchor for run in reversed(runs)}
-    head = "".join(f'<th scope="col"><button type="button">{escape(column.title)}</button></th>' for column in shown)
+    number = table.anchor.removeprefix("table-")
+    head = "".join(f'<th scope="col"><button type="button">{escape(title)}</button></th>' for title in table.header)
     body = []
-    for index, row in enumerate(group.rows):
-        first, *rest = (column.cell(row, group) for column in shown)
+    for index, (row, (first, *rest)) in enumerate(zip(group.rows, table.cells, strict=True)):
         row_id = f"{number}-{index}"
         name = f'<a href="#{first_runs[row_id]}">{breakable(first.text)}</a>'
         told = f'data-name="{escape(row.name)}" data-family="{escape(row.family)}" data-row="{row_id}"'
@@ -237,9 +174,9 @@ def group_table(number: int, group: Group, runs: Sequence[Run]) -> str:
         body.append(f'<tr {told}{flags}><th scope="row" data-key="{key_of(first)}">{name}</th>{cells}</tr>')
     caption = f'<caption><span class="unseen">{escape(group.title)}: results. </span>A row opens its runs.</caption>'
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(f"Results: {group.title}")}">'
-        f'<table class="results" id="table-{number}">{caption}<thead><tr>{head}</tr></thead>'
-        f'<tbody>{"".join(body)}</tbody></table></div><p class="soft" id="table-{number}-hidden"></p>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.caption)}">'
+        f'<table class="results" id="{table.anchor}">{caption}<thead><tr>{head}</tr></thead>'
+        f'<tbody>{"".join(body)}</tbody></table></div><p class="soft" id="{table.anchor}-hidden"></p>'
     )
 
 
@@ -274,20 +211,14 @@ def simple_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[st
     )
 
 
-def figures(charts: Sequence[Chart], folder: Path, numbers: str = "") -> str:
-    """Charts as images that carry their own drawing, so that nothing in one can disturb another.
-
-    Args:
-        charts: what to show.
-        folder: where their files lie.
-        numbers: where on the page the numbers stand that they show.
-    """
-    shown = [figure(chart, folder, numbers) for chart in charts]
+def figures(charts: Sequence[Chart], folder: Path) -> str:
+    """Charts as images that carry their own drawing, so that nothing in one can disturb another."""
+    shown = [figure(chart, folder) for chart in charts]
     return f'<div class="charts">{"".join(shown)}</div>' if shown else ""
 
 
-def figure(chart: Chart, folder: Path, numbers: str) -> str:
-    table = f'<a href="#{numbers}">The numbers</a>' if numbers else ""
+def figure(chart: Chart, folder: Path) -> str:
+    table = f'<a href="#{chart.numbers}">The numbers</a>' if chart.numbers else ""
     name, drawing = escape(chart.stem), embedded(folder / f"{chart.stem}.svg")
     return (
         '<figure><div class="drawing" tabindex="0" role="group" aria-label="Chart">'
@@ -310,62 +241,6 @@ def embedded(path: Path) -> str:
     return " ".join(text.split()).translate(IN_A_URL)
 
 
-def length_section(
-    kind: str, found: Sequence[CostTable], groups: Sequence[Group], charts: Sequence[Chart], folder: Path
-) -> str:
-    """How cost grows with length, as tables and charts of one kind, and where the numbers of each length stand."""
-    if not (drawn := figures([chart for chart in charts if chart.group == kind], folder)):
-        return ""
-    once = representatives(groups, task_sweeps(groups))
-    series = [group for series in length_series(once) for group in series if not group.decodes]
-    measured_at = [group for group in groups if group.decodes] if kind == DECODING else series
-    links = [f'<a href="#table-{groups.index(group)}">{escape(group.title)}</a>' for group in measured_at]
-    tables = [
-        part
-        for costs in found
-        for part in (simple_table(costs.title, costs.header, costs.body), bullets(costs.notes, css="soft"))
-    ]
-    return f'{"".join(tables)}{drawn}<p class="soft">The numbers of each length: {", ".join(links)}.</p>'
-
-
-def heat_section(groups: Sequence[Group], charts: Sequence[Chart], folder: Path) -> str:
-    """The heat maps, and the same as tables."""
-    parts = []
-    for number, heat in enumerate(heat_maps(groups)):
-        drawn = [chart for chart in charts if (chart.group, chart.stem) == (HEAT, heat.stem)]
-        parts.append(figures(drawn, folder, f"heat-{number}"))
-        table = simple_table(heat.title, *heat_table(heat))
-        reading = bullets(heat_notes(heat), css="soft")
-        parts.append(f'<details id="heat-{number}"><summary>The same as a table</summary>{table}{reading}</details>')
-    return "\n".join(parts)
-
-
-def published_section(groups: Sequence[Group]) -> str:
-    return "".join(
-        f"<h3>{escape(table.title)}</h3>{simple_table(table.title, table.header, table.body)}{bullets(table.notes)}"
-        for table in published_tables(groups)
-    )
-
-
-def baselines_section(groups: Sequence[Group]) -> str:
-    found = baseline_rows(groups)
-    return simple_table("Trivial predictors", ("task", "baseline", "score"), found) if found else ""
-
-
-def failures_section(groups: Sequence[Group]) -> str:
-    found = failures(groups)
-    return simple_table("Failed runs", ("task", "variant", "seed", "status", "reason"), found) if found else ""
-
-
-def busy_section(groups: Sequence[Group]) -> str:
-    found = busy_runs(groups)
-    return simple_table(BUSY, BUSY_HEADER, found) if found else ""
-
-
-def commands_section(groups: Sequence[Group]) -> str:
-    return "".join(f"<pre>{escape(command)}</pre>" for command in commands(groups))
-
-
 def list_runs(groups: Sequence[Group]) -> list[Run]:
     """Every record, with an anchor of its own: folders reported together may hold the same run twice."""
     runs, used = [], Counter[str]()
@@ -381,8 +256,6 @@ def list_runs(groups: Sequence[Group]) -> list[Run]:
 
 def every_run(groups: Sequence[Group], runs: Sequence[Run]) -> str:
     """A line for each run; the script unfolds what is known of it."""
-    if not runs:
-        return ""
     parts = ["<noscript><p>What is known of each run is in records.jsonl, under its run_id.</p></noscript>"]
     for number, group in enumerate(groups):
         lines = [run_line(index, run) for index, run in enumerate(runs) if run.row_id.startswith(f"{number}-")]

@@ -7,14 +7,15 @@ from compare.quantities import FORWARD_BACKWARD, SPEED, STATE, TOKEN, Quantity
 from compare.report.facts.equal_terms import scored
 from compare.report.facts.groups import Group, Row, ScoreBasis, measured, scores_of
 from compare.report.facts.memory import memory_of
+from compare.report.facts.overview import Overview
 from compare.report.facts.scale import FRACTION, WITHIN, Scale
-from compare.report.facts.scaling import find_crossovers, length_series, longest_decoded, rows_by_length
+from compare.report.facts.scaling import find_crossovers, longest_decoded, rows_by_length
 from compare.report.facts.stats import ENOUGH_SEEDS, Difference, Estimate
-from compare.report.facts.task_sweeps import representatives, task_sweeps, unswept
 from compare.report.sections.busy import REPEAT
 from compare.report.sections.decoding import kept
 from compare.report.sections.flags import in_words
 from compare.report.sections.growth import disturbed_note, length_text
+from compare.report.sections.section import Section
 from compare.report.sections.summary import baseline_differences
 from compare.report.sections.task_sweeps import held, kept_state
 from compare.report.sections.wording import short
@@ -31,19 +32,20 @@ EXPLAINED = (
 )
 
 
-def answer(groups: Sequence[Group]) -> list[str]:
+def sections(overview: Overview) -> list[Section]:
+    return [Section("In short", "summary", sentences=answer(overview))] if overview.groups else []
+
+
+def answer(overview: Overview) -> list[str]:
     """Sentences for the top of a report: one for each task and length, and one over all of them."""
-    sweeps = task_sweeps(groups)
-    lines = [f"{sweep.title}: {held(sweep)} {kept_state(sweep)}".strip() for sweep in sweeps]
-    groups = representatives(groups, sweeps)
-    series = length_series(groups)
-    groups = unswept(groups, sweeps)
+    lines = [f"{sweep.title}: {held(sweep)} {kept_state(sweep)}".strip() for sweep in overview.sweeps]
+    groups = overview.unswept
     judged = [group for group in groups if can_be_judged(group)]
     for group in [*(group for group in groups if not group.decodes), *longest_decoded(groups)]:
         by = f", by {group.basis.words('score')}" if group.basis != ScoreBasis() else ""
         lines.append(f"{group.title}{by}: {' '.join([*sentences(group), *disturbed(group)])}")
     lines += over_tasks(judged)
-    lines += map(crossovers, series)
+    lines += [crossovers(series.groups) for series in overview.series]
     return lines + ([EXPLAINED] if judged else [])
 
 

@@ -3,11 +3,18 @@
 from collections.abc import Sequence
 
 from compare.report.facts.groups import Group
+from compare.report.facts.overview import Overview
+from compare.report.sections.section import Section, Table
 from compare.units import MISSING
 
 BUSY = "Runs on a busy machine"
 REPEAT = f'Repeat them on an idle machine with the commands under "{BUSY}".'
-BUSY_HEADER = ("task", "variant", "seed", "by what", "repeat it on an idle machine")
+HEADER = ("task", "variant", "seed", "by what", "repeat it on an idle machine")
+
+
+def sections(overview: Overview) -> list[Section]:
+    rows = busy_runs(overview.groups)
+    return [Section(BUSY, "busy", tables=[Table(BUSY, HEADER, rows)])] if rows else []
 
 
 def busy_runs(groups: Sequence[Group]) -> list[tuple[str, str, str, str, str]]:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from compare import quantities
 from compare.report.facts.groups import Group, Row
 from compare.report.facts.stats import ENOUGH_SEEDS
-from compare.report.facts.sweeps import sweeps_of
+from compare.report.facts.sweeps import capacity_group, sweeps_of
 from compare.report.facts.values import numbers
-from compare.report.sections.accuracy import Against
+from compare.report.sections.accuracy import Against, accuracy_chart
+from compare.report.sections.section import Section, Table
 from compare.units import MISSING, seconds, size
 
 STATE = Against(
@@ -33,11 +34,16 @@ def state_of(rows: Sequence[Row]) -> Against:
     return STATE if len(numbers(finished, STATE.quantity.field)) == len(finished) else SAVED
 
 
-def sweep_table(group: Group) -> tuple[list[str], list[list[str]]] | None:
-    """Header and rows: of each sweep the best score, and the smallest value whose score is within noise of it.
+def part(group: Group) -> Section:
+    table, shown = sweep_table(group), capacity_group(group)
+    against = (state_of(shown.rows), STEP) if shown else ()
+    charts = (accuracy_chart(shown, each, "Capacity: ") for each in against if shown)
+    return Section(tables=[table] if table else [], charts=[chart for chart in charts if chart])
 
-    None where nothing is swept and scored.
-    """
+
+def sweep_table(group: Group) -> Table | None:
+    """Of each sweep the best score, and the smallest value whose score is within noise of it; None where nothing is
+    swept and scored."""
     body, scale = [], group.scale
     for sweep in sweeps_of(group.rows):
         scored = [(value, row, found) for value, row in sweep.points if (found := group.score(row))]
@@ -62,4 +68,4 @@ def sweep_table(group: Group) -> tuple[list[str], list[list[str]]] | None:
         "its state a layer",
         "its step",
     ]
-    return (header, body) if body else None
+    return Table(f"Capacity: {group.title}", header, body) if body else None

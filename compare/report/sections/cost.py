@@ -5,28 +5,31 @@ from collections.abc import Mapping, Sequence
 
 from compare.quantities import FORWARD_BACKWARD, STEP, STEP_MEMORY
 from compare.report.facts.groups import Group, Row
+from compare.report.facts.overview import Overview
 from compare.report.facts.scaling import (
     RowsByLength,
+    Series,
     find_crossovers,
     fit_exponents,
-    length_series,
     longest_of,
     matrix_share,
     one_batch,
     reference_of,
     rows_by_length,
-    series_note,
 )
 from compare.report.facts.values import Record, as_number, status_of
 from compare.report.sections.growth import (
-    CostTable,
+    cost_table,
     crossover_note,
     crossover_text,
     disturbed_note,
     exponent_text,
+    number_links,
     powers_note,
     table_title,
 )
+from compare.report.sections.lengths import TIME, cost_against_length, crossover_chart, memory_cost
+from compare.report.sections.section import Chart, Section, Table
 from compare.units import MISSING, plain, seconds, size
 
 
@@ -40,14 +43,28 @@ def longest_that_fits(rows: Mapping[int, Row], probes: Sequence[Record]) -> str:
     return f"{plain(fitting)} ({ending})" if fitting else f"none ({ending})"
 
 
-def cost_tables(groups: Sequence[Group]) -> list[CostTable]:
-    """One for each series of lengths, but for those of decoding."""
+def sections(overview: Overview) -> list[Section]:
+    trained = [series for series in overview.series if not series.decodes]
+    charts = [chart for series in trained for chart in charts_of(series)]
+    if not charts:
+        return []
     return [
-        cost_table(series, series_note(series, groups)) for series in length_series(groups) if not series[0].decodes
+        Section(
+            *("Cost against length", "cost"),
+            tables=[training_table(series.groups, series.note) for series in trained],
+            charts=charts,
+            links=number_links(overview, [group for series in trained for group in series.groups]),
+            charts_first=True,
+        )
     ]
 
 
-def cost_table(series: Sequence[Group], told_apart: str) -> CostTable:
+def charts_of(series: Series) -> list[Chart]:
+    costs = [cost_against_length(series, cost) for cost in (TIME, memory_cost(series.groups))]
+    return [chart for chart in (*costs, crossover_chart(series, TIME)) if chart]
+
+
+def training_table(series: Sequence[Group], told_apart: str) -> Table:
     """Exponents, the cost at the longest length of the reference, crossovers, and how near to the machine's best."""
     cells = rows_by_length(series)
     reference = reference_of(cells)
@@ -81,7 +98,7 @@ def cost_table(series: Sequence[Group], told_apart: str) -> CostTable:
             line.append(longest_that_fits(rows, [probe for probe in probes if probe.get("label") == label]))
         body.append(line)
     shown = [i for i in range(len(header)) if any(line[i] != MISSING for line in body)]
-    return CostTable(
+    return cost_table(
         table_title(series, told_apart),
         [header[i] for i in shown],
         [[line[i] for i in shown] for line in body],

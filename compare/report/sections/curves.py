@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,6 +32,7 @@ from compare.report.render.canvas import (
 )
 from compare.report.render.families import in_order
 from compare.report.render.labels import GAP, spread
+from compare.report.sections.section import Chart, Section
 from compare.report.sections.wording import count, fallback_notes, shown_name, span
 from compare.units import plain
 
@@ -65,10 +67,21 @@ class Look:
         return "training steps" if self.axis == "step" else "training time, seconds"
 
 
-def learning_curves(group: Group, axis: str, styles: Mapping[str, Style]) -> Figure | None:
+def part(group: Group) -> Section:
+    return Section(charts=[chart for axis in ("step", "seconds") if (chart := learning_curves(group, axis))])
+
+
+def learning_curves(group: Group, axis: str) -> Chart | None:
+    """None where no run has a curve. axis: "step" or "seconds"."""
     courses = [course for row in group.rows if (course := course_of(row, axis))]
     if not courses:
         return None
+    words = "steps" if axis == "step" else axis
+    alt = f"Learning curves by {words}: {group.title}. {describe_curves(group, axis)}".strip()
+    return Chart(f"curves_{words}_{group.slug}", alt, partial(draw_curves, group, axis, courses))
+
+
+def draw_curves(group: Group, axis: str, courses: Sequence[Course], styles: Mapping[str, Style]) -> Figure:
     curves = [curve for course in courses for curve in course.curves]
     furthest = max(curve.x[-1] for curve in curves)
     changes = shared_changes(curves, furthest)

@@ -1,48 +1,81 @@
 """Decoding, token by token: time per token and state, as a chart of one against the other, as tables and in words."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from matplotlib.figure import Figure
 
 from compare.quantities import STATE, TOKEN
 from compare.report.facts.groups import Group, Row
+from compare.report.facts.overview import Overview
 from compare.report.facts.scaling import (
+    Series,
     batch_of,
     find_crossovers,
     fit_exponents,
-    length_series,
+    longest_decoded,
     longest_of,
     one_batch,
     positive,
     reference_of,
     rows_by_length,
-    series_note,
 )
 from compare.report.facts.stats import Estimate
 from compare.report.render.axes import log_ticks, memory_ticks, nice_ticks
 from compare.report.render.canvas import WIDTH, Name, Sheet, Style, draw_names, folded
+from compare.report.sections import lengths
 from compare.report.sections.growth import (
-    CostTable,
+    cost_table,
     crossover_note,
     crossover_text,
     disturbed_note,
     exponent_text,
+    number_links,
     powers_note,
     table_title,
 )
+from compare.report.sections.lengths import cost_against_length, crossover_chart
+from compare.report.sections.section import Chart, Section, Table
 from compare.report.sections.wording import fallback_notes, means, short, shown_name, span
 from compare.units import MISSING, plain, seconds, sentence, significant, size
 
-DECODING = "decoding"  # the group of its charts, as `Chart.group`
 PLACE = 64.0  # square points, of a mark
 
 
-def time_against_state(group: Group, styles: Mapping[str, Style]) -> Figure | None:
+def sections(overview: Overview) -> list[Section]:
+    decoded = [series for series in overview.series if series.decodes]
+    charts = [chart for series in decoded for chart in charts_of(series)]
+    charts += [chart for group in longest_decoded(overview.once) if (chart := time_against_state(group))]
+    if not charts:
+        return []
+    return [
+        Section(
+            *("Decoding, token by token", "decoding"),
+            tables=[table for series in decoded for table in decode_tables(series.groups, series.note)],
+            charts=charts,
+            links=number_links(overview, [group for group in overview.groups if group.decodes]),
+            charts_first=True,
+        )
+    ]
+
+
+def charts_of(series: Series) -> list[Chart]:
+    costs = [cost_against_length(series, cost) for cost in (lengths.TOKEN, lengths.STATE)]
+    return [chart for chart in (*costs, crossover_chart(series, lengths.TOKEN)) if chart]
+
+
+def time_against_state(group: Group) -> Chart | None:
+    """None where no state was measured beside a time."""
+    if not any(state.mean > 0 for _, state, _ in measured(group)):
+        return None
+    alt = f"Time per token against state: {group.title}. {describe_decoding(group)}".strip()
+    return Chart(f"decode_{group.slug}", alt, partial(draw_decoding, group))
+
+
+def draw_decoding(group: Group, styles: Mapping[str, Style]) -> Figure:
     """Where each variant stands between a small state and a short time."""
     found = {row.name: (state.mean, time.mean) for row, state, time in measured(group)}
     spots = [(row, *found[row.name]) for row, *_ in measured(group) if found[row.name][0] > 0]
-    if not spots:
-        return None
     notes = ["Mean over seeds; further left and lower is cheaper. State: all that the encoder keeps of one sample."]
     if nothing := [name for name, (state, _) in found.items() if state <= 0]:
         notes.append(f"Not drawn, for want of any state: {', '.join(nothing)}.")
@@ -79,17 +112,13 @@ def measured(group: Group) -> list[tuple[Row, Estimate, Estimate]]:
     ]
 
 
-def decode_tables(groups: Sequence[Group]) -> list[CostTable]:
-    """Two for each series of lengths that was decoded: how it grows and compares to full, and all that was measured."""
-    tables = []
-    for series in length_series(groups):
-        if series[0].decodes:
-            title = table_title(series, series_note(series, groups))
-            tables += [growth_table(series, title), lengths_table(series, title)]
-    return tables
+def decode_tables(series: Sequence[Group], told_apart: str) -> list[Table]:
+    """How it grows and compares to full, and all that was measured."""
+    title = table_title(series, told_apart)
+    return [growth_table(series, title), lengths_table(series, title)]
 
 
-def growth_table(series: Sequence[Group], title: str) -> CostTable:
+def growth_table(series: Sequence[Group], title: str) -> Table:
     """Exponents, and at the longest length of the reference what a token costs and how much is kept."""
     cells = rows_by_length(series)
     reference = reference_of(cells)
@@ -117,15 +146,15 @@ def growth_table(series: Sequence[Group], title: str) -> CostTable:
     if reference is not None:
         notes.append(crossover_note("Faster", cells, TOKEN))
     notes += disturbed_note(cells)
-    return CostTable(f"Growth: {title}", header, body, notes)
+    return cost_table(f"Growth: {title}", header, body, notes)
 
 
-def lengths_table(series: Sequence[Group], title: str) -> CostTable:
+def lengths_table(series: Sequence[Group], title: str) -> Table:
     """Time per token and state of each variant at each length."""
     cells = rows_by_length(series)
-    lengths = sorted({group.seq_len for group in series})
+    measured_at = sorted({group.seq_len for group in series})
     body = [
-        [next(iter(rows.values())).name, *(cost_of(rows[n]) if n in rows else MISSING for n in lengths)]
+        [next(iter(rows.values())).name, *(cost_of(rows[n]) if n in rows else MISSING for n in measured_at)]
         for rows in cells.values()
     ]
     batches = sorted({batch_of(group) for group in series})
@@ -135,7 +164,7 @@ def lengths_table(series: Sequence[Group], title: str) -> CostTable:
         f"token for each sample of the batch ({', '.join(batches)}).",
         "State: bytes that all layers together, and the convolution before them, keep of one sample after this length.",
     ]
-    return CostTable(f"At each length: {title}", ["variant", *map(plain, lengths)], body, notes)
+    return cost_table(f"At each length: {title}", ["variant", *map(plain, measured_at)], body, notes)
 
 
 def cost_of(row: Row) -> str:

@@ -3,8 +3,16 @@
 from collections.abc import Sequence
 
 from compare.report.facts.groups import Group
+from compare.report.facts.overview import Overview
 from compare.report.facts.values import status_of
+from compare.report.sections.section import Section, Table
 from compare.units import MISSING
+
+
+def sections(overview: Overview) -> list[Section]:
+    rows = failures(overview.groups)
+    table = Table("Failed runs", ("task", "variant", "seed", "status", "reason"), rows)
+    return [Section("Runs that did not finish", "failures", tables=[table])] if rows else []
 
 
 def failures(groups: Sequence[Group]) -> list[tuple[str, str, str, str, str]]:

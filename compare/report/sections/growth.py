@@ -2,23 +2,25 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from compare.quantities import Quantity
 from compare.report.facts.groups import Group
+from compare.report.facts.overview import Overview
 from compare.report.facts.scaling import Crossover, Fit, RowsByLength, fitted, lengths_of, noise_of, one_batch
+from compare.report.sections.section import Table
 from compare.units import SPACE, percent, plain
 
 NOISE = "within noise"
 
 
-class CostTable(NamedTuple):
-    """A table of one series of lengths, and how to read it."""
+def cost_table(title: str, header: Sequence[str], body: Sequence[Sequence[str]], notes: Sequence[str]) -> Table:
+    """A table of one series of lengths."""
+    return Table(title, header, body, notes, title=title)
 
-    title: str
-    header: list[str]
-    body: list[list[str]]
-    notes: list[str]
+
+def number_links(overview: Overview, groups: Sequence[Group]) -> list[tuple[str, str]]:
+    """Where the numbers of each length stand."""
+    return [(overview.anchor(group), group.title) for group in groups]
 
 
 def crossover_text(found: Crossover) -> str:

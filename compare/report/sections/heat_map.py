@@ -1,8 +1,9 @@
 """All tasks of a report at once: variants down, tasks and lengths across, each cell the difference to full."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from matplotlib import colormaps
@@ -13,14 +14,15 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from compare.report.facts.groups import Group, Row
+from compare.report.facts.overview import Overview
 from compare.report.facts.scale import FRACTION, Scale
 from compare.report.facts.stats import ENOUGH_SEEDS, Difference, Estimate
 from compare.report.facts.values import distinct_slugs
-from compare.report.render.canvas import INK, SMALL, WIDTH, Sheet, folded, text_size
+from compare.report.render.canvas import INK, SMALL, WIDTH, Sheet, Style, folded, text_size
 from compare.report.render.families import colour_of, in_order
+from compare.report.sections.section import Chart, Section, Table
 from compare.units import sentence
 
-HEAT = "heat map"  # the group of its charts
 COLUMNS = 8  # in one figure
 COLOURS = colormaps["RdBu"]  # red below full, blue above: also told apart without red or green cones
 ENDS = (0.15, 0.85)  # of the map that are used: every number stays readable on its cell
@@ -151,6 +153,25 @@ class HeatMap:
         return text + " Cells: " + ", ".join(f"{count} {words}" for count, words in counts if count) + "."
 
 
+def sections(overview: Overview) -> list[Section]:
+    parts = [
+        Section(
+            tables=[
+                Table(
+                    *(heat.title, *heat_table(heat)),
+                    notes=heat_notes(heat),
+                    anchor=f"heat-{number}",
+                    folded="The same as a table",
+                )
+            ],
+            charts=[Chart(heat.stem, heat.alt, partial(draw_heat_map, heat), f"heat-{number}")],
+            charts_first=True,
+        )
+        for number, heat in enumerate(heat_maps(overview.once))
+    ]
+    return [Section("Tasks and variants", "tasks", parts=parts)] if parts else []
+
+
 def heat_maps(groups: Sequence[Group]) -> list[HeatMap]:
     """For each machine on which two tasks or more were scored: one map, or several of COLUMNS columns at most."""
     machines: dict[str, list[Group]] = {}
@@ -242,7 +263,8 @@ def heat_notes(heat: HeatMap) -> list[str]:
     return notes
 
 
-def draw_heat_map(heat: HeatMap) -> Figure:
+def draw_heat_map(heat: HeatMap, styles: Mapping[str, Style]) -> Figure:
+    del styles  # a cell is coloured by its number
     names = [folded(line.name + (" †" if line.options_differ else "")) for line in heat.lines]
     left = 40 + max(text_size(name, SMALL, "bold")[0] for name in names)
     width = min((WIDTH - left - 16) / len(heat.groups), 120.0)

@@ -2,15 +2,16 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from compare.plans import PLANS, Plan
 from compare.quantities import TEST_SCORE
 from compare.report.facts.groups import Group
+from compare.report.facts.overview import Overview
 from compare.report.facts.scale import in_numbers
 from compare.report.facts.stats import ENOUGH_SEEDS, Estimate, estimate, judge
+from compare.report.sections.section import Section, Table
 from compare.report.sections.wording import short
 from compare.units import MISSING, plural, sentence
 
@@ -18,16 +19,13 @@ Scores = dict[str, dict[str, float]]
 """Variant -> seed -> its score."""
 
 
-class Published(NamedTuple):
-    """A plan's results: header, a row for each variant, and what to know about them."""
-
-    title: str
-    header: list[str]
-    body: list[list[str]]
-    notes: list[str]
+def sections(overview: Overview) -> list[Section]:
+    found = published_tables(overview.groups)
+    parts = [Section(table.caption, tables=[table]) for table in found]
+    return [Section("Beside published figures", "published", parts=parts)] if parts else []
 
 
-def published_tables(groups: Sequence[Group]) -> list[Published]:
+def published_tables(groups: Sequence[Group]) -> list[Table]:
     """A table for each plan that the records name."""
     tables = []
     for name, plan in PLANS.items():
@@ -58,7 +56,7 @@ def over_settings(settings: Sequence[Scores]) -> Scores:
     return scores
 
 
-def table_of(name: str, plan: Plan, scores: Scores, settings: Sequence[str]) -> Published:
+def table_of(name: str, plan: Plan, scores: Scores, settings: Sequence[str]) -> Table:
     ours = {variant: mean for variant, found in scores.items() if (mean := estimate(list(found.values())))}
     body = []
     for variant, mean in ours.items():
@@ -72,7 +70,7 @@ def table_of(name: str, plan: Plan, scores: Scores, settings: Sequence[str]) -> 
         *apart(plan, ours),
         *plan.departures,
     ]
-    return Published(f"{name}, beside published figures", header, body, notes)
+    return Table(f"{name}, beside published figures", header, body, findings=notes)
 
 
 def orderings(plan: Plan, scores: Scores) -> list[str]:
@@ -137,12 +135,12 @@ def in_lines(groups: Sequence[Group]) -> list[str]:
         line
         for table in published_tables(groups)
         for line in (
-            f"{table.title}:",
+            f"{table.caption}:",
             *(
                 "  "
                 + " · ".join([first, *(f"{head} {cell}" for head, cell in zip(table.header[1:], rest, strict=True))])
-                for first, *rest in table.body
+                for first, *rest in table.rows
             ),
-            *table.notes,
+            *table.findings,
         )
     ]

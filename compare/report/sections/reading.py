@@ -1,7 +1,9 @@
 """How to read a report."""
 
 from compare.load import LIMIT, WAVERS
+from compare.report.facts.overview import Overview
 from compare.report.facts.stats import APART, FAR, SOLVED
+from compare.report.sections.section import Section
 
 READING = (
     "Score: mean over seeds ± half of the 95 % t interval, or its ends where it is cut at 0 or 100 %; n is the number "
@@ -41,3 +43,8 @@ READING = (
     "the disturbed one where both folders are reported together, the newer one last.",
     "none (control) mixes no tokens by attention at all. What does not beat it gains nothing from attention here.",
 )
+
+
+def sections(overview: Overview) -> list[Section]:
+    del overview
+    return [Section("How to read this", "reading", sentences=READING)]

@@ -12,8 +12,9 @@ from compare.report.facts.stats import ENOUGH_SEEDS, Difference, binomial_half
 from compare.report.facts.values import as_mapping, as_number, numbers
 from compare.report.render.families import colour_of
 from compare.report.sections.flags import flag_notes, marked, parameters
-from compare.report.sections.lead import remarks
-from compare.report.sections.section import Cell
+from compare.report.sections.section import Cell, Section, Table
+from compare.report.sections.solved import remarks
+from compare.report.sections.summary import summarise
 from compare.report.sections.wording import score_text
 from compare.units import MISSING, count, plural, seconds, sentence
 
@@ -133,6 +134,18 @@ def columns_of(group: Group) -> list[Column]:
     if group.basis != ScoreBasis():
         columns.append(Column(f"test score at the end, {unit}", test_score))
     return [column for column in columns if any(column.cell(row, group).key is not None for row in group.rows)]
+
+
+def part(group: Group) -> Section:
+    return Section(sentences=summarise(group), tables=[results_table(group)])
+
+
+def results_table(group: Group) -> Table:
+    columns = columns_of(group)
+    cells = [[column.cell(row, group) for column in columns] for row in group.rows]
+    texts = [[cell.text for cell in line] for line in cells]
+    header = [column.title for column in columns]
+    return Table(f"Results: {group.title}", header, texts, notes(group), of=group, cells=cells)
 
 
 def notes(group: Group) -> list[str]:

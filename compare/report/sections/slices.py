@@ -2,15 +2,16 @@
 
 from compare.report.facts.groups import Group
 from compare.report.sections.results import unit_of
+from compare.report.sections.section import Section, Table
 from compare.report.sections.wording import score_text
 
 
-def slice_table(group: Group) -> tuple[list[str], list[list[str]]] | None:
-    """Header and rows: the score of each variant on each slice of the test set; None where there are no slices."""
+def part(group: Group) -> Section:
+    """The score of each variant on each slice of the test set, where there are slices."""
     found = {row.name: row.slices() for row in group.rows}
     names = list(dict.fromkeys(name for slices in found.values() for name in slices))
     if not names:
-        return None
+        return Section()
     body = [
         [
             label,
@@ -18,4 +19,5 @@ def slice_table(group: Group) -> tuple[list[str], list[list[str]]] | None:
         ]
         for label, slices in found.items()
     ]
-    return ["variant", *(f"{name}, {unit_of(group)}" for name in names)], body
+    header = ["variant", *(f"{name}, {unit_of(group)}" for name in names)]
+    return Section(tables=[Table(f"Score by slice: {group.title}", header, body)])

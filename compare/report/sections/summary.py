@@ -7,15 +7,13 @@ from compare.quantities import SPEED, STATE, TOKEN
 from compare.report.facts.groups import Differences, Group, Measured, Row, measured, scores_of
 from compare.report.facts.memory import memory_of
 from compare.report.facts.stats import ENOUGH_SEEDS, Estimate, judge, paired_noise
-from compare.report.facts.sweeps import options_in_words
-from compare.report.sections.flags import flags_of, in_words
-from compare.report.sections.test_lengths import carried_over
+from compare.report.sections.flags import in_words
 from compare.report.sections.wording import listing, no_ranking, short
 from compare.units import plain, sentence
 
 
 def summarise(group: Group) -> list[str]:
-    """Sentences on accuracy, speed, memory, the trivial baselines, the control, and what is not on equal terms."""
+    """Sentences on accuracy, speed, memory, the trivial baselines and the control."""
     if not any(row.finished for row in group.rows):
         return [f"No run finished: {', '.join(f'{row.name} {row.status}' for row in group.rows)}."]
     scores, memory, scale = scores_of(group), memory_of(group.rows), group.scale
@@ -44,16 +42,7 @@ def summarise(group: Group) -> list[str]:
         against_baseline(group, scores),
         against_control(group, scores),
     ]
-    sentences += carried_over(group) + options_set(group)
-    if flagged := [in_words(row, group) for row in group.rows if flags_of(row, group)]:
-        sentences.append(f"Not on equal terms: {', '.join(flagged)}.")
     return [sentence for sentence in sentences if sentence]
-
-
-def options_set(group: Group) -> list[str]:
-    """One sentence with the options that no name holds; none where there are none."""
-    told = [f"{row.name} {options}" for row in group.rows if (options := options_in_words(row)) not in row.name]
-    return [f"Options set: {'; '.join(told)}."] if told else []
 
 
 def speed(value: float) -> str:

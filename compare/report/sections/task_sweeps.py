@@ -1,11 +1,16 @@
 """A task at several values of one of its options: how far each variant holds its score, and on what state."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from compare.report.facts.stats import ENOUGH_SEEDS, Estimate
+from compare.report.facts.groups import Group
+from compare.report.facts.overview import Overview
+from compare.report.facts.stats import ENOUGH_SEEDS
 from compare.report.facts.task_sweeps import TaskSweep, baseline_lines
 from compare.report.render.axes import log_ticks, memory_ticks, score_axis
 from compare.report.render.canvas import (
@@ -23,6 +28,8 @@ from compare.report.render.canvas import (
     text_size,
     write,
 )
+from compare.report.sections.groups import of_group
+from compare.report.sections.section import Chart, Section, Table
 from compare.report.sections.wording import NAMED, no_ranking, score_text, short
 from compare.units import MISSING, SPACE, joined, plural, sentence, size
 
@@ -82,16 +89,33 @@ def describe_sweep(sweep: TaskSweep) -> str:
     return f"{sweep.heading}. {short(told)}. {kept_state(sweep)}".strip()
 
 
-def sweep_chart(sweep: TaskSweep, styles: Mapping[str, Style]) -> Figure | None:
+def sections(overview: Overview) -> list[Section]:
+    return [
+        Section(
+            *(sweep.heading, f"sweep-{number}"),
+            sentences=[told for told in (held(sweep), kept_state(sweep)) if told],
+            tables=[Table(sweep.heading, *task_sweep_table(sweep), anchor=sweep.stem)],
+            charts=[sweep_chart(sweep)] if any(sweep.scores.values()) else [],
+            parts=[value_section(overview, sweep, value, group) for value, group in sweep.points],
+            charts_first=True,
+        )
+        for number, sweep in enumerate(overview.sweeps)
+    ]
+
+
+def value_section(overview: Overview, sweep: TaskSweep, value: float, group: Group) -> Section:
+    """One value's results without charts, folded away."""
+    found = of_group(group, overview.anchor(group))
+    return replace(found, title=f"{sweep.option}={value:g}", folded=True, charts=())
+
+
+def sweep_chart(sweep: TaskSweep) -> Chart:
+    return Chart(sweep.stem, describe_sweep(sweep), partial(draw_sweep, sweep), sweep.stem)
+
+
+def draw_sweep(sweep: TaskSweep, styles: Mapping[str, Style]) -> Figure:
     """The score against the option, a line a variant; below it the bytes of state that it has for that."""
-    lines = {
-        name: [(value, score, list(sweep.rows[name][value].scores.values())) for value, score in found.items()]
-        for name, found in sweep.scores.items()
-    }
-    lines = {name: line for name, line in lines.items() if line}
-    if not lines:
-        return None
-    values = [value for value, _ in sweep.points]
+    lines = {name: found for name, found in sweep.scores.items() if found}
     trivial = baseline_lines(sweep.points)
     texts = {name: folded(name) for name in lines}
     trivial_texts = {name: folded(f"{name} {sweep.scale.show(line[-1][1])}", 20) for name, line in trivial.items()}
@@ -100,8 +124,25 @@ def sweep_chart(sweep: TaskSweep, styles: Mapping[str, Style]) -> Figure | None:
     plot, panel = max(330.0, 1.1 * margin_height(margin)), LINE * len(states)
     below = panel + 84 if states else 0.0
     shown = [next(iter(sweep.rows[name].values())) for name in lines]
-    sheet = Sheet(sweep.heading, sweep.groups[0].machine, sweep_notes(sweep, lines), shown, body=plot + below + 86)
+    sheet = Sheet(sweep.heading, sweep.groups[0].machine, sweep_notes(sweep), shown, body=plot + below + 86)
     axes = sheet.axes(78, below + 62, WIDTH - 78 - margin_width(margin), plot)
+    set_axes(axes, sweep)
+    labels = []
+    for name, baseline in trivial.items():
+        axes.plot(*zip(*baseline, strict=True), color=SOFT, linewidth=1.0, linestyle=TRIVIAL, zorder=1)
+        labels.append(MarginLabel(*baseline[-1], trivial_texts[name], Style(SOFT, TRIVIAL, "")))
+    for name, line in reversed(lines.items()):
+        draw_line(axes, sweep, name, styles[name])
+        value, score = list(line.items())[-1]
+        labels.append(MarginLabel(value, score.mean, texts[name], styles[name]))
+    draw_margin(axes, labels)
+    if states:
+        draw_states(sheet, states, styles, panel)
+    return sheet.figure
+
+
+def set_axes(axes: Axes, sweep: TaskSweep) -> None:
+    values = [value for value, _ in sweep.points]
     ticks = values[:: -(-len(values) // MOST_TICKS)]
     if values[0] > 0 and all(high >= DOUBLING * low for low, high in pairwise(values)):
         axes.set_xlim(values[0] / 1.1, values[-1] * 1.1)
@@ -110,39 +151,33 @@ def sweep_chart(sweep: TaskSweep, styles: Mapping[str, Style]) -> Figure | None:
     else:
         axes.set_xticks(ticks, labels=[f"{value:g}" for value in ticks])
         axes.set_xlabel(sweep.option)
-    score_axis(
-        axes,
-        sweep.score_words,
-        [
-            *(score for line in lines.values() for _, _, seeds in line for score in seeds),
-            *(value for line in trivial.values() for _, value in line),
-        ],
-        sweep.scale,
+    scores = [
+        *(score for name, found in sweep.scores.items() for value in found for score in seeds_at(sweep, name, value)),
+        *(value for line in baseline_lines(sweep.points).values() for _, value in line),
+    ]
+    score_axis(axes, sweep.score_words, scores, sweep.scale)
+
+
+def seeds_at(sweep: TaskSweep, name: str, value: float) -> list[float]:
+    return list(sweep.rows[name][value].scores.values())
+
+
+def draw_line(axes: Axes, sweep: TaskSweep, name: str, style: Style) -> None:
+    """The means of one variant, and its seeds."""
+    found = sweep.scores[name]
+    axes.plot(
+        *(list(found), [score.mean for score in found.values()]),
+        color=style.colour,
+        linestyle=style.dash,
+        linewidth=style.width,
+        marker=style.marker,
+        markersize=6,
+        zorder=3,
     )
-    labels = []
-    for name, baseline in trivial.items():
-        axes.plot(*zip(*baseline, strict=True), color=SOFT, linewidth=1.0, linestyle=TRIVIAL, zorder=1)
-        labels.append(MarginLabel(*baseline[-1], trivial_texts[name], Style(SOFT, TRIVIAL, "")))
-    for name, line in reversed(lines.items()):
-        style = styles[name]
-        axes.plot(
-            *([value for value, _, _ in line], [score.mean for _, score, _ in line]),
-            color=style.colour,
-            linestyle=style.dash,
-            linewidth=style.width,
-            marker=style.marker,
-            markersize=6,
-            zorder=3,
-        )
-        for value, score, seeds in line:
-            if score.n > 1:
-                axes.plot([value] * score.n, seeds, color=style.colour, linewidth=0.9, marker=".", alpha=0.6, zorder=2)
-        value, score, _ = line[-1]
-        labels.append(MarginLabel(value, score.mean, texts[name], style))
-    draw_margin(axes, labels)
-    if states:
-        draw_states(sheet, states, styles, panel)
-    return sheet.figure
+    for value, score in found.items():
+        if score.n > 1:
+            seeds = seeds_at(sweep, name, value)
+            axes.plot([value] * score.n, seeds, color=style.colour, linewidth=0.9, marker=".", alpha=0.6, zorder=2)
 
 
 def draw_states(sheet: Sheet, states: Mapping[str, float], styles: Mapping[str, Style], height: float) -> None:
@@ -169,8 +204,8 @@ def draw_states(sheet: Sheet, states: Mapping[str, float], styles: Mapping[str, 
         write(sheet.figure, size(state), box.x1 + 8, middle, ha="left")
 
 
-def sweep_notes(sweep: TaskSweep, lines: Mapping[str, Iterable[tuple[float, Estimate, list[float]]]]) -> list[str]:
-    counts = sorted({score.n for line in lines.values() for _, score, _ in line})
+def sweep_notes(sweep: TaskSweep) -> list[str]:
+    counts = sorted({score.n for found in sweep.scores.values() for score in found.values()})
     most = counts[-1]
     note = f"Mean of {most} seeds; dots: each seed." if most > 1 else "One seed."
     if len(counts) > 1:

@@ -1,6 +1,7 @@
 """Train short, test long: accuracy against the length of test samples, as a chart, a table and in words."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from matplotlib.figure import Figure
 
@@ -26,6 +27,7 @@ from compare.report.render.canvas import (
     write,
 )
 from compare.report.render.labels import spread
+from compare.report.sections.section import Chart, Section, Table
 from compare.report.sections.wording import NAMED, fallback_notes, seeds_note, shown_name
 from compare.units import MISSING, plain, plural
 
@@ -44,10 +46,23 @@ def failures_at(group: Group) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def chart_by_length(group: Group, styles: Mapping[str, Style]) -> Figure | None:
+def part(group: Group) -> Section:
+    if not test_lengths(group) or not courses(group):
+        return Section()
+    return Section(
+        sentences=carried_over(group),
+        tables=[Table(f"Score by test length: {group.title}", *table_by_length(group))],
+        charts=[chart_by_length(group)],
+    )
+
+
+def chart_by_length(group: Group) -> Chart:
+    alt = f"Test {group.metric} against test length: {group.title}. {describe_by_length(group)}".strip()
+    return Chart(f"test_length_{group.slug}", alt, partial(draw_by_length, group))
+
+
+def draw_by_length(group: Group, styles: Mapping[str, Style]) -> Figure:
     lengths, found = test_lengths(group), courses(group)
-    if not lengths or not found:
-        return None
     rows = [row for row in group.rows if row.name in found]
     baseline = {n: value for n in lengths if (value := baseline_at(group, n)) is not None}
     sizes = [f"{plain(size)} at {n:,}" for n in lengths if (size := size_at(group, n))]
@@ -108,11 +123,9 @@ def max_seeds(scores: Mapping[int, Estimate]) -> Estimate:
     return max(scores.values(), key=lambda mean: mean.n)
 
 
-def table_by_length(group: Group) -> tuple[list[str], list[list[str]]] | None:
-    """Header and rows: the score of each variant at each length; None where only one was tested."""
+def table_by_length(group: Group) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the score of each variant at each length."""
     lengths, found = test_lengths(group), courses(group)
-    if not lengths or not found:
-        return None
     header = ["variant", *(f"{n:,}{' (trained)' * (n == group.seq_len)}, {group.scale.unit}" for n in lengths)]
     body = [[row.name, *(cell(row, n, group.scale) for n in lengths)] for row in group.rows if row.name in found]
     baselines = [baseline_at(group, n) for n in lengths]

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from compare.quantities import Quantity
-from compare.report.facts.groups import Row
+from compare.report.facts.groups import Group, Row
 from compare.report.facts.scale import Scale
 from compare.report.facts.stats import ENOUGH_SEEDS, Estimate
+from compare.report.facts.sweeps import options_in_words
 from compare.units import MISSING, plural
 
 NAMED = 6  # variants, where many are alike
@@ -74,3 +75,9 @@ def score_text(found: Estimate | None, scale: Scale) -> str:
     if found.solved is not None:
         return f"{scale.number(found)} (mean {scale.factor * found.mean:.{scale.decimals}f})"
     return f"{scale.number(found)} (n={found.n})"
+
+
+def options_set(group: Group) -> list[str]:
+    """One sentence with the options that no name holds; none where there are none."""
+    told = [f"{row.name} {options}" for row in group.rows if (options := options_in_words(row)) not in row.name]
+    return [f"Options set: {'; '.join(told)}."] if told else []
