@@ -7,7 +7,7 @@ from compare.quantities import Quantity
 from compare.report.facts.groups import Group
 from compare.report.facts.overview import Overview
 from compare.report.facts.scaling import Crossover, Fit, RowsByLength, fitted, lengths_of, noise_of, one_batch
-from compare.report.sections.section import Table
+from compare.report.sections.section import Links, Table
 from compare.units import SPACE, percent, plain
 
 NOISE = "within noise"
@@ -18,9 +18,8 @@ def cost_table(title: str, header: Sequence[str], body: Sequence[Sequence[str]],
     return Table(title, header, body, notes, title=title)
 
 
-def number_links(overview: Overview, groups: Sequence[Group]) -> list[tuple[str, str]]:
-    """Where the numbers of each length stand."""
-    return [(overview.anchor(group), group.title) for group in groups]
+def number_links(overview: Overview, groups: Sequence[Group]) -> Links:
+    return Links("The numbers of each length", [(overview.anchor(group), group.title) for group in groups])
 
 
 def crossover_text(found: Crossover) -> str:

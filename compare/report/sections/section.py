@@ -62,6 +62,13 @@ class Chart(NamedTuple):
     numbers: str = ""
 
 
+class Links(NamedTuple):
+    """Words, and the anchors and titles that they lead to."""
+
+    words: str
+    to: Sequence[tuple[str, str]]
+
+
 @dataclass(frozen=True)
 class Section:
     """What a report says of one subject.
@@ -73,7 +80,7 @@ class Section:
         notes: in small print, last.
         parts: sections within it.
         folded: whether the page shows its title alone until it is opened.
-        links: anchors of the tables that its numbers come from, and their titles.
+        links: to the tables that its numbers come from.
         charts_first: whether its charts say the most. In Markdown they stand first, and its sentences only in the
             short answer.
     """
@@ -86,7 +93,7 @@ class Section:
     notes: Sequence[str] = ()
     parts: Sequence[Section] = ()
     folded: bool = False
-    links: Sequence[tuple[str, str]] = ()
+    links: Links | None = None
     charts_first: bool = False
 
     @property
