@@ -20,13 +20,11 @@ class Lead:
     """What a report begins with.
 
     Attributes:
-        of: the group or sweep that it is about.
         sentences: three, and, where there is more to report, one on which of it they are about.
         remarks: why variants cannot solve the task, where they did not.
         stem: of the chart that shows it.
     """
 
-    of: Group | TaskSweep
     sentences: list[str]
     remarks: list[str]
     stem: str
@@ -48,7 +46,7 @@ def lead_of(overview: Overview) -> Lead | None:
     else:
         group, told = longest, [asked(longest), solved(longest), cost(longest), disturbed(longest)]
         stem = f"{SPEED.stem}_{longest.slug}"
-    return Lead(longest, [*filter(None, told), *more], remarks(group), stem)
+    return Lead([*filter(None, told), *more], remarks(group), stem)
 
 
 def groups_of(subject: Group | TaskSweep) -> list[Group]:

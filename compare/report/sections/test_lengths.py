@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from compare.report.facts.groups import Group, Row
@@ -62,39 +63,15 @@ def chart_by_length(group: Group) -> Chart:
 
 
 def draw_by_length(group: Group, styles: Mapping[str, Style]) -> Figure:
-    lengths, found = test_lengths(group), courses(group)
+    found, baseline = courses(group), baselines_of(group)
     rows = [row for row in group.rows if row.name in found]
-    baseline = {n: value for n in lengths if (value := baseline_at(group, n)) is not None}
-    sizes = [f"{plain(size)} at {n:,}" for n in lengths if (size := size_at(group, n))]
-    notes = [
-        f"Upright line: the training length. {seeds_note({row.name: max_seeds(found[row.name]) for row in rows})}",
-        f"Predictions scored: {', '.join(sizes)}.",
-    ]
-    if baseline:
-        notes.append(f"Dashed: the {BASELINE} of each length.")
-    if failed := failures_at(group):
-        notes.append(f"Without a score: {', '.join(failed)}.")
-    notes += fallback_notes(rows)
     texts = {row.name: folded(shown_name(row)) for row in rows}
     column = [*texts.values(), *([BASELINE] if baseline else [])]
     plot = max(370.0, 1.15 * margin_height(column))
     title = f"Test {group.metric} against test length: {group.title}"
-    sheet = Sheet(title, group.machine, notes, rows, body=plot + 92)
+    sheet = Sheet(title, group.machine, chart_notes(group), rows, body=plot + 92)
     axes = sheet.axes(78, 62, WIDTH - 78 - margin_width(column), plot)
-    axes.set_xlim(lengths[0] / 1.12, lengths[-1] * 1.04)
-    log_ticks(axes, "x", lengths, lambda n: f"{n:,.0f}")
-    axes.set_xlabel("length of test samples, tokens (logarithmic)")
-    score_axis(
-        axes,
-        f"test {group.metric}",
-        [*(mean.mean for scores in found.values() for mean in scores.values()), *baseline.values()],
-        group.scale,
-    )
-    axes.axvline(group.seq_len, color="#bbbbbb", linewidth=1, zorder=1)
-    box, told = axes.get_window_extent(), f"trained at {group.seq_len:,}"
-    middle = float(axes.transData.transform((group.seq_len, 0))[0])
-    (centre,) = spread([middle], [text_size(told, SMALL)[0]], box.x0, box.x1)
-    write(figure_of(axes), told, centre, box.y1 + 9, ha="center")
+    set_axes(axes, group)
     margin = []
     if baseline:
         axes.plot(*zip(*baseline.items(), strict=True), color=SOFT, linewidth=1.0, linestyle=TRIVIAL, zorder=1)
@@ -117,6 +94,41 @@ def draw_by_length(group: Group, styles: Mapping[str, Style]) -> Figure:
         margin.append(MarginLabel(longest, scores[longest].mean, texts[row.name], style))
     draw_margin(axes, margin)
     return sheet.figure
+
+
+def set_axes(axes: Axes, group: Group) -> None:
+    """Axes with the training length as an upright line."""
+    lengths = test_lengths(group)
+    axes.set_xlim(lengths[0] / 1.12, lengths[-1] * 1.04)
+    log_ticks(axes, "x", lengths, lambda n: f"{n:,.0f}")
+    axes.set_xlabel("length of test samples, tokens (logarithmic)")
+    means = [mean.mean for scores in courses(group).values() for mean in scores.values()]
+    score_axis(axes, f"test {group.metric}", [*means, *baselines_of(group).values()], group.scale)
+    axes.axvline(group.seq_len, color="#bbbbbb", linewidth=1, zorder=1)
+    box, told = axes.get_window_extent(), f"trained at {group.seq_len:,}"
+    middle = float(axes.transData.transform((group.seq_len, 0))[0])
+    (centre,) = spread([middle], [text_size(told, SMALL)[0]], box.x0, box.x1)
+    write(figure_of(axes), told, centre, box.y1 + 9, ha="center")
+
+
+def chart_notes(group: Group) -> list[str]:
+    found = courses(group)
+    rows = [row for row in group.rows if row.name in found]
+    sizes = [f"{plain(size)} at {n:,}" for n in test_lengths(group) if (size := size_at(group, n))]
+    notes = [
+        f"Upright line: the training length. {seeds_note({row.name: max_seeds(found[row.name]) for row in rows})}",
+        f"Predictions scored: {', '.join(sizes)}.",
+    ]
+    if baselines_of(group):
+        notes.append(f"Dashed: the {BASELINE} of each length.")
+    if failed := failures_at(group):
+        notes.append(f"Without a score: {', '.join(failed)}.")
+    return notes + fallback_notes(rows)
+
+
+def baselines_of(group: Group) -> dict[int, float]:
+    """Length -> the best trivial predictor's score, where it is known."""
+    return {n: value for n in test_lengths(group) if (value := baseline_at(group, n)) is not None}
 
 
 def max_seeds(scores: Mapping[int, Estimate]) -> Estimate:
