@@ -22,26 +22,15 @@ from rich.text import Text
 
 from compare.errors import UsageError
 from compare.moderation import Evidence, Tested, holm, moderate
+from compare.quantities import QUANTITIES, TEST_SCORE, Quantity
 from compare.record import is_result, read_records
 from compare.report import read_environment
-from compare.report.aggregate import (
-    PER_ROW,
-    Group,
-    Record,
-    Row,
-    Source,
-    as_key,
-    as_mapping,
-    as_number,
-    data_hashes,
-    group_records,
-    machine_line,
-    machine_name,
-    tell_apart,
-)
-from compare.report.tables import markdown, markdown_table
-from compare.report.units import percent, seconds, size
+from compare.report.facts.grouping import PER_ROW, Source, data_hashes, group_records, machine_line, machine_name
+from compare.report.facts.groups import Group, Row
+from compare.report.facts.values import Record, as_key, as_mapping, as_number, tell_apart
+from compare.report.render.markdown import markdown, markdown_table
 from compare.spec import read_spec
+from compare.units import percent
 
 COLOURS = {"worse": "red", "better": "green"}
 WIDE = 160  # columns, where there is no terminal that has a width
@@ -50,23 +39,19 @@ HEADER = ("task", "variant", "what", "before", "after", "change", "verdict")
 
 @dataclass(frozen=True)
 class Measure:
-    """A field of the records that has noise.
+    """A quantity that has noise, as `diff` tells it.
 
-    floor: changes up to this are not told: points of a score that is a fraction, a share of all else.
     worse: 1 where more is worse, -1 where less is.
-    timed: it says nothing across machines.
     """
 
-    field: str
+    quantity: Quantity
     title: str
     show: Callable[[float], str]
-    floor: float
     worse: int
-    timed: bool = False
 
     @property
     def is_score(self) -> bool:
-        return self.field == "test_score"
+        return self.quantity is TEST_SCORE
 
     @property
     def in_points(self) -> bool:
@@ -75,11 +60,12 @@ class Measure:
 
     def limit(self, times: int) -> float:
         """The floor, some times over, on the scale that is compared: a fraction itself, logarithms of all else."""
-        return times * self.floor if self.in_points else math.log1p(times * self.floor)
+        floor = times * (self.quantity.floor or 0.0)
+        return floor if self.in_points else math.log1p(floor)
 
     def by_seed(self, row: Row) -> dict[str, float]:
         """On that scale, of the runs that finished, and of what depends on time of those that nothing disturbed."""
-        found = row.fair(self.field).by_seed(self.field)
+        found = row.fair(self.quantity).by_seed(self.quantity)
         return found if self.in_points else {seed: math.log(value) for seed, value in found.items() if value > 0}
 
     def words(self, change: float, half: float | None) -> str:
@@ -93,17 +79,18 @@ class Measure:
         return text.replace("-", "−")
 
 
-LOWER = Measure("test_score", "test score (lower is better)", lambda score: f"{score:.3f}", 0.001, 1)
-MEASURES = (
-    Measure("test_score", "test score", percent, 0.001, -1),
-    Measure("step_seconds", "step", seconds, 0.1, 1, timed=True),
-    Measure("forward_seconds", "forward", seconds, 0.1, 1, timed=True),
-    Measure("train_memory_bytes", "memory of training", size, 0.05, 1),
-    Measure("peak_memory_bytes", "peak memory", size, 0.05, 1),
-    Measure("token_seconds", "time per token", seconds, 0.1, 1, timed=True),
-    Measure("saved_bytes", "saved for backward", size, 0.05, 1),
+LOWER = Measure(TEST_SCORE, f"{TEST_SCORE.title} (lower is better)", lambda score: f"{score:.3f}", 1)
+MEASURES = tuple(
+    Measure(quantity, quantity.title, quantity.show, -1 if quantity.better == "high" else 1)
+    for quantity in QUANTITIES
+    if quantity.floor
 )
-COUNTS = (("flops", "FLOPs/step"), ("params", "parameters"), ("cache_bytes", "state of a sample, bytes"))
+COUNTS = tuple(quantity for quantity in QUANTITIES if quantity.floor == 0)
+
+
+def title_of(count: Quantity) -> str:
+    """What a count is called; it is written as a bare number, which bytes need a word for."""
+    return f"{count.title}, bytes" if count.unit == "B" else count.column or count.title
 
 
 class Pair(NamedTuple):
@@ -158,7 +145,7 @@ class MeasuredPair:
         if self.measure.is_score or abs(after - before) <= self.measure.limit(2):
             return None
         quartiles = [
-            row.fair(self.measure.field).spread(self.measure.field) for row in (self.pair.before, self.pair.after)
+            row.fair(self.measure.quantity).spread(self.measure.quantity) for row in (self.pair.before, self.pair.after)
         ]
         if quartiles[0] and quartiles[1] and max(q[0] for q in quartiles if q) <= min(q[1] for q in quartiles if q):
             return None
@@ -168,10 +155,10 @@ class MeasuredPair:
         """elsewhere: on another machine, where a time is neither better nor worse."""
         pair, measure = self.pair, self.measure
         verdict = "worse" if change * measure.worse > 0 else "better"
-        if measure.timed and elsewhere:
+        if measure.quantity.timed and elsewhere:
             verdict = "other machine"
-        rows = (row.fair(measure.field) for row in (pair.before, pair.after))
-        was, now = (mean_of(row.by_seed(measure.field)) for row in rows)
+        rows = (row.fair(measure.quantity) for row in (pair.before, pair.after))
+        was, now = (mean_of(row.by_seed(measure.quantity)) for row in rows)
         words = measure.words(change, half)
         return Change(pair.where, pair.before.name, measure.title, measure.show(was), measure.show(now), words, verdict)
 
@@ -268,7 +255,7 @@ def diff(before: Source, after: Source) -> Diff:
     unjudged = sum(
         comparison.measure.is_score and not found for comparison, found in zip(comparisons, tested, strict=True)
     )
-    counted = sum(all(row.by_seed(field) for row in (pair.before, pair.after)) for pair in pairs for field, _ in COUNTS)
+    counted = sum(all(row.by_seed(count) for row in (pair.before, pair.after)) for pair in pairs for count in COUNTS)
     return Diff(remarks, changes, len(comparisons) + counted + len(pairs) - unjudged, unjudged, new, vanished)
 
 
@@ -357,14 +344,19 @@ def exact_changes(pair: Pair) -> list[Change]:
         ("learning rate", [rates_of(row) for row in rows], "", "changed"),
         ("kernel", [row.kernels for row in rows], "", "changed"),
     ]
-    for field, title in COUNTS:
-        sides = [row.by_seed(field) for row in rows]
+    for count in COUNTS:
+        sides = [row.by_seed(count) for row in rows]
         if all(sides):
             shared = sides[0].keys() & sides[1].keys()
             means = [mean_of({seed: side[seed] for seed in shared or side}) for side in sides]
             share = f"{100 * (means[1] / means[0] - 1):+.3g} %" if means[0] else ""
             facts.append(
-                (title, [f"{mean:,.1f}".removesuffix(".0") for mean in means], share.replace("-", "−"), "changed")
+                (
+                    title_of(count),
+                    [f"{mean:,.1f}".removesuffix(".0") for mean in means],
+                    share.replace("-", "−"),
+                    "changed",
+                )
             )
     return [
         Change(pair.where, pair.before.name, what, before, after, change, verdict)

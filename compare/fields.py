@@ -4,112 +4,49 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
+
+from compare.kinds import (
+    AMOUNT,
+    COUNT,
+    LARGEST,
+    LENGTH,
+    MEASURED,
+    NAME,
+    NUMBER,
+    OBJECT,
+    OPTIONS,
+    SCALE,
+    SCORES,
+    SHARE,
+    SPREAD,
+    SWITCH,
+    TEXT,
+    Kind,
+    are_lengths,
+    are_tests,
+    is_list_of,
+    is_whole,
+)
+from compare.quantities import QUANTITIES
 
 NEEDED = ("run_id", "variant", "task", "seq_len", "seed", "status")
-LARGEST = 1e100  # a number beyond it, or a time or rate nearer to 0 than its inverse, was never measured
 MOST_DIGITS = 100
 DEEPEST = 20  # lists and objects within one another
 # What no chart, page or terminal shows as it is: control characters, and halves of surrogate pairs.
 UNSHOWN = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\ufffe\\uffff\\ud800-\\udfff]")
 
-
-class Kind(NamedTuple):
-    """What a field may hold, beside null."""
-
-    words: str
-    holds: Callable[[Any], bool]
-
-
-def is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_measured(value: Any) -> bool:
-    return is_number(value) and value >= 1 / LARGEST
-
-
-def is_spread(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(is_measured, value)) and value[0] <= value[1]
-
-
-def is_options(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and is_text(pair[0]) and isinstance(pair[1], str | int | float)
-        for pair in value
-    )
-
-
-def is_list_of(kind: type, value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, kind) for each in value)
-
-
-def are_scores(value: Any) -> bool:
-    return isinstance(value, dict) and all(each is None or is_number(each) for each in value.values())
-
-
-def are_lengths(value: Any) -> bool:
-    return isinstance(value, list) and all(is_whole(each) and each > 0 for each in value)
-
-
-def are_tests(value: Any) -> bool:
-    """ "test_lens": length -> what came of it."""
-    return isinstance(value, dict) and all(
-        length.isdecimal()
-        and isinstance(found, dict)
-        and is_text(found.get("status"))
-        and are_scores(found.get("baselines"))
-        and all(found.get(name) is None or is_number(found[name]) for name in ("score", "loss", "size"))
-        for length, found in value.items()
-    )
-
-
-def is_scale(value: Any) -> bool:
-    """What a task's `Metric` says of a score beside its name."""
-    if not isinstance(value, dict) or not value.keys() >= {"unit", "lower_is_better", "bounds"}:
-        return False
-    ends = value["bounds"]
-    bounded = isinstance(ends, list) and len(ends) == 2 and all(end is None or is_number(end) for end in ends)
-    return bounded and is_text(value["unit"]) and isinstance(value["lower_is_better"], bool)
-
-
-TEXT = Kind("a text", is_text)
-NAME = Kind("a text that is not empty", lambda value: is_text(value) and bool(value.strip()))
-SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
-COUNT = Kind("a whole number of at least 0", lambda value: is_whole(value) and value >= 0)
-LENGTH = Kind("a whole number above 0", lambda value: is_whole(value) and value > 0)
-NUMBER = Kind("a number", is_number)
-AMOUNT = Kind("a number of at least 0", lambda value: is_number(value) and value >= 0)
-MEASURED = Kind("a number above 0", is_measured)
-SHARE = Kind("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
-SPREAD = Kind("two numbers above 0, the second not below the first", is_spread)
-SCALE = Kind("an object of unit, lower_is_better and bounds", is_scale)
-SCORES = Kind("an object of numbers", are_scores)
-OBJECT = Kind("an object", lambda value: isinstance(value, dict))
-OPTIONS = Kind("a list of [name, value]", is_options)
-
-TIMES = ("step_seconds", "forward_seconds", "forward_backward_seconds", "token_seconds")
 FIELDS: dict[str, Kind] = {
+    **{quantity.field: quantity.kind for quantity in QUANTITIES},
+    **{quantity.spread_field: SPREAD for quantity in QUANTITIES if quantity.quartiles},
     **dict.fromkeys(("run_id", "variant", "task", "status", "label", "plan"), NAME),
     **dict.fromkeys(("family", "reason", "kernel", "metric", "command", "started", "task_summary", "remark"), TEXT),
     **{"seq_len": LENGTH, "seed": COUNT, "kernel_fallback": SWITCH, "causal": SWITCH, "rotary_without_effect": SWITCH},
-    **dict.fromkeys(("test_score", "val_score", "test_loss", "val_loss"), NUMBER),
-    **dict.fromkeys((*TIMES, "tokens_per_second", "train_step_seconds"), MEASURED),
-    **{f"{name}_spread": SPREAD for name in TIMES},
-    **dict.fromkeys(("test_size", "val_size", "params", "flops", "train_flops", "matrix_rate_flops"), AMOUNT),
-    **dict.fromkeys(("peak_memory_bytes", "train_memory_bytes", "saved_bytes", "state_bytes", "cache_bytes"), AMOUNT),
-    **dict.fromkeys(("train_steps", "train_seconds", "train_tokens", "loader_seconds", "wall_seconds"), AMOUNT),
-    "train_cpu_seconds": AMOUNT,
-    **dict.fromkeys((f"{at}_{of}_share" for at in ("measure", "train") for of in ("others", "lost")), SHARE),
+    "val_loss": NUMBER,
+    **dict.fromkeys(("test_size", "val_size", "train_flops", "matrix_rate_flops"), AMOUNT),
+    **dict.fromkeys(("train_tokens", "loader_seconds", "wall_seconds"), AMOUNT),
+    **dict.fromkeys(("measure_others_share", "measure_lost_share"), SHARE),
     **dict.fromkeys(("baselines", "test_slices"), SCORES),
     "test_lens": Kind("an object of lengths and what was scored there", are_tests),
     "metric_scale": SCALE,

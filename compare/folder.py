@@ -13,7 +13,7 @@ from compare.errors import UsageError
 from compare.lock import hold
 from compare.record import write_atomically
 from compare.report import foreign_files, read_environment
-from compare.report.aggregate import machine_line
+from compare.report.facts.grouping import machine_line
 
 
 @contextmanager

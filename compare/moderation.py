@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import digamma, polygamma, stdtr, stdtrit
 
-from compare.report.stats import SIGNIFICANT
+from compare.report.facts.stats import SIGNIFICANT
 
 
 class Evidence(NamedTuple):

@@ -12,8 +12,9 @@ from compare.errors import UsageError
 from compare.plan import plan_runs
 from compare.record import Record, read_records
 from compare.report import write_report
-from compare.report.aggregate import Source, group_records
-from compare.report.beyond import carried_over, table_by_length
+from compare.report.facts.grouping import Source, group_records
+from compare.report.sections.section import Section
+from compare.report.sections.test_lengths import carried_over, part, table_by_length
 from compare.spec import RunSpec
 from tests.make_records import ENVIRONMENT, make_record, write_folder
 from tests.test_compare import SPEC
@@ -134,9 +135,7 @@ def test_a_report_shows_each_length_and_what_stays(tmp_path: Path) -> None:
     assert write_report(folder).warnings == []
     assert (folder / "charts" / "test_length_bytes_1024.png").is_file()
     (group,) = group_records([Source(read_records(folder / "records.jsonl")[0], ENVIRONMENT)])
-    table = table_by_length(group)
-    assert table is not None
-    header, body = table
+    header, body = table_by_length(group)
     assert header == ["variant", "512, %", "1,024 (trained), %", "4,096, %", "16,384, %"]
     cells = {row[0]: row[1:] for row in body}
     assert cells["full"][1] == "90.0 ± 0.0 (n=3)"
@@ -159,7 +158,7 @@ def test_one_seed_gets_numbers_and_no_verdict() -> None:
     assert said.endswith("(1 seed: no verdict).")
     (plain,) = group_records([Source([make_record("full")], ENVIRONMENT)])
     assert carried_over(plain) == []
-    assert table_by_length(plain) is None
+    assert part(plain) == Section()
 
 
 def test_damaged_scores_at_a_length_are_a_damaged_line(tmp_path: Path) -> None:
@@ -196,6 +195,5 @@ def test_where_less_is_better_more_is_a_loss() -> None:
     (said,) = carried_over(group)
     assert "lose: full 1.200 bits → 2.19" in said
     table = table_by_length(group)
-    assert table is not None
     assert table[0][-1] == "16,384, bits"
     assert table[1][-1] == ["best trivial predictor", *["3.500"] * 4]

@@ -12,18 +12,17 @@ import pytest
 from compare.display import outcome
 from compare.fields import parse_record
 from compare.load import LIMIT, disturbance, wavered
-from compare.report.accuracy import SPEED, accuracy_chart
-from compare.report.aggregate import Group, Source, group_records
-from compare.report.answer import answer
-from compare.report.canvas import choose_styles
-from compare.report.export import csv_table
-from compare.report.heatmap import make_cell
-from compare.report.lengths import TIME, cost_against_length
-from compare.report.page import html_page
-from compare.report.scaling import find_crossovers, length_series, rows_by_length
-from compare.report.summary import summarise
-from compare.report.tables import columns_of, markdown_report, notes
+from compare.quantities import FORWARD_BACKWARD
+from compare.report.facts.grouping import Source, group_records
+from compare.report.facts.groups import Group
+from compare.report.facts.scaling import find_crossovers, length_series, rows_by_length, series_of
+from compare.report.render.csv_table import csv_table
+from compare.report.sections.accuracy import SPEED, accuracy_chart
+from compare.report.sections.heat_map import make_cell
+from compare.report.sections.lengths import TIME, cost_against_length
+from compare.report.sections.results import columns_of, notes
 from compare.runs.clocks import add_since, clocks, shares
+from tests.drawn import answer_to, drawn, markdown_of, page_of, sentences_of
 from tests.here import compare_here
 from tests.make_records import ENVIRONMENT, Record, make_record
 from tests.test_fairness import words_of
@@ -143,17 +142,17 @@ def disturb(records: list[Record], variant: str, seeds: Sequence[int] = (0, 1, 2
 
 def test_a_disturbed_run_is_flagged_everywhere_and_the_report_repeats_it(tmp_path: Path) -> None:
     (group,) = groups_of(disturb(runs(), "linear"))
-    figure = words_of(accuracy_chart(group, SPEED, choose_styles([group])))
+    figure = words_of(drawn(accuracy_chart(group, SPEED), [group]))
     assert "linear‖" in figure
     assert "‖ disturbed (as by other processes)" in figure
     assert "disturbed runs left out" in figure
-    for page in (markdown_report([group], [], []), html_page([group], [], tmp_path, [])):
+    for page in (markdown_of([group]), page_of([group])):
         assert "linear‖" in page
         assert "Runs on a busy machine" in page
         assert page.count("40 % of its CPU time lost to others in training") >= 3
         assert page.count(ENVIRONMENT["command"]) >= 3
     assert "disturbed (as by other processes): 3 of 3 runs" in csv_table([group])
-    said = answer([group])[0]
+    said = answer_to([group])[0]
     assert "Disturbed (as by other processes) and left out of verdicts by time" in said
     assert "linear (3 of 3 runs, 4" in said
     assert " as it stands)" in said
@@ -161,7 +160,9 @@ def test_a_disturbed_run_is_flagged_everywhere_and_the_report_repeats_it(tmp_pat
 
 
 def fastest(records: list[Record]) -> str:
-    return next(line for line in summarise(groups_of(records)[0]) if line.startswith(("Fastest", "Highest training")))
+    return next(
+        line for line in sentences_of(groups_of(records)[0]) if line.startswith(("Fastest", "Highest training"))
+    )
 
 
 def test_no_verdict_on_speed_rests_on_a_disturbed_run() -> None:
@@ -193,30 +194,30 @@ def test_a_disturbed_measurement_leaves_the_scores_of_a_budget_in_seconds_alone(
     (group,) = groups_of(records)
     assert "linear" in group.against_full
     assert "linear" not in fastest(records).split(",")[0]
-    assert "left out of verdicts by time: linear (3 of 3 runs)" in answer([group])[0]
+    assert "left out of verdicts by time: linear (3 of 3 runs)" in answer_to([group])[0]
 
 
 def test_without_an_undisturbed_run_of_full_nothing_is_compared() -> None:
     (group,) = groups_of(disturb(runs(), "full"))
     assert group.against_full == {}
-    assert "Full was disturbed, so nothing can be compared with it." in answer([group])[0]
+    assert "Full was disturbed, so nothing can be compared with it." in answer_to([group])[0]
     everyone = runs()
     for variant in ("full", "linear", "local"):
         disturb(everyone, variant)
     (group,) = groups_of(everyone)
-    assert "Every run was disturbed: no score can be compared." in answer([group])[0]
+    assert "Every run was disturbed: no score can be compared." in answer_to([group])[0]
 
 
 def test_no_crossover_rests_on_a_disturbed_run() -> None:
     records = [record for length in (512, 1024, 2048) for record in runs(seq_len=length)]
-    clean = find_crossovers(rows_by_length(length_series(groups_of(records))[0]), TIME.field)
+    clean = find_crossovers(rows_by_length(length_series(groups_of(records))[0]), FORWARD_BACKWARD)
     assert clean.keys() == {"linear", "local"}
-    series = length_series(groups_of(disturb(records, "linear")))[0]
-    assert find_crossovers(rows_by_length(series), TIME.field).keys() == {"local"}
-    chart = words_of(cost_against_length(series, TIME, choose_styles(series)))
+    (series,) = series_of(groups_of(disturb(records, "linear")))
+    assert find_crossovers(rows_by_length(series.groups), FORWARD_BACKWARD).keys() == {"local"}
+    chart = words_of(drawn(cost_against_length(series, TIME), series.groups))
     assert "linear‖" in chart
     assert "left out of powers and crossovers by time: at 512 linear; at 1,024 linear; at 2,048 linear." in chart
-    assert "left out of powers and crossovers by time" in answer(series)[-1] + answer(series)[-2]
+    assert "left out of powers and crossovers by time" in answer_to(series.groups)[-1] + answer_to(series.groups)[-2]
 
 
 def test_steps_are_told_where_the_budget_is_in_seconds() -> None:
@@ -251,11 +252,11 @@ def test_a_comparison_beside_a_hog_is_flagged(tmp_path: Path) -> None:
     assert "Disturbed (as by other processes) and left out of verdicts by time: full (1 of 1 run)." in report
     assert record["command"] in report
     (group,) = groups_of([record])
-    assert "full‖" in words_of(accuracy_chart(group, SPEED, choose_styles([group])))
+    assert "full‖" in words_of(drawn(accuracy_chart(group, SPEED), [group]))
 
 
 def test_a_task_on_which_a_variant_was_disturbed_does_not_count_against_it() -> None:
     records = [record | {"test_score": 0.5} for record in [*runs(), *disturb(runs(task="mqar"), "linear")]]
-    lines = [line for line in answer(groups_of(records)) if line.startswith("Over the 2 comparisons")]
+    lines = [line for line in answer_to(groups_of(records)) if line.startswith("Over the 2 comparisons")]
     assert "linear on 1 of 1" in lines[0]
     assert "local on 2 of 2" in lines[0]

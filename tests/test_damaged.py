@@ -27,15 +27,15 @@ from compare.errors import UsageError
 from compare.fields import NEEDED, parse_json
 from compare.record import Record, append_record, read_records
 from compare.report import read_environment, write_report, write_report_many
-from compare.report.aggregate import Source, group_records
-from compare.report.export import csv_table, latex_tables
-from compare.report.page import html_page
-from compare.report.tables import markdown_report
-from compare.report.views import match_scores
+from compare.report.facts.equal_terms import match_scores
+from compare.report.facts.grouping import Source, group_records
+from compare.report.render.csv_table import csv_table
+from compare.report.render.latex import latex_tables
 from compare.runs.options import RunOptions
 from compare.runs.outcome import new_record
 from compare.runs.sequence import run_all
 from compare.spec import RunSpec
+from tests.drawn import markdown_of, page_of
 from tests.learning import small_spec
 from tests.make_records import ENVIRONMENT, make_record, write_folder
 
@@ -112,8 +112,8 @@ def check_folder(folder: Path, lines: list[bytes], *, drawn: bool) -> None:
         page = (bad / "report.html").read_text(encoding="utf-8")
     else:
         groups = [match_scores(group, "steps") for group in group_records([Source(records, ENVIRONMENT)])]
-        page = html_page(groups, [], bad, warnings)
-        for text in (page, markdown_report(groups, [], warnings), csv_table(groups), latex_tables(groups)):
+        page = page_of(groups, warnings)
+        for text in (page, markdown_of(groups, warnings), csv_table(groups), latex_tables(groups)):
             text.encode("utf-8")
     told = re.search(r'id="told">(.*?)</script>', page, re.DOTALL)
     assert told

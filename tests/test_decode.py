@@ -21,16 +21,16 @@ from compare.display import outcome
 from compare.errors import UsageError
 from compare.plan import plan_runs
 from compare.report import write_report
-from compare.report.aggregate import Group, Source, group_records
-from compare.report.answer import answer
-from compare.report.canvas import choose_styles
-from compare.report.decoding import DECODING, decode_tables, longest_decoded, time_against_state
-from compare.report.export import csv_table
-from compare.report.lengths import STATE, TOKEN, cost_against_length, crossover_chart
-from compare.report.scaling import cost_tables, length_series
+from compare.report.facts.grouping import Source, group_records
+from compare.report.facts.groups import Group
+from compare.report.facts.scaling import length_series, longest_decoded, series_of
+from compare.report.render.csv_table import csv_table
+from compare.report.sections.decoding import time_against_state
+from compare.report.sections.lengths import STATE, TOKEN, cost_against_length, crossover_chart
 from compare.runs import decode
 from compare.runs.decode import measure_decoding
 from compare.spec import RunSpec, reproduce
+from tests.drawn import answer_to, drawn, tables_of
 from tests.here import compare_here
 from tests.make_records import ENVIRONMENT, MANY, QUADRATIC, Record, make_decoded, make_record, write_folder
 from tests.test_compare import SPEC, records_of
@@ -237,8 +237,8 @@ def planted() -> list[Record]:
 
 
 def test_the_tables_of_decoding() -> None:
-    growth, lengths = decode_tables(groups_of(planted()))
-    found = cells(growth.header, growth.body)
+    growth, lengths = tables_of(groups_of(planted()), "decoding")
+    found = cells(growth.header, growth.rows)
     assert list(found) == ["full", "linear", "none (control)"]
     assert found["full"]["power of N, state"] == "1.00\xa0±\xa00.00"
     assert found["linear"]["power of N, state"] == "0.00\xa0±\xa00.00"
@@ -253,7 +253,7 @@ def test_the_tables_of_decoding() -> None:
     assert 2900 < float(found["linear"]["faster than full from N"].split(" ")[0].replace(",", "")) < 3100
     assert found["full"]["faster than full from N"] == "–"
     assert any("processes of one length differ" in note for note in growth.notes)
-    each = cells(lengths.header, lengths.body)
+    each = cells(lengths.header, lengths.rows)
     assert lengths.header == ["variant", *(f"{n:,}" for n in LENGTHS)]
     assert each["linear"]["512"].endswith(", 64\xa0KiB")
     assert each["full"]["1,024"].endswith(", 2\xa0MiB")
@@ -261,7 +261,7 @@ def test_the_tables_of_decoding() -> None:
 
 
 def test_the_answer_in_words() -> None:
-    lines = answer(groups_of(planted()))
+    lines = answer_to(groups_of(planted()))
     (longest,) = [line for line in lines if "Decoding" in line]
     assert longest.startswith("bytes, length 16,384: Decoding, without scores. Fastest: linear, 0.27")
     assert "smallest state: linear, 0.00195 times full's state" in longest
@@ -288,18 +288,17 @@ def test_the_charts_name_everyone_without_overlap(variants: tuple[str, ...]) -> 
             record["status"] = "timeout"
             del record["token_seconds"], record["cache_bytes"]
     groups = groups_of([*records, *(make_decoded("linformer", seq_len=n, status="unsupported") for n in LENGTHS)])
-    (series,) = length_series(groups)
-    styles = choose_styles(groups)
-    times, states = (cost_against_length(series, cost, styles) for cost in (TOKEN, STATE))
-    crossings = crossover_chart(series, TOKEN, styles)
+    (series,) = series_of(groups)
     (longest,) = longest_decoded(groups)
-    both = time_against_state(longest, styles)
-    drawn = {name.replace(" (control)", "") for name in variants} - {"none", "performer", "linformer"}
+    charts = [cost_against_length(series, cost) for cost in (TOKEN, STATE)]
+    charts += [crossover_chart(series, TOKEN), time_against_state(longest)]
+    times, states, crossings, both = (drawn(chart, groups) for chart in charts)
+    measured = {name.replace(" (control)", "") for name in variants} - {"none", "performer", "linformer"}
     for figure in (times, states, crossings, both):
         assert figure is not None
         assert_readable(figure)
         named = " ".join(name.replace("\n", " ") for name, _ in labels_of(figure))
-        assert {name for name in drawn - QUADRATIC if name not in named} == set()
+        assert {name for name in measured - QUADRATIC if name not in named} == set()
     notes = " ".join(text.get_text().replace("\n", " ") for text in both.texts)
     assert "for want of any state: none (control)" in notes
     assert "linformer (unsupported)" in notes
@@ -312,8 +311,8 @@ def test_decoding_and_training_in_one_folder_stay_apart(tmp_path: Path) -> None:
     groups = groups_of([*trained, *decoded(*FEW)])
     assert [group.decodes for group in groups].count(True) == len(LENGTHS)
     assert len(length_series(groups)) == 2
-    assert len(cost_tables(groups)) == 1
-    assert len(decode_tables(groups)) == 2
+    assert len(tables_of(groups, "cost")) == 1
+    assert len(tables_of(groups, "decoding")) == 2
     write_report(write_folder(tmp_path, [*trained, *decoded(*FEW)]))
     report, page = ((tmp_path / f"report.{end}").read_text() for end in ("md", "html"))
     assert report.index("## Cost against length") < report.index("cost_time") < report.index("## Decoding, token")
@@ -330,8 +329,8 @@ def test_one_length_has_a_chart_and_no_growth(tmp_path: Path) -> None:
 
 def test_batches_that_differ_are_told() -> None:
     records = [make_decoded(v, seq_len=n, batch_size=16_384 // n) for v in FEW for n in LENGTHS]
-    growth, lengths = decode_tables(groups_of(records))
-    assert {line[2] for line in growth.body} == {"–"}
+    growth, lengths = tables_of(groups_of(records), "decoding")
+    assert {line[2] for line in growth.rows} == {"–"}
     assert any("(1, 16, 2, 32, 4, 8)" in note for note in lengths.notes)
 
 
@@ -356,4 +355,3 @@ def test_diff_tells_a_state_that_grew_and_a_token_that_takes_longer() -> None:
 def test_a_run_that_ended_is_told_in_a_line() -> None:
     record = make_decoded("full", seq_len=512) | {"token_seconds": 0.00042}
     assert outcome(record) == "0.42 ms a token, 1,048,576 bytes of state, 12 s in all"
-    assert DECODING not in {group.slug for group in groups_of([record])}

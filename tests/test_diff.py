@@ -15,7 +15,7 @@ from scipy import special, stats
 from compare.__main__ import main
 from compare.diff import Diff, MeasuredPair, comparisons_of, diff, pair_up
 from compare.moderation import Evidence, holm, inverse_trigamma, moderate
-from compare.report.aggregate import Source
+from compare.report.facts.grouping import Source
 from tests.make_records import ENVIRONMENT, MANY, Record, make_record, write_folder
 
 DRAWS = 200

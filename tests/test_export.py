@@ -11,19 +11,11 @@ import numpy as np
 import pytest
 
 from compare.report import write_report
-from compare.report.aggregate import Group, Source, group_records
-from compare.report.export import (
-    LINE,
-    QUANTITIES,
-    WIDEST_NAME,
-    csv_table,
-    escape_tex,
-    latex_table,
-    latex_tables,
-    letter,
-    width_of,
-)
-from compare.report.stats import t95
+from compare.report.facts.grouping import Source, group_records
+from compare.report.facts.groups import Group
+from compare.report.facts.stats import t95
+from compare.report.render.csv_table import RECORDED, csv_table
+from compare.report.render.latex import LINE, WIDEST_NAME, escape_tex, latex_table, latex_tables, letter, width_of
 from tests.make_records import ENVIRONMENT, PROFILES, Record, make_record, many_records, write_folder
 
 PDFLATEX = shutil.which("pdflatex")
@@ -71,7 +63,7 @@ def test_the_csv_read_back_says_what_the_records_say(tmp_path: Path) -> None:
         runs = [r for r in records if (r["label"], str(r["seq_len"])) == named(line)]
         finished = [r for r in runs if r["status"] == "ok"]
         assert (int(line["runs"]), int(line["finished runs"])) == (len(runs), len(finished))
-        for quantity in QUANTITIES:
+        for quantity in RECORDED:
             mean, half = (line[f"{quantity.title}{end} [{quantity.unit}]"] for end in ("", " half"))
             values = [r[quantity.field] for r in finished if r.get(quantity.field) is not None]
             assert bool(mean) == bool(values)

@@ -12,15 +12,14 @@ from matplotlib.text import Text
 from compare.__main__ import main
 from compare.arguments import MATCHES as CHOICES
 from compare.report import write_report
-from compare.report.accuracy import SPEED, accuracy_chart, weight_of
-from compare.report.aggregate import Group, Source, group_records
-from compare.report.answer import answer
-from compare.report.canvas import choose_styles
-from compare.report.flags import MEANINGS
-from compare.report.page import html_page
-from compare.report.summary import summarise
-from compare.report.tables import equal_table, markdown_report, notes
-from compare.report.views import MATCHES, match_scores
+from compare.report.facts.equal_terms import MATCHES, match_scores
+from compare.report.facts.grouping import Source, group_records
+from compare.report.facts.groups import Group
+from compare.report.sections.accuracy import SPEED, accuracy_chart, weight_of
+from compare.report.sections.equal_terms import equal_table
+from compare.report.sections.flags import MEANINGS
+from compare.report.sections.results import notes
+from tests.drawn import answer_to, drawn, markdown_of, page_of, sentences_of
 from tests.make_records import ENVIRONMENT, MANY, Record, make_record, write_folder
 
 VARIANTS = ("full", "linear", "local", "none")
@@ -93,23 +92,24 @@ def test_a_planted_unfairness_is_flagged_in_table_charts_and_summary(
     plant(planted)
     for records, expected in ((fair, False), (planted, True)):
         (group,) = groups_of(records)
-        styles = choose_styles([group])
         line = f"{mark} {MEANINGS[mark]}: {note}."
-        charts = [words_of(accuracy_chart(group, against, styles)) for against in (SPEED, weight_of(group.rows))]
+        charts = [
+            words_of(drawn(accuracy_chart(group, against), [group])) for against in (SPEED, weight_of(group.rows))
+        ]
         for chart in charts:
             assert (line in chart) is expected
             assert (f"linear{mark}" in chart) is expected
-        for page in (markdown_report([group], [], []), html_page([group], [], tmp_path, [])):
+        for page in (markdown_of([group]), page_of([group])):
             assert (line in page) is expected
             assert (f"linear{mark}" in page) is expected
-        assert any(words in sentence for sentence in summarise(group)) is expected
+        assert any(words in sentence for sentence in sentences_of(group)) is expected
 
 
 def test_only_what_is_unequal_bears_a_mark() -> None:
     records = runs(("full", "linear", "local"), range(4))
     half_the_seeds_failed(records)
     (group,) = groups_of(records)
-    table = markdown_report([group], [], [])
+    table = markdown_of([group])
     assert "| linear‡ |" in table
     assert "| full |" in table
     assert "| local |" in table
@@ -124,9 +124,9 @@ def test_a_winner_with_failed_seeds_is_not_declared_without_saying_so() -> None:
     records[6] = make_record("linear", seed=0, status="diverged")
     (group,) = groups_of(records)
     said = "linear (1 of 6 seeds did not finish: 1 diverged)"
-    assert summarise(group)[0].startswith(f"Most accurate: {said}, ")
-    assert all(said in line for line in summarise(group)[1:3])
-    assert f"Fastest of these: {said}" in answer([group])[0]
+    assert sentences_of(group)[0].startswith(f"Most accurate: {said}, ")
+    assert all(said in line for line in sentences_of(group)[1:3])
+    assert f"Fastest of these: {said}" in answer_to([group])[0]
 
 
 def curve(points: Sequence[tuple[float, float | None]], rate: float = 1.0) -> list[Record]:
@@ -209,9 +209,9 @@ def test_old_and_broken_curves_are_told_and_never_crash(
         lack(record)
     (whole,) = groups_of([*records, make_record("local", seed=1, status="oom")])
     group = match_scores(whole, match)
-    report = markdown_report([group], [], [])
-    html_page([group], [], tmp_path, [])
-    chart = accuracy_chart(group, SPEED, choose_styles([group]))
+    report = markdown_of([group])
+    page_of([group])
+    chart = drawn(accuracy_chart(group, SPEED), [group])
     if match == "flops":
         assert "Nothing at equal FLOPs: no learning curve has validation scores by FLOPs." in report
         assert chart is None
@@ -247,9 +247,9 @@ def test_match_decides_the_score_of_summary_charts_and_verdicts(match: str, word
     (whole,) = groups_of(runs())
     group = match_scores(whole, match)
     split = "test" if match == "end" else "validation"
-    lines = " ".join(summarise(group)).replace(NO_BREAK, " ")
-    chart = words_of(accuracy_chart(group, SPEED, choose_styles([group]))).replace(NO_BREAK, " ")
-    table = markdown_report([group], [], []).replace(NO_BREAK, " ")
+    lines = " ".join(sentences_of(group)).replace(NO_BREAK, " ")
+    chart = words_of(drawn(accuracy_chart(group, SPEED), [group])).replace(NO_BREAK, " ")
+    table = markdown_of([group]).replace(NO_BREAK, " ")
     assert f"{split} accuracy" in chart
     if match == "end":
         assert "validation" not in chart + lines
@@ -269,8 +269,8 @@ def test_verdicts_follow_the_match() -> None:
         record["test_score"] = 0.5 + 0.2 * ahead + 0.001 * record["seed"]
         record["curve"] = curve([(10, 0.4 - 0.2 * ahead), (100 * (1 + 9 * ahead), 0.5)])
     (group,) = groups_of(records)
-    assert "points above full" in markdown_report([group], [], [])
-    assert "points below full" in markdown_report([match_scores(group, "steps")], [], [])
+    assert "points above full" in markdown_of([group])
+    assert "points below full" in markdown_of([match_scores(group, "steps")])
 
 
 def test_the_command_line_knows_every_match() -> None:
@@ -350,7 +350,7 @@ def test_the_answer_names_the_fastest_and_the_lightest_that_are_as_good() -> Non
     names = ("full", "linear", "local", "xformers", "performer", "none")
     scores = {"full": 0.9, "linear": 0.6, "local": 0.896, "xformers": 0.9, "performer": 0.95, "none": 0.3}
     (group,) = groups_of(set_scores(runs(names), scores))
-    line = answer([group])[0].replace(NO_BREAK, " ")
+    line = answer_to([group])[0].replace(NO_BREAK, " ")
     assert line.startswith("bytes, length 1,024: Within 1 point of full (90.0 %): local, performer, xformers. ")
     assert "Fastest of these: local, 2.17 times full's training speed;" in line
     assert "lightest of these: local, 0.506 times full's memory of training." in line
@@ -361,7 +361,7 @@ def test_the_answer_names_the_fastest_and_the_lightest_that_are_as_good() -> Non
 def test_the_answer_says_what_embarrasses_everybody() -> None:
     scores = {"full": 0.4, "linear": 0.41, "local": 0.42, "none": 0.44}
     (group,) = groups_of(set_scores(runs(), scores))
-    line = answer([group])[0].replace(NO_BREAK, " ")
+    line = answer_to([group])[0].replace(NO_BREAK, " ")
     assert "No variant is shown to be above the best trivial baseline (neighbour bigram, 45.1 %)." in line
     assert "No variant is shown to be above the control without attention (44.0 %)" in line
 
@@ -382,7 +382,7 @@ def test_the_answer_says_what_embarrasses_everybody() -> None:
     ids=["two seeds", "one seed", "no full", "full failed", "all failed", "full alone"],
 )
 def test_the_answer_says_where_it_cannot_say(records: list[Record], words: str) -> None:
-    (line,) = answer(groups_of(records))
+    (line,) = answer_to(groups_of(records))
     assert words in line
     assert "Within" not in line
     assert "Clearly" not in line
@@ -392,7 +392,7 @@ def test_the_answer_on_cost_alone_claims_no_accuracy() -> None:
     records = runs(seeds=[0])
     for record in records:
         record |= {"test_score": None, "curve": []}
-    (line,) = answer(groups_of(records))
+    (line,) = answer_to(groups_of(records))
     assert line.startswith("bytes, length 1,024: Cost alone, without scores. Fastest: linear, ")
 
 
@@ -403,14 +403,14 @@ def test_the_answer_counts_the_tasks_on_which_a_variant_is_as_good() -> None:
     third = set_scores(runs(names, seq_len=64), {"full": 0.9, "linear": 0.5, "local": 0.2})
     too_few = runs(names, [0], seq_len=128)
     line = "Over the 3 comparisons with enough seeds, within 1 point of full: local on 2 of 3, linear on 1 of 3."
-    assert line in answer(groups_of([*first, *second, *third, *too_few]))
+    assert line in answer_to(groups_of([*first, *second, *third, *too_few]))
 
 
 def test_the_answer_stands_first_in_both_reports(tmp_path: Path) -> None:
     groups = groups_of(runs())
-    line = answer(groups)[0]
-    page, report = html_page(groups, [], tmp_path, []), markdown_report(groups, [], [])
-    assert report.index("## In short") < report.index(line) < report.index(summarise(groups[0])[0])
+    line = answer_to(groups)[0]
+    page, report = page_of(groups), markdown_of(groups)
+    assert report.index("## In short") < report.index(line) < report.index(sentences_of(groups[0])[0])
     assert page.index(">In short</h2>") < page.index("<table")
 
 
@@ -446,6 +446,6 @@ def test_the_answer_says_from_which_length_a_variant_is_faster() -> None:
     lengths = (256, 512, 1024, 2048, 4096)
     records = [at("full", n, n**2 * 1e-7) for n in lengths] + [at("linear", n, n * 1e-7 * 700) for n in lengths]
     records += [at("local", n, n * 1e-7 * 20) for n in lengths] + [at("performer", n, n**2 * 4e-7) for n in lengths]
-    said = next(line for line in answer(groups_of(records)) if "against length" in line)
+    said = next(line for line in answer_to(groups_of(records)) if "against length" in line)
     assert "at every length from 256 on: local; from some length on: linear from 70" in said.replace(NO_BREAK, " ")
     assert "at none of the longest, up to 4,096: performer." in said

@@ -7,9 +7,9 @@ import pytest
 
 import tasks
 from compare.report import write_report
-from compare.report.first import lead_of
-from compare.report.tables import notes
-from compare.report.task_sweeps import task_sweeps
+from compare.report.facts.overview import Overview
+from compare.report.sections.lead import lead_of
+from compare.report.sections.results import notes
 from compare.runs.outcome import new_record
 from tests.learning import small_spec
 from tests.make_records import CANNOT, RECALL, Record, make_recall, make_record, swept_recall, write_folder
@@ -19,8 +19,7 @@ SPACE = "\N{NO-BREAK SPACE}"
 
 
 def first(records: list[Record]) -> list[str]:
-    groups = groups_of(records)
-    lead = lead_of(groups, task_sweeps(groups))
+    lead = lead_of(Overview(groups_of(records)))
     return [words.replace(SPACE, " ") for words in lead.sentences] if lead else []
 
 

@@ -14,10 +14,10 @@ from compare.errors import UsageError
 from compare.folder import claim_folder
 from compare.lock import hold
 from compare.report import write_report
-from compare.report.aggregate import LONGEST_SLUG, Source, distinct_slugs, group_records
-from compare.report.canvas import choose_styles
-from compare.report.charts import plan
-from compare.report.export import latex_tables
+from compare.report.facts.grouping import Source, group_records
+from compare.report.facts.values import LONGEST_SLUG, distinct_slugs
+from compare.report.render.latex import latex_tables
+from tests.drawn import charts_of
 from tests.make_records import ENVIRONMENT, Record, make_record, write_folder
 
 LONG = "a_folder_of_a_cluster/" * 12 + "books.csv"
@@ -162,7 +162,7 @@ def test_groups_whose_names_are_alike_or_long_have_charts_of_their_own(paths: li
     ]
     records = [record | {"run_id": f"{number}"} for number, record in enumerate(records)]
     groups = group_records([Source(records, ENVIRONMENT), Source([short("full")], ENVIRONMENT | {"cpu": "数"})])
-    charts = [chart for chart, _ in plan(groups, choose_styles(groups))]
+    charts = charts_of(groups)
     assert len({chart.stem.casefold() for chart in charts}) == len(charts)
     assert all(len(chart.stem) < 200 for chart in charts)
     assert len({group.slug for group in groups}) == len(groups) == 5

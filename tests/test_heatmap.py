@@ -12,9 +12,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from compare.report import write_report
-from compare.report.aggregate import Group, Source, group_records
-from compare.report.canvas import STYLE
-from compare.report.heatmap import (
+from compare.report.facts.grouping import Source, group_records
+from compare.report.facts.groups import Group
+from compare.report.render.canvas import STYLE
+from compare.report.sections.heat_map import (
     COLUMNS,
     SMALLEST,
     HeatMap,
@@ -50,7 +51,7 @@ def cells_of(heat: HeatMap) -> dict[str, list[str]]:
 
 def drawn(heat: HeatMap) -> Figure:
     with matplotlib.rc_context(STYLE):
-        figure = draw_heat_map(heat)
+        figure = draw_heat_map(heat, {})
         figure.set_dpi(200)
         FigureCanvasAgg(figure).draw()
     return figure

@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 
 from compare.diff import diff
-from compare.report.accuracy import weight_of
-from compare.report.aggregate import Source, group_records
-from compare.report.answer import answer
-from compare.report.canvas import choose_styles
-from compare.report.export import csv_table, latex_tables
-from compare.report.lengths import cost_against_length, memory_cost
-from compare.report.memory import ADDED, TRAINING, memory_of
-from compare.report.scaling import length_series
-from compare.report.tables import columns_of, markdown_report
+from compare.quantities import STEP_MEMORY, TRAINING_MEMORY
+from compare.report.facts.grouping import Source
+from compare.report.facts.memory import memory_of
+from compare.report.facts.scaling import series_of
+from compare.report.render.csv_table import csv_table
+from compare.report.render.latex import latex_tables
+from compare.report.sections.accuracy import weight_of
+from compare.report.sections.lengths import cost_against_length, memory_cost
+from compare.report.sections.results import columns_of
 from compare.runs.step_cost import measure_costs
 from compare.runs.train import Tally, Trainer
 from tasks import Batch
+from tests.drawn import answer_to, drawn, markdown_of
 from tests.make_records import ENVIRONMENT, Record, make_record
 from tests.test_fairness import groups_of, runs, words_of
 from tests.test_train import SPEC, fake
@@ -55,24 +56,24 @@ def test_a_record_holds_what_training_holds(accumulate: int) -> None:
 def test_memory_is_of_training_in_all_where_every_run_told_it() -> None:
     records = [record | {"test_score": 0.5 + 0.001 * record["seed"]} for record in runs()]
     (group,) = groups_of(records)
-    assert memory_of(group.rows) == TRAINING
+    assert memory_of(group.rows) == TRAINING_MEMORY
     assert "weights, gradients, optimizer state" in weight_of(group.rows).axis
     assert {"memory of training", "peak memory of a step"} <= {column.title for column in columns_of(group)}
-    assert "times full's memory of training" in answer([group])[0]
+    assert "times full's memory of training" in answer_to([group])[0]
     assert "memory of training [B]" in csv_table([group]).splitlines()[0]
     assert "memory (MiB)" in latex_tables([group])
     del records[4]["train_memory_bytes"]
     (group,) = groups_of(records)
-    assert memory_of(group.rows) == ADDED
+    assert memory_of(group.rows) == STEP_MEMORY
     assert "not all told" in weight_of(group.rows).axis
-    assert "times full's peak memory of a step" in answer([group])[0]
+    assert "times full's peak memory of a step" in answer_to([group])[0]
 
 
 def test_old_records_of_a_table_lack_the_column() -> None:
     records = [record | {"train_memory_bytes": None} for record in runs()]
     (group,) = groups_of(records)
     assert "memory of training" not in {column.title for column in columns_of(group)}
-    assert "0 B" not in markdown_report([group], [], [])
+    assert "0 B" not in markdown_of([group])
 
 
 def test_many_parameters_cost_what_they_cost() -> None:
@@ -81,8 +82,8 @@ def test_many_parameters_cost_what_they_cost() -> None:
         if record["variant"] == "linformer":
             record["train_memory_bytes"] = record["peak_memory_bytes"] + 12 * 40_000_000
     (group,) = groups_of(records)
-    assert "lightest: linformer" not in answer([group])[0].replace("lightest of these", "lightest")
-    assert not any(line.startswith("Lightest: linformer") for line in markdown_report([group], [], []).splitlines())
+    assert "lightest: linformer" not in answer_to([group])[0].replace("lightest of these", "lightest")
+    assert not any(line.startswith("Lightest: linformer") for line in markdown_of([group]).splitlines())
     found = diff(Source(runs(("full", "linformer")), ENVIRONMENT), Source(records, ENVIRONMENT))
     assert [(change.variant, change.what, change.verdict) for change in found.changes] == [
         ("linformer", "memory of training", "worse")
@@ -91,7 +92,7 @@ def test_many_parameters_cost_what_they_cost() -> None:
 
 def test_memory_against_length_is_of_training_in_all() -> None:
     records = [make_record(variant, seq_len=length) for variant in ("full", "linear") for length in (512, 1024, 2048)]
-    (series,) = length_series(group_records([Source(records, ENVIRONMENT)]))
-    chart = words_of(cost_against_length(series, memory_cost(series), choose_styles(series)))
+    (series,) = series_of(groups_of(records))
+    chart = words_of(drawn(cost_against_length(series, memory_cost(series.groups)), series.groups))
     assert "Memory of training against length" in chart
     assert "weights, gradients, optimizer state and what a step adds" in chart

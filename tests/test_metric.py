@@ -12,19 +12,21 @@ from compare.display import outcome
 from compare.fields import parse_record
 from compare.record import SCHEMA
 from compare.report import write_report
-from compare.report.accuracy import SPEED, accuracy_chart
-from compare.report.aggregate import Group, Source, group_records
-from compare.report.answer import answer
-from compare.report.canvas import choose_styles
-from compare.report.curves import learning_curves
-from compare.report.export import latex_table
-from compare.report.first import lead_of
-from compare.report.heatmap import COLOURS, fill_of, furthest_of, heat_maps, heat_notes
-from compare.report.summary import summarise
-from compare.report.sweeps import sweep_table
-from compare.report.tables import baseline_rows, columns_of, equal_table
-from compare.report.views import match_scores
+from compare.report.facts.equal_terms import match_scores
+from compare.report.facts.grouping import Source, group_records
+from compare.report.facts.groups import Group
+from compare.report.facts.overview import Overview
+from compare.report.render.latex import latex_table
+from compare.report.sections.accuracy import SPEED, accuracy_chart
+from compare.report.sections.baselines import baseline_rows
+from compare.report.sections.capacity import sweep_table
+from compare.report.sections.curves import learning_curves
+from compare.report.sections.equal_terms import equal_table
+from compare.report.sections.heat_map import COLOURS, fill_of, furthest_of, heat_maps, heat_notes
+from compare.report.sections.lead import lead_of
+from compare.report.sections.results import columns_of
 from compare.runs.rate_search import choose, make_grid
+from tests.drawn import answer_to, drawn, sentences_of
 from tests.make_records import ENVIRONMENT, Record, make_record, write_folder
 
 BITS = {"unit": "bits", "lower_is_better": True, "bounds": [0.0, None]}
@@ -75,12 +77,13 @@ def names_in(sentence: str) -> list[str]:
 
 def test_each_sentence_names_whom_the_mirrored_scores_name(group: Group) -> None:
     (mirror,) = groups_of([as_variance(record) for record in runs()])
-    for found, expected in zip(summarise(group), summarise(mirror), strict=True):
+    for found, expected in zip(sentences_of(group), sentences_of(mirror), strict=True):
         assert names_in(found) == names_in(expected), (found, expected)
     assert (
-        summarise(group)[0].startswith("Lowest test bits per byte: full, 3.8") or "within noise" in summarise(group)[0]
+        sentences_of(group)[0].startswith("Lowest test bits per byte: full, 3.8")
+        or "within noise" in sentences_of(group)[0]
     )
-    text = " ".join(summarise(group))
+    text = " ".join(sentences_of(group))
     assert "Best trivial baseline: 5-gram, 4.100 bits" in text
     assert "Better than it: full" in text
     assert "Above" not in text
@@ -93,7 +96,7 @@ def test_as_good_as_full_is_a_share_of_its_bits() -> None:
         near = {"linear": 1.004, "local": 1.03, "performer": 0.9, "none": 1.5}.get(record["variant"], 1.0)
         record["test_score"] = near * (2.0 + 0.001 * record["seed"])
     (group,) = groups_of(records)
-    said = " ".join(answer([group]))
+    said = " ".join(answer_to([group]))
     assert "Within 1 % of full's bits (2.001 bits): linear, performer." in said
     assert "Clearly better than full: performer." in said
     assert "Clearly worse: local." in said
@@ -102,13 +105,12 @@ def test_as_good_as_full_is_a_share_of_its_bits() -> None:
     for record in records:
         record["baselines"] = {"5-gram": 1.0}
     assert "No variant is shown to be better than the best trivial baseline (5-gram, 1.000 bits)" in " ".join(
-        answer(groups_of(records))
+        answer_to(groups_of(records))
     )
 
 
 def test_charts_have_the_lowest_at_the_top(group: Group) -> None:
-    styles = choose_styles([group])
-    for figure in (accuracy_chart(group, SPEED, styles), learning_curves(group, "step", styles)):
+    for figure in (drawn(accuracy_chart(group, SPEED), [group]), drawn(learning_curves(group, "step"), [group])):
         assert figure is not None
         axes = figure.axes[0]
         low, high = axes.get_ylim()
@@ -117,7 +119,7 @@ def test_charts_have_the_lowest_at_the_top(group: Group) -> None:
         for place, text in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True):
             assert float(text.get_text()) == pytest.approx(place, abs=0.005)
     (plain,) = groups_of(runs())
-    figure = accuracy_chart(plain, SPEED, choose_styles([plain]))
+    figure = drawn(accuracy_chart(plain, SPEED), [plain])
     assert figure is not None
     assert figure.axes[0].get_ylim()[0] < figure.axes[0].get_ylim()[1]
     assert figure.axes[0].get_ylabel() == "test accuracy, %"
@@ -150,7 +152,7 @@ def test_the_best_of_a_sweep_is_the_lowest() -> None:
             records.append(record | {"test_score": score + turn, "run_id": f"{rank}-{seed}"})
     found = sweep_table(groups_of(records)[0])
     assert found is not None
-    header, ((_, values, best, smallest, *_),) = found
+    header, ((_, values, best, smallest, *_),) = found.header, found.rows
     assert header[2] == "lowest test score"
     assert (values, best, smallest) == ("16, 32, 64", "2.409 bits at 64", "2.410 bits at 32")
 
@@ -244,7 +246,7 @@ def test_the_first_sentences_rank_by_fewer_bits() -> None:
         record["test_score"] = {"full": 2.0, "linear": 2.06, "local": 2.5, "performer": 3.9, "none": 4.0}[
             record["variant"]
         ]
-    lead = lead_of(groups_of(records), [])
+    lead = lead_of(Overview(groups_of(records)))
     assert lead is not None
     said = lead.sentences[1]
     assert "full reaches 2.000 test bits per byte" in said

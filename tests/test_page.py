@@ -18,8 +18,8 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from compare.report import write_report
-from compare.report.aggregate import Source, group_records
-from compare.report.page import html_page
+from compare.report.facts.grouping import Source, group_records
+from tests.drawn import page_of
 from tests.make_records import ENVIRONMENT, PROFILES, RECALL, make_recall, make_record, swept_recall, write_folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -423,7 +423,7 @@ def test_what_a_thousand_runs_share_is_told_once() -> None:
         record["run_id"] = f"{number:x}"
     groups = group_records([Source(records, ENVIRONMENT)])
     started = process_time()
-    text = html_page(groups, [], Path(), [])
+    text = page_of(groups)
     assert process_time() - started < 5
     assert text.count(str(ENVIRONMENT["cpu"])) == 1
     assert text.count(str(records[0]["data"]["corpus_sha256"])) == 1
@@ -433,6 +433,6 @@ def test_what_a_thousand_runs_share_is_told_once() -> None:
 def test_a_run_that_two_folders_hold_has_two_anchors() -> None:
     machines = [ENVIRONMENT, ENVIRONMENT | {"cpu": "Other"}]
     groups = group_records([Source([make_record("full")], machine) for machine in machines])
-    text = html_page(groups, [], Path(), [])
+    text = page_of(groups)
     anchors = re.findall(r'id="(run-[^"]+)"', text)
     assert anchors == ["run-full-bytes-1024-0-90", "run-full-bytes-1024-0-90-2"]

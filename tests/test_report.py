@@ -22,24 +22,29 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
+from compare.quantities import FORWARD_BACKWARD, TRAINING_MEMORY
 from compare.report import write_report, write_report_many
-from compare.report.accuracy import SPEED, Against, accuracy_chart, near_baselines, weight_of
-from compare.report.aggregate import Group, Row, Source, group_records, learning_curve, pareto_front
-from compare.report.answer import answer
-from compare.report.canvas import SOFT, STYLE, choose_styles, folded, memory_ticks, nice_ticks
-from compare.report.charts import plan, write_charts
-from compare.report.curves import PANEL_FOLD, course_name, course_of, learning_curves
-from compare.report.export import csv_table, latex_tables
-from compare.report.families import COLOURS, EXTERNAL, colour_of, in_order
-from compare.report.flags import marked
-from compare.report.labels import Anchor, Box, place, spread
-from compare.report.lengths import TIME, cost_against_length
-from compare.report.scaling import find_crossovers, length_series, rows_by_length
-from compare.report.summary import summarise
-from compare.report.tables import MISSING, columns_of
-from compare.report.units import count, percent, seconds, size
+from compare.report.facts.grouping import Source, group_records
+from compare.report.facts.groups import Group, Row
+from compare.report.facts.learning import learning_curve
+from compare.report.facts.scaling import find_crossovers, rows_by_length, series_of
+from compare.report.facts.stats import pareto_front
+from compare.report.render.axes import memory_ticks, nice_ticks
+from compare.report.render.canvas import SOFT, STYLE, choose_styles, folded
+from compare.report.render.charts import write_charts
+from compare.report.render.csv_table import csv_table
+from compare.report.render.families import COLOURS, EXTERNAL, colour_of, in_order
+from compare.report.render.labels import Anchor, Box, place, spread
+from compare.report.render.latex import latex_tables
+from compare.report.sections.accuracy import SPEED, Against, accuracy_chart, near_baselines, weight_of
+from compare.report.sections.curves import PANEL_FOLD, course_name, course_of, learning_curves
+from compare.report.sections.flags import marked
+from compare.report.sections.lengths import TIME, cost_against_length
+from compare.report.sections.results import columns_of
 from compare.runs.outcome import new_record
 from compare.spec import RunSpec
+from compare.units import MISSING, count, percent, seconds, size
+from tests.drawn import answer_to, charts_of, drawn, sentences_of
 from tests.here import compare_here
 from tests.make_records import (
     ENVIRONMENT,
@@ -209,14 +214,14 @@ def test_older_records_belong_to_the_machine_that_had_begun_when_they_did() -> N
 
 
 def test_summary_claims_only_what_stands_beyond_noise() -> None:
-    clear = summarise(groups_of([make_record(v, seed=s) for v in ("full", "linear", "none") for s in range(3)])[0])
+    clear = sentences_of(groups_of([make_record(v, seed=s) for v in ("full", "linear", "none") for s in range(3)])[0])
     assert any(line.startswith("Most accurate: full") for line in clear)
     assert any(line.startswith("Fastest: linear") for line in clear)
 
-    level = summarise(groups_of([make_record(v, seed=s) for v in ("full", "xformers") for s in range(3)])[0])
+    level = sentences_of(groups_of([make_record(v, seed=s) for v in ("full", "xformers") for s in range(3)])[0])
     assert "within noise of" in level[0]
 
-    few = summarise(groups_of([make_record(v) for v in ("full", "linear", "none")])[0])
+    few = sentences_of(groups_of([make_record(v) for v in ("full", "linear", "none")])[0])
     assert not any(line.startswith(("Most accurate", "Fastest", "Lightest")) for line in few)
     assert all("no ranking" in line for line in few if not line.startswith("Not on equal terms"))
 
@@ -273,7 +278,7 @@ def crowd() -> list[Record]:
 @pytest.mark.parametrize("against_of", [lambda rows: SPEED, weight_of], ids=["speed", "memory"])
 def test_25_names_close_together_do_not_overlap(against_of: Callable[[Sequence[Row]], Against]) -> None:
     (group,) = groups_of(crowd())
-    figure = accuracy_chart(group, against_of(group.rows), choose_styles([group]))
+    figure = drawn(accuracy_chart(group, against_of(group.rows)), [group])
     assert figure is not None
     assert_readable(figure)
     labels = [name for name, _ in labels_of(figure)]
@@ -285,7 +290,7 @@ def test_25_names_close_together_do_not_overlap(against_of: Callable[[Sequence[R
 def test_25_names_of_one_family_do_not_overlap_on_learning_curves(axis: str) -> None:
     records = [record | {"family": "kernel"} for record in crowd()]
     (group,) = groups_of(records)
-    figure = learning_curves(group, axis, choose_styles([group]))
+    figure = drawn(learning_curves(group, axis), [group])
     assert figure is not None
     assert_readable(figure)
     assert len(figure.axes) == 1
@@ -296,13 +301,13 @@ def test_25_names_of_one_family_do_not_overlap_on_learning_curves(axis: str) -> 
 def expected_names(stem: str, groups: list[Group]) -> set[str]:
     """How each variant that has a value must be named on a chart of many."""
     if stem.startswith("cost"):
-        field = "forward_backward_seconds" if "time" in stem else "train_memory_bytes"
+        quantity = FORWARD_BACKWARD if "time" in stem else TRAINING_MEMORY
         starred = {row.label for group in groups for row in group.rows if row.fell_back}
-        rows = [row for group in groups for row in group.rows if row.over_seeds(field)]
+        rows = [row for group in groups for row in group.rows if row.over_seeds(quantity)]
         return {folded(row.name + ("*" if row.label in starred else "")) for row in rows}
     if stem.startswith("crossover"):
         cells = rows_by_length(groups)
-        return {cells[label][1024].name for label in find_crossovers(cells, "forward_backward_seconds")}
+        return {cells[label][1024].name for label in find_crossovers(cells, FORWARD_BACKWARD)}
     (group,) = (group for group in groups if stem.endswith(group.slug))
     if stem.startswith("accuracy"):
         return {folded(marked(row, group)) for row in group.rows if row.scores}
@@ -310,13 +315,13 @@ def expected_names(stem: str, groups: list[Group]) -> set[str]:
 
 
 MANY_GROUPS = groups_of(many_records())
-MANY_CHARTS = {chart.stem: draw for chart, draw in plan(MANY_GROUPS, choose_styles(MANY_GROUPS))}
+MANY_CHARTS = {chart.stem: chart for chart in charts_of(MANY_GROUPS)}
 
 
 @pytest.mark.parametrize("stem", MANY_CHARTS)
 def test_every_one_of_26_variants_is_named_on_every_chart_and_every_text_is_readable(stem: str) -> None:
     with matplotlib.rc_context(STYLE):
-        figure = MANY_CHARTS[stem]()
+        figure = drawn(MANY_CHARTS[stem], MANY_GROUPS)
         assert figure is not None
         assert_readable(figure)
     names = {name for name, _ in labels_of(figure)}
@@ -327,7 +332,7 @@ def test_every_one_of_26_variants_is_named_on_every_chart_and_every_text_is_read
 
 
 def test_learning_curves_of_many_have_a_panel_for_each_family() -> None:
-    figure = MANY_CHARTS["curves_steps_bytes_1024"]()
+    figure = drawn(MANY_CHARTS["curves_steps_bytes_1024"], MANY_GROUPS)
     assert figure is not None
     assert len(figure.axes) == len(FAMILIES) - 1
     names = [name for name, _ in labels_of(figure)]
@@ -339,9 +344,10 @@ def test_learning_curves_of_many_have_a_panel_for_each_family() -> None:
 def test_all_charts_of_26_variants_are_drawn_in_20_seconds(tmp_path: Path) -> None:
     assert len(MANY) == 26
     started = time.process_time()
-    drawn = write_charts(MANY_GROUPS, tmp_path)
+    charts = charts_of(MANY_GROUPS)
+    write_charts(charts, choose_styles(MANY_GROUPS), tmp_path)
     assert time.process_time() - started < 20
-    assert len(drawn) == 11
+    assert len(charts) == 11
 
 
 def oklab(linear: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -424,7 +430,7 @@ def test_long_notes_stay_on_the_page() -> None:
         make_record(v, label=f"{v} an_option={n} another={n}", seed=s) for v in MANY for n, s in ((512, 0), (64, 1))
     ]
     groups = groups_of(records)
-    figure = accuracy_chart(groups[0], SPEED, choose_styles(groups))
+    figure = drawn(accuracy_chart(groups[0], SPEED), groups)
     assert figure is not None
     render(figure)
     assert max(box.right for _, box in texts_of(figure)) < figure.bbox.width
@@ -445,7 +451,7 @@ def test_failures_are_named_on_the_chart_of_cost() -> None:
     ]
     records += [make_record("local", label="local window=0", seq_len=n, status="error") for n in (1024, 4096)]
     groups = groups_of(records)
-    figure = cost_against_length(length_series(groups)[0], TIME, choose_styles(groups))
+    figure = drawn(cost_against_length(series_of(groups)[0], TIME), groups)
     assert figure is not None
     assert_readable(figure)
     assert "oom: full" in [name for name, _ in labels_of(figure)]
@@ -534,14 +540,13 @@ def test_any_field_may_be_absent_or_null(field: str) -> None:
     for record in records[1::2]:
         record[field] = None
     groups = groups_of(records)
-    styles = choose_styles(groups)
     for group in groups:
-        assert summarise(group)
-        accuracy_chart(group, SPEED, styles)
-        accuracy_chart(group, weight_of(group.rows), styles)
-        learning_curves(group, "step", styles)
-    for series in length_series(groups):
-        cost_against_length(series, TIME, styles)
+        assert sentences_of(group)
+        drawn(accuracy_chart(group, SPEED), [group])
+        drawn(accuracy_chart(group, weight_of(group.rows)), [group])
+        drawn(learning_curves(group, "step"), [group])
+    for series in series_of(groups):
+        drawn(cost_against_length(series, TIME), groups)
 
 
 def test_the_barest_record_is_reported(tmp_path: Path) -> None:
@@ -601,7 +606,7 @@ def test_options_are_in_a_name_only_where_they_tell_variants_apart() -> None:
     records += [make_record("local", label=f"local window={w}") for w in (8, 16)]
     (group,) = groups_of(records)
     assert [row.name for row in group.rows] == ["full kernel=math", "linformer", "local window=8", "local window=16"]
-    assert "Options set: linformer rank=128." in summarise(group)
+    assert "Options set: linformer rank=128." in sentences_of(group)
     read = list(csv.DictReader(csv_table([group]).splitlines()))[1]
     assert (read["variant"], read["options"], read["name"]) == ("linformer", "rank=128", "linformer")
     assert "Options set: linformer rank=128." in latex_tables([group])
@@ -640,7 +645,7 @@ def test_names_are_words_in_the_markdown_and_no_markup(tmp_path: Path) -> None:
 
 def test_what_ran_alone_is_said_so() -> None:
     def short(*records: Record) -> str:
-        return "\n".join(answer(groups_of(list(records))))
+        return "\n".join(answer_to(groups_of(list(records))))
 
     full, failed = (make_record("full", seed=0), make_record("full", seed=1)), make_record("linear", status="oom")
     control = make_record("none")

@@ -6,16 +6,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from compare.report.aggregate import Chart, Group, Source, group_records
-from compare.report.canvas import choose_styles
-from compare.report.lengths import TIME as TIME_CHART
-from compare.report.lengths import cost_against_length, crossover_chart
-from compare.report.scaling import (
-    TIME,
+from compare.quantities import FORWARD_BACKWARD as TIME
+from compare.report.facts.grouping import Source, group_records
+from compare.report.facts.groups import Group
+from compare.report.facts.scaling import (
     Crossover,
     Fit,
-    cost_tables,
-    crossover_text,
     find_crossovers,
     fit_exponent,
     fit_exponents,
@@ -24,7 +20,11 @@ from compare.report.scaling import (
     matrix_share,
     rows_by_length,
 )
-from compare.report.tables import markdown_report
+from compare.report.facts.scaling import series_of as named_series
+from compare.report.sections.growth import crossover_text
+from compare.report.sections.lengths import TIME as TIME_CHART
+from compare.report.sections.lengths import cost_against_length, crossover_chart
+from tests.drawn import drawn, markdown_of, tables_of
 from tests.make_records import ENVIRONMENT, MANY, Record, make_record
 from tests.test_report import assert_readable, labels_of
 
@@ -52,8 +52,8 @@ def measured(
         for seed in range(processes):
             record = make_record(variant, seq_len=n, seed=seed)
             time = law(n) * math.exp(noise * rng.standard_normal())
-            record[TIME] = time
-            record[f"{TIME}_spread"] = [time * math.exp(-0.6745 * repetitions), time * math.exp(0.6745 * repetitions)]
+            record[TIME.field] = time
+            record[TIME.spread_field] = [time * math.exp(-0.6745 * repetitions), time * math.exp(0.6745 * repetitions)]
             record["spec"]["batch_size"] = 1
             records.append(record)
     return records
@@ -158,9 +158,9 @@ def test_the_same_cost_crosses_within_noise() -> None:
 def test_the_table_of_costs() -> None:
     records = quiet(full=quadratic, linear=linear, none=lambda n: 0.1 * linear(n))
     for record in records:
-        record["flops"], record["matrix_rate_flops"] = 1e12, 4 * 1e12 / record[TIME]
-    (table,) = cost_tables(group_records([Source(records, ENVIRONMENT)]))
-    cells = {line[0]: dict(zip(table.header, line, strict=True)) for line in table.body}
+        record["flops"], record["matrix_rate_flops"] = 1e12, 4 * 1e12 / record[TIME.field]
+    (table,) = tables_of(group_records([Source(records, ENVIRONMENT)]), "cost")
+    cells = {line[0]: dict(zip(table.header, line, strict=True)) for line in table.rows}
     assert list(cells) == ["full", "linear", "none (control)"]
     assert cells["full"]["ratio to full"] == "1.00"
     assert cells["linear"]["ratio to full"] == f"{linear(32768) / quadratic(32768):.2f}"
@@ -182,7 +182,7 @@ def test_batches_that_differ_have_no_exponent() -> None:
     records = quiet(full=quadratic, linear=linear)
     for record in records:
         record["spec"]["batch_size"] = 32_768 // record["seq_len"]
-    (table,) = cost_tables(group_records([Source(records, ENVIRONMENT)]))
+    (table,) = tables_of(group_records([Source(records, ENVIRONMENT)]), "cost")
     assert not any(title.startswith("power of N") for title in table.header)
     assert table.notes[0].startswith("The batch is not the same at all lengths")
 
@@ -201,10 +201,10 @@ def test_probes_are_in_no_table_but_that_of_the_longest_length() -> None:
     groups = group_records([Source([*records, *tried], ENVIRONMENT)])
     assert [group.seq_len for group in groups] == list(LENGTHS)
     assert sum(len(group.records) for group in groups) == len(records)
-    (table,) = cost_tables(groups)
+    (table,) = tables_of(groups, "cost")
     assert table.header[-1] == "longest N in 1\xa0GiB"
-    assert [line[-1] for line in table.body] == ["32,768 (no longer was tried)", "49,152 (53,248: oom)"]
-    report = markdown_report(groups, [Chart("cost_time_bytes", "cost", "")], [])
+    assert [line[-1] for line in table.rows] == ["32,768 (no longer was tried)", "49,152 (53,248: oom)"]
+    report = markdown_of(groups)
     assert "49,152 (53,248: oom)" in report
     assert "Runs that did not finish" not in report
 
@@ -214,13 +214,14 @@ def test_the_charts_tell_exponents_and_crossovers_without_overlap(variants: tupl
     records = [make_record(v, seq_len=n) for v in variants for n in (512, 1024, 2048, 4096)]
     for record in records:
         record["spec"]["batch_size"] = 1
-    series = series_of(records)
-    styles = choose_styles(series)
-    lengths, crossovers = cost_against_length(series, TIME_CHART, styles), crossover_chart(series, TIME_CHART, styles)
+    groups = group_records([Source(records, ENVIRONMENT)])
+    (series,) = named_series(groups)
+    charts = cost_against_length(series, TIME_CHART), crossover_chart(series, TIME_CHART)
+    lengths, crossovers = (drawn(chart, groups) for chart in charts)
     assert lengths is not None
     assert crossovers is not None
     assert_readable(lengths)
-    fit = fit_exponents(rows_by_length(series), TIME)["linear"]
+    fit = fit_exponents(rows_by_length(groups), TIME)["linear"]
     assert f"linear N^{fit.words}" in [name for name, _ in labels_of(lengths)]
     assert_readable(crossovers)
     named = [name for name, _ in labels_of(crossovers)]
@@ -228,5 +229,5 @@ def test_the_charts_tell_exponents_and_crossovers_without_overlap(variants: tupl
 
 
 def test_nothing_to_cross_draws_no_chart() -> None:
-    series = series_of(quiet(linear=linear))
-    assert crossover_chart(series, TIME_CHART, choose_styles(series)) is None
+    (series,) = named_series(series_of(quiet(linear=linear)))
+    assert crossover_chart(series, TIME_CHART) is None

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from compare.report.aggregate import Group, Row
-from compare.report.answer import clearly, is_within
-from compare.report.families import CONTROL_FAMILY
-from compare.report.stats import (
+from compare.report.facts.groups import CONTROL_FAMILY, Group, Row
+from compare.report.facts.stats import (
     Difference,
     Estimate,
     binomial_half,
@@ -24,8 +22,10 @@ from compare.report.stats import (
     t95,
     t_tails,
 )
-from compare.report.summary import summarise
-from compare.report.tables import score_text, verdict
+from compare.report.sections.answer import clearly, is_within
+from compare.report.sections.results import verdict
+from compare.report.sections.wording import score_text
+from tests.drawn import sentences_of
 
 DRAWS = 2000
 SPREAD = 0.02  # of a score over seeds
@@ -193,7 +193,7 @@ def test_a_leader_is_declared_where_there_is_one(behind: float, least: float, mo
     draws, claims = DRAWS // 4, 0
     for _ in range(draws):
         scores = draw(rng, 3, [0.6, 0.6 - behind, 0.6 - behind])
-        lines = summarise(group_of(dict(zip(("full", "linear", "local"), scores, strict=True))))
+        lines = sentences_of(group_of(dict(zip(("full", "linear", "local"), scores, strict=True))))
         claims += lines[0].startswith("Most accurate: full" if behind else "Most accurate")
     assert least <= claims / draws <= most
 

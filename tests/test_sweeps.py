@@ -10,12 +10,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from compare.report import write_report
-from compare.report.accuracy import SPEED, accuracy_chart, weight_of
-from compare.report.aggregate import Group
-from compare.report.canvas import STYLE, choose_styles
-from compare.report.charts import plan
-from compare.report.flags import MEANINGS
-from compare.report.sweeps import capacity_group, sweep_table, sweeps_of
+from compare.report.facts.groups import Group
+from compare.report.facts.sweeps import capacity_group, sweeps_of
+from compare.report.render.canvas import STYLE
+from compare.report.sections.accuracy import SPEED, accuracy_chart, weight_of
+from compare.report.sections.capacity import sweep_table
+from compare.report.sections.flags import MEANINGS
+from tests.drawn import charts_of, drawn
 from tests.make_records import Record, make_record, write_folder
 from tests.test_report import assert_readable, groups_of, labels_of
 
@@ -53,8 +54,8 @@ def group_of(records: list[Record]) -> Group:
 def chart(records: list[Record], stem: str) -> Figure:
     groups = groups_of(records)
     with matplotlib.rc_context(STYLE):
-        (draw,) = (draw for chart, draw in plan(groups, choose_styles(groups)) if chart.stem.startswith(stem))
-        figure = draw()
+        (swept,) = charts_of(groups, stem)
+        figure = drawn(swept, groups)
     assert figure is not None
     return figure
 
@@ -142,7 +143,7 @@ def test_the_table_names_the_smallest_value_within_noise_of_the_best() -> None:
     records = swept()
     table = sweep_table(group_of(records))
     assert table is not None
-    for line in table[1]:
+    for line in table.rows:
         assert line[1].count(",") == 6
         assert line[2].startswith("50.")
         value = float(line[3].rpartition(" ")[2])
@@ -152,7 +153,7 @@ def test_the_table_names_the_smallest_value_within_noise_of_the_best() -> None:
         assert line[5].endswith("ms")
     few = sweep_table(group_of(swept(2)))
     assert few is not None
-    assert all(line[3:] == ["–"] * 3 for line in few[1]), "two seeds claim something"
+    assert all(line[3:] == ["–"] * 3 for line in few.rows), "two seeds claim something"
 
 
 def test_reports_in_both_forms_hold_table_and_charts(tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_a_sweep_whose_runs_fail_is_drawn_as_far_as_it_goes() -> None:
             record |= {"status": "oom", "test_score": None, "tokens_per_second": None, "step_seconds": None}
     group = group_of(records)
     for against in (SPEED, weight_of(group.rows)):
-        figure = accuracy_chart(group, against, choose_styles([group]))
+        figure = drawn(accuracy_chart(group, against), [group])
         assert figure is not None
         labels = [label.replace("\n", " ") for label, _ in labels_of(figure)]
         assert {label for label in labels if "=" in label} == {"local window=256", "performer features=512"}

@@ -7,12 +7,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from compare.report import write_report
-from compare.report.answer import answer
-from compare.report.canvas import STYLE, choose_styles
-from compare.report.charts import plan
-from compare.report.tables import task_sweep_table
-from compare.report.task_sweeps import TaskSweep, held, range_words, task_sweeps
-from compare.report.units import size
+from compare.report.facts.task_sweeps import TaskSweep, task_sweeps
+from compare.report.render.canvas import STYLE
+from compare.report.sections.task_sweeps import held, range_words, task_sweep_table
+from compare.units import size
+from tests.drawn import answer_to, charts_of, drawn
 from tests.make_records import RECALL, Record, make_recall, swept_recall, write_folder
 from tests.test_report import assert_readable, groups_of, labels_of
 
@@ -30,8 +29,8 @@ def sweep_of(records: list[Record]) -> TaskSweep:
 def chart(records: list[Record]) -> Figure:
     groups = groups_of(records)
     with matplotlib.rc_context(STYLE):
-        (draw,) = (draw for chart, draw in plan(groups, choose_styles(groups)) if chart.stem.startswith("task_sweep"))
-        figure = draw()
+        (swept,) = charts_of(groups, "task_sweep")
+        figure = drawn(swept, groups)
     assert figure is not None
     return figure
 
@@ -146,14 +145,14 @@ def test_at_several_lengths_the_cost_is_told_once() -> None:
     lengths = (4096, 8192)
     records = [r | {"seq_len": n, "run_id": f"{r['run_id']}-{n}"} for n in lengths for r in swept_recall()]
     groups = groups_of(records)
-    stems = sorted(chart.stem for chart, _ in plan(groups, choose_styles(groups)))
+    stems = sorted(chart.stem for chart in charts_of(groups))
     assert [stem.partition("_noisy")[0] for stem in stems] == [
         *("cost_memory", "cost_time", "crossover", "task_sweep_pairs", "task_sweep_pairs")
     ]
 
 
 def test_the_answer_tells_a_sweep_once() -> None:
-    lines = answer(groups_of(swept_recall(3)))
+    lines = answer_to(groups_of(swept_recall(3)))
     assert len(lines) == 1
     assert lines[0].startswith("noisy_recall, length 8,192: Accuracy of 90")
     assert lines[0].endswith(f"linear {size(2**13)}, none (control) {size(0)}.")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compare.record import write_atomically
-from compare.report.units import significant
+from compare.units import significant
 
 Row = dict[str, Any]
 EACH, OVERALL = 1.05, 0.8  # at most, ours over theirs

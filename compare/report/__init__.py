@@ -9,18 +9,21 @@ from typing import Any, NamedTuple
 
 from compare.fields import parse_json
 from compare.record import read_records, write_atomically
-
-from .aggregate import Source, group_records, mixed_data
-from .answer import crossovers
-from .charts import write_charts
-from .export import NEEDS, TEXT, csv_table, latex_tables
-from .first import lead_of
-from .page import TITLE, html_page
-from .published import in_lines
-from .scaling import length_series
-from .tables import markdown_report
-from .task_sweeps import task_sweeps
-from .views import match_scores
+from compare.report.facts.equal_terms import match_scores
+from compare.report.facts.grouping import Source, group_records
+from compare.report.facts.overview import Overview
+from compare.report.facts.scaling import length_series
+from compare.report.render.canvas import choose_styles
+from compare.report.render.charts import write_charts
+from compare.report.render.csv_table import TEXT, csv_table
+from compare.report.render.latex import NEEDS, latex_tables
+from compare.report.render.markdown import markdown_report
+from compare.report.render.page import html_page
+from compare.report.sections import TITLE, document
+from compare.report.sections.answer import crossovers
+from compare.report.sections.data import mixed_data
+from compare.report.sections.lead import lead_of
+from compare.report.sections.published import in_lines
 
 __all__ = ["Report", "foreign_files", "in_short", "write_report", "write_report_many"]
 
@@ -85,13 +88,13 @@ def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") ->
     ended = group_records(sources)
     groups = [match_scores(group, match) for group in ended]
     warnings += mixed_data(groups)
-    charts = write_charts(groups, out)
-    write_atomically(out / "report.md", markdown_report(groups, charts, warnings))
+    report = document(groups, warnings)
+    write_charts(report.charts, choose_styles(groups), out)
+    write_atomically(out / "report.md", markdown_report(report))
     write_atomically(out / "table.csv", csv_table(ended))
     write_atomically(out / "table.tex", latex_tables(ended))
-    write_atomically(out / "report.html", html_page(groups, charts, out / "charts", warnings))
-    lead = lead_of(groups, task_sweeps(groups))
-    return Report(warnings, [*(lead.sentences if lead else []), *in_lines(groups)])
+    write_atomically(out / "report.html", html_page(report, out / "charts"))
+    return Report(warnings, [*(report.lead.sentences if report.lead else []), *in_lines(groups)])
 
 
 def in_short(folder: Path) -> tuple[str, list[str]]:
@@ -99,8 +102,7 @@ def in_short(folder: Path) -> tuple[str, list[str]]:
     sentences: those for a newcomer or, of costs alone, from which length on what is faster than full."""
     records, _ = read_records(folder / "records.jsonl")
     groups = group_records([Source(records, read_environment(folder / "environment.json")[0])])
-    lead = lead_of(groups, task_sweeps(groups))
-    if lead:
+    if lead := lead_of(Overview(groups)):
         return lead.stem, [*lead.sentences, *lead.remarks]
     return "", [crossovers(series) for series in length_series(groups)]
 

@@ -1,0 +1,184 @@
+"""Records in, groups out: which runs may be compared, and what they are called.
+
+A group is everything measured on one machine, on one task, at one length, under one set of conditions
+(steps or budget, width, depth, batch, dtype …). Within it a row is one variant, its seeds together.
+Its records say what its scores are, and which way is better (`Group.scale`). Runs that searched for a learning rate
+count for no row.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from compare.quantities import TEST_SCORE
+from compare.report.facts.groups import CONTROL, CONTROL_FAMILY, REFERENCE, UNKNOWN_FAMILY, Group, Row
+from compare.report.facts.values import (
+    Record,
+    as_key,
+    as_mapping,
+    as_number,
+    as_pairs,
+    conditions_in_words,
+    distinct_slugs,
+    natural,
+    tell_apart,
+)
+from compare.spec import read_spec
+
+# Spec fields that may differ between the rows of one group. All others are conditions and split it.
+PER_ROW = frozenset({"variant", "options", "lr", "weight_decay", "seed", "task", "seq_len", "probe"})
+# Conditions that do not change what one forward and backward pass costs, or that follow the length.
+NOT_COST = frozenset(
+    {
+        *("steps", "budget", "batch_size", "accumulate", "weight_decay", "clip_norm"),
+        *("lr_schedule", "warmup", "length_schedule"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One folder of results as read. environment: its newest stamp; "earlier" holds those before."""
+
+    records: Sequence[Record]
+    environment: Mapping[str, Any]
+
+    def environment_of(self, record: Record) -> Mapping[str, Any]:
+        """What a record was measured on: it bears it, or, where it is old, its time tells by the folder's stamps."""
+        if own := as_mapping(record.get("machine")):
+            return own
+        earlier = self.environment.get("earlier")
+        stamps = [as_mapping(stamp) for stamp in earlier] if isinstance(earlier, list) else []
+        stamps.append({key: value for key, value in self.environment.items() if key != "earlier"})
+        begun = [stamp for stamp in stamps if str(stamp.get("started")) <= str(record.get("started"))]
+        return begun[-1] if begun else stamps[0]
+
+
+def group_records(sources: Sequence[Source], *, short: bool = True) -> list[Group]:
+    """Sort records into groups and rows. Of two runs of the same thing with the same seed the later counts.
+
+    Args:
+        short: names hold options only where they tell variants of these sources apart; else all that were set.
+    """
+    machines: dict[str, Mapping[str, Any]] = {}
+    cells: dict[tuple[str, str, int, str], dict[tuple[str, str], dict[str, Record]]] = {}
+    probes: dict[tuple[str, str, str], list[Record]] = {}
+    shorter = short_labels(record for source in sources for record in source.records) if short else {}
+    for source in sources:
+        for record in source.records:
+            environment = source.environment_of(record)
+            machine = machine_line(environment)
+            machines.setdefault(machine, environment)
+            spec = read_spec(record)
+            if spec["search"] is True:
+                continue
+            conditions = {key: value for key, value in spec.items() if key not in PER_ROW}
+            conditions |= dict(as_pairs(conditions.pop("task_options", None)))
+            if spec["probe"] is not None:
+                probes.setdefault((machine, str(record.get("task")), cost_key(conditions)), []).append(record)
+                continue
+            own = {key: value for key, value in spec.items() if key in {"options", "lr", "weight_decay"}}
+            cell = cells.setdefault(
+                (machine, str(record.get("task")), int(as_number(record.get("seq_len")) or 0), as_key(conditions)), {}
+            )
+            label = label_of(record)
+            row = cell.setdefault((shorter.get(label, label), as_key(own)), {})
+            row[str(record.get("seed"))] = record
+
+    where = tell_machines_apart(machines)
+    families = families_of(record for source in sources for record in source.records)
+    groups = []
+    for machine, task, seq_len, setting in sorted(cells, key=lambda key: (*key[:3], natural(key[3]))):
+        cell = cells[machine, task, seq_len, setting]
+        rivals = [key[3] for key in cells if key[:3] == (machine, task, seq_len)]
+        told_apart = conditions_in_words(setting, rivals)
+        cost = cost_key(json.loads(setting))
+        rows, tried = make_rows(cell, families), tuple(probes.get((machine, task, cost), ()))
+        of = machine, where[machine], machines[machine]
+        groups.append(Group(task, seq_len, told_apart, cost, *of, rows, probes=tried, setting=setting))
+    slugs = distinct_slugs([(g.task, str(g.seq_len), g.where, g.conditions) for g in groups])
+    return [replace(group, slug=slug) for group, slug in zip(groups, slugs, strict=True)]
+
+
+def short_labels(records: Iterable[Record]) -> dict[str, str]:
+    """What to call each label: the variant alone, where no other options of it are in the report.
+
+    The reference keeps its options, so that all can see what was compared with.
+    """
+    labels: dict[str, set[str]] = {}
+    for record in records:
+        labels.setdefault(str(record.get("variant")), set()).add(label_of(record))
+    alone = {next(iter(found)): variant for variant, found in labels.items() if len(found) == 1}
+    return {label: variant for label, variant in alone.items() if variant != REFERENCE}
+
+
+def label_of(record: Record) -> str:
+    return str(record.get("label") or record.get("variant"))
+
+
+def cost_key(conditions: Mapping[str, Any]) -> str:
+    """The conditions that change what a step costs, as text."""
+    return as_key({key: value for key, value in conditions.items() if key not in NOT_COST})
+
+
+def families_of(records: Iterable[Record]) -> dict[str, str]:
+    """The family of each variant. One record that names it is enough: old ones do not."""
+    found = {CONTROL: CONTROL_FAMILY}
+    for record in records:
+        if isinstance(family := record.get("family"), str) and family.strip():
+            found.setdefault(str(record.get("variant")), " ".join(family.split()))
+    return found
+
+
+def make_rows(cell: Mapping[tuple[str, str], Mapping[str, Record]], families: Mapping[str, str]) -> tuple[Row, ...]:
+    """Rows with the reference first and the control last; two of one label are told apart by their settings."""
+    rows = []
+    for (label, own), seeds in cell.items():
+        suffix = tell_apart(own, [key[1] for key in cell if key[0] == label])
+        variant = str(next(iter(seeds.values())).get("variant") or label)
+        family = families.get(variant, UNKNOWN_FAMILY)
+        row = Row(label, suffix, variant, family, tuple(seeds[seed] for seed in sorted(seeds)), {})
+        rows.append(replace(row, scores=row.by_seed(TEST_SCORE)))
+    return tuple(sorted(rows, key=lambda row: (row.is_control, row.variant != REFERENCE, natural(row.name))))
+
+
+def machine_name(environment: Mapping[str, Any]) -> str:
+    """Short: the processor that did the work and how much of it."""
+    gpu = environment.get("gpu")
+    if gpu and environment.get("device") != "cpu":
+        return str(gpu)
+    cpu = re.sub(r"\((R|TM)\)|\bCPU\b", "", str(environment.get("cpu") or "unknown machine"))
+    cores = environment.get("cores")
+    return " ".join(cpu.split()) + (f", {cores} cores" if cores else "")
+
+
+def machine_line(environment: Mapping[str, Any]) -> str:
+    """The machine and software on which a time means something."""
+    parts = [machine_name(environment)]
+    if threads := environment.get("threads"):
+        parts.append(f"{threads} threads")
+    if memory := as_number(environment.get("memory_bytes")):
+        parts.append(f"{memory / 2**30:.0f} GiB memory")
+    parts += [f"{name} {environment[name]}" for name in ("torch", "python") if environment.get(name)]
+    return " · ".join(parts)
+
+
+def tell_machines_apart(machines: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What to call each machine in titles and file names: nothing where there is only one."""
+    names = {line: machine_name(environment) for line, environment in machines.items()}
+    if len(names) == 1:
+        return dict.fromkeys(names, "")
+    shared = [name for name in names.values() if list(names.values()).count(name) > 1]
+    return {line: line if name in shared else name for line, name in names.items()}
+
+
+def data_hashes(records: Iterable[Record]) -> dict[str, list[str]]:
+    """The hashes of the data that runs were made from, each once, under the name that they are recorded by."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        for key, value in as_mapping(record.get("data")).items():
+            if key.endswith("sha256") and str(value) not in found.setdefault(key, []):
+                found[key].append(str(value))
+    return found

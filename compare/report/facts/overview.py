@@ -1,0 +1,41 @@
+"""What is seen of all groups of a report together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from compare.report.facts.groups import Group
+from compare.report.facts.scaling import Series, series_of
+from compare.report.facts.task_sweeps import TaskSweep, representatives, task_sweeps, unswept
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The groups of a report."""
+
+    groups: Sequence[Group]
+
+    @cached_property
+    def sweeps(self) -> list[TaskSweep]:
+        return task_sweeps(self.groups)
+
+    @cached_property
+    def unswept(self) -> list[Group]:
+        """The groups that are no value of a sweep."""
+        return unswept(self.groups, self.sweeps)
+
+    @cached_property
+    def once(self) -> list[Group]:
+        """Of each sweep only its largest value: what a step costs is told once."""
+        return representatives(self.groups, self.sweeps)
+
+    @cached_property
+    def series(self) -> list[Series]:
+        return series_of(self.once)
+
+    def number(self, group: Group) -> int:
+        return next(number for number, each in enumerate(self.groups) if each is group)
+
+    def anchor(self, group: Group) -> str:
+        """Of its table of results."""
+        return f"table-{self.number(group)}"

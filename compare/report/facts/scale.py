@@ -1,0 +1,117 @@
+"""How the scores of a group are told, and which of two is the better one."""
+
+import math
+from dataclasses import dataclass
+
+from compare.report.facts.stats import Difference, Estimate
+from compare.units import percent
+
+WITHIN = 0.01  # of full's score, in points or as a share of it: what counts as being as good
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a record says of its metric beside the name; older records say nothing, and have fractions.
+
+    Attributes:
+        unit: "%" where scores are fractions, told in percent, else the unit that they are in.
+        lower_is_better: which of two scores is the better one.
+        bounds: the least and the largest score that there can be; None = none.
+    """
+
+    unit: str = "%"
+    lower_is_better: bool = False
+    bounds: tuple[float | None, float | None] = (0.0, 1.0)
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The bounds, infinite where there are none."""
+        low, high = self.bounds
+        return -math.inf if low is None else low, math.inf if high is None else high
+
+    @property
+    def is_fraction(self) -> bool:
+        return self.unit == "%"
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it counts how many of the predictions are right: then the size of the test set tells its noise."""
+        return self.bounds == (0.0, 1.0)
+
+    @property
+    def sign(self) -> int:
+        """What a difference is multiplied by, so that more is better."""
+        return -1 if self.lower_is_better else 1
+
+    @property
+    def factor(self) -> float:
+        """From a score to the number that is shown."""
+        return 100.0 if self.is_fraction else 1.0
+
+    @property
+    def decimals(self) -> int:
+        return 1 if self.is_fraction else 3
+
+    @property
+    def points(self) -> str:
+        """The unit of a difference."""
+        return "points" if self.is_fraction else self.unit
+
+    def better(self, difference: float) -> float:
+        """By how much the first of two is better, given its score minus the other's."""
+        return self.sign * difference
+
+    def show(self, score: float) -> str:
+        """ "97.5 %", "2.345 bits"."""
+        return percent(score) if self.is_fraction else f"{score:.{self.decimals}f} {self.unit}"
+
+    def level(self, score: float) -> str:
+        """As `show`, before the name of the metric: "97.5 %", "2.345"."""
+        return percent(score) if self.is_fraction else f"{score:.{self.decimals}f}"
+
+    def lead(self, score: float, other: float) -> float:
+        """By how much a score is better than another: in points as a fraction, else as a share of the other."""
+        return self.better(score - other) / (1.0 if self.is_fraction else other)
+
+    def number(self, found: Estimate) -> str:
+        """ "97.5 ± 0.8", "98.8 (94.9 to 100.0)", "2 of 3 solved"; without the unit."""
+        return in_numbers(found, self.factor, self.decimals)
+
+    def change(self, found: Estimate | Difference) -> str:
+        """A difference with its sign, in points or in the unit: "−4.1 ± 1.2"."""
+        return in_points(found, self.factor, self.decimals)
+
+    def margin(self, full: float) -> float:
+        """How much worse than full still counts as being as good."""
+        return WITHIN if self.is_fraction else WITHIN * full
+
+    def axis(self, words: str) -> str:
+        """The label of an axis: the best is at its top."""
+        return f"{words}, %" if self.is_fraction else f"{words}{' (lower is better)' * self.lower_is_better}"
+
+
+FRACTION = Scale()
+OLDER = {"explained variance": Scale(bounds=(None, 1.0))}
+"""Of metrics that records named before they told more."""
+
+
+def in_points(found: Estimate | Difference, factor: float = 100, decimals: int = 1) -> str:
+    """A difference of scores, in percentage points where nothing else is said, with its sign: "−4.1 ± 1.2"."""
+    ends = (found.mean, *found.ends)
+    mean, low, high = (f"{round(factor * value, decimals) or 0.0:+.{decimals}f}".replace("-", "−") for value in ends)
+    if isinstance(found, Difference) and found.solved:
+        return f"{mean}; {found.solved[0]} against {found.solved[1]} of {found.n} seeds solved"
+    if found.is_cut:
+        return f"{mean}, {low} to {high}"
+    return mean if found.half is None else f"{mean} ± {factor * found.half:.{decimals}f}"
+
+
+def in_numbers(found: Estimate, factor: float = 100, decimals: int = 1) -> str:
+    """A score and its interval, in percent where nothing else is said, without the unit: "97.2 ± 1.2", "98.8 (94.9 to
+    100.0)", "2 of 3 solved"."""
+    mean, low, high = (f"{factor * value:.{decimals}f}" for value in (found.mean, *found.ends))
+    if found.solved is not None:
+        return f"{found.solved} of {found.n} solved"
+    if found.is_cut:
+        return f"{mean} ({low} to {high})"
+    return mean if found.half is None else f"{mean} ± {factor * found.half:.{decimals}f}"

@@ -1,0 +1,312 @@
+"""How cost grows with length: exponents, and from which length on a variant is cheaper than full."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compare.quantities import FLOPS, FORWARD_BACKWARD, Quantity
+from compare.report.facts.groups import Group, Row
+from compare.report.facts.stats import t95
+from compare.report.facts.values import as_mapping, as_number, conditions_in_words, distinct_slugs, numbers
+
+FIT_SPAN = 8  # exponents are fitted from an eighth of the longest length on
+FEWEST = 3  # lengths that a fit needs
+DRAWS = 2000
+STEPS_BETWEEN = 10  # places looked at between two lengths
+IQR_OF_NORMAL = 1.349  # in standard deviations
+FloatArray = NDArray[np.float64]
+RowsByLength = Mapping[str, Mapping[int, Row]]
+
+
+class Fit(NamedTuple):
+    """cost = constant · N^exponent, and half of the exponent's 95 % interval."""
+
+    exponent: float
+    half: float
+
+    @property
+    def words(self) -> str:
+        return f"{round(self.exponent, 2) or 0.0:.2f}".replace("-", "−")
+
+
+class Noise(NamedTuple):
+    """What one process's cost differs from another's by: the standard deviation of its logarithm.
+
+    degrees: of freedom that it was estimated with; infinite where it is 0 because nothing tells it.
+    """
+
+    deviation: float
+    degrees: float
+
+
+class Level(NamedTuple):
+    """The logarithm of a cost at one length and its standard error."""
+
+    log: float
+    error: float
+
+
+class Crossover(NamedTuple):
+    """The length from which on a variant is cheaper than the reference, up to the longest measured for both.
+
+    Attributes:
+        length: 0 where it is cheaper at every length, infinite where it is not at the longest.
+        low, high: ends of the 95 % interval.
+        measured: the shortest and the longest length measured for both.
+        crossings: how often one overtakes the other.
+        within_noise: at no length do they differ beyond noise, all lengths looked at together.
+    """
+
+    length: float
+    low: float
+    high: float
+    measured: tuple[int, int]
+    crossings: int
+    within_noise: bool
+
+
+def length_series(groups: Sequence[Group]) -> list[list[Group]]:
+    """Groups of one task that differ in length and in nothing a step's cost depends on: two lengths or more."""
+    found: dict[tuple[str, str, str], list[Group]] = {}
+    for group in groups:
+        found.setdefault((group.machine, group.task, group.cost_conditions), []).append(group)
+    return [series for series in found.values() if len({group.seq_len for group in series}) > 1]
+
+
+def series_note(series: Sequence[Group], groups: Sequence[Group]) -> str:
+    """What tells a series from others of its task, if there are any, and that its encoders see the past alone."""
+    first = series[0]
+    rivals = [g.cost_conditions for g in groups if (g.machine, g.task) == (first.machine, first.task)]
+    return conditions_in_words(first.cost_conditions, rivals)
+
+
+class Series(NamedTuple):
+    """Groups that differ in length alone, what tells them from other series of their task, and what their files are
+    called: no two series of a report share it."""
+
+    groups: list[Group]
+    note: str
+    slug: str
+
+    @property
+    def decodes(self) -> bool:
+        return self.groups[0].decodes
+
+
+def series_of(groups: Sequence[Group]) -> list[Series]:
+    found = length_series(groups)
+    notes = [series_note(series, groups) for series in found]
+    slugs = distinct_slugs([(each[0].task, each[0].where, note) for each, note in zip(found, notes, strict=True)])
+    return [Series(*each) for each in zip(found, notes, slugs, strict=True)]
+
+
+def rows_by_length(series: Sequence[Group]) -> dict[str, dict[int, Row]]:
+    """Label -> length -> the runs of that variant, whatever their learning rate: it costs nothing."""
+    cells: dict[str, dict[int, Row]] = {}
+    for group in series:
+        for row in group.rows:
+            known = cells.setdefault(row.label, {}).get(group.seq_len)
+            records = (known.records if known else ()) + row.records
+            cells[row.label][group.seq_len] = replace(row, suffix="", records=records)
+    return {label: dict(sorted(rows.items())) for label, rows in cells.items()}
+
+
+def reference_of(cells: RowsByLength) -> Mapping[int, Row] | None:
+    return next((rows for rows in cells.values() if any(row.is_reference for row in rows.values())), None)
+
+
+def batch_of(group: Group) -> str:
+    found = numbers((as_mapping(record.get("spec")) for record in group.records), "batch_size")
+    return f"{found[0]:.0f}" if found else "?"
+
+
+def one_batch(series: Sequence[Group]) -> bool:
+    """Whether a batch holds as many samples at every length: else its cost does not grow with N alone."""
+    return len({batch_of(group) for group in series}) == 1
+
+
+def positive(row: Row, quantity: Quantity) -> list[float]:
+    """What the finished runs measured, of times those that nothing disturbed; logarithms are taken of it."""
+    return [value for value in numbers(row.fair(quantity).finished, quantity.field) if value > 0]
+
+
+def fit_exponents(cells: RowsByLength, quantity: Quantity) -> dict[str, Fit]:
+    """The exponent of each variant that was measured at enough lengths."""
+    fits = {}
+    for label, rows in cells.items():
+        if fit := fit_exponent({n: costs for n, row in rows.items() if (costs := positive(row, quantity))}):
+            fits[label] = fit
+    return fits
+
+
+def fit_exponent(costs: Mapping[int, Sequence[float]]) -> Fit | None:
+    """Least squares of log(cost) on log(N) over the longest lengths, with the t interval of its residuals.
+
+    Args:
+        costs: length -> what was measured there, one number a process, all above 0.
+    """
+    lengths = fitted(costs)
+    if len(lengths) < FEWEST:
+        return None
+    x = np.log([n for n in lengths for _ in costs[n]])
+    y = np.log([cost for n in lengths for cost in costs[n]])
+    x -= x.mean()
+    exponent = float(x @ y / (x @ x))
+    residuals = y - y.mean() - exponent * x
+    degrees = len(x) - 2
+    return Fit(exponent, t95(degrees) * math.sqrt(float(residuals @ residuals / degrees / (x @ x))))
+
+
+def fitted(lengths: Mapping[int, object]) -> list[int]:
+    """The lengths that a fit takes: from an eighth of the longest on, and three at the least where there are three.
+
+    What is shorter is left out because overheads that do not grow with N flatten it.
+    """
+    known = sorted(lengths)
+    within = [n for n in known if n * FIT_SPAN >= known[-1]]
+    return within if len(within) >= FEWEST else known[-FEWEST:]
+
+
+def noise_of(cells: RowsByLength, quantity: Quantity) -> Noise:
+    """The noise between processes, from all variants of a series together.
+
+    Where some length was measured by several processes: what these differ by. Otherwise: how far the points of each
+    variant lie off a parabola through the logarithms, which a cost that grows smoothly does not leave.
+    """
+    logs = [
+        {n: np.log(found) for n, row in rows.items() if (found := positive(row, quantity))} for rows in cells.values()
+    ]
+    squares = sum(float(((found - found.mean()) ** 2).sum()) for line in logs for found in line.values())
+    degrees = sum(len(found) - 1 for line in logs for found in line.values())
+    if not degrees:
+        smooth = [(np.log(list(line)), np.concatenate(list(line.values()))) for line in logs if len(line) > 3]
+        squares = sum(float(((y - np.polyval(np.polyfit(x, y, 2), x)) ** 2).sum()) for x, y in smooth)
+        degrees = sum(len(x) - 3 for x, _ in smooth)
+    return Noise(math.sqrt(squares / degrees), degrees) if degrees else Noise(0.0, math.inf)
+
+
+def levels(rows: Mapping[int, Row], quantity: Quantity, noise: Noise) -> dict[int, Level]:
+    """The cost at each length where it was measured. Its error is that between processes, or that between the
+    repetitions where these differ by more."""
+    found = {}
+    for n, row in rows.items():
+        if costs := positive(row, quantity):
+            spread = row.fair(quantity).spread(quantity)
+            own = math.log(spread[1] / spread[0]) / IQR_OF_NORMAL if spread and spread[0] > 0 else 0.0
+            found[n] = Level(float(np.log(costs).mean()), max(noise.deviation, own) / math.sqrt(len(costs)))
+    return found
+
+
+def find_crossover(
+    variant: Mapping[int, Row], reference: Mapping[int, Row], quantity: Quantity, noise: Noise
+) -> Crossover | None:
+    """From which length on the variant costs less, between the lengths measured; None without two of them.
+
+    The interval holds the middle 95 % of the crossovers of costs drawn anew within their errors.
+    """
+    mine, theirs = levels(variant, quantity, noise), levels(reference, quantity, noise)
+    lengths = [n for n in mine if n in theirs]
+    if len(lengths) < 2:
+        return None
+    ratios = np.array([mine[n].log - theirs[n].log for n in lengths])
+    errors = np.array([math.hypot(mine[n].error, theirs[n].error) for n in lengths])
+    off = student(noise.degrees, len(lengths))
+    length, *others = np.exp(last_crossing(np.log(lengths), np.vstack([ratios, ratios + errors * off])))
+    others.sort()
+    tail = round(0.025 * DRAWS)
+    dearer = ratios > 0
+    return Crossover(
+        length=float(length),
+        low=float(others[tail]),
+        high=float(others[-1 - tail]),
+        measured=(lengths[0], lengths[-1]),
+        crossings=int((dearer[1:] != dearer[:-1]).sum()),
+        within_noise=bool((abs(ratios) <= errors * np.quantile(abs(off).max(axis=1), 0.95)).all()),
+    )
+
+
+def find_crossovers(cells: RowsByLength, quantity: Quantity) -> dict[str, Crossover]:
+    """Of every variant but the reference that was measured at two of its lengths."""
+    reference, noise = reference_of(cells), noise_of(cells, quantity)
+    found = {
+        label: find_crossover(rows, reference, quantity, noise)
+        for label, rows in cells.items()
+        if reference is not None and rows is not reference
+    }
+    return {label: crossover for label, crossover in found.items() if crossover is not None}
+
+
+def student(degrees: float, size: int) -> FloatArray:
+    """(DRAWS, size) standard normals over one estimate of their deviation a draw; the same ones on every call."""
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal((DRAWS, size))
+    if math.isinf(degrees):
+        return normal
+    return normal / np.sqrt(rng.chisquare(degrees, (DRAWS, 1)) / degrees)
+
+
+def last_crossing(logs: FloatArray, ratios: FloatArray) -> FloatArray:
+    """Where each row of ratios (D, L) over lengths (L,) falls below 0 for good: -inf if always there, inf if never."""
+    places, weights = between(logs)
+    ratios = ratios @ weights
+    above = ratios > 0
+    last = len(places) - 1 - above[:, ::-1].argmax(axis=1)  # the longest place that costs more, (D,)
+    after, rows = np.minimum(last + 1, len(places) - 1), np.arange(len(ratios))
+    high, low = ratios[rows, last], ratios[rows, after]
+    crossing = places[last] + (places[after] - places[last]) * high / np.where(high > low, high - low, 1.0)
+    found: FloatArray = np.select([~above.any(axis=1), above[:, -1]], [-math.inf, math.inf], crossing)
+    return found
+
+
+def between(logs: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Places (P,) from the first to the last of logs (L,), and what each value at logs counts at them, (L, P).
+
+    A cubic through the two points on either side: a straight line would put crossings of bent curves too low.
+    """
+    places, weights = [], []
+    for i in range(len(logs) - 1):
+        nodes = range(max(0, i - 1), min(len(logs), i + 3))
+        for place in np.linspace(logs[i], logs[i + 1], STEPS_BETWEEN, endpoint=i == len(logs) - 2):
+            weight = np.zeros(len(logs))
+            for node in nodes:
+                others = [logs[other] for other in nodes if other != node]
+                weight[node] = math.prod((place - other) / (logs[node] - other) for other in others)
+            places.append(place)
+            weights.append(weight)
+    return np.array(places), np.array(weights).T
+
+
+def matrix_share(row: Row) -> float | None:
+    """FLOPs of forward and backward a second, as a share of what a large matrix product reached in that process."""
+    shares = [
+        flops / time / rate
+        for record in row.finished
+        if (flops := as_number(record.get(FLOPS.field)))
+        and (time := as_number(record.get(FORWARD_BACKWARD.field)))
+        and (rate := as_number(record.get("matrix_rate_flops")))
+    ]
+    return float(np.mean(shares)) if shares else None
+
+
+def longest_of(series: Sequence[Group], reference: Mapping[int, Row] | None) -> int:
+    """The longest length that the reference was measured at, or, without it, that there is."""
+    measured = [n for n, row in (reference or {}).items() if row.finished]
+    return max(measured or [group.seq_len for group in series])
+
+
+def lengths_of(cells: RowsByLength) -> list[int]:
+    return sorted({n for rows in cells.values() for n in rows})
+
+
+def longest_decoded(groups: Sequence[Group]) -> list[Group]:
+    """Of the groups that were decoded, those with the longest length of their kind."""
+    longest: dict[tuple[str, str, str], Group] = {}
+    for group in groups:
+        kind = group.machine, group.task, group.cost_conditions
+        if group.decodes and (kind not in longest or group.seq_len > longest[kind].seq_len):
+            longest[kind] = group
+    return list(longest.values())

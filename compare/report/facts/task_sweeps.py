@@ -1,0 +1,133 @@
+"""Sweeps of a task: groups that differ in one of its options."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from compare.quantities import LAYER_STATE
+from compare.report.facts.groups import Group, Row
+from compare.report.facts.scale import Scale
+from compare.report.facts.stats import Estimate, estimate
+from compare.report.facts.values import as_key, as_number, conditions_in_words, distinct_slugs, slug
+from compare.units import sentence
+
+
+@dataclass(frozen=True)
+class TaskSweep:
+    """Groups that differ in one option of their task, by its rising value.
+
+    Attributes:
+        option: of the task.
+        points: the values and their groups.
+        title: what all of them share.
+        slug: what its files are called; no two sweeps of a report share it.
+    """
+
+    option: str
+    points: tuple[tuple[float, Group], ...]
+    title: str
+    slug: str = ""
+
+    @property
+    def scale(self) -> Scale:
+        return self.points[0][1].scale
+
+    @property
+    def groups(self) -> list[Group]:
+        return [group for _, group in self.points]
+
+    @property
+    def task(self) -> str:
+        return self.groups[0].task
+
+    @property
+    def seq_len(self) -> int:
+        return self.groups[0].seq_len
+
+    @property
+    def stem(self) -> str:
+        return f"task_sweep_{self.slug}"
+
+    @property
+    def score_words(self) -> str:
+        """What is scored; of what it was read at only as much as all values share."""
+        first = self.groups[0]
+        if len({group.basis for group in self.groups}) == 1:
+            return first.basis.words(first.metric)
+        return f"{first.basis.split} {first.metric} at equal terms"
+
+    @property
+    def heading(self) -> str:
+        return f"{sentence(self.score_words)} against {self.option}: {self.title}"
+
+    @property
+    def rows(self) -> dict[str, dict[float, Row]]:
+        """Name -> value -> the row there; the reference first, the control last."""
+        found: dict[str, dict[float, Row]] = {}
+        for value, group in self.points:
+            for row in group.rows:
+                found.setdefault(row.name, {})[value] = row
+        return dict(sorted(found.items(), key=lambda item: next(iter(item[1].values())).is_control))
+
+    @property
+    def scores(self) -> dict[str, dict[float, Estimate]]:
+        """Name -> value -> the score there, where there is one."""
+        groups = dict(self.points)
+        return {
+            name: {value: found for value, row in rows.items() if (found := groups[value].score(row))}
+            for name, rows in self.rows.items()
+        }
+
+    def state(self, name: str) -> Estimate | None:
+        """Bytes that one layer keeps of the other positions."""
+        values = [found.mean for row in self.rows[name].values() if (found := row.over_seeds(LAYER_STATE))]
+        return estimate(values)
+
+
+def task_sweeps(groups: Sequence[Group]) -> list[TaskSweep]:
+    """Every option of a task that has two numbers or more among scored groups, all other conditions being equal."""
+    found: dict[tuple[str, str, int, str, str], list[tuple[float, Group]]] = {}
+    for group in groups:
+        if any(row.scores for row in group.rows):
+            for option, value in group.task_options.items():
+                if (number := as_number(value)) is not None:
+                    key = (*place_of(group), option, without(group, option))
+                    found.setdefault(key, []).append((number, group))
+    sweeps = []
+    for (machine, task, seq_len, option, own), points in found.items():
+        if len({value for value, _ in points}) > 1:
+            rivals = [without(group, option) for group in groups if place_of(group) == (machine, task, seq_len)]
+            extra = "; ".join(part for part in (conditions_in_words(own, rivals), points[0][1].where) if part)
+            title = f"{task}, length {seq_len:,}" + (f" ({extra})" if extra else "")
+            sweeps.append(TaskSweep(option, tuple(sorted(points, key=lambda point: point[0])), title))
+    slugs = distinct_slugs([(slug(sweep.option), sweep.title) for sweep in sweeps])
+    return [replace(sweep, slug=name) for sweep, name in zip(sweeps, slugs, strict=True)]
+
+
+def place_of(group: Group) -> tuple[str, str, int]:
+    return group.machine, group.task, group.seq_len
+
+
+def without(group: Group, option: str) -> str:
+    return as_key({name: value for name, value in json.loads(group.setting).items() if name != option})
+
+
+def unswept(groups: Sequence[Group], sweeps: Sequence[TaskSweep]) -> list[Group]:
+    """The groups that are no value of a sweep."""
+    swept = {id(group) for sweep in sweeps for group in sweep.groups}
+    return [group for group in groups if id(group) not in swept]
+
+
+def representatives(groups: Sequence[Group], sweeps: Sequence[TaskSweep]) -> list[Group]:
+    """As `groups`, but of each sweep only its largest value: what a step costs is told once."""
+    others = {id(group) for sweep in sweeps for group in sweep.groups[:-1]}
+    return [group for group in groups if id(group) not in others]
+
+
+def baseline_lines(points: Sequence[tuple[float, Group]]) -> dict[str, list[tuple[float, float]]]:
+    """Trivial predictors and their scores at each value."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for value, group in points:
+        for name, score in group.baselines.items():
+            found.setdefault(name, []).append((value, score))
+    return found

@@ -1,0 +1,362 @@
+"""What all charts are made of: the sheet, looks by family, labels beside lines and marks, axes with round ticks.
+
+All measures of the page are in pixels of a figure 800 wide (100 to the inch); a PNG holds twice as many.
+"""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from textwrap import wrap
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+
+from compare.report.facts.groups import Group, Row
+from compare.report.render.families import colour_of, in_order
+from compare.report.render.labels import GAP, Anchor, Box, place, spread
+
+DPI = 100
+WIDTH = 800
+INK, FAINT, SOFT = "#222222", "#8a8a8a", "#555555"
+SMALL = 9.5  # points, of labels
+Dash = str | tuple[float, tuple[float, ...]]
+DASHES: tuple[Dash, ...] = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (7, 2, 1.5, 2)), (0, (11, 3)), (0, (4, 1.5, 1, 1.5)))
+TRIVIAL: Dash = (0, (4, 3))
+LEVEL: Dash = (0, (1, 2.5))  # from where a curve ends to the margin
+MARKERS = ("o", "s", "^", "D", "v", "P", "h", "<")
+CONTROL_MARKER = "X"
+STYLE = {
+    "font.size": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.hashsalt": "attention zoo",
+    "svg.fonttype": "path",
+}
+# Of each group one is on most machines; they are asked in turn for letters that DejaVu Sans lacks.
+FURTHER_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei"),
+    *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic"),
+    *("Noto Sans Devanagari", "Nirmala UI", "Noto Sans Thai", "Leelawadee UI", "Arial Unicode MS"),
+    *("Noto Emoji", "Segoe UI Emoji", "Segoe UI Symbol"),
+)
+
+
+@dataclass(frozen=True)
+class Style:
+    """The colour says the family, marker and dash which of its variants."""
+
+    colour: str
+    dash: Dash
+    marker: str
+    width: float = 1.7
+    weight: str = "normal"
+
+
+@dataclass(frozen=True)
+class MarginLabel:
+    """A text right of the axes, tied by a thin line to a height, or to a point where x is given."""
+
+    x: float | None
+    y: float
+    text: str
+    style: Style
+
+
+def choose_styles(groups: Sequence[Group]) -> dict[str, Style]:
+    """A look for every name, the same on all charts of a report."""
+    rows = {name: row for group in groups for row in group.rows for name in (row.name, row.label)}
+    styles: dict[str, Style] = {}
+    used: Counter[str] = Counter()
+    for name in sorted(rows, key=lambda name: (not rows[name].is_reference, name)):
+        row = rows[name]
+        colour = colour_of(row.family)
+        if row.is_control:
+            styles[name] = Style(colour, "-", CONTROL_MARKER)
+        elif row.is_reference:
+            styles[name] = Style("#000000", "-", MARKERS[0], width=2.8, weight="bold")
+            used["#000000"] = 1
+        else:
+            count = used[colour]
+            styles[name] = Style(colour, DASHES[count % len(DASHES)], MARKERS[count % len(MARKERS)])
+            used[colour] += 1
+    return styles
+
+
+def fonts() -> list[str]:
+    """The font that comes with matplotlib, and those of this machine that have more letters."""
+    installed = set(get_font_names())
+    return ["DejaVu Sans", *(name for name in FURTHER_FONTS if name in installed)]
+
+
+class Legend:
+    """The families on a chart and their colours, flowing over as many lines as they need."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        names = in_order({row.family for row in rows})
+        # The control is named beside its mark; one family alone needs no colour explained.
+        shown = names if len({row.family for row in rows if not row.is_control}) > 1 else []
+        self.items: list[tuple[float, int, str]] = []  # left edge, line, family
+        x, line = 14.0, 0
+        for name in shown:
+            width = 17 + text_size(name, SMALL)[0]
+            if x + width > WIDTH - 14 and x > 14:
+                x, line = 14.0, line + 1
+            self.items.append((x, line, name))
+            x += width + 18
+        self.height = 20.0 * (line + 1) + 4 if shown else 0.0
+
+    def draw(self, figure: Figure, top: float) -> None:
+        for x, line, name in self.items:
+            write_family(figure, name, x, top - 8 - 20 * line)
+
+
+def write_family(figure: Figure, name: str, x: float, y: float, weight: str = "normal") -> None:
+    """A family's name behind a square of its colour."""
+    draw_line(figure, [(x + 5, y)], colour_of(name), "none", marker="s", marker_size=7.5)
+    write(figure, name, x + 16, y, ha="left", va="center_baseline", weight=weight)
+
+
+class Sheet:
+    """An empty chart: title, machine and families above, notes below, all of it measured so that nothing collides.
+
+    Args:
+        title: what the axes are, and of what.
+        machine: where it was measured.
+        notes: what the reader must know; wrapped.
+        rows: what is drawn; their families are explained.
+        body: height kept for the axes with all that is written round them.
+    """
+
+    def __init__(self, title: str, machine: str, notes: Sequence[str], rows: Sequence[Row], *, body: float) -> None:
+        titles, lines = wrap_to_page(title, 13, "bold"), wrap_to_page(machine, 9.5)
+        small = [line for note in notes for line in wrap_to_page(note, 9)]
+        legend = Legend(rows)
+        head = 12 + 22 * len(titles) + 17 * len(lines) + 8
+        self.foot = 16.0 * len(small) + 14
+        self.height = head + legend.height + body + self.foot
+        self.figure = Figure(figsize=(WIDTH / DPI, self.height / DPI), dpi=DPI, facecolor="white")
+        FigureCanvasAgg(self.figure)
+        for text, down, points, style in (
+            (titles, 10, 13, {"weight": "bold", "linespacing": 1.2}),
+            (lines, 14 + 22 * len(titles), 9.5, {"color": SOFT}),
+        ):
+            place_at = (14 / WIDTH, 1 - down / self.height)
+            self.figure.text(*place_at, "\n".join(text), va="top", size=points, **style)
+        self.figure.text(
+            *(14 / WIDTH, 8 / self.height, "\n".join(small)), va="bottom", size=9, color="#444444", linespacing=1.25
+        )
+        legend.draw(self.figure, self.height - head)
+
+    def axes(self, left: float, bottom: float, width: float, height: float) -> Axes:
+        """Axes at a place in pixels, `bottom` counted from the notes."""
+        place_at = (left / WIDTH, (self.foot + bottom) / self.height, width / WIDTH, height / self.height)
+        axes = self.figure.add_axes(place_at, facecolor="white")
+        axes.grid(visible=True, color="#ececec", linewidth=0.8)
+        axes.set_axisbelow(True)
+        return axes
+
+
+@cache
+def text_size(text: str, points: float, weight: str = "normal") -> tuple[float, float]:
+    """Width and height of a text in pixels."""
+    figure = Figure(dpi=DPI)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    box = figure.text(0, 0, text, size=points, weight=weight, linespacing=1.05).get_window_extent(renderer)
+    return float(box.width), float(box.height)
+
+
+def wrap_to_page(text: str, points: float, weight: str = "normal") -> list[str]:
+    """The lines of a text that runs over the width of the sheet."""
+    lines: list[str] = []
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and text_size(longer, points, weight)[0] <= WIDTH - 36:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def folded(name: str, width: int = 24) -> str:
+    """A long name over several lines."""
+    return "\n".join(wrap(name, width, break_long_words=False)) or name
+
+
+def bend_width(labels: int) -> float:
+    """How far leaders reach from the axes to their labels: further where many fan out."""
+    return min(24 + 1.6 * labels, 70)
+
+
+def margin_width(texts: Sequence[str]) -> float:
+    """How much room labels right of the axes need."""
+    return bend_width(len(texts)) + 24 + max((text_size(text, SMALL, "bold")[0] for text in texts), default=0)
+
+
+def margin_height(texts: Sequence[str]) -> float:
+    return sum(text_size(text, SMALL)[1] + GAP for text in texts)
+
+
+def draw_margin(axes: Axes, labels: Sequence[MarginLabel]) -> None:
+    """Write labels in a column right of the axes, in the order of their points, none over another."""
+    figure, box = figure_of(axes), axes.get_window_extent()
+    points = [
+        (
+            box.x1 if label.x is None else axes.transData.transform((label.x, label.y))[0],
+            axes.transData.transform((1, label.y))[1],
+        )
+        for label in labels
+    ]
+    heights = [text_size(label.text, SMALL)[1] + GAP for label in labels]
+    centres = spread([y for _, y in points], heights, box.y0, box.y1)
+    reach = bend_width(len(labels))
+    for label, (x, y), centre in zip(labels, points, centres, strict=True):
+        style, stop = label.style, (box.x1 + reach, centre)
+        dash = style.dash if label.x is None else "-"
+        if x < box.x1 - 4:
+            draw_line(figure, [(x, y), (box.x1, y)], style.colour, LEVEL, width=0.9)
+        draw_line(figure, [(box.x1, y), (box.x1 + 4, y), (stop[0] - 8, centre), stop], style.colour, dash)
+        if style.marker:
+            draw_line(figure, [stop], style.colour, "none", marker=style.marker)
+        write(figure, label.text, stop[0] + 8, centre, ha="left", weight=style.weight)
+
+
+def figure_of(axes: Axes) -> Figure:
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    return figure
+
+
+def draw_line(
+    figure: Figure,
+    pixels: Sequence[tuple[float, float]],
+    colour: str,
+    dash: Dash,
+    *,
+    width: float = 1.0,
+    marker: str = "",
+    marker_size: float = 5,
+) -> None:
+    inches = figure.dpi_scale_trans.inverted().transform(pixels)
+    line = Line2D(
+        *inches.T,
+        transform=figure.dpi_scale_trans,
+        color=colour,
+        linestyle=dash,
+        linewidth=width,
+        marker=marker,
+        markersize=marker_size,
+    )
+    figure.add_artist(line)
+
+
+def write(
+    figure: Figure,
+    text: str,
+    x: float,
+    y: float,
+    *,
+    ha: str,
+    va: str = "center",
+    weight: str = "normal",
+    halo: bool = False,
+) -> None:
+    """A label at a place in pixels, its middle at y. A halo sets it off from lines, and makes most of a file's size."""
+    x, y = figure.dpi_scale_trans.inverted().transform((x, y))
+    figure.text(
+        *(x, y, text),
+        transform=figure.dpi_scale_trans,
+        size=SMALL,
+        weight=weight,
+        ha=ha,
+        va=va,
+        linespacing=1.05,
+        gid="label",
+        path_effects=[withStroke(linewidth=2.5, foreground="white", alpha=0.8)] if halo else [],
+    )
+
+
+@dataclass(frozen=True)
+class Name:
+    """A text to be written beside a point in data, round which `radius` pixels are kept free; left out where it would
+    stand further than `reach` from them."""
+
+    text: str
+    x: float
+    y: float
+    radius: float
+    colour: str
+    weight: str = "normal"
+    reach: float = math.inf
+
+
+def draw_names(axes: Axes, names: Sequence[Name], marks: Sequence[Box], lines: Sequence[Box]) -> None:
+    """Write each name beside its point, off all points and `marks`, with a thin leader where it had to move away."""
+    area = axes.get_window_extent()
+    anchors = []
+    for name in names:
+        x, y = axes.transData.transform((name.x, name.y))
+        anchors.append(Anchor(float(x), float(y), name.radius, *text_size(name.text, SMALL, name.weight)))
+    points = [Box(a.x - a.radius, a.y - a.radius, a.x + a.radius, a.y + a.radius) for a in anchors]
+    inside = Box(area.x0 + 3, area.y0 + 3, area.x1 - 3, area.y1 - 1)
+    for name, anchor, box in zip(names, anchors, place(anchors, inside, [*points, *marks], lines), strict=True):
+        nearest = (min(max(anchor.x, box.left), box.right), min(max(anchor.y, box.bottom), box.top))
+        away = math.dist(nearest, (anchor.x, anchor.y)) - anchor.radius
+        if away > name.reach:
+            continue
+        if away > 2 * GAP:
+            draw_line(figure_of(axes), [(anchor.x, anchor.y), nearest], name.colour, "-")
+        middle = ((box.left + box.right) / 2, (box.bottom + box.top) / 2)
+        write(figure_of(axes), name.text, *middle, ha="center", weight=name.weight, halo=True)
+
+
+def boxes_at(axes: Axes, points: Sequence[tuple[float, float]], radius: float) -> list[Box]:
+    """Squares round points in data."""
+    pixels = axes.transData.transform(np.array(points, dtype=float).reshape(-1, 2))
+    return [Box(x - radius, y - radius, x + radius, y + radius) for x, y in pixels]
+
+
+def box_along(axes: Axes, start: tuple[float, float], stop: tuple[float, float]) -> Box:
+    """The box of a level or upright line."""
+    first, last = boxes_at(axes, [start, stop], 2)
+    return Box(
+        *(min(first.left, last.left), min(first.bottom, last.bottom)),
+        *(max(first.right, last.right), max(first.top, last.top)),
+    )
+
+
+def boxes_along(axes: Axes, points: Sequence[tuple[float, float]]) -> list[Box]:
+    """Small boxes every few pixels along a line through points in data."""
+    corners = axes.transData.transform(np.array(points, dtype=float))
+    boxes = []
+    for start, end in itertools.pairwise(corners):
+        for share in np.linspace(0, 1, 1 + int(math.dist(start, end) / 5)):
+            x, y = start + share * (end - start)
+            boxes.append(Box(x - 2, y - 2, x + 2, y + 2))
+    return boxes
+
+
+def draw_baselines(axes: Axes, baselines: Mapping[str, float], texts: Mapping[str, str]) -> list[MarginLabel]:
+    """Dashed lines for the trivial predictors, and what to call them."""
+    labels = []
+    for name, value in baselines.items():
+        axes.axhline(value, color=SOFT, linewidth=1.0, linestyle=TRIVIAL, zorder=1)
+        labels.append(MarginLabel(None, value, texts[name], Style(SOFT, TRIVIAL, "")))
+    return labels
+
+
+def baseline_texts(group: Group) -> dict[str, str]:
+    return {name: folded(f"{name} {group.scale.show(value)}", 20) for name, value in group.baselines.items()}

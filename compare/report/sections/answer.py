@@ -1,0 +1,278 @@
+"""The whole report in a few sentences: which attention to take, and how far that can be said at all."""
+
+import math
+from collections.abc import Sequence
+
+from compare.quantities import FORWARD_BACKWARD, SPEED, STATE, TOKEN, Quantity
+from compare.report.facts.equal_terms import scored
+from compare.report.facts.groups import Group, Row, ScoreBasis, measured, scores_of
+from compare.report.facts.memory import memory_of
+from compare.report.facts.overview import Overview
+from compare.report.facts.scale import FRACTION, WITHIN, Scale
+from compare.report.facts.scaling import find_crossovers, longest_decoded, rows_by_length
+from compare.report.facts.stats import ENOUGH_SEEDS, Difference, Estimate
+from compare.report.sections.busy import REPEAT
+from compare.report.sections.decoding import kept
+from compare.report.sections.flags import in_words
+from compare.report.sections.growth import disturbed_note, length_text
+from compare.report.sections.section import Section
+from compare.report.sections.summary import baseline_differences
+from compare.report.sections.task_sweeps import held, kept_state
+from compare.report.sections.wording import short
+from compare.units import plain, plural, sentence, significant
+
+GOOD = f"within {100 * WITHIN:g} {plural(round(100 * WITHIN), 'point')} of full"
+DECODED = (("Fastest", TOKEN), ("smallest state", STATE))
+EXPLAINED = (
+    "full is ordinary softmax attention, with which the others are compared on the same seeds. A variant is said to be "
+    f"{GOOD} where, at 95 % confidence, its score is at most {100 * WITHIN:g} percentage "
+    f"{plural(round(100 * WITHIN), 'point')} worse (each by itself), or {100 * WITHIN:g} % worse where scores are no "
+    "percentages; clearly better or worse, where the difference is "
+    "beyond noise (all variants of a table judged together)."
+)
+
+
+def sections(overview: Overview) -> list[Section]:
+    return [Section("In short", "summary", sentences=answer(overview))] if overview.groups else []
+
+
+def answer(overview: Overview) -> list[str]:
+    """Sentences for the top of a report: one for each task and length, and one over all of them."""
+    lines = [f"{sweep.title}: {held(sweep)} {kept_state(sweep)}".strip() for sweep in overview.sweeps]
+    groups = overview.unswept
+    judged = [group for group in groups if can_be_judged(group)]
+    for group in [*(group for group in groups if not group.decodes), *longest_decoded(groups)]:
+        by = f", by {group.basis.words('score')}" if group.basis != ScoreBasis() else ""
+        lines.append(f"{group.title}{by}: {' '.join([*sentences(group), *disturbed(group)])}")
+    lines += over_tasks(judged)
+    lines += [crossovers(series.groups) for series in overview.series]
+    return lines + ([EXPLAINED] if judged else [])
+
+
+def can_be_judged(group: Group) -> bool:
+    return any(found.n >= ENOUGH_SEEDS for row in rivals(group) if (found := group.against_full.get(row.name)))
+
+
+def rivals(group: Group) -> list[Row]:
+    """What attends and is not the reference."""
+    return [row for row in group.rows if row.attends and row is not group.reference]
+
+
+def sound(group: Group) -> list[Row]:
+    """Of these, those whose scores nothing disturbed."""
+    return [row for row in rivals(group) if len(group.fair_scores(row)) == len(row.scores)]
+
+
+def good(scale: Scale) -> str:
+    """What a variant is called that is as good as full."""
+    return GOOD if scale.is_fraction else f"within {100 * WITHIN:g} % of full's {scale.unit}"
+
+
+def is_within(found: Difference | None, scale: Scale = FRACTION, full: float = 1.0) -> bool:
+    """Not worse than full, whose score is given, by more than the margin, at 95 % confidence."""
+    if found is None or found.solved is not None or found.n < ENOUGH_SEEDS or found.half is None:
+        return False
+    return scale.better(found.mean) - found.half > -scale.margin(full)
+
+
+def is_as_good(group: Group, name: str) -> bool:
+    full = group.fair_score(group.reference) if group.reference else None
+    return full is not None and is_within(group.against_full.get(name), group.scale, full.mean)
+
+
+def sentences(group: Group) -> list[str]:
+    if not any(row.finished for row in group.rows):
+        return ["No run finished."]
+    if not scores_of(group) and any(row.scores and row.attends for row in group.rows):
+        return ["Every run was disturbed: no score can be compared."]
+    if not scores_of(group) and scored(group):
+        return ["Only the control has a score: there is nothing to compare."]
+    if not scores_of(group):
+        if group.decodes:
+            return ["Decoding, without scores.", *cheapest(group, rivals(group), ""), kept(group)]
+        return ["Cost alone, without scores.", *cheapest(group, rivals(group), "")]
+    full = group.fair_score(group.reference) if group.reference else None
+    if full is None:
+        why = "was not run"
+        if group.reference:
+            why = "was disturbed" if group.reference.scores else f"has no score ({group.reference.status})"
+        return [f"Full {why}, so nothing can be compared with it.", *sobering(group)]
+    if not any(group.fair_score(row) for row in rivals(group)):
+        alone = "No variant but full has a score" if rivals(group) else "Full is the only variant here that attends"
+        return [f"{alone}, so nothing can be compared with it.", *sobering(group)]
+    if not any(row.name in group.against_full for row in rivals(group)):
+        return ["Nothing shares a seed with full, so nothing can be compared with it.", *sobering(group)]
+    if not can_be_judged(group):
+        n = max(found.n for found in group.against_full.values())
+        word = "good" if group.scale.lower_is_better else "accurate"
+        return [
+            f"With {n} {plural(n, 'seed')} it cannot be said who is as {word} as full ({score_words(group, full)}); "
+            f"{ENOUGH_SEEDS} are needed.",
+            *sobering(group),
+        ]
+    return [*as_good(group, full), *clearly(group), *sobering(group)]
+
+
+def disturbed(group: Group) -> list[str]:
+    """Whose runs others disturbed, and how to repeat them."""
+    rows = [row for row in group.rows if row.disturbed]
+    if not rows:
+        return []
+    names = []
+    for row in rows:
+        some, n, score = len(row.disturbed), len(row.finished), group.score(row)
+        stands = f", {score_words(group, score)} as it stands" if score and row.by_budget and row.slowed else ""
+        names.append(f"{row.name} ({some} of {n} {plural(n, 'run')}{stands})")
+    scores = rows[0].by_budget and any(row.slowed for row in rows)
+    what = "verdicts by time, budgets in seconds included" if scores else "verdicts by time"
+    return [f"Disturbed (as by other processes) and left out of {what}: {', '.join(names)}. {REPEAT}"]
+
+
+def as_good(group: Group, full: Estimate) -> list[str]:
+    """Who is within reach of full, and the fastest and the lightest of them."""
+    found = {name: d for name, d in group.against_full.items() if d.half is not None and d.n >= ENOUGH_SEEDS}
+    reached = [row for row in rivals(group) if is_as_good(group, row.name)]
+    scale = group.scale
+    words, level = good(scale), score_words(group, full)
+    if reached:
+        names = short([row.name for row in reached])
+        return [f"{sentence(words)} ({level}): {names}.", *cheapest(group, reached, " of these")]
+    near = {row.name: found[row.name] for row in rivals(group) if row.name in found}
+    nearest = max(near, key=lambda name: scale.better(near[name].mean) - (near[name].half or 0.0))
+    return [f"No variant is shown to be {words} ({level}); nearest: {nearest} ({points_words(group, near[nearest])})."]
+
+
+def cheapest(group: Group, rows: Sequence[Row], among: str) -> list[str]:
+    """Which of the rows is fastest, which takes least memory, and what that is beside full."""
+    said = []
+    trained = (("Fastest", SPEED), ("lightest", memory_of(group.rows)))
+    for most, quantity in DECODED if group.decodes else trained:
+        values = {row.name: (row, value.mean) for row, value in measured(group, quantity) if row in rows}
+        if values:
+            row, value = (max if quantity.better == "high" else min)(values.values(), key=lambda item: item[1])
+            said.append(f"{most}{among}: {in_words(row, group)}{beside_full(group, row, value, quantity)}")
+    return [f"{'; '.join(said)}."] if said else []
+
+
+def beside_full(group: Group, row: Row, value: float, quantity: Quantity) -> str:
+    full = group.reference.fair(quantity).over_seeds(quantity) if group.reference else None
+    if full is None or group.reference is None or full.mean <= 0:
+        return ""
+    found = group.differences(group.reference, quantity).get(row.name)
+    unsure = found is not None and found.n >= ENOUGH_SEEDS and not found.beyond
+    return f", {significant(value / full.mean)} times full's {quantity.told}" + (
+        " (within noise of it)" if unsure else ""
+    )
+
+
+def clearly(group: Group) -> list[str]:
+    """Who differs from full beyond noise, and who cannot be told from it."""
+    names = [row.name for row in rivals(group)]
+    found = {name: group.against_full[name] for name in names if name in group.against_full}
+    gains = {name: group.scale.better(d.mean) for name, d in found.items()}
+    better = [name for name, d in found.items() if d.beyond and gains[name] > 0]
+    behind = [name for name, d in found.items() if d.beyond and gains[name] < 0 and not is_as_good(group, name)]
+    worse = sorted(behind, key=lambda name: -gains[name])
+    unclear = {
+        name: d for name, d in found.items() if d.n >= ENOUGH_SEEDS and not d.beyond and not is_as_good(group, name)
+    }
+    partly = {row.name: score for row in rivals(group) if (score := group.fair_score(row)) and score.solved is not None}
+    few = [row.name for row in sound(group) if row.name not in found or found[row.name].n < ENOUGH_SEEDS]
+    said = (
+        ("Clearly better than full", better),
+        ("Clearly worse", worse),
+        ("Solved with some seeds only", [f"{name} ({score.solved} of {score.n})" for name, score in partly.items()]),
+        ("Inconclusive: the interval is too wide", [name for name, d in unclear.items() if not d.solved]),
+        (
+            "Inconclusive: full's seeds fall apart",
+            [name for name, d in unclear.items() if d.solved and name not in partly],
+        ),
+        ("No verdict, for want of seeds", few),
+    )
+    return [f"{words}: {short(names)}." for words, names in said if names]
+
+
+def score_words(group: Group, found: Estimate) -> str:
+    return group.scale.show(found.mean) if found.solved is None else group.scale.number(found)
+
+
+def points_words(group: Group, found: Difference) -> str:
+    return group.scale.change(found) + ("" if found.solved else f" {group.scale.points}")
+
+
+def sobering(group: Group) -> list[str]:
+    """Where no variant does better than what needs no attention."""
+    scores = scores_of(group)
+    said = []
+    ahead = "better than" if group.scale.lower_is_better else "above"
+    if group.baselines:
+        words, above = baseline_differences(group, scores)
+        if not any(may_be_ahead(group, found) for found in above.values()):
+            said.append(f"No variant is shown to be {ahead} the best trivial baseline ({words}).")
+    if group.control and (alone := group.fair_score(group.control)):
+        above = group.score_differences(group.control)
+        if not any(may_be_ahead(group, above[row.name]) for row, _ in scores if row.name in above):
+            control = f"the control without attention ({group.scale.show(alone.mean)})"
+            said.append(
+                f"No variant is shown to be {ahead} {control}: that attention gains anything here cannot be said."
+            )
+    return said
+
+
+def crossovers(series: Sequence[Group]) -> str:
+    """From which length each variant is faster than full, the earliest first."""
+    cells = rows_by_length(series)
+    quantity = TOKEN if series[0].decodes else FORWARD_BACKWARD
+    found = find_crossovers(cells, quantity)
+    shortest, longest = series[0].seq_len, series[-1].seq_len
+    always, sometime, never, unclear = [], [], [], []
+    for label in sorted(found, key=lambda label: (found[label].length, label)):
+        crossover, row = found[label], next(iter(cells[label].values()))
+        if not row.attends:
+            continue
+        last = crossover.measured[1]
+        if crossover.within_noise:
+            unclear.append(row.name)
+        elif crossover.length == 0:
+            always.append(row.name if last == longest else f"{row.name} (measured up to {plain(last)})")
+        elif crossover.length == math.inf:
+            never.append(row.name)
+        else:
+            sometime.append(f"{row.name} from {length_text(crossover.length, crossover)}")
+    said = (
+        (f"at every length from {plain(shortest)} on", always),
+        ("from some length on", sometime),
+        (f"at none of the longest, up to {plain(longest)}", never),
+        ("inconclusive, within noise", unclear),
+    )
+    words = "; ".join(f"{what}: {', '.join(names)}" for what, names in said if names)
+    where = f"{series[0].task} (causal)" if series[0].causal else series[0].task
+    text = f"{where} against length: faster than full ({quantity.told}) {words or 'cannot be said'}."
+    return " ".join([text, *disturbed_note(cells)])
+
+
+def may_be_ahead(group: Group, found: Difference) -> bool:
+    """Beyond noise, or with too few seeds to tell."""
+    return group.scale.better(found.mean) > 0 and (found.beyond or found.n < ENOUGH_SEEDS)
+
+
+def over_tasks(groups: Sequence[Group]) -> list[str]:
+    """On how many of the comparisons each variant is as good as full."""
+    if len(groups) < 2:
+        return []
+    counts: dict[str, list[bool]] = {}
+    for group in groups:
+        for row in rivals(group):
+            if row.name in group.against_full or row in sound(group):
+                counts.setdefault(row.name, []).append(is_as_good(group, row.name))
+    ranked = sorted(counts, key=lambda name: -sum(counts[name]))
+    some = [f"{name} on {sum(counts[name])} of {len(counts[name])}" for name in ranked if any(counts[name])]
+    none = [name for name in ranked if not any(counts[name])]
+    of_all = f"{len(groups)} comparisons with enough seeds"
+    if any(readings := [group.causal for group in groups]) and not all(readings):
+        of_all += f" ({sum(readings)} of them causal)"
+    words = " or ".join(dict.fromkeys(good(group.scale) for group in groups))
+    return [
+        f"Over the {of_all}, {words}: {', '.join(some) or 'no variant on any'}."
+        + (f" On none: {short(none)}." if none and some else "")
+    ]

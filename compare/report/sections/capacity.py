@@ -1,0 +1,71 @@
+"""Capacity: what the values of an option that was swept buy."""
+
+from collections.abc import Sequence
+
+from compare import quantities
+from compare.report.facts.groups import Group, Row
+from compare.report.facts.stats import ENOUGH_SEEDS
+from compare.report.facts.sweeps import capacity_group, sweeps_of
+from compare.report.facts.values import numbers
+from compare.report.sections.accuracy import Against, accuracy_chart
+from compare.report.sections.section import Section, Table
+from compare.units import MISSING, seconds, size
+
+STATE = Against(
+    quantities.LAYER_STATE,
+    "capacity_state",
+    "what one layer keeps of the other positions (logarithmic; further left is lighter)",
+)
+SAVED = Against(
+    quantities.SAVED,
+    "capacity_state",
+    "saved for backward: not all have told their state (logarithmic; further left is lighter)",
+)
+STEP = Against(
+    quantities.STEP,
+    "capacity_time",
+    "time of a training step (logarithmic; further left is faster)",
+)
+
+
+def state_of(rows: Sequence[Row]) -> Against:
+    """What stands for the state that rows keep: their own word for it, where every run that finished gave it."""
+    finished = [record for row in rows for record in row.finished]
+    return STATE if len(numbers(finished, STATE.quantity.field)) == len(finished) else SAVED
+
+
+def part(group: Group) -> Section:
+    table, shown = sweep_table(group), capacity_group(group)
+    against = (state_of(shown.rows), STEP) if shown else ()
+    charts = (accuracy_chart(shown, each, "Capacity: ") for each in against if shown)
+    return Section(tables=[table] if table else [], charts=[chart for chart in charts if chart])
+
+
+def sweep_table(group: Group) -> Table | None:
+    """Of each sweep the best score, and the smallest value whose score is within noise of it; None where nothing is
+    swept and scored."""
+    body, scale = [], group.scale
+    for sweep in sweeps_of(group.rows):
+        scored = [(value, row, found) for value, row in sweep.points if (found := group.score(row))]
+        if len(scored) < 2:
+            continue
+        top, best, highest = max(scored, key=lambda point: scale.better(point[2].mean))
+        line = [sweep.name, ", ".join(f"{value:g}" for value, _, _ in scored), f"{scale.show(highest.mean)} at {top:g}"]
+        if min(found.n for _, _, found in scored) < ENOUGH_SEEDS:
+            body.append([*line, *3 * [MISSING]])
+            continue
+        apart = group.score_differences(best)
+        below = {name for name, found in apart.items() if found.beyond and scale.better(found.mean) < 0}
+        value, row, found = next(point for point in scored if point[1].name not in below)
+        state, step = row.over_seeds(quantities.LAYER_STATE), row.over_seeds(quantities.STEP)
+        line += [f"{scale.show(found.mean)} at {value:g}", size(state.mean) if state else MISSING]
+        body.append([*line, seconds(step.mean) if step else MISSING])
+    header = [
+        "sweep",
+        "values",
+        f"{'lowest' if scale.lower_is_better else 'highest'} {group.basis.words('score')}",
+        "smallest within noise of it",
+        "its state a layer",
+        "its step",
+    ]
+    return Table(f"Capacity: {group.title}", header, body) if body else None

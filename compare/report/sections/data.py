@@ -1,0 +1,26 @@
+"""What the runs were made from."""
+
+from collections.abc import Sequence
+
+from compare.report.facts.grouping import data_hashes
+from compare.report.facts.groups import Group
+from compare.report.facts.values import as_mapping
+
+
+def mixed_data(groups: Sequence[Group]) -> list[str]:
+    """A warning for each group whose runs were not made from the same data."""
+    return [
+        f"{group.title}: the runs do not share one {key} ({', '.join(sorted(value[:8] for value in values))}); "
+        "their scores are not comparable."
+        for group in groups
+        for key, values in data_hashes(group.records).items()
+        if len(values) > 1
+    ]
+
+
+def commands(groups: Sequence[Group]) -> list[str]:
+    """The exact commands the runs came from, each once, in order."""
+    found = [str(record["command"]) for group in groups for record in group.records if record.get("command")]
+    stamps = [as_mapping(record.get("machine")) or group.environment for group in groups for record in group.records]
+    asked = [str(stamp["command"]) for stamp in stamps if stamp.get("command")]
+    return list(dict.fromkeys(asked or found))

@@ -1,0 +1,111 @@
+"""What sets a row apart from the others of its group: the same marks and words in tables, charts and the summary."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from compare.quantities import PARAMETERS
+from compare.report.facts.grouping import data_hashes
+from compare.report.facts.groups import Group, Row
+from compare.report.facts.values import status_of
+from compare.units import plural
+
+UNLIKE = 0.1  # of full's parameters
+MEANINGS = {
+    "*": "another kernel ran",
+    "†": "more than 10 % more or fewer parameters than full",
+    "‡": "runs that did not finish",
+    "§": "other seeds than full, so that few pairs are left",
+    "¶": "other data",
+    "‖": "disturbed (as by other processes) and left out of verdicts by time",
+}
+
+
+class Flag(NamedTuple):
+    """A key of `MEANINGS`, in detail for one row, and in words that need no mark."""
+
+    mark: str
+    detail: str
+    words: str
+
+
+def flags_of(row: Row, group: Group) -> list[Flag]:
+    found = (check(row, group) for check in (kernel, parameters, unfinished, seeds, data, busy))
+    return [flag for flag in found if flag]
+
+
+def marked(row: Row, group: Group) -> str:
+    """The row's name and its marks."""
+    return row.name + "".join(flag.mark for flag in flags_of(row, group))
+
+
+def in_words(row: Row, group: Group) -> str:
+    """The row's name and all that is to be said against it."""
+    words = "; ".join(flag.words for flag in flags_of(row, group))
+    return f"{row.name} ({words})" if words else row.name
+
+
+def flag_notes(rows: Sequence[Row], group: Group) -> list[str]:
+    """What each mark means, and who bears it."""
+    found = [(row.name, flag) for row in rows for flag in flags_of(row, group)]
+    return [
+        f"{mark} {meaning}: {', '.join(f'{name} ({flag.detail})' for name, flag in found if flag.mark == mark)}."
+        for mark, meaning in MEANINGS.items()
+        if any(flag.mark == mark for _, flag in found)
+    ]
+
+
+def kernel(row: Row, group: Group) -> Flag | None:
+    del group
+    return Flag("*", row.kernels or "not named", f"ran {row.kernels or 'another kernel'}") if row.fell_back else None
+
+
+def parameters(row: Row, group: Group) -> Flag | None:
+    own = row.over_seeds(PARAMETERS)
+    full = group.reference.over_seeds(PARAMETERS) if group.reference else None
+    if own is None or full is None or abs(own.mean - full.mean) <= UNLIKE * full.mean:
+        return None
+    share = 100 * (own.mean / full.mean - 1)
+    words = f"{abs(share):,.0f} % {'more' if share > 0 else 'fewer'} parameters than full"
+    return Flag("†", f"{share:+,.0f} %".replace("-", "−"), words)
+
+
+def unfinished(row: Row, group: Group) -> Flag | None:
+    del group
+    found = [status for record in row.records if (status := status_of(record)) != "ok"]
+    if not found:
+        return None
+    kinds = ", ".join(f"{found.count(kind)} {kind}" for kind in sorted(set(found)))
+    share = f"{len(found)} of {len(row.records)}"
+    return Flag("‡", f"{share}: {kinds}", f"{share} {plural(len(row.records), 'seed')} did not finish: {kinds}")
+
+
+def seeds(row: Row, group: Group) -> Flag | None:
+    """By the seeds that were asked for; those that failed are `unfinished`."""
+    if group.reference is None:
+        return None
+    own, full = ({str(record.get("seed")) for record in of.records} for of in (row, group.reference))
+    if own == full:
+        return None
+    detail = f"{len(own & full)} of its {len(own)} shared, full has {len(full)}"
+    return Flag("§", detail, f"other seeds than full: {detail}")
+
+
+def busy(row: Row, group: Group) -> Flag | None:
+    del group
+    if not row.disturbed:
+        return None
+    seed, words = next(iter(row.disturbed.items()))
+    share = f"{len(row.disturbed)} of {len(row.finished)} {plural(len(row.finished), 'run')}"
+    detail = f"{share}: {words}" if len(row.disturbed) == 1 else f"{share}; seed {seed}: {words}"
+    return Flag("‖", detail, f"disturbed (as by other processes): {share}")
+
+
+def data(row: Row, group: Group) -> Flag | None:
+    usual = data_hashes((group.reference or group.rows[0]).records)
+    other = [
+        f"{key} {value[:8]} instead of {usual[key][0][:8]}"
+        for key, values in data_hashes(row.records).items()
+        for value in values
+        if key in usual and value != usual[key][0]
+    ]
+    return Flag("¶", ", ".join(other), f"other data: {', '.join(other)}") if other else None

@@ -1,0 +1,143 @@
+"""What a group of runs shows, in plain words, and no more than its seeds and its test size allow."""
+
+from collections.abc import Callable
+from functools import partial
+
+from compare.quantities import SPEED, STATE, TOKEN
+from compare.report.facts.groups import Differences, Group, Measured, Row, measured, scores_of
+from compare.report.facts.memory import memory_of
+from compare.report.facts.stats import ENOUGH_SEEDS, Estimate, judge, paired_noise
+from compare.report.sections.flags import in_words
+from compare.report.sections.wording import listing, no_ranking, short
+from compare.units import plain, sentence
+
+
+def summarise(group: Group) -> list[str]:
+    """Sentences on accuracy, speed, memory, the trivial baselines and the control."""
+    if not any(row.finished for row in group.rows):
+        return [f"No run finished: {', '.join(f'{row.name} {row.status}' for row in group.rows)}."]
+    scores, memory, scale = scores_of(group), memory_of(group.rows), group.scale
+    best = f"Lowest {group.basis.words(group.metric)}" if scale.lower_is_better else None
+    highest = best or f"Highest {group.basis.words('score')}"
+    first = "Most accurate" if group.basis.split == "test" and not best else highest
+    more = not scale.lower_is_better
+    sentences = [
+        leader(group, scores, (first, highest), scale.show, group.score_differences, more_is_better=more),
+        *(
+            leader(
+                group,
+                measured(group, quantity),
+                words,
+                speed if quantity is SPEED else quantity.show,
+                partial(group.differences, quantity=quantity),
+                more_is_better=quantity.better == "high",
+            )
+            for quantity, words in (
+                (SPEED, ("Fastest", "Highest training speed")),
+                (memory, ("Lightest", f"Lowest {memory.told}")),
+                (TOKEN, ("Fastest", "Shortest time per token")),
+                (STATE, ("Smallest state", "Smallest state")),
+            )
+        ),
+        against_baseline(group, scores),
+        against_control(group, scores),
+    ]
+    return [sentence for sentence in sentences if sentence]
+
+
+def speed(value: float) -> str:
+    return f"{plain(value)} tokens/s"
+
+
+def leader(
+    group: Group,
+    found: Measured,
+    words: tuple[str, str],
+    show: Callable[[float], str],
+    against: Callable[[Row], Differences],
+    *,
+    more_is_better: bool,
+) -> str:
+    """One sentence on who leads: a claim where it stands, else the number and why it is no claim.
+
+    Args:
+        group: what the rows belong to.
+        found: the rows and what was measured of them.
+        words: how to begin the claim, and how to begin the bare number.
+        show: writes a value with its unit.
+        against: the differences of all others to a row.
+        more_is_better: whether the largest leads.
+    """
+    if not found:
+        return ""
+    ranked = sorted(found, key=lambda item: item[1].mean, reverse=more_is_better)
+    (best, top), rest = ranked[0], ranked[1:]
+    claim, number = words
+
+    def say(estimate: Estimate) -> str:
+        return show(estimate.mean) if estimate.solved is None else group.scale.number(estimate)
+
+    name = f"{in_words(best, group)}, {say(top)}"
+    if not rest:
+        return f"{number}: {name}, the only variant measured {no_ranking(top.n)}."
+    differences = against(best)
+    second, runner = rest[0]
+    shared = differences[second.name].n if second.name in differences else 0
+    if shared < ENOUGH_SEEDS:
+        return f"{number}: {name}, next {second.name}, {say(runner)} {no_ranking(shared)}."
+    tied = [row.name for row, _ in rest if not (row.name in differences and differences[row.name].beyond)]
+    if tied:
+        return f"{number}: {name}, but within noise of {short(tied)}: no ranking among these."
+    return f"{claim}: {name}, beyond noise ahead of {second.name}, {say(runner)}."
+
+
+def baseline_differences(group: Group, scores: Measured) -> tuple[str, Differences]:
+    """The best trivial predictor in words, and the scores minus its own, by name."""
+    name, value = list(group.baselines.items())[-1]
+    families = {
+        row.name: (
+            [score - value for score in group.fair_scores(row).values()],
+            paired_noise((found.mean, value), group.test_size),
+        )
+        for row, found in scores
+    }
+    return f"{name}, {group.scale.show(value)}", judge(families)
+
+
+def against_baseline(group: Group, scores: Measured) -> str:
+    """Which variants learned more than the best trivial predictor knows."""
+    if not group.baselines or not scores:
+        return ""
+    words, differences = baseline_differences(group, scores)
+    return f"Best trivial baseline: {words}. {standing(scores, differences, group)}"
+
+
+def against_control(group: Group, scores: Measured) -> str:
+    """Which variants gain from attending at all."""
+    control = group.control
+    if control is None or (alone := group.fair_score(control)) is None or not scores:
+        return ""
+    scale = group.scale
+    words = f"Control without attention: {scale.show(alone.mean) if alone.solved is None else scale.number(alone)}. "
+    return words + standing(scores, group.score_differences(control), group)
+
+
+def standing(scores: Measured, differences: Differences, group: Group) -> str:
+    """Who is above, below and level with what they are compared with; where lower is better, who is better or worse."""
+    ahead, behind, leading = "above", "below", "higher"
+    if group.scale.lower_is_better:
+        ahead, behind, leading = "better than", "worse than", "better"
+    names = {row.name: row.name + ("" if of.solved is None else f" ({group.scale.number(of)})") for row, of in scores}
+    known = {name: differences[own] for own, name in names.items() if own in differences}
+    few = [name for name in names.values() if name not in known or known[name].n < ENOUGH_SEEDS]
+    if len(few) == len(scores):
+        higher = [name for name, found in known.items() if group.scale.better(found.mean) > 0]
+        most = max((found.n for found in known.values()), default=0)
+        return f"{sentence(leading)}: {listing(higher)} {no_ranking(most)}."
+    apart = {name: group.scale.better(found.mean) for name, found in known.items() if found.beyond}
+    above = [name for name, gain in apart.items() if gain > 0]
+    below = [name for name, gain in apart.items() if gain < 0]
+    level = [name for name, found in known.items() if not found.beyond and name not in few]
+    sides = ((sentence(ahead), above), (sentence(behind), below), ("Within noise of", level))
+    text = " ".join(f"{words} it: {listing(names)}." for words, names in sides)
+    return text + (f" Too few seeds for a ranking: {listing(few)}." if few else "")
