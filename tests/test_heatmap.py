@@ -27,6 +27,8 @@ from compare.report.heatmap import (
 )
 from tests.make_records import ENVIRONMENT, MANY, PROFILES, Record, make_record, many_records, write_folder
 
+pytestmark = pytest.mark.usefixtures("blank_charts")
+
 TASKS = ("bytes", "mqar", "selective_copy", "digits", "needle", "listops", "pathfinder", "retrieval")
 
 
