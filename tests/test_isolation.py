@@ -137,18 +137,18 @@ def test_the_reason_of_a_timeout_names_phase_and_step(monkeypatch: pytest.Monkey
     assert 1.5 <= record["wall_seconds"] < 30
 
 
-def test_sigkill_is_want_of_memory_only_where_the_system_killed_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    killed = record_of_crash(SPEC, -9, "", 1.0, where="measuring", no_memory=True)
-    assert killed["status"] == "oom"
-    assert killed["reason"] == "killed by the system (signal 9, SIGKILL) in measuring, most likely out of memory"
-    assert record_of_crash(SPEC, -9, "", 1.0, where="measuring", no_memory=False)["status"] == "error"
-
-
 @pytest.mark.parametrize(("number", "signal"), [(6, "SIGABRT"), (9, "SIGKILL"), (15, "SIGTERM")])
 def test_a_signal_is_named_with_the_last_words(number: int, signal: str) -> None:
     words = "a warning\nterminate called\n\n"
     record = record_of_crash(SPEC, -number, words, 1.0, where="training, after step 3", no_memory=False)
     assert record["reason"] == f"killed by signal {number} ({signal}) in training, after step 3: terminate called"
+
+
+def test_sigkill_is_want_of_memory_only_where_the_system_killed_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = record_of_crash(SPEC, -9, "", 1.0, where="measuring", no_memory=True)
+    assert killed["status"] == "oom"
+    assert killed["reason"] == "killed by the system (signal 9, SIGKILL) in measuring, most likely out of memory"
+    assert record_of_crash(SPEC, -9, "", 1.0, where="measuring", no_memory=False)["status"] == "error"
 
 
 def silent() -> Progress:

@@ -99,7 +99,7 @@ def test_a_killed_training_ends_as_an_uninterrupted_one_bit_by_bit(change: dict[
     assert weights.keys() == resumed.model.state_dict().keys()
     for name, weight in resumed.model.state_dict().items():
         assert torch.equal(weight, weights[name]), name
-    assert whole.evaluate("test") == resumed.evaluate("test")
+    assert whole.evaluate("validation") == resumed.evaluate("validation")
 
 
 def test_a_budget_counts_the_seconds_before_the_kill(tmp_path: Path) -> None:
