@@ -8,6 +8,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import ModuleType
 
@@ -116,3 +117,12 @@ def heads(
     shape = (batch, 2, length, d_model // 2)
     q, k, v = (torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3))
     return (q, q, v) if backend.traits.shared_qk else (q, k, v)
+
+
+@pytest.fixture
+def blank_charts() -> Iterator[None]:
+    """For tests that read the words of a report and the names of its charts."""
+    from tests import here
+
+    with here.blank_charts():
+        yield

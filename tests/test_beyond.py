@@ -42,6 +42,8 @@ def make_tested(variant: str, seed: int, reached: dict[int, float | None]) -> Re
     return record
 
 
+pytestmark = pytest.mark.usefixtures("blank_charts")
+
 REACHED: dict[str, dict[int, float | None]] = {
     "full": {512: 0.9, 1024: 0.9, 4096: 0.6, 16384: 0.4},
     "linear": {512: 0.7, 1024: 0.7, 4096: 0.7, 16384: 0.7},

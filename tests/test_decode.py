@@ -37,6 +37,8 @@ from tests.test_compare import SPEC, records_of
 from tests.test_report import assert_readable, labels_of
 from zoo import Encoder, MultiHeadAttention, available, describe
 
+pytestmark = pytest.mark.usefixtures("blank_charts")
+
 LENGTHS = tuple(2**power for power in range(9, 15))  # 512 to 16,384
 FEW = ("full", "linear", "performer", "local", "none")
 

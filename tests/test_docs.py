@@ -160,7 +160,7 @@ def test_a_wheel_runs_from_any_folder(tmp_path: Path) -> None:
     words += ["--d-model", "16", "--batch-size", "4", "--out", "out"]
     run(command, *words, PYTHONPATH=str(site))
     assert (tmp_path / "out" / "report.html").exists()
-    where = run("-c", "import compare, zoo; print(compare.__file__, zoo.__file__)", PYTHONPATH=str(site))
+    where = run("-c", "import compare, tasks; print(compare.__file__, tasks.__file__)", PYTHONPATH=str(site))
     assert where.count(str(site)) == 2
 
 

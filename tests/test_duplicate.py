@@ -55,7 +55,7 @@ def test_baselines_match_counts(task):
     assert scores["most frequent symbol"] == pytest.approx(1 / SYMBOLS, abs=0.005)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_full_attention_learns_it():
     score, trivial = learns(small_spec("duplicate", 32, steps=80, batch_size=64))
     assert score > trivial + 0.5

@@ -15,6 +15,8 @@ from tests.learning import small_spec
 from tests.make_records import CANNOT, RECALL, Record, make_recall, make_record, swept_recall, write_folder
 from tests.test_report import groups_of
 
+pytestmark = pytest.mark.usefixtures("blank_charts")
+
 SPACE = "\N{NO-BREAK SPACE}"
 
 

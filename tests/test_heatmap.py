@@ -28,6 +28,8 @@ from compare.report.sections.heat_map import (
 )
 from tests.make_records import ENVIRONMENT, MANY, PROFILES, Record, make_record, many_records, write_folder
 
+pytestmark = pytest.mark.usefixtures("blank_charts")
+
 TASKS = ("bytes", "mqar", "selective_copy", "digits", "needle", "listops", "pathfinder", "retrieval")
 
 

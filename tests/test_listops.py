@@ -405,7 +405,7 @@ def test_provenance_counts_the_labels(task):
     assert provenance["train_samples"] == task.config.samples
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_small_model_learns_more_than_the_root_operator():
     options = {"samples": 20_000, "min_len": 4}
     score, _ = learns(small_spec("listops", 32, options, steps=150, batch_size=64))

@@ -102,7 +102,7 @@ def test_baselines_match_a_search(task):
     assert scores["most frequent value"] == pytest.approx(1 / VALUES, abs=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_full_attention_learns_it():
     score, trivial = learns(small_spec("needle", 32, steps=100, batch_size=64))
     assert score > trivial + 0.5

@@ -93,7 +93,7 @@ def train(spec: RunSpec, path: Path, kill_after: int | None = None) -> tuple[Tra
 def test_a_killed_training_ends_as_an_uninterrupted_one_bit_by_bit(change: dict[str, Any], tmp_path: Path) -> None:
     spec = replace(TINY, **change)
     whole, expected = train(spec, tmp_path / "whole.pt")
-    for step in (1, 2, 7, 12):
+    for step in (1, 7, 12):
         with pytest.raises(KilledError):
             train(spec, tmp_path / "killed.pt", step)
     resumed, found = train(spec, tmp_path / "killed.pt")
@@ -103,7 +103,7 @@ def test_a_killed_training_ends_as_an_uninterrupted_one_bit_by_bit(change: dict[
     assert weights.keys() == resumed.model.state_dict().keys()
     for name, weight in resumed.model.state_dict().items():
         assert torch.equal(weight, weights[name]), name
-    assert whole.evaluate("test") == resumed.evaluate("test")
+    assert whole.evaluate("validation") == resumed.evaluate("validation")
 
 
 def test_a_budget_counts_the_seconds_before_the_kill(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def finished_lines(out: Path) -> list[str]:
 @pytest.mark.parametrize(("comparisons", "kills"), [(1, 3), pytest.param(2, 10, marks=pytest.mark.long)])
 def test_kills_at_random_moments_lose_and_repeat_nothing(tmp_path: Path, comparisons: int, kills: int) -> None:
     """Comparisons at once, the parent of each killed some times, and with it its worker."""
-    specs = [replace(TINY, variant=variant, seed=seed, steps=150) for seed in (0, 1) for variant in ("full", "none")]
+    specs = [replace(TINY, variant=variant, steps=150) for variant in ("full", "none")]
     failures: list[str] = []
 
     def torment(out: Path, rng: random.Random) -> None:
@@ -334,11 +334,11 @@ def test_kills_at_random_moments_lose_and_repeat_nothing(tmp_path: Path, compari
     for thread in threads:
         thread.join()
     assert not failures
-    expected = [untimed(run_here(spec)) for spec in specs[:2]]
+    expected = [untimed(run_here(spec)) for spec in specs]
     for folder in folders:
         records = [json.loads(line) for line in finished_lines(folder)]
         assert [r["run_id"] for r in records] == [spec.run_id for spec in specs], "a run is missing or was repeated"
-        for record, whole in zip(records[:2], expected, strict=True):
+        for record, whole in zip(records, expected, strict=True):
             for name, value in whole.items():
                 assert untimed(record)[name] == value, f"{record['variant']}: {name}"
         assert [r["run_id"] for r in read_records(folder / "records.jsonl")[0]] == [r["run_id"] for r in records]

@@ -126,7 +126,7 @@ def test_samples_met_before_are_dropped(monkeypatch):
     assert sizes == {"test": 30, "validation": 40 - 30, "train": 500 - 40}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_full_attention_learns_it():
     score, trivial = learns(small_spec("selective_copy", 48, steps=120, batch_size=64))
     assert score > trivial + 0.1

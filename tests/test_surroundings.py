@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import pytest
 from rich.console import Console
 
@@ -267,6 +268,31 @@ def test_others_may_read_what_is_kept_and_need_not_write_it(tmp_path: Path, monk
 
     monkeypatch.setattr(Path, "write_text", refuse)
     assert load_or_compute("key", "others", lambda: {"b": 2}) == {"b": 2}
+
+
+def test_an_interrupted_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path))
+
+    def interrupted(splits: datasets.DatasetDict, folder: str) -> None:
+        splits["test"].save_to_disk(f"{folder}/test")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.DatasetDict, "save_to_disk", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load_or_build("key", rows, lambda _: None)
+    assert list(tmp_path.iterdir()) == []
+    load_or_build("key", rows, lambda _: None)
+
+
+def test_a_cache_that_lost_a_file_is_built_again_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATTENTION_ZOO_CACHE", str(tmp_path))
+    load_or_build("key", rows, lambda _: None)
+    next(tmp_path.rglob("test/*.arrow")).unlink()
+    with pytest.warns(UserWarning, match="rebuilding the unreadable cache"):
+        assert load_or_build("key", rows, lambda _: None)["test"][0] == {"label": 1}
 
 
 def test_a_cache_out_of_reach_is_one_line_that_says_what_to_set(

@@ -20,6 +20,8 @@ from tests.drawn import charts_of, drawn
 from tests.make_records import Record, make_record, write_folder
 from tests.test_report import assert_readable, groups_of, labels_of
 
+pytestmark = pytest.mark.usefixtures("blank_charts")
+
 FAMILIES = {
     ("performer", "features"): (16, 32, 64, 128, 256, 512, 1024),
     ("linformer", "rank"): (4, 8, 16, 32, 64, 128, 256),

@@ -16,7 +16,7 @@ from tests.conftest import Case, cases
 from zoo import Encoder
 from zoo.embeddings import Table
 
-LENGTH = 24
+LENGTH = 16
 ONCE = {case.name: case for case in sorted(cases(), key=lambda case: case.causal)}  # one of each, causal if it can
 MEMORY = ["checkpointing", "reversible"]
 EACH = [(case, "plain") for case in cases()] + [(case, form) for case in ONCE.values() for form in MEMORY]

@@ -15,7 +15,8 @@ from tests.contract.test_numerics import FORMS, assert_large_activations_stay_fi
 from tests.test_compare import TINY, compare, records_of
 from zoo import Encoder, MultiHeadAttention, describe
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+if not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device", allow_module_level=True)
 
 STEPPED = list({case.name: case for case in reversed(cases()) if case.causal and describe(case.name).steps}.values())
 

@@ -57,11 +57,8 @@ def assert_equal(got: list[Tensor], want: list[Tensor], tolerance: float) -> Non
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-9)], ids=["32", "64"])
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_gradients_are_those_of_the_plain_computation(
-    name: str, dtype: torch.dtype, tolerance: float, dropout: float
-) -> None:
-    encoder, twin = (copy.to(dtype) for copy in twins(name, dropout=dropout))
+def test_gradients_are_those_of_the_plain_computation(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    encoder, twin = (copy.to(dtype) for copy in twins(name, dropout=0.2))
     x = torch.randn(3, 40, 16, dtype=dtype)
     assert_equal(trained(encoder, through, x, MASK), trained(twin, plain, x, MASK), tolerance)
 
@@ -81,15 +78,13 @@ def test_saved_bytes_do_not_grow_with_depth(name: str) -> None:
     assert saved(8) == saved(2)
 
 
-@pytest.mark.parametrize("length", [1, 7, 64])
-@pytest.mark.parametrize("conv_width", [None, 4])
-def test_steps_equal_forward(name: str, length: int, conv_width: int | None) -> None:
+def test_steps_equal_forward(name: str) -> None:
     if not describe(name).traits.causal:
         pytest.skip("no causal form")
-    encoder = twins(name, causal=True, conv_width=conv_width, max_len=64)[0].eval()
+    encoder = twins(name, causal=True, conv_width=4, n_layers=2)[0].eval()
     if encoder.layers[0].attention.cache_size(1) is None:
         pytest.skip("no step form")
-    x, state, steps = torch.randn(2, length, 16), None, []
+    x, state, steps = torch.randn(2, 20, 16), None, []
     for position in x.unbind(1):
         y, state = encoder.step(position, state)
         steps.append(y)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ def test_step_by_step_equals_the_parallel_form_and_keeps_what_cache_size_says(wa
 @pytest.mark.parametrize("walker", ONCE, ids=str)
 def test_step_by_step_equals_the_parallel_form_in_float32(walker: Case) -> None:
     backend = walker.backend(max_len=MAX_LEN)
-    inputs = [x.detach() for x in heads(backend, LENGTHS[-1], dtype=torch.float32)]
+    inputs = [x.detach() for x in heads(backend, 65, dtype=torch.float32)]
     y, _ = walk(backend.step, *inputs, dim=-2 % inputs[0].dim())
     torch.testing.assert_close(y, backend(*inputs), atol=1e-4, rtol=1e-4)
 
@@ -59,9 +60,9 @@ def test_step_by_step_equals_the_parallel_form_with_rotary_positions(walker: Cas
     layer = MultiHeadAttention(
         walker.config(), d_model=16, n_heads=2, max_len=MAX_LEN, causal=True, rotary=True
     ).double()
-    x = torch.randn(2, LENGTHS[-1], 16, dtype=torch.float64)
+    x = torch.randn(2, 64, 16, dtype=torch.float64)
     y, states = walk(layer.step, x)
-    for length in LENGTHS:
+    for length in LENGTHS[:3]:
         torch.testing.assert_close(y[:, :length], layer(x[:, :length]), atol=1e-9, rtol=1e-9)
         assert states[length - 1].size == layer.cache_size(length)
 
@@ -75,7 +76,7 @@ def test_the_causal_form_does_not_depend_on_how_much_follows(walker: Case) -> No
         torch.testing.assert_close(layer(x[:, :length]), whole[:, :length], atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize("walker", CAUSAL, ids=str)
+@pytest.mark.parametrize("walker", ONCE, ids=str)
 def test_steps_in_bfloat16_stay_close(walker: Case) -> None:
     backend = walker.backend().to(torch.bfloat16)
     inputs = [x.detach() for x in heads(backend, 65, dtype=torch.bfloat16)]
@@ -85,11 +86,10 @@ def test_steps_in_bfloat16_stay_close(walker: Case) -> None:
     assert (y.float() - want).abs().max() < 0.02 * want.abs().max()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("walker", ONCE, ids=str)
-def test_steps_under_autocast_stay_finite_with_large_activations(walker: Case, dtype: torch.dtype) -> None:
+def test_steps_under_autocast_stay_finite_with_large_activations(walker: Case) -> None:
     layer = walker.sublayer()
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast("cpu", dtype=torch.float16):
         y, _ = walk(layer.step, 100 * torch.randn(2, 33, 16))
     assert y.isfinite().all()
 
@@ -105,11 +105,14 @@ def test_autocast_does_not_reach_into_the_steps_of_an_attention(walker: Case) ->
         assert torch.equal(walk(backend.step, *inputs, dim=2)[0], y)
 
 
+KINDS_OF_ENCODER = [("sinusoidal", "pre"), ("learned", "post"), ("rotary", "pre"), ("none", "post")]
+
+
 @pytest.mark.parametrize(
-    ("positions", "norm"), [("sinusoidal", "pre"), ("learned", "post"), ("rotary", "pre"), ("none", "post")]
+    ("walker", "kind"), list(zip(ONCE, cycle(KINDS_OF_ENCODER), strict=False)), ids=[case.name for case in ONCE]
 )
-@pytest.mark.parametrize("walker", ONCE, ids=str)
-def test_steps_of_an_encoder_equal_its_forward(walker: Case, positions: Any, norm: Any) -> None:
+def test_steps_of_an_encoder_equal_its_forward(walker: Case, kind: tuple[Any, Any]) -> None:
+    positions, norm = kind
     torch.manual_seed(0)
     encoder = Encoder(
         walker.config(), d_model=16, n_heads=2, n_layers=2, max_len=40, norm=norm, positions=positions, conv_width=3,

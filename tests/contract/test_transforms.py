@@ -7,7 +7,7 @@ import pytest
 from tests.transforms import TABLE, func_grad, func_vmap, made, row, rows, tried
 from zoo import available
 
-SOME = [("linear", False), ("local", True)]
+SOME = [("local", True)]
 
 
 def written(name: str, causal: bool) -> str:
