@@ -96,8 +96,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A declared exception to a law is a strict expected failure."""
+    """A declared exception to a law is a strict expected failure; tests that train for minutes have an hour."""
     for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.timeout(3600))
         law = item.get_closest_marker("law")
         callspec = getattr(item, "callspec", None)
         if not law or not callspec:
