@@ -141,9 +141,16 @@ def test_the_reason_of_a_timeout_names_phase_and_step(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(("number", "signal"), [(6, "SIGABRT"), (9, "SIGKILL"), (15, "SIGTERM")])
-def test_a_signal_is_named_with_the_last_words(number: int, signal: str) -> None:
-    words = "a warning\nterminate called\n\n"
-    record = record_of_crash(SPEC, -number, words, 1.0, where="training, after step 3", no_memory=False)
+def test_a_signal_is_named_with_the_last_words(
+    number: int, signal: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "python"
+    event = json.dumps({"phase": "training", "done": 0.3, "loss": 1.0, "step": 3})
+    said = f"echo '{event}'\nprintf 'a warning\\nterminate called\\n\\n' >&2"
+    script.write_text(f"#!/bin/sh\n{said}\nkill -{number} $$\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    record = run_one(SPEC, lambda _: None, RunOptions())
     assert record["reason"] == f"killed by signal {number} ({signal}) in training, after step 3: terminate called"
 
 
