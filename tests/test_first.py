@@ -59,7 +59,7 @@ def test_three_sentences_say_what_was_asked_who_can_and_at_what_cost() -> None:
         (
             {"full": 0.49, "linear": 0.57, "none": 0.57},
             "In this run no model solves it: none is more than 5 points above the control without attention (57.0 %; "
-            "most frequent value 1.7 %): linear (57.0 %) and full (49.0 %) test accuracy.",
+            "most frequent value 1.7 %); test accuracy: linear (57.0 %) and full (49.0 %).",
         ),
         (
             {"full": 0.52, "linear": 0.46, "none": 0.44},

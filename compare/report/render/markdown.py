@@ -31,6 +31,8 @@ def code(command: str) -> str:
 def markdown_report(report: Document) -> str:
     """The whole of report.md."""
     parts = [f"# {TITLE}", *(f"> **Warning:** {markdown(warning)}" for warning in report.warnings)]
+    for section in report.opening:
+        parts += section_parts(section, 2)
     if lead := report.lead:
         parts += [*map(markdown, lead.sentences), *map(image, lead.charts), bullets(lead.notes)]
     parts += [f"Machine: {markdown(machine)}" for machine in report.machines]

@@ -33,7 +33,7 @@ def html_page(report: Document, folder: Path) -> str:
     groups = report.groups
     runs = list_runs(groups)
     families = in_order({row.family for group in groups for row in group.rows})
-    contents = [*report.before, *report.results, *report.after]
+    contents = [*report.opening, *report.before, *report.results, *report.after]
     contents += ([RUNS] if runs else []) + ([COMMANDS] if report.commands else [])
     return (
         environment()

@@ -18,6 +18,7 @@ from compare.report.sections import (
     failures,
     groups,
     heat_map,
+    matrix,
     published,
     reading,
     task_sweeps,
@@ -27,6 +28,7 @@ from compare.report.sections.lead import lead_of
 from compare.report.sections.section import Chart, Section
 
 TITLE = "Comparison of attention variants"
+OPENING = (matrix,)
 BEFORE = (answer, published)
 RESULTS = (task_sweeps, groups)
 AFTER = (cost, decoding, heat_map, baselines, failures, busy, reading)
@@ -41,6 +43,7 @@ class Document:
         warnings: what could not be read, or cannot be compared.
         machines: on which it ran.
         commands: that made it.
+        opening: the sections before all else.
         lead: what a newcomer reads first, and its chart, which no other section has; None where nothing was scored.
         before, results, after: the sections, of which `results` has the tables that the page filters.
         charts: of all sections.
@@ -50,6 +53,7 @@ class Document:
     warnings: Sequence[str]
     machines: Sequence[str]
     commands: Sequence[str]
+    opening: Sequence[Section]
     lead: Section | None
     before: Sequence[Section]
     results: Sequence[Section]
@@ -59,9 +63,9 @@ class Document:
 
 def document(found: Sequence[Group], warnings: Sequence[str]) -> Document:
     overview = Overview(found)
-    before, results, after = (
+    opening, before, results, after = (
         [section for subject in subjects for section in subject.sections(overview)]
-        for subjects in (BEFORE, RESULTS, AFTER)
+        for subjects in (OPENING, BEFORE, RESULTS, AFTER)
     )
     charts = [chart for section in (*before, *results, *after) for chart in section.all_charts]
     lead = lead_of(overview)
@@ -71,6 +75,7 @@ def document(found: Sequence[Group], warnings: Sequence[str]) -> Document:
         warnings=warnings,
         machines=list(dict.fromkeys(group.machine for group in found)),
         commands=commands(found),
+        opening=opening,
         lead=Section("The main result", "first", lead.sentences, charts=first, notes=lead.remarks) if lead else None,
         before=before,
         results=[replace(each, charts=[chart for chart in each.charts if chart not in first]) for each in results],

@@ -174,21 +174,25 @@ def sections(overview: Overview) -> list[Section]:
 
 def heat_maps(groups: Sequence[Group]) -> list[HeatMap]:
     """For each machine on which two tasks or more were scored: one map, or several of COLUMNS columns at most."""
+    maps = []
+    for found in scored_by_machine(groups):
+        parts = math.ceil(len(found) / COLUMNS)
+        names = [f", part {number} of {parts}" if parts > 1 else "" for number in range(1, parts + 1)]
+        lines = make_lines(found)
+        for name, places in zip(names, np.array_split(np.arange(len(found)), parts), strict=True):
+            shown = [Line(line.name, line.rows, tuple(line.cells[i] for i in places)) for line in lines]
+            maps.append(HeatMap(tuple(found[i] for i in places), tuple(shown), name))
+    stems = distinct_slugs([("tasks", heat.groups[0].where, heat.part) for heat in maps])
+    return [replace(heat, stem=stem) for heat, stem in zip(maps, stems, strict=True)]
+
+
+def scored_by_machine(groups: Sequence[Group]) -> list[list[Group]]:
+    """The scored groups of each machine that has two tasks or more."""
     machines: dict[str, list[Group]] = {}
     for group in groups:
         if any(row.scores for row in group.rows):
             machines.setdefault(group.machine, []).append(group)
-    maps = []
-    for found in machines.values():
-        if len({group.task for group in found}) > 1:
-            parts = math.ceil(len(found) / COLUMNS)
-            names = [f", part {number} of {parts}" if parts > 1 else "" for number in range(1, parts + 1)]
-            lines = make_lines(found)
-            for name, places in zip(names, np.array_split(np.arange(len(found)), parts), strict=True):
-                shown = [Line(line.name, line.rows, tuple(line.cells[i] for i in places)) for line in lines]
-                maps.append(HeatMap(tuple(found[i] for i in places), tuple(shown), name))
-    stems = distinct_slugs([("tasks", heat.groups[0].where, heat.part) for heat in maps])
-    return [replace(heat, stem=stem) for heat, stem in zip(maps, stems, strict=True)]
+    return [found for found in machines.values() if len({group.task for group in found}) > 1]
 
 
 def make_lines(groups: Sequence[Group]) -> list[Line]:

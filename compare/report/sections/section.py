@@ -14,11 +14,21 @@ from compare.report.render.canvas import Style
 
 @dataclass(frozen=True)
 class Cell:
-    """What is shown, what it sorts by (None: missing, sorts last), and the colour that stands for it on charts."""
+    """What a cell of a table shows.
+
+    Attributes:
+        text: its words.
+        key: what it sorts by; None: missing, sorts last.
+        colour: that stands for it on charts.
+        verdict: against full, as ``better``; "" where there is none.
+        anchor: of the table that it leads to.
+    """
 
     text: str
     key: float | str | None
     colour: str | None = None
+    verdict: str = ""
+    anchor: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class Table:
         anchor: what links on the page lead to.
         folded: words under which the page folds it away; Markdown, which cannot, leaves it out.
         of: the group whose rows its lines are; the page sorts and filters such a table, and leads to the runs.
-        cells: of such a table, as many as there are texts.
+        cells: of such a table, and of one whose cells have verdicts, as many as there are texts.
     """
 
     caption: str

@@ -50,9 +50,9 @@ def solved(group: Group) -> str:
     above = f"{step} {'better than' if scale.lower_is_better else 'above'}"
     needs = floor[1] if floor else ""
     if len(failed) == len(scores):
-        return f"{where} no model solves it: none is more than {above} {needs}: {listed(group, failed)} {what}."
+        return f"{where} no model solves it: none is more than {above} {needs}; {what}: {listed(group, failed)}."
     if floor and scale.lead(next(iter(scores.values())), floor[0]) <= 2 * NEAR:
-        return f"{where} all models are too near {needs} to say who solves it: {listed(group, scores)} {what}."
+        return f"{where} all models are too near {needs} to say who solves it; {what}: {listed(group, scores)}."
     full = group.reference.name if group.reference else ""
     others = [name for name in scores if name not in failed and name != full]
     parts = [f"full has no score ({group.reference.status})"] if group.reference and full not in scores else []

@@ -1,0 +1,83 @@
+"""Several tasks at a glance: a table of variants and tasks, in each cell a verdict against full."""
+
+from compare.report.facts.groups import Group
+from compare.report.facts.overview import Overview
+from compare.report.facts.scale import WITHIN
+from compare.report.facts.stats import ENOUGH_SEEDS
+from compare.report.render.families import colour_of
+from compare.report.sections.answer import is_as_good
+from compare.report.sections.heat_map import Line, column_names, make_lines, scored_by_machine
+from compare.report.sections.section import Cell, Section, Table
+
+SIGNS = {"better": "▲", "as good": "≈", "worse": "▼", "inconclusive": "?", "no verdict": "·", "": ""}
+
+
+def sections(overview: Overview) -> list[Section]:
+    """A table for each machine on which two tasks or more were scored."""
+    machines = scored_by_machine(overview.once)
+    tables = [table_of(overview, groups, len(machines) > 1) for groups in machines]
+    return [Section("Every variant on every task", "matrix", tables=tables)] if tables else []
+
+
+def table_of(overview: Overview, groups: list[Group], of_several: bool) -> Table:
+    """of_several: other machines have tables too, so that its own is named."""
+    lines = make_lines(groups)
+    anchors = [overview.anchor(group) for group in groups]
+    cells = [
+        [
+            Cell(line.name + (" †" if line.options_differ else ""), line.name, colour_of(line.family)),
+            *(cell_of(line, index, group, anchors[index]) for index, group in enumerate(groups)),
+        ]
+        for line in lines
+    ]
+    machine = f" ({groups[0].where})" if of_several else ""
+    return Table(
+        f"Every variant on every task{machine}: the score against full",
+        ["variant", *column_names(groups)],
+        [[cell.text for cell in row] for row in cells],
+        notes=notes(lines),
+        cells=cells,
+    )
+
+
+def cell_of(line: Line, index: int, group: Group, anchor: str) -> Cell:
+    """What a line says of a group, and the table it leads to."""
+    found = line.cells[index]
+    verdict = verdict_of(line, index, group)
+    number = found.lines[0]
+    if found.found is not None and not found.relative:
+        number = found.scale.show(found.found.mean)
+    return Cell(f"{SIGNS[verdict]} {number}".strip(), found.gain, verdict=verdict, anchor=anchor if found.found else "")
+
+
+def verdict_of(line: Line, index: int, group: Group) -> str:
+    """A key of SIGNS; "" where there is nothing to judge."""
+    cell = line.cells[index]
+    if cell.mark in ("few", "busy"):
+        return "no verdict"
+    if cell.found is None or not cell.relative:
+        return ""
+    name = next(row.name for row in line.rows if any(row is each for each in group.rows))
+    if not cell.mark and cell.gain > 0:
+        return "better"
+    if is_as_good(group, name):
+        return "as good"
+    return "inconclusive" if cell.mark else "worse"
+
+
+def notes(lines: list[Line]) -> list[str]:
+    """How to read the cells."""
+    meanings = {
+        "better": "better than full",
+        "as good": f"as good: worse by {100 * WITHIN:g} point at most",
+        "worse": "worse",
+        "inconclusive": "inconclusive: the interval is too wide",
+        "no verdict": f"no verdict: fewer than {ENOUGH_SEEDS} seeds, or a busy machine",
+    }
+    found = [
+        "; ".join(f"{SIGNS[verdict]} {words}" for verdict, words in meanings.items()) + ".",
+        "Numbers with + or −: points against full on the same seeds. Others: the score itself.",
+    ]
+    if any(line.options_differ for line in lines):
+        found.append("† its options differ between the tasks; the tables of results name them.")
+    return found
