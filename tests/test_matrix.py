@@ -42,7 +42,9 @@ def test_each_cell_has_the_verdict_against_full() -> None:
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_few_seeds_have_no_verdict(seeds: int) -> None:
     records = [record for record in two_tasks() if record["seed"] < seeds]
-    assert {cell.verdict for cell in cells_of(groups_of(records))["linear"]} == {"no verdict"}
+    cells = cells_of(groups_of(records))
+    assert {cell.verdict for cell in cells["linear"]} == {"no verdict"}
+    assert {cell.verdict for cell in cells["full"]} == {""}
 
 
 def test_what_failed_or_did_not_run_leads_nowhere() -> None:

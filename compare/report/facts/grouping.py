@@ -26,6 +26,7 @@ from compare.report.facts.values import (
     tell_apart,
 )
 from compare.spec import read_spec
+from compare.units import plural
 
 # Spec fields that may differ between the rows of one group. All others are conditions and split it.
 PER_ROW = frozenset({"variant", "options", "lr", "weight_decay", "seed", "task", "seq_len", "probe"})
@@ -158,7 +159,7 @@ def machine_line(environment: Mapping[str, Any]) -> str:
     """The machine and software on which a time means something."""
     parts = [machine_name(environment)]
     if threads := environment.get("threads"):
-        parts.append(f"{threads} threads")
+        parts.append(f"{threads} {plural(threads, 'thread')}")
     if memory := as_number(environment.get("memory_bytes")):
         parts.append(f"{memory / 2**30:.0f} GiB memory")
     parts += [f"{name} {environment[name]}" for name in ("torch", "python") if environment.get(name)]

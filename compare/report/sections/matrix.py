@@ -53,10 +53,12 @@ def cell_of(line: Line, index: int, group: Group, anchor: str) -> Cell:
 def verdict_of(line: Line, index: int, group: Group) -> str:
     """A key of SIGNS; "" where there is nothing to judge."""
     cell = line.cells[index]
-    if cell.mark in ("few", "busy"):
+    if cell.mark == "busy":
         return "no verdict"
     if cell.found is None or not cell.relative:
         return ""
+    if cell.mark == "few":
+        return "no verdict"
     name = next(row.name for row in line.rows if any(row is each for each in group.rows))
     if not cell.mark and cell.gain > 0:
         return "better"
