@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -101,6 +102,34 @@ def test_few_steps_of_the_recurrent_are_those_of_the_records() -> None:
     runs = [r for r in read_records(ROOT / "results/cpu-2core/recall_8192/records.jsonl")[0] if not is_search(r)]
     steps = {name: [r["train_steps"] for r in runs if r["variant"] == name] for name in {r["variant"] for r in runs}}
     assert 3 * max(steps["gated_deltanet"] + steps["mamba2"] + steps["based"]) < min(steps["linear"])
+
+
+@pytest.mark.parametrize("folder", ["mqar_64", "mqar_64_causal"])
+def test_backends_tell_what_they_recall_in_the_records(folder: str) -> None:
+    runs = [r for r in read_records(ROOT / f"results/cpu-2core/{folder}/records.jsonl")[0] if not is_search(r)]
+    assert len({run["variant"] for run in runs}) == {"mqar_64": 9, "mqar_64_causal": 1}[folder]
+    for run in runs:
+        source = (ROOT / f"zoo/attention/{run['variant']}.py").read_text(encoding="utf-8")
+        words = " ".join((ast.get_docstring(ast.parse(source)) or "").split())
+        (told,) = re.findall(rf"recalls ([\d.]+) %[^%]*?``results/cpu-2core/{folder}``", words)
+        assert told == f"{100 * run['test_score']:.1f}", run["variant"]
+
+
+def test_recall_at_64_tokens_is_that_of_the_records() -> None:
+    page = (ROOT / "docs/findings.md").read_text(encoding="utf-8")
+    told = page.split("## Who recalls at 64 tokens")[1].split("\n## ")[0]
+    records = read_records(ROOT / "results/cpu-2core/mqar_64/records.jsonl")[0]
+    scores = {r["variant"]: f"{100 * r['test_score']:.1f}" for r in records if not is_search(r)}
+    parts = re.split(r"\n- |\n\n`s4d`", told)[1:]
+    solve, fail, rest = (dict(re.findall(r"`(\w+)` ([\d.]+) %", part)) for part in parts)
+    assert solve | fail == scores
+    assert min(map(float, solve.values())) > 90
+    assert max(map(float, fail.values())) < 25
+    assert not rest
+    found = {(r["variant"], r["spec"]["lr"]): r["val_score"] for r in records if is_search(r)}
+    assert max(found["gated_deltanet", 1e-3], found["gated_deltanet", 1e-2], found["topk", 1e-2]) < 0.25
+    (causal,) = read_records(ROOT / "results/cpu-2core/mqar_64_causal/records.jsonl")[0]
+    assert f"causal form: {100 * causal['test_score']:.1f} %" in " ".join(told.split())
 
 
 def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ of fused full attention's time (0.6 to 0.8 on a Xeon whose fused kernel is faste
 products, a triangular system, decays and a convolution in each direction, most of it twice since backward computes
 chunks again. Products alone take a third of its time.
 
+On mqar at 64 tokens, after 1,000 steps of 64 samples at 3e-3, the best of three rates, it recalls 90.8 % (one seed,
+``results/cpu-2core/mqar_64``).
+
 Departures from the paper:
 - Keys and values are both as wide as the model: 5 · d_model² parameters, where the paper has 6 with keys of 0.75 and
   values of 1.5 · d_model.

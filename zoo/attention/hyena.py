@@ -15,6 +15,12 @@ Step form: a convolution has no constant state, so the inputs of each are kept. 
 what they all give to the next 128 positions; between, a step adds the inputs since. So a step costs O(N log N / 128)
 on average for each channel, and the filters at up to 128 lags.
 
+Filters do not depend on what stands where, so a channel compares positions at the lags alone that its filter holds, and
+recall takes a width that grows with the length (Zoology, arXiv:2312.04927, section 4; in its Figure 2, up to 64 epochs
+of 100,000 samples lead to about 52 % at a d_model of 64 and 87 % at 512, on mqar of 64 tokens with the pairs at the
+start). On mqar at 64 tokens, after 1,000 steps of 64 samples at 3e-3, the best of three rates, it recalls 2.9 % (one
+seed, ``results/cpu-2core/mqar_64``).
+
 Departures from the paper:
 - There are P − 1 long filters for P gates: the short convolution stands in place of the first, as in the authors' code.
 - In both directions the short convolution is centred and the filters have two sides: the network is asked for negative

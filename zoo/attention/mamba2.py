@@ -13,6 +13,9 @@ itself counts once, in the forward scan and in D. Hydra (arXiv:2407.09941) has t
 bias of Δ as here; but neither reads the position itself, and its D depends on the token. The convolution is centred
 then, as in Hydra.
 
+On mqar at 64 tokens, after 1,000 steps of 64 samples at 3e-3, the best of three rates, it recalls 99.0 % (one seed,
+``results/cpu-2core/mqar_64``).
+
 Departures from the paper:
 - x is as wide as d_model, not twice, so that a layer has about the parameters of ``full``; ``expand`` is that factor.
   M is 64; the paper's code has 128 by default.

@@ -11,6 +11,9 @@ attention's weight where its logit is 8, and 17, 26 and 37 % of this one's with 
 as mqar and noisy_recall ask, is to give such weights: on mqar at 64 (M = 64, D = 16, the context at a random place) 600
 steps at 3e-3 lead to 50 %, and 500 lead full to 89 and 96 %.
 
+On mqar at 64 tokens, after 1,000 steps of 64 samples at 3e-3, the best of three rates, it recalls 98.9 % (one seed,
+``results/cpu-2core/mqar_64``).
+
 Departures from the paper:
 - No epsilon is added to the features. The authors' code needs one because it divides all keys by one maximum; with
   keys larger than in a fresh model it drowns the features. Here each feature has a maximum of its own (see

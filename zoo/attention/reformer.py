@@ -7,6 +7,9 @@ log-sum-exp (equations 4 to 6). A position attends to itself only where nothing 
 Cost: O(R N (S D + log N)) time; O(R N) memory. The hash multiplies with N / (2S) columns, so it is quadratic with a
 small factor: as much as the attention itself at N = 12 S², 49,152 for S = 64.
 
+On mqar at 64 tokens, after 1,000 steps of 64 samples at 1e-3, the best of three rates, it recalls 100.0 % with buckets
+of 8 (one seed, ``results/cpu-2core/mqar_64``).
+
 Departures from the paper:
 - The rotations stay the same between calls; ``redraw()`` draws new ones. The authors' code draws in every forward.
 - Queries start at the variance of every backend here, 1/3, as in ports to torch; the authors' Glorot weights give 1.

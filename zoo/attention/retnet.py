@@ -12,6 +12,9 @@ What it recalls it learns late: queries and keys have either sign, so the first 
 occur, and training starts at a saddle (``gated_deltanet``). Noisy recall at 64 tokens (8 pairs, 2 heads, causal, 32
 samples a step, rate 1e-2) is at chance, 1.2 %, after 400 steps, where ``gated_deltanet`` has 99.5 % at 3e-3:
 ``python -m benchmarks.recall_steps --variants retnet --rates 1e-2 --causal``.
+On mqar at 64 tokens the causal form recalls 95.4 % after 4,000 steps of 64 samples at 3e-3 (one seed,
+``results/cpu-2core/mqar_64_causal``), 77 % on validation after 800 of them. In both directions it recalls 3.0 % after
+1,000 steps at the best of three rates (``results/cpu-2core/mqar_64``): take the causal form to look keys up.
 
 Departures from the paper:
 - Values are as wide as d_model, not twice, for about the parameters of ``full``; ``expand`` is that factor.

@@ -18,6 +18,9 @@ from O(n √N) exponentials. Backward makes it again.
 A kernel knows distances alone: how much one position gives to another does not depend on what stands at either, so no
 layer can look a key up, wherever its value stands.
 
+On mqar at 64 tokens, after 1,000 steps of 64 samples at 1e-2, the best of three rates, it recalls 18.1 % (one seed,
+``results/cpu-2core/mqar_64``). To guess the value that stands last gives 25 %.
+
 Departures from the paper:
 - The gated map is two maps of C × C, 2·d_model² parameters, as in its experiments; there is none before the
   convolution. So a layer has about 2·d_model² fewer parameters than one of full attention.

@@ -8,6 +8,9 @@ diagonals instead of row sums, so no row is normalised. ``κ(Q, K)`` is a block 
 eigenvalues of ``A = R^-½ S R^-½`` lie in (0, 1], and ``S⁻¹ = R^-½ A⁻¹ R^-½`` by a few matrix iterations.
 Cost: O(N M D + M³) time, O(N D + M²) memory: rows go by in chunks, whose N × M kernels backward computes again.
 
+On mqar at 64 tokens, after 1,000 steps of 64 samples at 3e-3, the best of three rates, it recalls 92.1 % with 16
+landmarks (one seed, ``results/cpu-2core/mqar_64``).
+
 Departures from the paper:
 - Landmarks are M/2 queries and M/2 keys, as in the authors' code, but drawn at construction and by ``redraw()`` instead
   of in every forward: one random position out of each of M/2 consecutive segments of the real positions. So they depend

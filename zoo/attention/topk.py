@@ -14,6 +14,9 @@ matrix of weights, which takes N / k times the operations. In backward a scatter
 slow part; instead the choices are sorted by key, and each key sums over the queries that chose it, which is a gather
 again and has a fixed order. Kept for backward: q, k, v and the indices, as int32.
 
+On mqar at 64 tokens, after 1,000 steps of 64 samples at 3e-3, the best of three rates, it recalls 100.0 % with k = 8
+(one seed, ``results/cpu-2core/mqar_64``).
+
 Departures from the paper:
 - The logits are float32 at least: in half precision they overflow, and rounding makes ties of different keys.
 - Equal logits at the k-th place: torch.topk chooses, so any of them. Equal keys of equal tokens have equal values,
