@@ -10,8 +10,9 @@ from compare.report.sections.matrix import sections
 from compare.report.sections.section import Cell
 from compare.units import percent
 from tests.drawn import markdown_of, page_of
-from tests.make_records import Record
+from tests.make_records import Record, make_record
 from tests.test_heatmap import groups_of, scored
+from tests.test_metric import in_bits
 
 
 def cells_of(groups: list[Group]) -> dict[str, list[Cell]]:
@@ -51,6 +52,21 @@ def test_what_failed_or_did_not_run_leads_nowhere() -> None:
     records = two_tasks() + scored("linformer", "mqar", [0.0], status="oom")
     cells = cells_of(groups_of(records))["linformer"]
     assert [(cell.text, cell.anchor, cell.verdict) for cell in cells] == [("–", "", ""), ("oom", "", "")]
+
+
+def test_where_lower_is_better_the_table_says_so() -> None:
+    records = two_tasks()
+    ((table,),) = (section.tables for section in sections(Overview(groups_of(records))))
+    assert "ower is better" not in " ".join(table.notes)
+    scores = {("full", seed): 2.0 + 0.01 * seed for seed in range(3)} | {("linear", seed): 1.5 for seed in range(3)}
+    records += [in_bits(make_record(name, seed=seed)) | {"test_score": score} for (name, seed), score in scores.items()]
+    groups = groups_of(records)
+    ((table,),) = (section.tables for section in sections(Overview(groups)))
+    name = next(title for title in table.header if title.startswith("next_byte"))
+    assert f"Lower is better, so − is better than full: {name} (in bits)." in table.notes
+    cell = cells_of(groups)["linear"][table.header.index(name) - 1]
+    assert cell.verdict == "better"
+    assert cell.text.startswith("▲ −0.51")
 
 
 def test_one_task_has_no_table_of_all() -> None:

@@ -30,6 +30,7 @@ EMPTY = "#d9d9d9"
 CELL = 34.0  # least height of a line, pixels
 SMALLEST = 8.0  # points
 HATCHES = {"noise": "////", "few": "....", "busy": "xxx", "": ""}
+OPTIONS_DIFFER = "† its options differ between the tasks; the tables of results name them."
 MARKS = {
     "noise": "within noise of full",
     "busy": "on a busy machine: no verdict",
@@ -111,6 +112,11 @@ class Line:
     @property
     def options_differ(self) -> bool:
         return len({row.name for row in self.rows}) > 1
+
+    @property
+    def shown_name(self) -> str:
+        """With the sign that OPTIONS_DIFFER explains."""
+        return self.name + (" †" if self.options_differ else "")
 
 
 @dataclass(frozen=True)
@@ -236,7 +242,7 @@ def column_names(groups: Sequence[Group]) -> list[str]:
 
 def heat_table(heat: HeatMap) -> tuple[list[str], list[list[str]]]:
     """The map as header and rows of text."""
-    body = [[line.name + (" †" if line.options_differ else ""), *(c.words for c in line.cells)] for line in heat.lines]
+    body = [[line.shown_name, *(c.words for c in line.cells)] for line in heat.lines]
     return ["variant", *column_names(heat.groups)], body
 
 
@@ -263,13 +269,13 @@ def heat_notes(heat: HeatMap) -> list[str]:
     if marks & {"failed", "absent"}:
         notes.append("Grey: no run finished, and how they ended; or not run (–).")
     if any(line.options_differ for line in heat.lines):
-        notes.append("† its options differ between the tasks; the tables of results name them.")
+        notes.append(OPTIONS_DIFFER)
     return notes
 
 
 def draw_heat_map(heat: HeatMap, styles: Mapping[str, Style]) -> Figure:
     del styles  # a cell is coloured by its number
-    names = [folded(line.name + (" †" if line.options_differ else "")) for line in heat.lines]
+    names = [folded(line.shown_name) for line in heat.lines]
     left = 40 + max(text_size(name, SMALL, "bold")[0] for name in names)
     width = min((WIDTH - left - 16) / len(heat.groups), 120.0)
     heads = [fold_to(name, width - 8) for name in column_names(heat.groups)]

@@ -1,12 +1,14 @@
 """Several tasks at a glance: a table of variants and tasks, in each cell a verdict against full."""
 
+from collections.abc import Sequence
+
 from compare.report.facts.groups import Group
 from compare.report.facts.overview import Overview
 from compare.report.facts.scale import WITHIN
 from compare.report.facts.stats import ENOUGH_SEEDS
 from compare.report.render.families import colour_of
 from compare.report.sections.answer import is_as_good
-from compare.report.sections.heat_map import Line, column_names, make_lines, scored_by_machine
+from compare.report.sections.heat_map import OPTIONS_DIFFER, Line, column_names, make_lines, scored_by_machine
 from compare.report.sections.section import Cell, Section, Table
 
 SIGNS = {"better": "▲", "as good": "≈", "worse": "▼", "inconclusive": "?", "no verdict": "·", "": ""}
@@ -14,28 +16,26 @@ SIGNS = {"better": "▲", "as good": "≈", "worse": "▼", "inconclusive": "?",
 
 def sections(overview: Overview) -> list[Section]:
     """A table for each machine on which two tasks or more were scored."""
-    machines = scored_by_machine(overview.once)
-    tables = [table_of(overview, groups, len(machines) > 1) for groups in machines]
+    tables = [table_of(overview, groups) for groups in scored_by_machine(overview.once)]
     return [Section("Every variant on every task", "matrix", tables=tables)] if tables else []
 
 
-def table_of(overview: Overview, groups: list[Group], of_several: bool) -> Table:
-    """of_several: other machines have tables too, so that its own is named."""
+def table_of(overview: Overview, groups: Sequence[Group]) -> Table:
     lines = make_lines(groups)
     anchors = [overview.anchor(group) for group in groups]
     cells = [
         [
-            Cell(line.name + (" †" if line.options_differ else ""), line.name, colour_of(line.family)),
+            Cell(line.shown_name, line.name, colour_of(line.family)),
             *(cell_of(line, index, group, anchors[index]) for index, group in enumerate(groups)),
         ]
         for line in lines
     ]
-    machine = f" ({groups[0].where})" if of_several else ""
+    machine = f" ({groups[0].where})" if groups[0].where else ""
     return Table(
         f"Every variant on every task{machine}: the score against full",
         ["variant", *column_names(groups)],
         [[cell.text for cell in row] for row in cells],
-        notes=notes(lines),
+        notes=notes(lines, groups),
         cells=cells,
     )
 
@@ -67,11 +67,15 @@ def verdict_of(line: Line, index: int, group: Group) -> str:
     return "inconclusive" if cell.mark else "worse"
 
 
-def notes(lines: list[Line]) -> list[str]:
+def notes(lines: Sequence[Line], groups: Sequence[Group]) -> list[str]:
     """How to read the cells."""
+    lower = [group for group in groups if group.scale.lower_is_better]
+    margin = f"{100 * WITHIN:g} point" + (
+        f", or {100 * WITHIN:g} % of a score that is better when lower," * bool(lower)
+    )
     meanings = {
         "better": "better than full",
-        "as good": f"as good: worse by {100 * WITHIN:g} point at most",
+        "as good": f"as good: worse by {margin} at most",
         "worse": "worse",
         "inconclusive": "inconclusive: the interval is too wide",
         "no verdict": f"no verdict: fewer than {ENOUGH_SEEDS} seeds, or a busy machine",
@@ -80,6 +84,9 @@ def notes(lines: list[Line]) -> list[str]:
         "; ".join(f"{SIGNS[verdict]} {words}" for verdict, words in meanings.items()) + ".",
         "Numbers with + or −: points against full on the same seeds. Others: the score itself.",
     ]
+    if lower:
+        names = (f"{name} (in {g.scale.unit})" for name, g in zip(column_names(lower), lower, strict=True))
+        found.append(f"Lower is better, so − is better than full: {', '.join(names)}.")
     if any(line.options_differ for line in lines):
-        found.append("† its options differ between the tasks; the tables of results name them.")
+        found.append(OPTIONS_DIFFER)
     return found
