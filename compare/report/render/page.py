@@ -62,7 +62,6 @@ def environment() -> Environment:
     found = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
-        finalize=spelled,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -71,11 +70,6 @@ def environment() -> Environment:
     found.globals["zip"] = zip
     found.filters["breakable"] = breakable
     return found
-
-
-def spelled(value: object) -> Markup:
-    """A value as the page shows it, with quotes spelled as the standard library spells them."""
-    return value if isinstance(value, Markup) else Markup(escape(str(value)))
 
 
 def breakable(name: str) -> Markup:
