@@ -4,29 +4,29 @@ An Attention Free Transformer, arXiv:2105.14103, equation 2, in each channel, ov
 
 ``y_i = σ(q_i) Σ_j exp(w_ij + k_j) v_j / Σ_j exp(w_ij + k_j)``
 
-with w a learned bias of pairs of positions, the same for all channels, and with s = ``window``
+w is a learned bias of pairs of positions, the same for all channels. With s = ``window``:
 
-- ``local``: w_ij within |i − j| < s, and 0 beyond, where positions are still seen;
+- ``local``: w_ij is learned for |i − j| < s, and 0 beyond; positions beyond are still seen;
 - ``full``: w_ij = a_i · b_j for all pairs, a and b of ``rank`` numbers for each of ``max_len`` positions;
 - ``simple``: w = 0.
 
 Cost: O(N s) time for ``local``, O(N² (1 + rank / d_model)) for ``full``, O(N) for ``simple``, for each channel; O(N)
 memory for all.
 
-``local`` goes by blocks: in reach of a block exp(w) is a matrix, the same for all blocks, beyond it sums do. The causal
-form scans, with the sums of what left the window as its state. ``full`` makes its matrix for some rows at a time, and
-backward makes it again.
+``local`` runs in blocks: within a block's reach exp(w) is a matrix, the same for all blocks; beyond it sums replace the
+matrix. The causal form is a scan whose state is the sums over positions that have left the window. ``full`` makes its
+matrix for some rows at a time, and backward makes it again.
 
-Keys are exponentiated over a reference, the largest of their channel, which cancels. When causal it is the largest
-before the chunk of positions, or the first where there is none, so that no row knows of the future; a key that is more
-than 58 above it counts as 58 above within its chunk.
+The exponential is of a key minus a reference, the largest key of its channel; the reference cancels. When causal it is
+the largest key before the chunk of positions, or the chunk's first key where there is none, so no row depends on the
+future. A key more than 58 above the reference counts as 58 above it within its chunk.
 
 Departures from the paper:
 - The w of ``local`` depends on i − j alone, as in the paper's AFT-conv: pairs would have max_len (2 s − 1) numbers.
-- ``rank`` is 32, in the paper 128: a and b have 2·max_len·rank numbers a layer.
-- Queries, keys and values are made in float32 also under autocast: one key can rule all positions, and its gradient is
-  then a sum over all of them that float16 does not hold.
-Queries and keys meet in no product, so rotary positions would mean nothing and are not applied.
+- ``rank`` is 32; the paper has 128. a and b have 2·max_len·rank numbers a layer.
+- Queries, keys and values are computed in float32, also under autocast: one key can dominate all positions, and its
+  gradient is then a sum over all of them, which float16 cannot hold.
+No product joins queries and keys, so rotary positions have no meaning here and are not applied.
 """
 
 from __future__ import annotations

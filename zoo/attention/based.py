@@ -1,26 +1,26 @@
-"""Based: linear attention with Taylor features for all keys, and exact weights for those nearby.
+"""Based: linear attention with Taylor features for all keys, and exact weights for keys nearby.
 
-Simple linear attention language models balance the recall-throughput tradeoff, arXiv:2402.18668, section 4: queries
-and keys of a small width d = ``features``, with ``φ(q)·φ(k) = 1 + x + x² / 2`` for ``x = q·k / √d``, the second-order
-Taylor series of exp(x), by ``φ(z) = [1, z / d^¼, z ⊗ z / √(2d)]`` (arXiv:2209.04881); and exact attention in a small
-window. Here a key j weighs, in the row of i,
+Simple linear attention language models balance the recall-throughput tradeoff, arXiv:2402.18668, section 4. Queries
+and keys have a small width d = ``features``. For ``x = q·k / √d``, ``φ(q)·φ(k) = 1 + x + x² / 2`` is the second-order
+Taylor series of exp(x), with ``φ(z) = [1, z / d^¼, z ⊗ z / √(2d)]`` (arXiv:2209.04881). Attention is exact in a small
+window. Here a key j has in the row of i the weight
 
     exp(x_ij) for |i - j| < window, 1 + x_ij + x_ij² / 2 (which is at least 1/2) beyond,
 
 divided by the sum of all weights of the row; j <= i when causal. A window over all keys gives softmax attention.
 Cost: O(N (d² + window) D) time, O(N D) memory.
 
-Sums over the keys beyond the window never hold a near key, so none is subtracted: positions join the sums as they leave
-the window. Of z ⊗ z, which is symmetric, each product is kept once, so M = 1 + d + d (d + 1) / 2. A row is divided by
-its largest exact weight, or by 1 where that is less and it has Taylor weights: so no exponential overflows and no
-denominator vanishes.
+Positions join the sums of the keys beyond the window as they leave the window. So the sums never include a near key,
+and nothing is subtracted. z ⊗ z is symmetric and each product is stored once, so M = 1 + d + d (d + 1) / 2. A row is
+divided by its largest exact weight, or by 1 where that is less and the row has Taylor weights: so no exponential
+overflows and no denominator vanishes.
 
 Departures from the paper:
-- It takes turns of layers with Taylor attention and layers with a window (and short convolutions). A backend lives in
-  one layer, so both are in each, under one denominator. ``window=0`` is the paper's Taylor attention alone.
-- The form in both directions is not the paper's: a scan in each, in both of which the own key has half its weight. On
-  two CPU cores at N = 8192, forward and backward, both take 0.35 (heads of 64) to 0.5 (of 32) of fused full attention's
-  time, and about 0.6 on a Xeon whose fused kernel is faster, not a third: whatever the width of heads, M is 153, and
+- The paper alternates layers with Taylor attention and layers with a window (and short convolutions). A backend belongs
+  to one layer, so each layer has both, under one denominator. ``window=0`` is the paper's Taylor attention alone.
+- The form in both directions is not the paper's: one scan in each, and in both scans the position's own key has half
+  its weight. On two CPU cores at N = 8192, forward and backward, both scans take 0.35 (heads of 64) to 0.5 (of 32) of
+  fused full attention's time, and about 0.6 on a Xeon whose fused kernel is faster: M is 153 for any head width, and
   chunks weigh all their keys, near ones twice.
 - No epsilon is added to the denominator, which is at least 1/4 after that division.
 """

@@ -1,4 +1,4 @@
-"""Big Bird: a window, a few global blocks, and random blocks of its own for every head.
+"""Big Bird: a window, a few global blocks, and random blocks that differ from head to head.
 
 Big Bird: Transformers for Longer Sequences, arXiv:2007.14062, section 2 and appendix D, the internal construction:
 ``out_i = softmax_j(q_i k_jᵀ / √D) v_j`` over the keys j whose block the layout shows to the block of i. Global blocks
@@ -7,9 +7,9 @@ are blocks of the input. Cost: O(N · W · S) time and O(N) memory, for W blocks
 Departures from the paper:
 - The global blocks are the first ones. The authors' code takes the first and the last; which block is the last depends
   on the padding.
-- Random blocks of row i are drawn below twice i, so that a layout drawn for ``max_len`` keeps at least half of them at
-  any shorter length; causal: below i.
-- The causal form (the paper has encoders only): the same layout without the blocks after the row's own.
+- Random blocks of row i are drawn below 2i (causal: below i), so that a layout drawn for ``max_len`` keeps at least
+  half of them at any shorter length.
+- The paper has encoders only. The causal form is the same layout without the blocks after the row's own.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ layout, window + global + random, is that of Big Bird, arXiv:2007.14062, section
 ``out_i = softmax_j(q_i k_jᵀ / √D) v_j`` over the keys j whose block the layout allows for the block of i.
 Cost: O(N · W · S) time and O(N) memory, for W blocks of size S in a row of the layout.
 
-Departures from the papers: random blocks of row i are drawn below twice i, so that a layout drawn for ``max_len``
-keeps at least half of them at any shorter length.
+Departures from the papers: random blocks of row i are drawn below 2i, so that a layout drawn for ``max_len`` keeps at
+least half of them at any shorter length.
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@ products, so the features are ``[relu(x_i) cos(π i / 2M), relu(x_i) sin(π i / 
 Cost: O(N D²) time, O(N D) memory.
 
 Departures from the paper:
-- M is ``max_len``, for every input, where the authors' code takes the length of the (padded) input: so a distance
-  weighs the same in every sample, padding changes nothing, and a causal row knows nothing of how much is to come.
-  Choose ``max_len`` close to the lengths in use; far above them the cosine is nearly flat.
-- i counts all places of the input, padded ones too, as the encoder's positions do.
-- A query whose relu features meet no key's gives 0, where the authors' code divides by 1e-6 at least.
+- M is ``max_len`` for every input; the authors' code takes the length of the (padded) input. So a distance weighs the
+  same in every sample, padding changes nothing, and a causal row does not depend on how many positions follow.
+  Choose ``max_len`` close to the lengths in use: far above them the cosine is nearly flat.
+- i counts all positions of the input, padded ones too, as the encoder's positions do.
+- A query whose products with all keys are 0 gives 0; the authors' code divides by 1e-6 at least.
 """
 
 from __future__ import annotations

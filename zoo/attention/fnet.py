@@ -1,17 +1,18 @@
-"""FNet: tokens mixed by a Fourier transform, with nothing to learn.
+"""FNet: a Fourier transform mixes the tokens, with nothing to learn.
 
 FNet: Mixing Tokens with Fourier Transforms, arXiv:2105.03824, equation 3: ``y = Re(F_seq(F_hidden(x)))``, the real part
 of the discrete Fourier transform over positions and features.
-Cost: O(N log N) time, O(N) memory. It has no query, key and value maps, so 3·d_model² fewer parameters a layer.
+Cost: O(N log N) time, O(N) memory. Without query, key and value maps, a layer has 3·d_model² fewer parameters.
 
-The input is real, so half of the features' spectrum is computed; the other half mirrors it. The transform equals its
-own transpose, so backward is the same transform, and nothing is kept for it.
+The input is real, so half of the features' spectrum is computed: the other half mirrors it. The transform equals its
+own transpose, so backward applies the same transform and stores nothing.
 
 Departures from the paper:
-- The transform is orthonormal, divided by √(N·d_model), so that what comes out is as large as what goes in.
-- The linear map ``out`` follows, which every sublayer here ends in; the paper has none.
-- The transform runs over a sample's real positions, put side by side, whatever the padding: the paper transforms the
-  padding too, so that its amount changes every output. Samples with equally many real positions go together.
+- The transform is orthonormal (divided by √(N·d_model)), so its output is as large as its input.
+- The linear map ``out`` follows, as in every sublayer here; the paper has none.
+- The transform runs over a sample's real positions, moved side by side, so padding changes nothing. The paper
+  transforms the padding too, so the amount of padding changes every output. Samples with equally many real positions
+  run as one batch.
 There is no causal form: each output sums over all positions.
 """
 

@@ -2,7 +2,7 @@
 
 Attention Is All You Need, arXiv:1706.03762, equation 1: ``softmax(q kᵀ / √D) v``; the fused kernels follow
 FlashAttention, arXiv:2205.14135. Cost: O(N² D) time, O(N D) memory.
-Departures from the paper: none (dropout on the attention weights is left out for every backend).
+Departures from the paper: none (no backend here has dropout on the attention weights).
 """
 
 from __future__ import annotations

@@ -1,36 +1,36 @@
 """Gated DeltaNet: a recurrent memory that decays, and in which a new value replaces what its key has stored.
 
 Gated Delta Networks: Improving Mamba2 with Delta Rule, arXiv:2412.06464, equation 10 and section 3.4; on heads
-``S_t = α_t S_{t-1} (I - β_t k_t k_tᵀ) + β_t v_t k_tᵀ``, ``o_t = S_t q_t / √D``, with q, k, v from linear maps, a
-depthwise convolution over the last ``conv_width`` positions and SiLU, q and k of unit length,
-``β_t = sigmoid(b_t + ε)`` and ``α_t = exp(-exp(A) softplus(a_t + δ))``, a and b linear in x, A, δ and ε learned, one
-number a head. The result is ``out(RMSNorm(o) · SiLU(gate(x)))``. It runs in chunks, in which the delta rule is a
-triangular system (DeltaNet, arXiv:2406.06484): see ``zoo.cores.recurrences``.
+``S_t = α_t S_{t-1} (I - β_t k_t k_tᵀ) + β_t v_t k_tᵀ``, ``o_t = S_t q_t / √D``. Linear maps, a depthwise convolution
+over the last ``conv_width`` positions and SiLU give q, k and v; q and k have unit length.
+``β_t = sigmoid(b_t + ε)`` and ``α_t = exp(-exp(A) softplus(a_t + δ))``, a and b linear in x; A, δ and ε are learned,
+one number a head. The result is ``out(RMSNorm(o) · SiLU(gate(x)))``. The scan runs in chunks, in which the delta rule
+is a triangular system (DeltaNet, arXiv:2406.06484): see ``zoo.cores.recurrences``.
 Cost: O(N D²) time and O(N D) memory. On two CPU cores both directions at N = 8192, forward and backward, take about 0.4
-of fused full attention's time (0.6 to 0.8 on a Xeon whose fused kernel is faster), not a third: a chunk needs ten
-products, a triangular system, decays and a convolution in each direction, most of it twice since backward computes
-chunks again. Products alone take a third of its time.
+of fused full attention's time (0.6 to 0.8 on a Xeon whose fused kernel is faster): a chunk needs ten products, a
+triangular system, decays and a convolution in each direction, most of which run twice since backward computes chunks
+again. Products alone take a third of the time.
 
-On mqar at 64 tokens, after 1,000 steps of 64 samples at 3e-3, the best of three rates, it recalls 90.8 % (one seed,
-``results/cpu-2core/mqar_64``).
+On mqar at 64 tokens it recalls 90.8 % after 1,000 optimizer steps of 64 samples (learning rate 3e-3, the best of three;
+one seed, ``results/cpu-2core/mqar_64``).
 
 Departures from the paper:
-- Keys and values are both as wide as the model: 5 · d_model² parameters, where the paper has 6 with keys of 0.75 and
-  values of 1.5 · d_model.
-- 1 / √D and the epsilons are those of the authors' code; they set the scale before the norm, no more.
+- Keys and values are both as wide as the model: 5 · d_model² parameters. The paper has 6 · d_model², with keys of 0.75
+  and values of 1.5 · d_model.
+- 1 / √D and the epsilons are those of the authors' code; they only set the scale before the norm.
 - The paper is causal. In both directions the same weights, convolution included, run from the first position to the
-  last and from the last to the first, and the outputs are summed before the norm, so a position reads itself twice.
+  last and from the last to the first; the outputs are summed before the norm, so a position reads itself twice.
 - Rotary positions are not applied, as in the paper: decay and convolution tell the order.
-- It starts where it reads some of all values: the convolution takes little but the own position, whose q and k it
-  multiplies by 3, so that SiLU makes them mostly positive; and ε, which the authors do not have, makes β 0.02, with
-  which the delta rule does not erase at once what all keys have in common. The authors draw taps around 0 and have a β
-  of 1/2: values come with either sign, no first gradient says which of them occur, and training starts at a saddle.
-  Heads fade within 1,000 positions at first; the authors draw rates at half of which 12 positions are forgotten, which
-  a layer of few heads cannot spread. On noisy recall (64 tokens, 8 pairs, 2 heads, causal, 32 samples a step, rate
-  3e-3, one seed) it has 96.6 % after 300 steps and 99.5 after 400:
-  ``python -m benchmarks.recall_steps --variants gated_deltanet --causal``; ``--initialisation authors`` draws theirs.
-  At 128 tokens (``--seq-len 128``) it has 72.5 % after 300 steps and 95.8 after 400.
-A padded position reads as zeros in the convolution, and leaves the state as it is: β = 0, α = 1.
+- A fresh layer reads some of all values. The convolution takes little but the position itself, whose q and k it
+  multiplies by 3, so that SiLU makes them mostly positive. ε, which the authors do not have, makes β 0.02, so that the
+  delta rule does not erase at once what all keys have in common. The authors draw taps around 0 and have a β of 1/2:
+  values come with either sign, the first gradients do not show which values occur, and training starts at a saddle.
+  Heads fade within 1,000 positions at first. Half of the rates that the authors draw forget within 12 positions; a
+  layer of few heads cannot cover the range of such rates. On noisy recall (64 tokens, 8 pairs, 2 heads, causal, 32
+  samples a step, rate 3e-3, one seed) it reaches 96.6 % after 300 optimizer steps and 99.5 % after 400:
+  ``python -m benchmarks.recall_steps --variants gated_deltanet --causal``. ``--initialisation authors`` starts as the
+  authors do. At 128 tokens (``--seq-len 128``) it reaches 72.5 % after 300 optimizer steps and 95.8 % after 400.
+The convolution reads a padded position as zeros, and the state stays as it is there: β = 0, α = 1.
 """
 
 from __future__ import annotations

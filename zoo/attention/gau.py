@@ -1,22 +1,24 @@
 """Gated attention unit with mixed chunk attention (FLASH): squared-relu attention in chunks, linear attention over all.
 
-Transformer Quality in Linear Time, arXiv:2202.10447, sections 2 and 3: with u, v (N, e) and z (N, s) each a SiLU of a
-linear map of x, and queries and keys for two attentions, each z with its own learned scale and offset per feature,
+Transformer Quality in Linear Time, arXiv:2202.10447, sections 2 and 3. u, v (N, e) and z (N, s) are each SiLU of a
+linear map of x. Two attentions have queries q, q' and keys k, k', each z with its own learned scale and offset per
+feature:
 
     out = (u ∘ (quadratic + linear)) W_o
-    quadratic_i = Σ_j relu(q_i·k_j / c)² v_j   over the keys j of the own chunk of c positions
+    quadratic_i = Σ_j relu(q_i·k_j / c)² v_j   over the keys j in i's chunk of c positions
     linear_i = q'_i Σ_j k'_jᵀ v_j / n          over all n keys; when causal, over the n keys of earlier chunks
 
-When causal, j <= i in the quadratic part. There is one head. Chunks are of places, padded ones included.
+When causal, j <= i in the quadratic part. There is one head. Padded positions count when the sequence is cut into
+chunks.
 Cost: O(N (c + s) e) time, O(N e) memory.
 
 Departures from the paper:
-- ``expand`` = e / d_model is 1, so that the layer is as large as others; the paper has 2, and no feed-forward.
+- ``expand`` = e / d_model is 1, so a layer is as large as that of other backends; the paper has 2, and no feed-forward.
 - The quadratic part has no relative bias: positions are those of the encoder. Rotary ones turn all queries and keys.
-- n is the number of the real keys that are summed. So neither padding nor what is to come changes the scale.
-- Scales begin as constants for which the weights of a row have a sum of the order of 1; the paper draws them of size
-  0.02, which with squares and without bias gives hardly any attention at first.
-- The norm at the beginning of the paper's unit has no gain here: that of the encoder's LayerNorm stands before it.
+- n counts the real keys in the sum, so neither padding nor later positions change the scale.
+- Scales start at constants with which the weights of a row sum to the order of 1. The paper draws scales of size 0.02,
+  which, with squares and without bias, give hardly any attention at first.
+- The norm at the beginning of the paper's unit has no gain here: the encoder's LayerNorm before it has one.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
 """Hedgehog: linear attention with learned features that can be trained to mimic softmax attention.
 
 The Hedgehog & the Porcupine: Expressive Linear Attentions with Softmax Mimicry, arXiv:2402.04347, section 4: kernel
-attention ``out_i = Σ_j a_ij v_j``, ``a_ij = φ(q_i)·φ(k_j) / Σ_j φ(q_i)·φ(k_j)`` with ``φ(x) = [exp(x W), exp(-x W)]``,
-W a learned D × D matrix for each head, one for queries and one for keys, that starts as the identity. The authors' code
-divides each half by its sum over the features, ``φ(x) = [softmax(x W), softmax(-x W)]``, and so does this.
+attention ``out_i = Σ_j a_ij v_j``, ``a_ij = φ(q_i)·φ(k_j) / Σ_j φ(q_i)·φ(k_j)`` with ``φ(x) = [exp(x W), exp(-x W)]``.
+Each head learns two D × D matrices W, one for queries and one for keys, that start as the identity. The authors' code
+divides each half by its sum over the features, ``φ(x) = [softmax(x W), softmax(-x W)]``; so does this backend.
 Cost: O(N D²) time, O(N D) memory.
 
-``distillation_loss`` is what the paper trains the maps with before anything else: the cross-entropy of a, given the
-weights of softmax attention over the same queries and keys. It is quadratic in time, and linear in memory.
+The paper first trains only the maps W, with ``distillation_loss``: the cross-entropy of a, given the weights of softmax
+attention over the same queries and keys. The loss takes O(N²) time and O(N) memory.
 
 Departures from the paper:
 - W has no bias, as in the authors' code.
-- No feature is raised to 1e-12 (the authors' code does, so that no denominator vanishes): features are kept as
-  logarithms over a reference for each (see ``zoo.cores.kernel_attention``), which changes nothing in the quotient. When
-  causal, a key whose feature exceeds that reference by more than e⁵⁹ (float32) counts as e⁵⁹ in its own chunk.
+- The authors' code raises features to 1e-12 so that no denominator vanishes. Here features are logarithms over a
+  reference for each feature (see ``zoo.cores.kernel_attention``), which cancels in the quotient. When causal, a feature
+  above e⁵⁹ times its reference (float32) counts as e⁵⁹ times the reference in its own chunk.
 """
 
 from __future__ import annotations

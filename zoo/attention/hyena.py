@@ -1,37 +1,37 @@
-"""Hyena: long convolutions and gates in turn, with filters that a small network writes.
+"""Hyena: gates and long convolutions in turn; a small network writes the filters.
 
-Hyena Hierarchy: Towards Larger Convolutional Language Models, arXiv:2302.10866, definition 3.1, with P = ``order``:
-linear maps of the input and a short convolution of each give the gates g¹ … g^P and the values v. Then
+Hyena Hierarchy: Towards Larger Convolutional Language Models, arXiv:2302.10866, definition 3.1, with P = ``order``.
+Linear maps of the input, each followed by a short convolution, give the gates g¹ … g^P and the values v. Then
 
 ``z¹ = g¹ v,  z^{p+1} = g^{p+1} (h^p * z^p),  y = z^P``
 
-and a linear map. Each h^p has for each channel a skip D at lag 0 and ``h_t = window(t) · MLP(features(t))``
-(equation 7), where t is the lag over ``max_len``, the features are t and sines and cosines of t, the network has sines
-as activations, and the windows fall as exp(−α |t|), α from 3 to 15 over the channels. So filters do not depend on the
-length of the input.
+and a linear map. In each channel a filter h^p has a skip D at lag 0 and ``h_t = window(t) · MLP(features(t))``
+(equation 7). t is the lag over ``max_len``, so filters do not depend on the length of the input. The features are t and
+sines and cosines of t, the activations of the network are sines, and the windows fall as exp(−α |t|), α from 3 to 15
+over the channels.
 Cost: O(P N log N) time, O(P N) memory.
 
-Step form: a convolution has no constant state, so the inputs of each are kept. Every 128 steps one transform adds up
-what they all give to the next 128 positions; between, a step adds the inputs since. So a step costs O(N log N / 128)
-on average for each channel, and the filters at up to 128 lags.
+Step form: a convolution has no state of constant size, so steps store the inputs of each one. Every 128 steps, one
+transform adds up what all stored inputs give to the next 128 positions; a step in between adds only the inputs since
+then. So for each channel a step costs O(N log N / 128) on average, and the filters at up to 128 lags.
 
-Filters do not depend on what stands where, so a channel compares positions at the lags alone that its filter holds, and
-recall takes a width that grows with the length (Zoology, arXiv:2312.04927, section 4; in its Figure 2, up to 64 epochs
-of 100,000 samples lead to about 52 % at a d_model of 64 and 87 % at 512, on mqar of 64 tokens with the pairs at the
-start). On mqar at 64 tokens, after 1,000 steps of 64 samples at 3e-3, the best of three rates, it recalls 2.9 % (one
-seed, ``results/cpu-2core/mqar_64``).
+Filters do not depend on the content, so a channel compares positions only at the lags of its filter, and recall takes
+a width that grows with the length (Zoology, arXiv:2312.04927, section 4). In Zoology's Figure 2, up to 64 epochs of
+100,000 samples reach about 52 % at a d_model of 64 and 87 % at 512, on mqar of 64 tokens with the pairs at the start.
+On mqar at 64 tokens it recalls 2.9 % after 1,000 optimizer steps of 64 samples (learning rate 3e-3, the best of three;
+one seed, ``results/cpu-2core/mqar_64``).
 
 Departures from the paper:
-- There are P − 1 long filters for P gates: the short convolution stands in place of the first, as in the authors' code.
-- In both directions the short convolution is centred and the filters have two sides: the network is asked for negative
-  lags too, which its odd features tell from positive ones. Values at padded positions are 0 in every convolution.
-- Windows are scaled to an energy of 1, so that a layer starts with outputs as large as its inputs at any ``max_len``.
-- The options are those of the authors' experiments (HazyResearch/safari), not of their class (16, 1 and one band): 64
-  hidden units, 16 bands as on the Pile (``emb_dim`` 33), a frequency of 10 as in recall at 131,072 tokens (14 on the
-  Pile). At a d_model of 256 the network adds a tenth to a layer's parameters. It is trained without weight decay, as
-  theirs; its features are not learned, and it has the learning rate of all other parameters.
-- All of it runs in float32 also under autocast: it multiplies P + 1 maps of the input, so inputs that are 100 times as
-  large give results that float16 does not hold.
+- P gates have P − 1 long filters: the short convolution takes the place of the first, as in the authors' code.
+- In both directions the short convolution is centred and the filters have two sides: the network also gets negative
+  lags, which its odd features tell from positive ones. Values at padded positions are 0 in every convolution.
+- Windows are scaled to an energy of 1, so a fresh layer's outputs are as large as its inputs at any ``max_len``.
+- The options are those of the authors' experiments (HazyResearch/safari), not the defaults of their class (16, 1 and
+  one band): 64 hidden units, 16 bands as on the Pile (``emb_dim`` 33), a frequency of 10 as in recall at 131,072 tokens
+  (14 on the Pile). At a d_model of 256 the network adds a tenth to a layer's parameters. The network has no weight
+  decay, as in their code; its features are not learned, and its learning rate is that of all other parameters.
+- Everything runs in float32, also under autocast: the layer multiplies P + 1 maps of the input, so inputs 100 times as
+  large give results that float16 cannot hold.
 """
 
 from __future__ import annotations

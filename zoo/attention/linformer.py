@@ -7,8 +7,8 @@ Cost: O(N M D) time, O(N D + M D) memory.
 Departures from the paper:
 - Padded keys and values are set to 0 before the projection, so padding changes nothing.
 - Inputs shorter than ``max_len`` use the first N columns of E and F.
-- Queries and keys start as every backend's here, at variance 1/3; the authors' fairseq code has 1/2.
-- Sharing across layers is not offered: a backend lives in one layer.
+- Queries and keys start at variance 1/3, the default here; the authors' fairseq code has 1/2.
+- Layers do not share E and F: a backend belongs to one layer.
 There is no causal form: E mixes the future into every projected key.
 """
 

@@ -1,15 +1,15 @@
-"""Longformer: a sliding window, and a few global tokens with projections of their own.
+"""Longformer: a sliding window, and a few global tokens with their own projections.
 
-Longformer: The Long-Document Transformer, arXiv:2004.05150, section 3.1. The first g positions are global: every query
-sees them beside its window, |i − j| <= w; and they see everything, through queries, keys and values of their own
-(``Q_g, K_g, V_g``) : ``out_i = softmax_j(q_i k_jᵀ / √D) v_j`` over the window and the global keys, and for i < g
-``out_i = softmax_j(q_g,i k_g,jᵀ / √D) v_g,j`` over all j. Cost: O(N · (w + g)) time and O(N) memory.
+Longformer: The Long-Document Transformer, arXiv:2004.05150, section 3.1. The first g positions are global. Every other
+query sees its window, |i − j| <= w, and the global positions: ``out_i = softmax_j(q_i k_jᵀ / √D) v_j``. A global
+position, i < g, sees all j through its own queries, keys and values (``Q_g, K_g, V_g``):
+``out_i = softmax_j(q_g,i k_g,jᵀ / √D) v_g,j``. Cost: O(N · (w + g)) time and O(N) memory.
 
 Departures from the paper:
 - The global tokens are the first positions (where a CLS token or a question stands), not chosen for each input.
 - No dilated windows (the paper dilates some heads of its language models; ``dilated`` has dilation).
-- Causal form: the window looks back only. The global tokens are memories of the beginning, seen by all; they see
-  their past as others do, with the projections of others. The paper's language models leave them out.
+- Causal form: the window looks back only. All later positions see the global tokens, which see their past as other
+  positions do, with the projections of other positions. The paper's language models have no global tokens.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
-"""Luna: attention packed into a short learned sequence, and unpacked from it.
+"""Luna: attention packs all positions into a short learned sequence, and unpacks them from it.
 
 Luna: Linear Unified Nested Attention, arXiv:2106.01540, section 3:
-``Y_P = Attn(P, X, X)``, ``Y_X = Attn(X, Y_P, Y_P)``, with P a learned sequence of M vectors (l in the paper) and
-``Attn(X, C, C) = softmax((X W_Q) (C W_K)ᵀ / √D) C W_V`` on heads. Both run on torch's fused kernels.
+``Y_P = Attn(P, X, X)`` (pack), ``Y_X = Attn(X, Y_P, Y_P)`` (unpack), with P a learned sequence of M vectors (l in the
+paper) and ``Attn(X, C, C) = softmax((X W_Q) (C W_K)ᵀ / √D) C W_V`` on heads. Both run on torch's fused kernels.
 Cost: O(N M D) time, O(N D + M D) memory.
 
-The parameters are those of the paper: W_Q, W_K and W_V for each of the two attentions, W_K = W_V within each
-("Reducing the number of parameters") unless ``tie_kv`` is off, and an output map after the second.
+The parameters are those of the paper: W_Q, W_K and W_V for each of the two attentions, with W_K = W_V within each
+("Reducing the number of parameters") unless ``tie_kv`` is off, and an output map after the second attention.
 
 Departures from the paper:
-- Each layer has a P of its own. In the paper the P of a layer is Y_P of the layer below, added to its P and normalised;
-  here a backend lives in one layer. LayerNorm stands only on that way to the next layer, so there is none here.
-- P has the size of normalised inputs (unit variance) and no positions: it is learned, so it can hold them.
-- With rotary positions the keys of pack and the queries of unpack are turned by theirs; P has none, and its side of
-  both products stays as it is.
-There is no causal form: the paper's replaces the softmax of pack by an activation of each logit, with sums over the
-past. That is another function than this one, not this one restricted to the past.
+- Each layer has its own P. In the paper, a layer adds Y_P of the layer below to that layer's P and normalises the sum.
+  Here a backend belongs to one layer. The paper's LayerNorm is only on that path between layers, so there is none here.
+- P starts at the size of normalised inputs (unit variance). P gets no positions: it is learned, so it can hold them.
+- Rotary positions turn the keys of pack and the queries of unpack. P has no positions, so its side of both products is
+  not turned.
+There is no causal form. The paper's causal form replaces the softmax of pack by an activation of each logit, with sums
+over the past: a different function, not this one restricted to the past.
 """
 
 from __future__ import annotations

@@ -1,29 +1,30 @@
 """Mamba-2: a linear recurrence whose decay, input and output depend on the token.
 
-Transformers are SSMs, arXiv:2405.21060, sections 5 to 7 (state space duality, SSD). Each head has a scalar a < 0; each
-token gives it a step Δ_t > 0, and to all heads together vectors B_t and C_t:
+Transformers are SSMs, arXiv:2405.21060, sections 5 to 7 (state space duality, SSD). Each head has a scalar a < 0. Each
+token gives every head a step size Δ_t > 0, and all heads together the vectors B_t and C_t:
 ``S_t = exp(Δ_t a) S_{t-1} + Δ_t B_tᵀ x_t, y_t = C_t S_t + D x_t``. x, B, C, Δ and a gate z are projections of the
 input; x, B and C first pass a short depthwise convolution and SiLU. The layer is ``out(RMSNorm(y ⊙ SiLU(z)))``.
 Cost: O(N M C) time, O(N C) memory, with M the rows of the state. On two cores of a Xeon both directions at N = 8192,
-forward and backward, take 0.36 to 0.5 of fused full attention's time, not a third: the fused kernel is fast there, and
-a chunk is many small operations, most of them twice since backward computes chunks again.
+forward and backward, take 0.36 to 0.5 of fused full attention's time: the fused kernel is fast there, and a chunk is
+many small operations, most of which run twice since backward computes chunks again.
 
-In both directions a second scan, from the end, with Δ, B and C of its own, adds what comes after t: so the position
-itself counts once, in the forward scan and in D. Hydra (arXiv:2407.09941) has two such scans, which share a, x and the
-bias of Δ as here; but neither reads the position itself, and its D depends on the token. The convolution is centred
-then, as in Hydra.
+In both directions a second scan, from the end, with its own Δ, B and C, adds what comes after t. So the position itself
+counts once, in the forward scan and in D. Hydra (arXiv:2407.09941) also has two such scans that share a, x and the bias
+of Δ; but neither reads the position itself, and Hydra's D depends on the token. In both directions the convolution is
+centred, as in Hydra.
 
-On mqar at 64 tokens, after 1,000 steps of 64 samples at 3e-3, the best of three rates, it recalls 99.0 % (one seed,
-``results/cpu-2core/mqar_64``).
+On mqar at 64 tokens it recalls 99.0 % after 1,000 optimizer steps of 64 samples (learning rate 3e-3, the best of three;
+one seed, ``results/cpu-2core/mqar_64``).
 
 Departures from the paper:
-- x is as wide as d_model, not twice, so that a layer has about the parameters of ``full``; ``expand`` is that factor.
+- x is as wide as d_model, not twice, so a layer has about as many parameters as ``full``; ``expand`` is that factor.
   M is 64; the paper's code has 128 by default.
-- A layer has as many heads as the others here; in the paper they are 64 wide.
-- It starts where it reads some of all values, as ``gated_deltanet`` does and for its reason: the convolution takes
-  little but the own position, whose B and C it multiplies by 3, so that SiLU makes them mostly positive. The authors
-  draw taps around 0. On the same noisy recall it has 18.7 % after 300 steps at 3e-3 and 94.3 after 400.
-- Padding has Δ = 0, which leaves the state as it is, and the convolution reads zeros there.
+- A layer has as many heads as other backends; in the paper heads are 64 wide.
+- A fresh layer reads some of all values, as in ``gated_deltanet`` and for the same reason: the convolution takes little
+  but the position itself, whose B and C it multiplies by 3, so that SiLU makes them mostly positive. The authors draw
+  taps around 0. On the noisy recall of ``gated_deltanet`` it reaches 18.7 % after 300 optimizer steps at 3e-3, and
+  94.3 % after 400.
+- Padding has Δ = 0, which leaves the state unchanged, and the convolution reads zeros there.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The mean of all values at every position: the control with mixing but without choice.
+"""The mean of all values at every position: the control that mixes without choosing.
 
-Not from a paper. Each position gets ``out(mean_j value(x_j))`` over the real positions j, which is what attention
-computes when all its logits are equal. A task that this control learns needs a bag of tokens and no attention.
-Cost: O(N) time, O(N) memory. It has no query and key projections, so it has 2·d_model² fewer parameters a layer.
+Not from a paper. Each output is ``out(mean_j value(x_j))`` over the real positions j, as in attention whose logits are
+all equal. A task that this control learns needs a bag of tokens, not attention.
+Cost: O(N) time, O(N) memory. Without query and key projections, a layer has 2·d_model² fewer parameters.
 
 ``value`` is linear, so it is applied to the mean: one row a sample instead of N.
-The causal form is the running mean, over the real positions up to the own one.
+The causal form is the running mean: at position i, over the real positions up to i.
 """
 
 from __future__ import annotations

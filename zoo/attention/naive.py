@@ -2,8 +2,8 @@
 
 Attention Is All You Need, arXiv:1706.03762, equation 1, as every textbook writes it:
 ``softmax(q kᵀ / √D) v`` with the N × N weights held in memory. Cost: O(N² D) time, O(N²) memory.
-The step form has one row of weights, and runs as that of ``full``.
-Departures from the paper: none (dropout on the attention weights is left out for every backend).
+A step has one row of weights, and runs the step form of ``full``.
+Departures from the paper: none (no backend here has dropout on the attention weights).
 """
 
 from __future__ import annotations

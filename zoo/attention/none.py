@@ -1,8 +1,8 @@
 """No mixing between positions: the control.
 
-Not from a paper. Each position gets ``out(value(x))`` of itself alone, which is what attention computes when
-every position attends only to itself. A task that this control learns does not measure attention.
-Cost: O(N) time and memory. It has no query and key projections, so it has 2·d_model² fewer parameters a layer.
+Not from a paper. Each output is ``out(value(x))`` of its own position, as in attention where every position attends
+only to itself. A task that this control learns does not measure attention.
+Cost: O(N) time and memory. Without query and key projections, a layer has 2·d_model² fewer parameters.
 """
 
 from __future__ import annotations

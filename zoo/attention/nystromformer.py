@@ -9,12 +9,12 @@ Cost: O(N M D + M³) time, O(N D + M²) memory: both softmaxes run on torch's fu
 The inverse magnifies rounding by up to its norm, so inputs of low precision are computed in float32.
 
 Departures from the paper:
-- The norms of Z₀ are those of each sample's and head's own A. Public code takes them over the whole batch, by which a
-  sample's output depends on its batch-mates.
-- Segments split the real positions of each sample, in their order, by its own real length, so padding changes nothing.
+- Z₀ takes the norms of each sample's and head's own A. Public code takes them over the whole batch, so a sample's
+  output depends on the rest of the batch.
+- Segments split each sample's real positions in order, by the sample's own real length, so padding changes nothing.
   Where the length is no multiple of M, segments differ in size by one. A padded value counts as 0 in DConv.
-- A sample of at most M real positions has each of them as a landmark. ``A A⁺ A = A`` then makes the method exact
-  attention, which is computed as such: the iterations would only come near it.
+- In a sample of at most M real positions each position is a landmark. ``A A⁺ A = A`` then makes the method exact
+  attention, and it runs as such: the iterations would only approximate it.
 There is no causal form: a landmark is a mean over positions before and after a query, and the inverse mixes them all.
 """
 

@@ -1,27 +1,28 @@
-"""Performer: the softmax kernel estimated without bias by M positive random features (FAVOR+).
+"""Performer: M positive random features estimate the softmax kernel without bias (FAVOR+).
 
 Rethinking Attention with Performers, arXiv:2009.14794, lemma 1 and section 2.4: with ``x' = x / D^¼``,
 ``φ(x) = exp(W x' - |x'|² / 2) / √M``, so that the mean of ``φ(q) φ(k)ᵀ`` over W is ``exp(q·k / √D)``. The rows of W are
-Gaussian, and orthogonal within blocks of D, which lowers the variance; all heads share W.
+Gaussian, and orthogonal within blocks of D, which lowers the variance. All heads share W.
 Cost: O(N M D) time, O(N D) memory.
 
-The estimate is without bias, but its variance grows exponentially with the lengths of queries and keys, so a sharp
-weight needs very many features. Of 64 keys of one length (D = 16), that which equals the query gets 89 % of softmax
-attention's weight where its logit is 8, and 17, 26 and 37 % of this one's with M = 64, 256 and 1024. To look a key up,
-as mqar and noisy_recall ask, is to give such weights: on mqar at 64 (M = 64, D = 16, the context at a random place) 600
-steps at 3e-3 lead to 50 %, and 500 lead full to 89 and 96 %.
+The estimate is unbiased, but its variance grows exponentially with the lengths of queries and keys, so a sharp weight
+needs very many features. Example: 64 keys of one length (D = 16), one of which equals the query and has a logit of 8.
+Softmax attention gives this key 89 % of the weight; Performer gives it 17, 26 and 37 % with M = 64, 256 and 1024.
+Looking up a key, as mqar and noisy_recall require, needs such weights: on mqar at 64 tokens (M = 64, D = 16, the
+context at a random place) Performer reaches 50 % after 600 optimizer steps at 3e-3, and ``full`` 89 and 96 % (two
+seeds) after 500.
 
-On mqar at 64 tokens, after 1,000 steps of 64 samples at 3e-3, the best of three rates, it recalls 98.9 % (one seed,
-``results/cpu-2core/mqar_64``).
+On mqar at 64 tokens it recalls 98.9 % after 1,000 optimizer steps of 64 samples (learning rate 3e-3, the best of
+three; one seed, ``results/cpu-2core/mqar_64``).
 
 Departures from the paper:
-- No epsilon is added to the features. The authors' code needs one because it divides all keys by one maximum; with
-  keys larger than in a fresh model it drowns the features. Here each feature has a maximum of its own (see
-  ``zoo.cores.kernel_attention``), so no denominator vanishes, and what is computed is the equation itself.
-- When causal, that maximum is over the keys of earlier chunks; a key that exceeds it by more than e⁵⁹ (float32) counts
-  as e⁵⁹ for the rows of its own chunk.
-- W is drawn again between steps of training, every ``redraw_interval`` of them, when the training loop says
-  ``encoder.redraw(after=steps)``, as ``compare`` does. performer-pytorch counts forwards instead, 1000 by default; the
+- No epsilon is added to the features. The authors' code needs one because it divides all keys by one maximum; with keys
+  larger than in a fresh model, the epsilon drowns the features. Here each feature has its own maximum (see
+  ``zoo.cores.kernel_attention``), so no denominator vanishes and the result is that of the equation.
+- In the causal form that maximum is over the keys of earlier chunks. A feature above e⁵⁹ times the maximum (float32)
+  counts as e⁵⁹ times the maximum for the rows of its own chunk.
+- W is drawn again every ``redraw_interval`` optimizer steps where the training loop calls
+  ``encoder.redraw(after=steps)``, as ``compare`` does. performer-pytorch counts forwards instead (1000 by default); the
   authors' JAX code draws in every forward.
 """
 

@@ -1,26 +1,26 @@
 """Reformer: attention within buckets of a locality-sensitive hash.
 
-Reformer: The Efficient Transformer, arXiv:2001.04451, section 2. Queries and keys are shared, ``k = q / |q|``.
-``h(x) = argmax([x R; -x R])`` with random rotations R; positions are sorted by (bucket, position) and cut into
+Reformer: The Efficient Transformer, arXiv:2001.04451, section 2. Queries and keys are shared, ``k = q / |q|``. The hash
+is ``h(x) = argmax([x R; -x R])`` with random rotations R. Positions are sorted by (bucket, position) and cut into
 chunks of S; each chunk attends to itself and to the chunk before it. Rounds with different R are joined by their
-log-sum-exp (equations 4 to 6). A position attends to itself only where nothing else is there (logit −1e5).
+log-sum-exp (equations 4 to 6). A position attends to itself only where it sees nothing else (logit −1e5).
 Cost: O(R N (S D + log N)) time; O(R N) memory. The hash multiplies with N / (2S) columns, so it is quadratic with a
-small factor: as much as the attention itself at N = 12 S², 49,152 for S = 64.
+small factor: it costs as much as the attention itself at N = 12 S², 49,152 for S = 64.
 
-On mqar at 64 tokens, after 1,000 steps of 64 samples at 1e-3, the best of three rates, it recalls 100.0 % with buckets
-of 8 (one seed, ``results/cpu-2core/mqar_64``).
+On mqar at 64 tokens it recalls 100.0 % with buckets of 8 after 1,000 optimizer steps of 64 samples (learning rate 1e-3,
+the best of three; one seed, ``results/cpu-2core/mqar_64``).
 
 Departures from the paper:
 - The rotations stay the same between calls; ``redraw()`` draws new ones. The authors' code draws in every forward.
-- Queries start at the variance of every backend here, 1/3, as in ports to torch; the authors' Glorot weights give 1.
-- The number of buckets follows each sample's own real length, and padding is left out of the sort, so neither
-  padding nor batch-mates change anything. (Causal: see below.)
-- A pair that meets in several rounds counts once in each, as in the authors' code (equation 6 divides it out).
+- Queries start at variance 1/3, the default here, as in ports to torch; the authors' Glorot weights give 1.
+- The number of buckets follows each sample's own real length, and the sort leaves padding out. So neither padding nor
+  the rest of the batch changes a sample's output. (Causal: see below.)
+- A pair that meets in several rounds counts once in each, as in the authors' code (equation 6 divides by their number).
 - Logits are q·k without 1/√D, as in the authors' code: k has unit length.
-- Causal form: chunks start anew at each bucket and attend within the bucket. In the sorted order of the paper the
-  chunk limits depend on how many *future* positions fall into earlier buckets, which leaks the future. So would a
-  number of buckets that follows the length: it follows ``max_len`` there, whatever comes. Choose ``max_len`` near the
-  lengths in use; far below it buckets hold few positions, and so queries see few.
+- Causal form: chunks start anew at each bucket and attend within the bucket. In the paper's sorted order the chunk
+  limits depend on how many *future* positions fall into earlier buckets, which leaks the future. A number of buckets
+  that follows the length would leak it too, so the number follows ``max_len``. Choose ``max_len`` near the lengths in
+  use: inputs far below it leave few positions in a bucket, so queries see few.
 """
 
 from __future__ import annotations

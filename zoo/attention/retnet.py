@@ -1,29 +1,32 @@
-"""RetNet: retention, in which what a key has written fades at a fixed rate, another one in each head.
+"""RetNet: retention, in which what a key has written fades at a fixed rate that differs from head to head.
 
 Retentive Network: A Successor to Transformer for Large Language Models, arXiv:2307.08621, equations 5 to 8:
-``S_n = γ S_{n-1} + k_nᵀ v_n, o_n = q_n S_n``, with ``γ = 1 - 2^(-5-h)`` in head h = 0, 1, … and queries and keys turned
-by their position; then ``out(swish(W_G x) ⊙ GroupNorm(o))``, each head a group. It runs in chunks (equation 7).
+``S_n = γ S_{n-1} + k_nᵀ v_n, o_n = q_n S_n``, with ``γ = 1 - 2^(-5-h)`` in head h = 0, 1, … Queries and keys are turned
+by their position. The result is ``out(swish(W_G x) ⊙ GroupNorm(o))``, each head a group. The scan runs in chunks
+(equation 7).
 Cost: O(N D²) time, O(N D) memory.
 
-In both directions what i reads of j is ``γ^|i-j| q_i k_jᵀ v_j``: a scan forward and one back, less the position itself,
-which both have. The paper has the causal form only.
+In both directions i reads ``γ^|i-j| q_i k_jᵀ v_j`` from j: the sum of a scan forward and a scan back, minus the
+position itself, which both include. The paper has the causal form only.
 
-What it recalls it learns late: queries and keys have either sign, so the first readings say nothing of which values
-occur, and training starts at a saddle (``gated_deltanet``). Noisy recall at 64 tokens (8 pairs, 2 heads, causal, 32
-samples a step, rate 1e-2) is at chance, 1.2 %, after 400 steps, where ``gated_deltanet`` has 99.5 % at 3e-3:
+RetNet learns recall late: queries and keys have either sign, so the first readings do not show which values occur, and
+training starts at a saddle (``gated_deltanet``). Noisy recall at 64 tokens (8 pairs, 2 heads, causal, 32 samples a
+step, rate 1e-2) is at chance, 1.2 %, after 400 optimizer steps, where ``gated_deltanet`` has 99.5 % at 3e-3:
 ``python -m benchmarks.recall_steps --variants retnet --rates 1e-2 --causal``.
-On mqar at 64 tokens the causal form recalls 95.4 % after 4,000 steps of 64 samples at 3e-3 (one seed,
-``results/cpu-2core/mqar_64_causal``), 77 % on validation after 800 of them. In both directions it recalls 3.0 % after
-1,000 steps at the best of three rates (``results/cpu-2core/mqar_64``): take the causal form to look keys up.
+On mqar at 64 tokens the causal form recalls 95.4 % after 4,000 optimizer steps of 64 samples at 3e-3 (one seed,
+``results/cpu-2core/mqar_64_causal``), and 77 % on validation after the first 800. In both directions it recalls 3.0 %
+after 1,000 optimizer steps at the best of three rates (``results/cpu-2core/mqar_64``): take the causal form to look up
+keys.
 
 Departures from the paper:
-- Values are as wide as d_model, not twice, for about the parameters of ``full``; ``expand`` is that factor.
-- Of the normalisations before GroupNorm only 1/√D stays. The others divide a row by a number, which GroupNorm undoes;
+- Values are as wide as d_model, not twice, so a layer has about as many parameters as ``full``; ``expand`` is that
+  factor.
+- Of the normalisations before GroupNorm only 1/√D remains. The others divide a row by a number, which GroupNorm undoes;
   they keep half precision in range, and sums are float32 here. GroupNorm learns no scale, as in the authors' code.
-- Features m and m + D/2 are turned as a pair, as by rotary positions here; an odd last one stays. They are turned
+- Features m and m + D/2 turn as a pair, as with rotary positions here; an odd last feature does not turn. They turn
   whatever positions the encoder has. xPos also scales queries and keys, which γ replaces.
-- A layer has as many decays as heads: one head has γ = 31/32 alone.
-- Padding is passed over: distances and rotation count real positions.
+- A layer has as many decays as heads: a layer of one head has γ = 31/32 alone.
+- Padding is skipped: distances and rotation count real positions.
 """
 
 from __future__ import annotations

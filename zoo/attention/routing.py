@@ -1,25 +1,26 @@
-"""Routing attention: attention within clusters that k-means finds among queries and keys.
+"""Routing attention: attention within the clusters that k-means makes of queries and keys.
 
 Efficient Content-Based Sparse Attention with Routing Transformers, arXiv:2003.05997, sections 4.1 and 4.2. Each head
 has centroids μ_c, shared by its queries and keys. Cluster c takes the w queries and the w keys with the largest
-``x·μ_c / |x|``; its queries attend to its keys; a position's output is the mean over the clusters that took its query,
-0 where none did. N real positions use ⌈N / w⌉ clusters.
-Cost: O(N w D) time for attention and O(N² D / w) for the similarities: O(N^1.5) at the w = √N of the paper; for a fixed
-w quadratic with a small factor, as much as the attention itself at N = w², 16,384 for w = 128. O(N D) memory.
+``x·μ_c / |x|``; its queries attend to its keys. A position's output is the mean over the clusters that took its query,
+or 0 if none did. N real positions use ⌈N / w⌉ clusters.
+Cost: O(N w D) time for attention and O(N² D / w) for the similarities: O(N^1.5) at the w = √N of the paper. For a fixed
+w the similarities are quadratic with a small factor: they cost as much as the attention itself at N = w², 16,384 for
+w = 128. O(N D) memory.
 
-In training each forward moves the centroids, after it has used them, towards the mean of the unit vectors nearest to
-each: ``μ <- decay μ + (1 - decay) mean / |mean|``. Evaluation moves nothing.
+In training each forward uses the centroids, then moves each one towards the mean of the unit vectors nearest to it:
+``μ <- decay μ + (1 - decay) mean / |mean|``. Evaluation moves nothing.
 
-The paper's models have heads of local attention beside those that route. With ``half_local`` the first half of the
-heads (rounded down) see ⌊w / 2⌋ positions on each side, about as many keys as the others.
+The paper's models have heads of local attention beside the heads that route. With ``half_local`` the first half of the
+heads (rounded down) are local: they see ⌊w / 2⌋ positions on each side, about as many keys as the routing heads.
 
 Departures from the paper:
-- The number of clusters follows each sample's own real length, so neither padding nor batch-mates change anything: a
-  sample uses the first ⌈N / w⌉ centroids of the ⌈max_len / w⌉ that there are.
-- Vectors are scaled to length 1 for the clusters only, as in the public package; the paper normalises the queries and
-  keys of the attention too, and takes off their mean.
-- Centroids start as random unit vectors; the package takes them from the first batch. ``redraw()`` starts anew.
-- Every head routes unless ``half_local`` says otherwise, as in the public package.
+- The number of clusters follows each sample's own real length, so neither padding nor the rest of the batch changes a
+  sample's output: a sample uses the first ⌈N / w⌉ of the ⌈max_len / w⌉ centroids.
+- Vectors are scaled to length 1 for the clusters only, as in the public package. The paper also normalises the queries
+  and keys of the attention, and subtracts their mean.
+- Centroids start as random unit vectors; the package takes them from the first batch. ``redraw()`` draws new ones.
+- Every head routes unless ``half_local`` is set, as in the public package.
 - There is no commitment loss: a backend returns one output. Queries and keys learn from the attention alone.
 - Equal similarities are taken in no particular order.
 There is no causal form: whether a cluster takes position t depends on the similarities of all later positions.

@@ -1,30 +1,31 @@
 """S4D: a diagonal linear state space in each channel, computed as one long convolution.
 
 On the Parameterization and Initialization of Diagonal State Space Models, arXiv:2206.11893, sections 3 and 4. Each
-channel has n = ``state`` / 2 complex numbers as its state, A_m = −exp(a_m) + i b_m, a step Δ, an output vector C and D:
+channel has a state of n = ``state`` / 2 complex numbers, rates A_m = −exp(a_m) + i b_m, a step size Δ, an output
+vector C and a skip D:
 
 ``h_t = Ā h_{t−1} + B̄ x_t,  y_t = 2 Re(C h_t) + D x_t,  Ā = exp(Δ A),  B̄ = (Ā − 1) / A`` (zero-order hold, B = 1)
 
-which is the convolution of x with the kernel ``K_l = 2 Re Σ_m C_m B̄_m Ā_m^l`` (equation 9). Then GELU, and the gated
-linear map ``out(y) σ(gate(y))``. A, C, Δ and D are learned; at first A_m = −1/2 + iπm (S4D-Lin) and Δ between 0.001 and
+This is the convolution of x with the kernel ``K_l = 2 Re Σ_m C_m B̄_m Ā_m^l`` (equation 9). GELU and the gated linear
+map ``out(y) σ(gate(y))`` follow. A, C, Δ and D are learned; A_m starts at −1/2 + iπm (S4D-Lin), Δ between 0.001 and
 0.1.
-In both directions a second kernel, with the same A and Δ and a C of its own, is turned to the future; it begins at the
-next position, so that the own one counts once.
-Cost: O(N log N) time, O(N) memory; a step of the recurrence O(state) for each channel.
+In both directions a second kernel, with the same A and Δ and its own C, reads the future. It starts at the next
+position, so a position counts itself once.
+Cost: O(N log N) time, O(N) memory; a step of the causal form costs O(state) for each channel.
 
-The kernel is a sum of powers Ā^l = Ā^(r·b) Ā^j with b about √N: one small product of matrices for each channel makes it
-from O(n √N) exponentials. Backward makes it again.
+The powers split: Ā^l = Ā^(r·b) Ā^j with b about √N. So one small matrix product for each channel makes the kernel from
+O(n √N) exponentials. Backward makes it again.
 
-A kernel knows distances alone: how much one position gives to another does not depend on what stands at either, so no
-layer can look a key up, wherever its value stands.
+A kernel knows distances alone: what one position gives to another depends on neither content, so no layer can look up
+a key, wherever its value stands.
 
-On mqar at 64 tokens, after 1,000 steps of 64 samples at 1e-2, the best of three rates, it recalls 18.1 % (one seed,
-``results/cpu-2core/mqar_64``). To guess the value that stands last gives 25 %.
+On mqar at 64 tokens it recalls 18.1 % after 1,000 optimizer steps of 64 samples (learning rate 1e-2, the best of
+three; one seed, ``results/cpu-2core/mqar_64``). Always guessing the last value gives 25 %.
 
 Departures from the paper:
-- The gated map is two maps of C × C, 2·d_model² parameters, as in its experiments; there is none before the
+- The gated map is two maps of C × C (2·d_model² parameters), as in the paper's experiments; no map precedes the
   convolution. So a layer has about 2·d_model² fewer parameters than one of full attention.
-- There is no dropout between GELU and map, and no learning rate of its own for A and Δ; neither decays, as
+- There is no dropout between GELU and map, and no separate learning rate for A and Δ. A and Δ have no weight decay, as
   in the authors' code.
 """
 

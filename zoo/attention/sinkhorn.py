@@ -1,23 +1,23 @@
 """Sinkhorn attention: each bucket attends to itself and to the bucket that a learned sort moves next to it.
 
-Sparse Sinkhorn Attention, arXiv:2002.11296, sections 3.1 to 3.3. Positions stand in buckets of S; a sorting network
-scores every bucket u against every bucket v; Sinkhorn normalisation, rows and columns in turn, makes the scores a
-(nearly) doubly stochastic R; a query of bucket u attends to the keys of its own bucket and to the sorted ones:
-``out_u = softmax(q_u [R_u K; K_u]ᵀ / √D) [R_u V; V_u]`` with ``R_u K = Σ_v R_uv K_v``, offset by offset.
-With ``sort="top"`` R_u is a softmax over v of which only the largest entry is kept, with its weight.
-Cost: O(N S D) time for attention; the soft sort mixes whole buckets, O(N² D / S): quadratic with a small factor, as
-much as the attention itself at N = 2 S², 8,192 for S = 64; the top sort moves each bucket once. Memory O(N D) and
-(N / S)² for R, whose iterations are computed again in backward.
+Sparse Sinkhorn Attention, arXiv:2002.11296, sections 3.1 to 3.3. Positions are cut into buckets of S. A sorting network
+scores every bucket u against every bucket v. Sinkhorn normalisation, rows and columns in turn, makes the scores a
+(nearly) doubly stochastic R. A query of bucket u attends to the keys of its own bucket and to the sorted keys:
+``out_u = softmax(q_u [R_u K; K_u]ᵀ / √D) [R_u V; V_u]`` with ``R_u K = Σ_v R_uv K_v``, offset by offset in a bucket.
+With ``sort="top"`` R_u is a softmax over v, of which only the largest entry is kept, with its weight.
+Cost: O(N S D) time for attention. The soft sort mixes whole buckets, O(N² D / S): quadratic with a small factor, as
+much as the attention itself at N = 2 S², 8,192 for S = 64. The top sort moves each bucket once. Memory: O(N D), and
+(N / S)² for R, whose iterations backward computes again.
 
 Departures from the paper:
-- The sorting network is the scaled product of the mean query of u and the mean key of v, as in the public package;
-  the paper learns a map from a bucket's sum to bucket numbers, which ties it to one length.
+- The sorting network is the scaled product of the mean query of u and the mean key of v, as in the public package.
+  The paper learns a map from a bucket's sum to bucket numbers, which ties the map to one length.
 - The scores are ``log(relu(score) + 1e-6) / temperature``, as in that package. There is no Gumbel noise: evaluation
   and training are deterministic.
 - Only real positions enter the means and the mixtures; buckets of padding alone take no part in the sort.
 Causal form (section 3.3): the descriptor of a query bucket is the mean over all queries up to its first position, only
-buckets strictly before it may be sorted in, and columns are normalised by the sum over the rows so far, so that nothing
-from later buckets reaches R_u. The first bucket sees itself alone.
+earlier buckets may be sorted in, and columns are normalised by the sum over the rows so far. So nothing from later
+buckets reaches R_u. The first bucket sees itself alone.
 """
 
 from __future__ import annotations

@@ -1,26 +1,27 @@
-"""Skyformer: attention by a Gaussian kernel, through M of its rows by the Nyström method.
+"""Skyformer: attention by a Gaussian kernel, which the Nyström method rebuilds from M of its rows.
 
 Skyformer: Remodel Self-Attention with Gaussian Kernel and Nyström Method, arXiv:2111.00035. Kernelized attention is
 ``κ(Q, K) V`` with ``κ(q, k) = exp(-‖q - k‖² / 2√D)``: softmax attention's scores divided by the square roots of their
 diagonals instead of row sums, so no row is normalised. ``κ(Q, K)`` is a block of the positive semi-definite
 ``κ([Q; K], [Q; K])``, which the Nyström method rebuilds from M landmark rows Z of ``[Q; K]``:
-``out = κ(Q, Z) (κ(Z, Z) + γ I)⁻¹ κ(Z, K) V``. With ``S = κ(Z, Z) + γ I`` and the diagonal of its row sums R, the
-eigenvalues of ``A = R^-½ S R^-½`` lie in (0, 1], and ``S⁻¹ = R^-½ A⁻¹ R^-½`` by a few matrix iterations.
-Cost: O(N M D + M³) time, O(N D + M²) memory: rows go by in chunks, whose N × M kernels backward computes again.
+``out = κ(Q, Z) (κ(Z, Z) + γ I)⁻¹ κ(Z, K) V``. Let ``S = κ(Z, Z) + γ I``, and R the diagonal of its row sums: the
+eigenvalues of ``A = R^-½ S R^-½`` lie in (0, 1], so a few matrix iterations give ``S⁻¹ = R^-½ A⁻¹ R^-½``.
+Cost: O(N M D + M³) time, O(N D + M²) memory: the N × M kernels are made in chunks of rows, in backward once more.
 
-On mqar at 64 tokens, after 1,000 steps of 64 samples at 3e-3, the best of three rates, it recalls 92.1 % with 16
-landmarks (one seed, ``results/cpu-2core/mqar_64``).
+On mqar at 64 tokens it recalls 92.1 % with 16 landmarks after 1,000 optimizer steps of 64 samples (learning rate 3e-3,
+the best of three; one seed, ``results/cpu-2core/mqar_64``).
 
 Departures from the paper:
 - Landmarks are M/2 queries and M/2 keys, as in the authors' code, but drawn at construction and by ``redraw()`` instead
-  of in every forward: one random position out of each of M/2 consecutive segments of the real positions. So they depend
-  on a sample's own real length alone, none comes twice, and a short sample has every position as a landmark.
-- The scale is √D for any head width D (their code holds it at the √32 of their models).
-- Values start at variance 1, as every backend's here; in the authors' code all three start at nn.Linear's 1/3.
-- γ is 0.001 by default; their code adds 0.1, an error that no number of landmarks takes away.
-- The iterations start from I, which ``‖I - A‖ < 1`` allows. Their code starts from Aᵀ over a maximum in the whole
-  batch, by which a sample's output depends on its batch-mates, and which squares the small eigenvalues.
-There is no causal form: landmarks after a query stand between it and every key.
+  of in every forward: one random position from each of M/2 consecutive segments of the real positions. So they depend
+  on a sample's own real length alone, no landmark occurs twice, and in a short sample every position is a landmark.
+- The scale is √D for any head width D (the authors' code fixes it at the √32 of their models).
+- Values start at variance 1, as in every backend here; in the authors' code queries, keys and values start at
+  nn.Linear's 1/3.
+- γ is 0.001 by default; the authors' code adds 0.1, an error that no number of landmarks removes.
+- The iterations start from I, which ``‖I - A‖ < 1`` allows. The authors' code starts from Aᵀ over a maximum in the
+  whole batch: a sample's output then depends on the rest of the batch, and small eigenvalues are squared.
+There is no causal form: a query reads every key through all landmarks, also those after the query.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""Sparse Transformer: a local part and a part that reaches far with a stride.
+"""Sparse Transformer: a local part, and a part that reaches far with a stride.
 
 Generating Long Sequences with Sparse Transformers, arXiv:1904.10509, section 4.3, with l the stride.
 ``strided``: query i sees the keys j with |i − j| <= l, and those with (i − j) mod l = 0.
 ``fixed``: query i sees its own block of l positions, and the last c positions of every block (the summary).
-Both parts stand in one softmax, the paper's "merged" head (section 4.2).
+Both parts share one softmax, the paper's "merged" head (section 4.2).
 Cost: O(N · (l + N / l)) time for ``strided``, O(N · (l + c N / l)) for ``fixed``, so O(N √N) where l is near √N;
 O(N) memory, and a mask of (N / l)² numbers for ``strided``.
 
 The strided part is attention within residue classes: positions that share i mod l are laid side by side.
 
 Departures from the paper:
-- Besides the causal form of the paper there is one for both directions, with the same sets without j <= i.
+- The paper is causal. In both directions the sets are the same without j <= i.
 - Every head sees both parts; the paper also tries one part a layer and one part a head.
-- The stride is an option and does not follow N, so that padding changes nothing.
-- Queries and keys start as every backend's here; the paper draws all weights smaller, N(0, 0.125 / √fan-in).
+- The stride is an option and does not follow N, so padding changes nothing.
+- Queries and keys start at variance 1/3, the default here; the paper draws all weights smaller, N(0, 0.125 / √fan-in).
 """
 
 from __future__ import annotations

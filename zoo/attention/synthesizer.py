@@ -1,7 +1,7 @@
 """Synthesizer: attention whose logits are learned, not products of queries and keys.
 
 Synthesizer: Rethinking Self-Attention in Transformer Models, arXiv:2005.00743, section 3: ``Y = softmax(B) G(X)``,
-G a linear map, on heads. With L = ``max_len`` and M = ``rank`` (k in the paper) the logits are
+G a linear map, on heads. With L = ``max_len`` and M = ``rank`` (k in the paper) the logits B are
 
 - ``dense``: ``B_i = W_2 relu(W_1 x_i)``, W_1: M × C, W_2: L × M, so that each token chooses positions;
 - ``random``: ``B = R``, L × L, learned, the same for all inputs;
@@ -9,16 +9,16 @@ G a linear map, on heads. With L = ``max_len`` and M = ``rank`` (k in the paper)
 - ``factorised_random``: ``B = R_1 R_2ᵀ``, both L × M, learned.
 
 An input of N positions uses the first N rows and columns.
-Cost: O(N² (M + D)) time, O(N (M + D)) memory; ``random`` has H · L² parameters besides, and a gradient of that size.
+Cost: O(N² (M + D)) time, O(N (M + D)) memory; ``random`` also has H · L² parameters, and a gradient of that size.
 
-``dense`` is attention with queries ``relu(W_1 x)`` and learned keys W_2, ``factorised_random`` attention with learned
-queries and keys: both run on torch's fused kernels, at the cost of full attention less its two projections. The other
-two have no such form: they run on chunks of rows, which backward computes again.
+``dense`` is attention with queries ``relu(W_1 x)`` and learned keys W_2; ``factorised_random`` is attention with
+learned queries and keys. Both run on torch's fused kernels, at the cost of full attention without its two projections.
+The other two kinds have no such form: they run on chunks of rows, which backward computes again.
 
 Departures from the paper:
-- The hidden width of ``dense`` is ``rank`` for each head, so that it can be chosen; biases are left out.
-- Logits of padded and, when causal, of later positions are hidden, as in any attention. Nothing else is needed for a
-  causal form: row i of the logits depends on x_i alone.
+- The hidden width of ``dense`` is ``rank`` for each head, so that it can be chosen; there are no biases.
+- Logits of padded keys, and when causal of later positions, are hidden, as in any attention. The causal form needs
+  nothing else: row i of the logits depends on x_i alone.
 - Positions are absolute, so rotary positions add nothing and are not applied.
 """
 

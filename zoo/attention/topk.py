@@ -4,23 +4,22 @@ Memory-efficient Transformers via Top-k Attention, arXiv:2106.06899, section 2:
 ``out_i = Σ_{j ∈ S_i} softmax_j(q_i k_jᵀ / √D) v_j``, S_i the k keys with the largest q_i k_jᵀ.
 Cost: O(N² D) time in forward, O(N k D) in backward; O(N k) memory.
 
-All N² logits are computed, since the largest cannot be known otherwise, and then searched. In forward that is slower
-than fused full attention: the search passes over the logits cost more than the product with the values that they
-save. Backward touches the chosen keys alone, so a training step can still be faster on long inputs; in order of
-growth nothing is gained but memory for what attends.
+Finding the largest logits takes all N² of them. So forward is slower than fused full attention: the search costs more
+than it saves in the product with the values. Backward touches only the chosen keys, so a training step can still be
+faster on long inputs. Time still grows as N²; only the memory of the attention weights grows more slowly.
 
-Logits exist for a chunk of queries at a time. Chosen rows are gathered rather than multiplied as a dense (chunk, N)
-matrix of weights, which takes N / k times the operations. In backward a scatter of k rows for each query would be the
-slow part; instead the choices are sorted by key, and each key sums over the queries that chose it, which is a gather
-again and has a fixed order. Kept for backward: q, k, v and the indices, as int32.
+The logits of one chunk of queries exist at a time. Forward gathers the chosen values: multiplying them as a dense
+(chunk, N) matrix of weights takes N / k times the operations. Backward does not scatter k rows for each query, which
+would be slow. It sorts the choices by key, and each key sums over the queries that chose it: a gather again, in a fixed
+order. Forward keeps q, k, v and the indices, as int32, for backward.
 
-On mqar at 64 tokens, after 1,000 steps of 64 samples at 3e-3, the best of three rates, it recalls 100.0 % with k = 8
-(one seed, ``results/cpu-2core/mqar_64``).
+On mqar at 64 tokens it recalls 100.0 % with k = 8 after 1,000 optimizer steps of 64 samples (learning rate 3e-3, the
+best of three; one seed, ``results/cpu-2core/mqar_64``).
 
 Departures from the paper:
-- The logits are float32 at least: in half precision they overflow, and rounding makes ties of different keys.
-- Equal logits at the k-th place: torch.topk chooses, so any of them. Equal keys of equal tokens have equal values,
-  and then the output is the same.
+- The logits are float32 at least: in half precision they overflow, and rounding makes different keys tie.
+- Of equal logits at the k-th place, torch.topk chooses any. Equal tokens have equal keys and equal values, and then the
+  choice does not change the output.
 - Backward uses the k chosen columns only; the paper's autograd runs the forward of each chunk again.
 A query that sees k keys or fewer attends to all of them. Where N <= k the method is full attention, and runs as such.
 """

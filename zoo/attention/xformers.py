@@ -4,9 +4,9 @@ Self-attention Does Not Need O(n²) Memory, arXiv:2112.05682; library: facebookr
 ``xformers.ops.memory_efficient_attention``. Computes equation 1 of arXiv:1706.03762.
 Cost: O(N² D) time, O(N D) memory.
 
-xformers has kernels for CUDA in half precision and float32. Elsewhere (CPU, float64, no xformers installed, or one
-that was built for another CUDA) the same mathematics runs on torch's scaled_dot_product_attention, and ``kernel()``
-says so. The step form, one query at a time, runs there everywhere.
+xformers has kernels for CUDA in half precision and float32. Elsewhere (CPU, float64, xformers not installed or built
+for another CUDA) torch's scaled_dot_product_attention computes the same mathematics, and ``kernel()`` reports it. Steps
+have one query at a time, and always run on torch's kernel.
 Padding: the real positions of the batch are packed end to end and attend within blocks, so padding costs nothing.
 """
 
