@@ -183,7 +183,7 @@ def test_every_option_of_one_line_or_of_many_is_explained() -> None:
     assert describe("reformer").explanations == {
         "n_hashes": "R, rounds of hashing.",
         "bucket_size": "S, mean positions in a bucket, and the chunk length.",
-        "kernel": "``triton`` (a GPU's), ``torch``, or ``auto``, the first of them that can run.",
+        "kernel": "``triton`` (GPUs only), ``torch``, or ``auto`` (the first of the two that can run).",
     }
     assert set(describe("block_sparse").explanations) == set(describe("block_sparse").options)
 

@@ -47,17 +47,17 @@ from zoo.cores.scan import CHUNK, scan, scan_step, scan_to_end
 from zoo.functional import accumulator, dtype_of, pad_to_multiple, recompute, split
 from zoo.registry import register
 
-LIMIT = 58.0  # of the logarithm of a key over its reference
-BLOCK = 64  # positions of a block of ``local`` in both directions, where the window is no larger
-BUDGET = 2**22  # weights of one chunk of ``full``
-LONG_CHUNK = 1024  # positions of a chunk of causal ``local`` off the CPU, where small steps cost more than squares do
+LIMIT = 58.0  # the most by which a key may exceed its reference, before the exponential
+BLOCK = 64  # positions in a block of ``local`` in both directions, unless the window is larger
+BUDGET = 2**22  # weights in one chunk of ``full``
+LONG_CHUNK = 1024  # positions in a chunk of causal ``local`` off the CPU, where many small calls cost most
 
 
 @dataclass(frozen=True, kw_only=True)
 class AFTConfig:
-    """form: where w is learned: ``local``, ``full`` or ``simple`` (nowhere).
-    window: s, w is learned for positions less than this apart, at most max_len; for ``local`` alone.
-    rank: numbers for each position whose products are w; for ``full`` alone.
+    """form: for which pairs w is learned: ``local`` (near ones), ``full`` (all) or ``simple`` (none).
+    window: s; ``local`` learns w for positions less than s apart. At most max_len.
+    rank: numbers for each position; their products are the w of ``full``.
     """
 
     form: str = "local"
@@ -133,16 +133,16 @@ class AFT(Mixer):
         return min(k.shape[1], CHUNK if k.device.type == "cpu" else LONG_CHUNK)
 
     def _some_rows(self, part: slice, k: Tensor, v: Tensor) -> Tensor:
-        """The rows ``part`` of ``full``."""
+        """The result of ``full`` at the rows ``part``."""
         seen = slice(0, part.stop if self.causal else k.shape[1])
         rows = partial(some_rows, part.start, self.causal)
         return recompute(rows, k[:, seen], v[:, seen], self.rows[part], self.columns[seen])
 
     def _weights(self, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """exp(w) between ``size`` positions and those in reach of them, (size, columns), and beyond, a number.
+        """exp(w) between ``size`` positions and those within their reach, (size, columns), and beyond it, a number.
 
         The columns begin ``window`` − 1 before the first row and end at the last one; in both directions they begin and
-        end ``size`` positions further. Both are over a common factor, so that neither overflows.
+        end ``size`` positions further. Both results are divided by a common factor, so that neither overflows.
         """
         bias = self.bias if self.form == "local" else like.new_zeros(1)
         bias = bias.to(accumulator(bias))
@@ -156,7 +156,7 @@ class AFT(Mixer):
         return weights.masked_fill(lag < 0, 0) if self.causal else weights, (-top).exp()
 
     def begin(self, x: Tensor) -> Tensors:
-        """``full``: keys and values so far, (B, 1, 0, C) each. Else the state of ``causal_chunk``."""
+        """``full``: keys and values so far, (B, 1, 0, C) each. Other forms: the state of ``causal_chunk``."""
         B, C = x.shape
         if self.form == "full":
             return empty(x[:, None].to(dtype_of(self.qkv, x)))
@@ -195,7 +195,7 @@ class AFT(Mixer):
         return self.out(mixed), after
 
     def state_size(self, length: int) -> int:
-        """``full``: all keys and values. Else the two sums, and of ``local`` keys and values within the window."""
+        """``full``: all keys and values. Other forms: the two sums, and for ``local`` keys and values in the window."""
         C = self.d_model
         if self.form == "full":
             return 2 * length * C
@@ -213,10 +213,11 @@ class AFT(Mixer):
 def causal_chunk(
     _first: int, state: Tensors, k: Tensor, v: Tensor, weights: Tensor, far: Tensor
 ) -> tuple[Tensor, Tensors]:
-    """``local`` when causal, for ``scan``. k, v and the result: (B, 1, n, C); ``simple`` has a window of 1.
+    """Causal ``local``, for ``scan``. k, v and the result: (B, 1, n, C). ``simple`` has a window of 1.
 
-    State: the sums of what left the window, (B, 1, 1, 2 C), over the largest key so far, (B, 1, 1, C); and keys and
-    values within the window of the next position, (B, 1, window − 1, C). References take part in no gradient.
+    State: the sums over positions that left the window, (B, 1, 1, 2 C), relative to the largest key so far,
+    (B, 1, 1, C); and keys and values in the window of the next position, (B, 1, window − 1, C). References get no
+    gradient.
     """
     total, top, *window = state
     n = k.shape[2]
@@ -231,7 +232,7 @@ def causal_chunk(
 
 
 def both_sides(k: Tensor, v: Tensor, weights: Tensor, far: Tensor) -> Tensor:
-    """``local`` in both directions. Each block sees itself and its neighbours by weights, all others by their sums."""
+    """``local`` in both directions. Each block reads itself and its neighbours by weights, others by their sums."""
     k, v = (x.to(accumulator(x)) for x in (k, v))
     N, S = k.shape[1], len(weights)
     pairs = pad_to_multiple(weighed(k, v, finite(k.detach().amax(1, keepdim=True))), S, -2)
@@ -247,7 +248,7 @@ def both_sides(k: Tensor, v: Tensor, weights: Tensor, far: Tensor) -> Tensor:
 
 
 def everywhere(k: Tensor, v: Tensor) -> Tensor:
-    """``simple`` in both directions: the one mean, (B, 1, C)."""
+    """``simple`` in both directions: one mean for all positions, (B, 1, C)."""
     k, v = (x.to(accumulator(x)) for x in (k, v))
     return divide(weighed(k, v, finite(k.detach().amax(1, keepdim=True))).sum(1, keepdim=True))
 
@@ -268,14 +269,14 @@ def some_rows(first: int, causal: bool, k: Tensor, v: Tensor, rows: Tensor, colu
 
 
 def reference_of(before: Tensor, k: Tensor) -> Tensor:
-    """The largest key ``before`` (…, 1, C), where there was none the first of ``k`` (…, n, C), else 0. (…, 1, C)."""
+    """The largest key ``before`` (…, 1, C); if it is -inf, the first real key of ``k`` (…, n, C); else 0. (…, 1, C)."""
     real = k > -math.inf
     first = k.masked_fill(~real | (real.cumsum(-2) > 1), -math.inf).amax(-2, keepdim=True)
     return finite(torch.where(before > -math.inf, before, first))
 
 
 def weighed(k: Tensor, v: Tensor, reference: Tensor) -> Tensor:
-    """Weights times values, and weights: (…, 2 C)."""
+    """Weights times values, then the weights: (…, 2 C)."""
     weights = (k - reference).clamp(max=LIMIT).exp()
     return torch.cat([weights * v, weights], dim=-1)
 

@@ -42,13 +42,13 @@ from zoo.embeddings import RotaryPositions, Table
 from zoo.functional import accumulator
 from zoo.registry import register
 
-LOWEST = -1e30  # the logarithm of no weight
+LOWEST = -1e30  # stands for the logarithm of a weight of 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class BasedConfig:
     """features: d, the width of queries and keys in each head (d' in the paper).
-    window: keys at a distance below it have exact weights, on both sides unless causal; 0 for none.
+    window: keys less than this far away have exact weights, on both sides unless causal; 0 for none.
     """
 
     features: int = 16
@@ -79,7 +79,7 @@ class Based(Mixer):
         super().__init__(dims)
         C, H, d = dims.d_model, dims.n_heads, config.features
         self.d, self.window = d, min(config.window, dims.max_len)
-        self.reach = max(0, self.window - 1)  # positions before the own one in the window
+        self.reach = max(0, self.window - 1)  # earlier positions in a position's window
         self.qkv = nn.Linear(C, 2 * H * d + C)
         self.out = nn.Linear(C, C)
         for linear in (self.qkv, self.out):
@@ -97,12 +97,12 @@ class Based(Mixer):
         before, after = scan_both(
             self._chunk, sequences, sequences, self.begin(x), next_state=self._next_state, folds=True
         )
-        share = (before[..., -1:] - after[..., -1:]).sigmoid()  # of the keys before in all weights
+        share = (before[..., -1:] - after[..., -1:]).sigmoid()  # share of earlier keys in all weights
         return self._finish(torch.lerp(after[..., :-1], before[..., :-1], share), x)
 
     def begin(self, x: Tensor) -> Tensors:
-        """Σ_j φ(k_j)ᵀ [v_j, 1] of the keys beyond the window, (B, H, M, D + 1), and of those within the keys
-        (B, H, window - 1, d) and [values, 1] (B, H, window - 1, D + 1), all 0 where there is none yet."""
+        """Beyond the window Σ_j φ(k_j)ᵀ [v_j, 1], (B, H, M, D + 1); within it the keys (B, H, window - 1, d) and
+        [values, 1] (B, H, window - 1, D + 1). All are 0 before the first position."""
         heads, D = (len(x), self.dims.n_heads), self.dims.d_head
         shapes = (self._size, D + 1), (self.reach, self.d), (self.reach, D + 1)
         return tuple(torch.zeros(*heads, *shape, dtype=accumulator(x), device=x.device) for shape in shapes)
@@ -130,8 +130,9 @@ class Based(Mixer):
     def _chunk(
         self, _first: int, state: Tensors, q: Tensor, k: Tensor, v: Tensor, *hidden: Tensor
     ) -> tuple[Tensor, Tensors]:
-        """The mean of the values of keys up to the own one, (B, H, n, D), for ``scan``; in both directions the own one
-        has half its weight, and the logarithm of the sum of weights comes last. State: as in ``begin``."""
+        """The weighted mean of the values up to each position, (B, H, n, D), for ``scan``. In both directions the
+        position's own key has half its weight, and the last feature is the logarithm of the sum of weights. State: as
+        in ``begin``."""
         total, n = state[0], q.shape[2]
         k, v = self._with_past(state, k, v, *hidden)  # (B, H, past + n, …)
         size = max(CHUNK, self.window)
@@ -145,8 +146,8 @@ class Based(Mixer):
         return self._mean(total, fold(q, size), keys, values).flatten(2, 3)[:, :, :n], after
 
     def _mean(self, total: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """What ``_chunk`` returns, (…, n, D), of its n positions: total (B, H, …, M, D + 1), and what they see
-        besides, k (B, H, …, window - 1 + n, d) and v (B, H, …, window - 1 + n, D + 1)."""
+        """The result of ``_chunk`` for n positions, (…, n, D). They see the sums total (B, H, …, M, D + 1), and singly
+        the keys k (B, H, …, window - 1 + n, d) with v (B, H, …, window - 1 + n, D + 1)."""
         past, n = self.reach, q.shape[-2]
         place = torch.arange(past + n, device=k.device)
         distance = place[past:, None] - place
@@ -157,7 +158,7 @@ class Based(Mixer):
         exact = logits + torch.where(near & (real > 0)[..., None, :], share.log(), -math.inf)
         top = exact.detach().amax(-1, keepdim=True)
         count = F.pad(real.cumsum(-1), (1, 0))[..., max(0, past + 1 - self.window) :][..., :n, None]
-        beyond = count + total[:, :1, ..., :1, -1:] > 0  # Taylor weights, which are at least 1/2, or half of it
+        beyond = count + total[:, :1, ..., :1, -1:] > 0  # has Taylor weights: each is at least 1/2, or half of 1/2
         top = torch.where(beyond, top.clamp(min=0), top).clamp(min=LOWEST)
         scale = (-top).clamp(max=0).exp()
         taylor = torch.addcmul(far, far, torch.addcmul(logits, logits, logits, value=0.5))
@@ -172,18 +173,18 @@ class Based(Mixer):
         return out
 
     def _next_state(self, _first: int, state: Tensors, _q: Tensor, k: Tensor, v: Tensor, *hidden: Tensor) -> Tensors:
-        """The next state alone, for ``scan``."""
+        """Only the next state, for ``scan``."""
         return self._moved(state[0], *self._with_past(state, k, v, *hidden))
 
     def _with_past(self, state: Tensors, k: Tensor, v: Tensor, *hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys (B, H, window - 1 + n, d) and [values, 1] (B, H, window - 1 + n, D + 1), those of padding 0."""
+        """Keys (B, H, window - 1 + n, d) and [values, 1] (B, H, window - 1 + n, D + 1), both 0 at padding."""
         v = F.pad(v, (0, 1), value=1)
         if hidden:
             k, v = k.masked_fill(hidden[0], 0), v.masked_fill(hidden[0], 0)
         return torch.cat([state[1], k], dim=2), torch.cat([state[2], v], dim=2)
 
     def _moved(self, total: Tensor, k: Tensor, v: Tensor) -> Tensors:
-        """The state after these, which come from ``_with_past``."""
+        """The state after k and v, which come from ``_with_past``."""
         n = k.shape[2] - self.reach
         return total + self._key_features(k[:, :, :n]).mT @ v[:, :, :n], k[:, :, n:], v[:, :, n:]
 
@@ -211,9 +212,9 @@ class Based(Mixer):
 
 
 def pairs(d: int) -> Tensor:
-    """Three matrices (d, d (d + 1) / 2): what the first or second picks from z, times what the third does, is z_a z_b
-    for each a <= b. The first, for queries, has a factor ½ where a = b, and the second, for keys, has none: so the sum
-    over both is (q·k)² / 2, and no factor is rounded in any dtype."""
+    """Three matrices (d, d (d + 1) / 2) that pick features of z: the first or second pick times the third is z_a z_b
+    for each a <= b. The first matrix, for queries, has a factor ½ where a = b; the second, for keys, has none. So the
+    product of query and key features is (q·k)² / 2, and no factor is rounded in any dtype."""
     a, b = torch.triu_indices(d, d)
     each = torch.arange(len(a))
     picked = torch.zeros(3, d, len(a), dtype=torch.float32)
@@ -223,5 +224,5 @@ def pairs(d: int) -> Tensor:
 
 
 def features(z: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """1, z and its products, given two matrices of ``pairs``. (…, n, d) -> (…, n, M)."""
+    """[1, z, products of z], from two matrices of ``pairs``. (…, n, d) -> (…, n, M)."""
     return torch.cat([torch.ones_like(z[..., :1]), z, (z @ left) * (z @ right)], dim=-1)

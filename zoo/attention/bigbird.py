@@ -30,9 +30,9 @@ from zoo.registry import register
 class BigBirdConfig:
     """block_size: S, positions in a block.
     window: blocks around the diagonal that a row sees, its own included (odd).
-    n_global: g, leading blocks that see all and are seen by all.
+    n_global: g, leading blocks that see all blocks and are seen by all.
     n_random: r, random blocks of a row, drawn for each head.
-    kernel: ``triton`` (a GPU's), ``torch``, or ``auto``, the first of them that can run.
+    kernel: ``triton`` (GPUs only), ``torch``, or ``auto`` (the first of the two that can run).
     """
 
     block_size: int = 64
@@ -91,7 +91,7 @@ class BigBirdAttention(CachedAttention):
         return attend_layout_next(q, k, v, self.layout, size, tensors, position, max_len)
 
     def state_size(self, length: int) -> int:
-        """Of rows that are not global; these see all."""
+        """Counts a row that is not global; global rows see all."""
         c = self.config
         seen = row_width(c.window, c.n_global, c.n_random, self.causal) * c.block_size
         return 2 * min(seen, length) * self.d_model

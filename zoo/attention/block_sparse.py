@@ -27,10 +27,10 @@ from zoo.registry import register
 class BlockSparseConfig:
     """block_size: S, positions in a block.
     window: blocks around the diagonal that a row sees, its own included (odd).
-    n_global: leading blocks that see all and are seen by all.
-    n_random: random blocks a row.
-    layout: (blocks, blocks) bool, True = attend; replaces the three above. Must cover ``max_len``.
-    kernel: ``triton`` (a GPU's), ``torch``, or ``auto``, the first of them that can run.
+    n_global: leading blocks that see all blocks and are seen by all.
+    n_random: random blocks of a row.
+    layout: (blocks, blocks) bool, True = attend; replaces window, n_global and n_random. Must cover ``max_len``.
+    kernel: ``triton`` (GPUs only), ``torch``, or ``auto`` (the first of the two that can run).
     """
 
     block_size: int = 64
@@ -102,7 +102,7 @@ class BlockSparseAttention(CachedAttention):
         return attend_layout_next(q, k, v, self.layout, size, tensors, position, max_len)
 
     def state_size(self, length: int) -> int:
-        """Of rows that are not global; of a given layout the row that sees most."""
+        """Counts a row that is not global; in a given layout, the row that sees most."""
         c = self.config
         seen = row_width(c.window, c.n_global, c.n_random, self.causal)
         if c.layout is not None:

@@ -27,8 +27,8 @@ from zoo.registry import register
 @dataclass(frozen=True, kw_only=True)
 class DilatedConfig:
     """segment: w, positions in a segment of the first level, and keys that a query sees in each level.
-    growth: a, how much longer and thinner the segments are from level to level.
-    kernel: ``triton`` (a GPU's), ``torch``, or ``auto``, the first of them that can run.
+    growth: a, the factor by which segments get longer and sparser from level to level.
+    kernel: ``triton`` (GPUs only), ``torch``, or ``auto`` (the first of the two that can run).
     """
 
     segment: int = 256
@@ -77,7 +77,7 @@ class DilatedAttention(CachedAttention):
         return attend_next(q, k, v, parts, tensors, position, self.max_len)
 
     def state_size(self, length: int) -> int:
-        """A position stands in level p in every r_p-th head; it sees w others, w / a of them in the level before."""
+        """In level p a position is in every r_p-th head and sees w keys, w / a of which the level before has too."""
         n_heads, read, before = self.dims.n_heads, 0, 0
         for dilation in self.dilations:
             reach = min(self.config.segment * dilation, length)
@@ -92,7 +92,7 @@ class DilatedAttention(CachedAttention):
 def levels(
     length: int, size: int, dilations: tuple[int, ...], n_heads: int, causal: bool, device: torch.device, first: int = 0
 ) -> list[Part]:
-    """A part a level, with segments of ``size`` positions, for queries from ``first`` on, at least."""
+    """One part for each level, with segments of ``size`` positions, for at least the queries from ``first`` on."""
     bias = causal_bias(size, device)[0] if causal else None
     parts = []
     for dilation in dilations:

@@ -85,15 +85,15 @@ def _mixed(x: Tensor, hidden: Tensor | None) -> Tensor:
 
 def transform(x: Tensor) -> Tensor:
     """The real part of the orthonormal transform over positions and features. (B, N, C)."""
-    if len(x) == 0:  # which MKL refuses
+    if len(x) == 0:  # MKL raises on an empty batch
         return x
     half = torch.fft.rfft2(x.to(accumulator(x)), dim=(1, 2), norm="ortho").real  # (B, N, C // 2 + 1)
-    rest = half[..., 1 : (x.shape[2] + 1) // 2]  # at (n, C − c) stands what stands at (−n, c)
+    rest = half[..., 1 : (x.shape[2] + 1) // 2]  # the value at (n, C − c) is that at (−n, c)
     return torch.cat([half, rest.flip(1, 2).roll(1, 1)], dim=2).to(x.dtype)
 
 
 def transform_real(x: Tensor, real: Tensor) -> Tensor:
-    """The same over the ``real`` (B, N) positions of each sample; 0 at the others."""
+    """``transform`` over the ``real`` (B, N) positions of each sample; 0 at padding."""
     B, _, C = x.shape
     out = torch.zeros_like(x)
     lengths = real.sum(1)

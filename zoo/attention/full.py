@@ -24,7 +24,7 @@ KERNELS = {name: backend for backend, name in SDPA_NAMES.items()}
 
 @dataclass(frozen=True, kw_only=True)
 class FullConfig:
-    """kernel: ``auto`` lets torch choose; ``flash``, ``efficient``, ``cudnn`` or ``math`` run or fail."""
+    """kernel: ``auto`` lets torch choose; ``flash``, ``efficient``, ``cudnn`` or ``math`` runs or raises an error."""
 
     kernel: str = "auto"
 
@@ -51,17 +51,17 @@ class FullAttention(CachedAttention):
         self.config = config
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
-        """See ``Attention.forward``. Raises NotImplementedError where the kernel asked for cannot run."""
-        with self._asked(q, "" if key_padding_mask is None else " and a padding mask"):
+        """See ``Attention.forward``. Raises NotImplementedError where the chosen kernel cannot run."""
+        with self._restricted(q, "" if key_padding_mask is None else " and a padding mask"):
             return full_attention(q, k, v, key_padding_mask=key_padding_mask, causal=self.causal)
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
-        with self._asked(q):
+        with self._restricted(q):
             return cached_attention(q, k, v, tensors, position, self.max_len)
 
     @contextmanager
-    def _asked(self, q: Tensor, beside: str = "") -> Iterator[None]:
-        """torch is held to the kernel that the option asks for."""
+    def _restricted(self, q: Tensor, beside: str = "") -> Iterator[None]:
+        """Restrict torch to the kernel that the option names."""
         if self.config.kernel == "auto":
             yield
             return

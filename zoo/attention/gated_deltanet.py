@@ -48,15 +48,15 @@ from zoo.cores.scan import scan, scan_both, scan_step, scan_to_end
 from zoo.functional import accumulator, convolve_taps, recompute
 from zoo.registry import register
 
-OWN_TAPS = (3.0, 3.0, 1.0)  # what the convolution multiplies a position's own query, key and value by at first
-STRENGTH = -4.0  # ε at first, where β is about 0.02
-STEP = 1e-3  # softplus(δ) at first: what is written fades within about 1,000 positions
+OWN_TAPS = (3.0, 3.0, 1.0)  # initial taps of a position's own query, key and value
+STRENGTH = -4.0  # initial ε: β is about 0.02
+STEP = 1e-3  # initial softplus(δ): memory fades within about 1,000 positions
 
 
 @dataclass(frozen=True, kw_only=True)
 class GatedDeltaNetConfig:
-    """conv_width: taps of the convolution over queries, keys and values; 1 sees no neighbour, max_len is the most.
-    kernel: ``fla`` (flash-linear-attention's, on a GPU in bfloat16), ``torch``, or ``auto``, the first that can run.
+    """conv_width: taps of the convolution over queries, keys and values; 1 sees no neighbour. At most max_len.
+    kernel: ``fla`` (flash-linear-attention, bfloat16 on GPUs), ``torch``, or ``auto`` (the first that can run).
     """
 
     conv_width: int = 4
@@ -87,7 +87,7 @@ class GatedDeltaNet(Mixer):
         super().__init__(dims)
         C, H, D, width = dims.d_model, dims.n_heads, dims.d_head, min(config.conv_width, dims.max_len)
         self.config, self.n_heads = config, H
-        self.qkv = nn.Linear(C, 3 * C, bias=False)  # of each head q, k, v
+        self.qkv = nn.Linear(C, 3 * C, bias=False)  # q, k, v of each head
         taps = torch.empty(width, H, 1, 3 * D).uniform_(-0.1 * width**-0.5, 0.1 * width**-0.5)
         taps[-1] += torch.tensor(OWN_TAPS).repeat_interleave(D)
         self.conv = nn.Parameter(taps)
@@ -119,7 +119,7 @@ class GatedDeltaNet(Mixer):
         return self._leave(x, before + after)
 
     def _sequences(self, x: Tensor, hidden: Tensor | None = None) -> Tensors:
-        """x (B, N, C) -> β and log α (B, H, N), in float32 at least, q, k and v side by side (B, H, N, 3D)."""
+        """x (B, N, C) -> β and log α (B, H, N), in float32 at least; q, k and v side by side (B, H, N, 3D)."""
         strength, rate = rearrange(self.rates(x), "b n (i h) -> i b h n", i=2).to(accumulator(x))
         beta = (strength + self.strength[:, None]).sigmoid()
         log_decay = -self.log_rate.to(rate).exp()[:, None] * F.softplus(rate + self.offset[:, None])
@@ -128,13 +128,13 @@ class GatedDeltaNet(Mixer):
         return beta, log_decay, rearrange(self.qkv(x), "b n (h d) -> b h n d", h=self.n_heads)
 
     def _plain(self, beta: Tensor, log_decay: Tensor, x: Tensor) -> Tensors:
-        """What ``delta`` takes, after the convolution of all positions: q, k, v, beta, log_decay."""
+        """Convolve all positions and return the inputs of ``delta``: q, k, v, beta, log_decay."""
         x = F.pad(x.to(beta), (0, 0, len(self.conv) - 1, 0))
         q, k, v = F.silu(convolve_taps(x, self.conv.to(x))).chunk(3, dim=-1)
         return unit(q, q.shape[-1] ** -0.5), unit(k), v, beta, log_decay
 
     def _leave(self, x: Tensor, read: Tensor) -> Tensor:
-        """x (B, N, C), and what its positions read from memory (B, H, N, D) -> the output (B, N, C)."""
+        """x (B, N, C) and what each position read from memory, (B, H, N, D) -> the output (B, N, C)."""
         normed = recompute(gated_norm, rearrange(read, "b h n d -> b n h d"), self.gate(x), self.norm)
         y: Tensor = self.out(normed)
         return y
@@ -153,7 +153,7 @@ class GatedDeltaNet(Mixer):
         return self._leave(x, read), after
 
     def state_size(self, length: int) -> int:
-        """S, and the inputs of the convolution before a query, in each direction."""
+        """S and the convolution's earlier inputs, in each direction."""
         width, H, _, D = self.conv.shape
         return (1 if self.causal else 2) * H * (D // 3 * D // 3 + (width - 1) * D)
 
@@ -169,18 +169,18 @@ def chunk(
 ) -> tuple[Tensor, Tensors]:
     """Convolution and memory, for ``scan``. State: x before the chunk (B, H, conv_width - 1, 3D), and S (B, H, D, D).
 
-    beta, log_decay: (B, H, n); x: q, k and v as they are projected (B, H, n, 3D); taps: (conv_width, H, 1, 3D).
+    beta, log_decay: (B, H, n); x: q, k and v before the convolution (B, H, n, 3D); taps: (conv_width, H, 1, 3D).
     """
     window, memory = state
     n = x.shape[2]
     x = torch.cat([window, x], dim=2)
     q, k, v = F.silu(convolve_taps(x, taps)).chunk(3, dim=-1)
     out, after = delta(first, (memory,), unit(q, q.shape[-1] ** -0.5), unit(k), v, beta, log_decay)
-    return out, (x[:, :, n:].clone(), *after)  # a copy, which does not hold the chunk
+    return out, (x[:, :, n:].clone(), *after)  # a copy: a view would keep the whole chunk alive
 
 
 def unit(x: Tensor, length: float = 1) -> Tensor:
-    """(…, D) -> the same of another length; 0 stays 0."""
+    """Scale vectors (…, D) to ``length``; 0 stays 0."""
     return x * (length * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt())
 
 

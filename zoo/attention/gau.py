@@ -41,9 +41,9 @@ EPSILON = 1e-6  # of the norm
 
 @dataclass(frozen=True, kw_only=True)
 class GAUConfig:
-    """query_width: s, the width of queries and keys; d_model where that is less.
-    expand: e / d_model, how many times as wide as the input the gate and the values are (2 in the paper).
-    chunk: c, positions of a chunk, within which attention is quadratic; max_len where that is less.
+    """query_width: s, the width of queries and keys; at most d_model.
+    expand: e / d_model, the width of gate and values as a multiple of the input (2 in the paper).
+    chunk: c, positions in a chunk, within which attention is quadratic; at most max_len.
     """
 
     query_width: int = 128
@@ -99,8 +99,8 @@ class GatedAttentionUnit(Mixer):
         return self._finish(u, mixed)
 
     def begin(self, x: Tensor) -> Tensors:
-        """Of the chunks before the current one Σ_j k'_jᵀ v_j (B, 1, s, e) and the number of keys (B, 1, 1, 1), and of
-        the current one the values (B, 1, r, e) and z (B, 1, r, s) of its r positions so far."""
+        """Earlier chunks: Σ_j k'_jᵀ v_j (B, 1, s, e) and the number of keys (B, 1, 1, 1). The current chunk: values
+        (B, 1, r, e) and z (B, 1, r, s) of its r positions so far."""
         _, e, s = self.widths
         shapes = (s, e), (1, 1), (0, e), (0, s)
         return tuple(torch.zeros(len(x), 1, *shape, dtype=accumulator(x), device=x.device) for shape in shapes)
@@ -119,13 +119,13 @@ class GatedAttentionUnit(Mixer):
         return self._finish(u, mixed), after
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
-        """u, v (B, 1, N, e) and z (B, 1, N, s), before their SiLU, which is taken in float32 at least."""
+        """u, v (B, 1, N, e) and z (B, 1, N, s) before their SiLU, which runs in float32 at least."""
         x = F.rms_norm(x.to(accumulator(x)), x.shape[-1:], eps=EPSILON).to(x.dtype)
         pieces: tuple[Tensor, ...] = self.hidden(x)[:, None].split(self.widths, dim=-1)
         return pieces
 
     def _turned(self, z: Tensor, which: int, first: int, scale: Tensor, offset: Tensor) -> Tensor:
-        """One of q, k, q' and k' of the positions from ``first`` on. (B, 1, n, s)."""
+        """One of q, k, q' and k' (``which`` = 0 to 3) for the positions from ``first`` on. (B, 1, n, s)."""
         z = z * scale[which] + offset[which]
         return z if self.rotary is None else self.rotary(z, first)
 
@@ -150,7 +150,7 @@ class GatedAttentionUnit(Mixer):
         scale: Tensor,
         offset: Tensor,
     ) -> tuple[Tensor, Tensors]:
-        """Chunks in both directions, for ``scan``. There is no state; ``mean`` is that of ``_mean``."""
+        """Chunks in both directions, for ``scan``, without a state. ``mean``: the result of ``_mean``."""
         v, z, n = F.silu(v) * real, F.silu(z), v.shape[2]
         q, k, query = (self._turned(z, which, first, scale, offset) for which in (0, 1, 2))
         far = query @ mean
@@ -161,7 +161,7 @@ class GatedAttentionUnit(Mixer):
     def _causal(
         self, first: int, state: Tensors, v: Tensor, z: Tensor, real: Tensor, scale: Tensor, offset: Tensor
     ) -> tuple[Tensor, Tensors]:
-        """Chunks, or the next positions of one, for ``scan`` and for steps. State: as in ``begin``."""
+        """Chunks, or the next positions of one chunk, for ``scan`` and for steps. State: as in ``begin``."""
         total, count, past_v, past_z = state
         past, n = past_v.shape[2], v.shape[2]
         v, z = F.silu(v) * real, F.silu(z)
@@ -174,14 +174,14 @@ class GatedAttentionUnit(Mixer):
             out = (self._quadratic(q, k).tril() @ values + far).flatten(2, 3)[:, :, :n]
             whole, begun = n // self.chunk, n - n % self.chunk
             state = totals[:, :, whole], counts[:, :, whole], v[:, :, begun:], z[:, :, begun:]
-            return out, tuple(x.clone() for x in state)  # copies, which do not hold all chunks
+            return out, tuple(x.clone() for x in state)  # copies: views would keep all chunks alive
         q, query = (self._turned(z, which, first, scale, offset) for which in (0, 2))
         v, z = torch.cat([past_v, v], dim=2), torch.cat([past_z, z], dim=2)
         k, key = (self._turned(z, which, first - past, scale, offset) for which in (1, 3))
         out = self._quadratic(q, k).tril(past) @ v + query @ (total / count.clamp(min=1))
         if v.shape[2] < self.chunk:
             return out, (total, count, v, z)
-        count = count + past + real.sum(2, keepdim=True)  # what came in steps is real
+        count = count + past + real.sum(2, keepdim=True)  # positions of steps are never padding
         return out, (total + key.mT @ v, count, v[:, :, :0], z[:, :, :0])
 
     def _finish(self, u: Tensor, mixed: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ class GatedAttentionUnit(Mixer):
         return y
 
     def state_size(self, length: int) -> int:
-        """The sum over earlier chunks, or over all, and the keys and values of a chunk."""
+        """The sum over earlier chunks (or all keys), and the keys and values of one chunk."""
         _, e, s = self.widths
         return s * e + min(length, self.chunk) * (s + e)
 

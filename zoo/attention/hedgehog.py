@@ -37,7 +37,7 @@ from zoo.cores.kernel_attention import (
 from zoo.functional import accumulator, recompute
 from zoo.registry import register
 
-BUDGET = 2**22  # weights of one chunk of rows in the distillation loss
+BUDGET = 2**22  # weights in one chunk of rows of the distillation loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +90,14 @@ class HedgehogAttention(Attention):
     def distillation_loss(self, q: Tensor, k: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         """``-Σ_j softmax(q_i kᵀ / √D)_j log a_ij``, its mean over heads and real queries i. A scalar.
 
-        q, k: (B, H, N, D), which get no gradient: the two maps alone do. key_padding_mask: (B, N) bool, True = padding.
-        The weights exist for a chunk of rows at a time, and backward computes them again.
+        q, k: (B, H, N, D), without gradient: only the two maps get one. key_padding_mask: (B, N) bool, True = padding.
+        Forward and backward compute the weights for one chunk of rows at a time.
         """
         B, H, N, D = q.shape
         q, k = (x.detach().to(accumulator(x)) for x in (q, k))
         hidden = torch.zeros(B, N, dtype=torch.bool, device=q.device) if key_padding_mask is None else key_padding_mask
         place = torch.arange(N, device=q.device)
-        floor, least = torch.finfo(q.dtype).min, torch.finfo(q.dtype).tiny ** 0.75  # below it a weight counts as this
+        floor, least = torch.finfo(q.dtype).min, torch.finfo(q.dtype).tiny ** 0.75  # least counts for smaller weights
 
         def of_rows(rows: slice, fq: Tensor, fk: Tensor) -> Tensor:
             unseen = hidden[:, None, None]

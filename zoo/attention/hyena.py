@@ -50,18 +50,18 @@ from zoo.cores.convolution import convolve
 from zoo.functional import accumulator, convolve_taps, dtype_of, precisely, recompute
 from zoo.registry import register
 
-TAPS = 3  # of the short convolution
+TAPS = 3  # taps of the short convolution
 BANDS = 16  # sines and cosines among the features of a lag
-LAYERS = 3  # of the network, before its last map
+LAYERS = 3  # hidden layers of the network
 DECAY = (math.log(100) / 1.5, math.log(100) / 0.3)  # α: windows fall to 1/100 at 1.5 and at 0.3 of max_len
-BLOCK = 128  # positions that the cache of the step form grows by
+BLOCK = 128  # the cache of the step form grows by this many positions
 
 
 @dataclass(frozen=True, kw_only=True)
 class HyenaConfig:
     """order: gates, P in the paper.
     filter_width: hidden width of the network that writes the filters.
-    frequency: what the sines of that network multiply their inputs by at first; the higher, the rougher the filters.
+    frequency: initial factor inside the network's sines; the higher, the rougher the filters.
     """
 
     order: int = 2
@@ -97,7 +97,7 @@ class Hyena(Mixer):
         super().__init__(dims)
         C, W = dims.d_model, config.filter_width
         self.order = config.order
-        self.project = nn.Linear(C, (config.order + 1) * C)  # gates, the last first, and values
+        self.project = nn.Linear(C, (config.order + 1) * C)  # gates, the last one first, then values
         self.taps = nn.Parameter(torch.randn(TAPS, (config.order + 1) * C) * TAPS**-0.5)
         self.out = nn.Linear(C, C)
         for linear in (self.project, self.out):
@@ -132,7 +132,7 @@ class Hyena(Mixer):
         return out
 
     def _filters(self, length: int, *, two_sided: bool) -> Tensor:
-        """(P − 1, C, K): the lags from 0, or from −(N − 1), to N − 1."""
+        """(P − 1, C, K): filters at the lags from 0 to N − 1, or from −(N − 1) to N − 1."""
         write = partial(self._write, 1 - length if two_sided else 0, length)
         return recompute(write, self.frequency, calls=[*self.hidden, self.write])
 
@@ -148,14 +148,14 @@ class Hyena(Mixer):
         return h.permute(1, 2, 0)
 
     def _window(self, t: Tensor) -> Tensor:
-        """For lags t (K, 1), over ``max_len``: (K, C); its squares sum to 1 over all lags."""
+        """The windows (K, C) at t (K, 1), lags over ``max_len``; the squares of a window sum to 1 over all lags."""
         decay = torch.linspace(*DECAY, self.skip.shape[1], dtype=t.dtype, device=t.device)
         energy = torch.expm1(-2 * decay) / torch.expm1(-2 * decay / self.max_len)  # of the lags from 0 on
         return (-decay * t.abs()).exp() * (energy if self.causal else 2 * energy - 1) ** -0.5
 
     def begin(self, x: Tensor) -> Tensors:
-        """What the short convolution reads, (B, 2, (P + 1) C); the inputs of each long one, (B, P − 1, blocks · 128,
-        C), and what those of former blocks give to the positions of this one, (B, P − 1, 128, C)."""
+        """Past inputs of the short convolution, (B, 2, (P + 1) C), and of the long ones, (B, P − 1, blocks · 128, C);
+        and what earlier blocks give to the positions of the current block, (B, P − 1, 128, C)."""
         B, C, filters = *x.shape, self.order - 1
         zeros = torch.zeros(B, filters, BLOCK, C, dtype=accumulator(x), device=x.device)
         return zeros.new_zeros(B, TAPS - 1, (self.order + 1) * C), zeros[:, :, :0], zeros
@@ -187,7 +187,7 @@ class Hyena(Mixer):
             *gates, z = convolve_taps(u, self.taps).chunk(self.order + 1, dim=-1)
             filters = self._filters(begun + BLOCK, two_sided=False)
             for gate, skip, h in zip(gates[:0:-1], self.skip, filters, strict=True):
-                z = F.pad(z * gate, (0, 0, 0, begun + BLOCK - N))  # so that it gives to the rest of its block too
+                z = F.pad(z * gate, (0, 0, 0, begun + BLOCK - N))  # so ``y`` covers the whole block
                 y = convolve(z, h)
                 inputs.append(z)
                 carried.append(y[:, begun:] - convolve(z[:, begun:], h[:, :BLOCK]))

@@ -47,7 +47,7 @@ class LinearAttention(Attention):
         memory="O(N)",
         causal=True,
         subquadratic=True,
-        init=Init(variance=1.0, source="measured on mqar; its authors have 1/3"),
+        init=Init(variance=1.0, source="measured on mqar; the authors' code has 1/3"),
     )
 
     def __init__(self, dims: Dims, config: LinearConfig) -> None:
@@ -74,12 +74,12 @@ class LinearAttention(Attention):
 
 
 def elu_plus_one(x: Tensor, _first: int) -> Tensor:
-    """φ, at any position."""
-    if traced():  # a compiler takes the gradient of elu for laid out as it is not (torch 2.13)
+    """φ. The features do not depend on the position."""
+    if traced():  # torch 2.13's compiler assumes a wrong memory layout for the gradient of elu
         return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
     return F.elu(x).add_(1)
 
 
 def elu_plus_one_slope(phi: Tensor) -> Tensor:
-    """Above 0 it is 1 and φ above 1, below 0 it is exp(x), which φ is."""
+    """The derivative of φ, from φ: 1 where x > 0 (φ > 1), else exp(x) = φ."""
     return phi.clamp(max=1)

@@ -57,7 +57,7 @@ class LinformerAttention(Attention):
         super().__init__(dims)
         heads = dims.n_heads if config.sharing == "none" else 1
         projections = 1 if config.sharing == "kv" else 2
-        # (1 or 2, H or 1, M, max_len). Unit variance in, unit variance out at full length.
+        # (1 or 2, H or 1, M, max_len). Inputs of unit variance and full length give outputs of unit variance.
         self.projection = nn.Parameter(torch.randn(projections, heads, config.rank, dims.max_len) * dims.max_len**-0.5)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:

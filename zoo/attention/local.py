@@ -27,7 +27,7 @@ from zoo.registry import register
 @dataclass(frozen=True, kw_only=True)
 class LocalConfig:
     """window: w, positions that a query sees on each side of itself (before itself where causal).
-    kernel: ``triton`` (a GPU's), ``torch``, or ``auto``, the first of them that can run.
+    kernel: ``triton`` (GPUs only), ``torch``, or ``auto`` (the first of the two that can run).
     """
 
     window: int = 128
@@ -56,11 +56,11 @@ class LocalAttention(CachedAttention):
     def __init__(self, dims: Dims, config: LocalConfig) -> None:
         super().__init__(dims)
         self.config = config
-        self.kept = min(config.window + 1, dims.max_len)  # positions, by the step form
+        self.kept = min(config.window + 1, dims.max_len)  # positions that the step form stores
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         config, N = self.config, q.shape[2]
-        if traced() and config.kernel != "triton":  # which attend refuses there
+        if traced() and config.kernel != "triton":  # attend cannot run traced
             reach = (-config.window, 0 if self.causal else config.window)
             return attend_window(q, k, v, window_block(config.window), reach, key_padding_mask=key_padding_mask)
         parts = made_once(window_parts, N, config.window, self.causal, q.device, like=q)
@@ -75,7 +75,7 @@ class LocalAttention(CachedAttention):
 
 
 def window_parts(length: int, window: int, causal: bool, device: torch.device) -> list[Part]:
-    """What queries see of ``length`` positions."""
+    """The keys that queries see among ``length`` positions, as parts."""
     size = window_block(window)
     spans = window_spans(-(-length // size), size, (-window, 0 if causal else window), device=device)
     return [Part(groups=spans, size=size)]

@@ -32,8 +32,8 @@ from zoo.registry import register
 @dataclass(frozen=True, kw_only=True)
 class LongformerConfig:
     """window: w, positions that a query sees on each side of itself (half the paper's window size).
-    n_global: g, leading positions that see all and are seen by all; 0 for none.
-    kernel: ``triton`` (a GPU's), ``torch``, or ``auto``, the first of them that can run.
+    n_global: g, leading positions that see all positions and are seen by all; 0 for none.
+    kernel: ``triton`` (GPUs only), ``torch``, or ``auto`` (the first of the two that can run).
     """
 
     window: int = 256
@@ -64,7 +64,7 @@ class LongformerAttention(Mixer):
     def __init__(self, dims: Dims, config: LongformerConfig) -> None:
         super().__init__(dims)
         self.config, self.n_heads = config, dims.n_heads
-        self.kept = min(config.n_global + config.window + 1, dims.max_len)  # positions, by the step form
+        self.kept = min(config.n_global + config.window + 1, dims.max_len)  # positions that the step form stores
         C = dims.d_model
         self.qkv = nn.Linear(C, 3 * C)
         see_all = config.n_global > 0 and not dims.causal
@@ -98,7 +98,7 @@ class LongformerAttention(Mixer):
         return self._turn(q, first), self._turn(k, first), v
 
     def _leading_and_near(self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-        """What queries see in their window and of the global keys. (B, N, C)."""
+        """Attention to the window and the global keys. (B, N, C)."""
         n_global, window, kernel = self.config.n_global, self.config.window, self.config.kernel
         parts = made_once(window_and_globals, q.shape[2], window, n_global, self.causal, q.device, like=q)
         mixed = attend(q, k, v, parts, key_padding_mask=key_padding_mask, kernel=kernel)
@@ -124,7 +124,7 @@ class LongformerAttention(Mixer):
         return self.out(self._leading_and_near(q, k, v)), kept
 
     def state_size(self, length: int) -> int:
-        """The window and the global tokens; these themselves see all."""
+        """The window and the global tokens. Counts a query that is not global; global ones see all."""
         sides = 1 if self.causal else 2
         seen = sides * self.config.window + 1 + self.config.n_global
         return 2 * min(seen, length) * self.d_model
@@ -137,7 +137,7 @@ class LongformerAttention(Mixer):
 
 
 def window_and_globals(length: int, window: int, n_global: int, causal: bool, device: torch.device) -> list[Part]:
-    """What queries see of ``length`` positions: the window without the global keys, and these."""
+    """The parts that queries see of ``length`` positions: the window without the global keys, and the global keys."""
     size = window_block(window)
     reach = (-window, 0 if causal else window)
     spans = window_spans(-(-length // size), size, reach, skip=n_global, device=device)

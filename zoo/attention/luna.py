@@ -35,7 +35,7 @@ from zoo.registry import register
 @dataclass(frozen=True, kw_only=True)
 class LunaConfig:
     """projected_len: M, the length of P (l in the paper, whose main results use 16, 128 and 256).
-    tie_kv: keys are the values, in pack and in unpack.
+    tie_kv: whether keys and values are the same, in pack and in unpack.
     """
 
     projected_len: int = 16
@@ -97,7 +97,7 @@ class Luna(Mixer):
         return self._heads(k), self._heads(v[0] if v else k)
 
     def state_size(self, length: int) -> int:
-        """Y_P, of which keys and values of unpack are made."""
+        """Y_P, from which the keys and values of unpack are projected."""
         return self.memory.numel()
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:

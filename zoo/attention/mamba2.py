@@ -44,17 +44,17 @@ from zoo.functional import accumulator, convolve_taps
 from zoo.registry import register
 
 EPSILON = 1e-5  # of RMSNorm
-DECAYS = (1.0, 16.0)  # -a at first, uniform
-STEPS = (1e-3, 1e-1)  # Δ at first, log-uniform
-OWN_TAPS = (1.0, 3.0)  # what the convolution multiplies a position's own x, and its own B and C, by at first
+DECAYS = (1.0, 16.0)  # initial -a, uniform
+STEPS = (1e-3, 1e-1)  # initial Δ, log-uniform
+OWN_TAPS = (1.0, 3.0)  # initial taps of a position's own x, and of its own B and C
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mamba2Config:
     """state: M, rows of the state of each head (N in the paper).
     expand: width of x and z, as a multiple of d_model (2 in the paper).
-    conv_width: positions that the convolution reads, at most those within max_len.
-    kernel: ``triton`` (a GPU's), ``torch``, or ``auto``, the first of them that can run.
+    conv_width: positions that the convolution reads, at most max_len.
+    kernel: ``triton`` (GPUs only), ``torch``, or ``auto`` (the first of the two that can run).
     """
 
     state: int = 64
@@ -104,9 +104,9 @@ class Mamba2(Mixer):
         taps[past, :width] += OWN_TAPS[0]
         taps[past, width:] += OWN_TAPS[1]
         self.taps, self.taps_bias = nn.Parameter(taps), nn.Parameter(bias)
-        self.log_a = nn.Parameter(torch.empty(H).uniform_(*DECAYS).log())  # of -a
+        self.log_a = nn.Parameter(torch.empty(H).uniform_(*DECAYS).log())  # logarithm of -a
         step = torch.empty(H).uniform_(*map(math.log, STEPS)).exp()
-        self.step_bias = nn.Parameter(step + (-torch.expm1(-step)).log())  # whose softplus is the step
+        self.step_bias = nn.Parameter(step + (-torch.expm1(-step)).log())  # its softplus is the step
         self.skip = nn.Parameter(torch.ones(H))  # D
         self.scale = nn.Parameter(torch.ones(width))  # of RMSNorm
         self.out = nn.Linear(width, dims.d_model)
@@ -132,13 +132,13 @@ class Mamba2(Mixer):
         else:
             before, after = scan_both(ssd, forth, back[0], (state,), (a,), folds=True)
         c, b, x, step = back[0]
-        return self._close(before + after, own - (c * b).sum(-1) * step, x, z)  # which both scans have
+        return self._close(before + after, own - (c * b).sum(-1) * step, x, z)  # both scans read t itself
 
     def _a(self) -> Tensor:
         return -self.log_a.to(accumulator(self.log_a)).exp()
 
     def _sequences(self, mixed: Tensor, step: Tensor) -> list[Tensors]:
-        """What is scanned in each direction: C_t and B_t (B, 1, N, M), x (B, H, N, D), Δ (B, H, N).
+        """The inputs of each direction's scan: C_t and B_t (B, 1, N, M), x (B, H, N, D), Δ (B, H, N).
 
         mixed: x, B and C before the convolution, (B, N + conv_width - 1, …); step: Δ before softplus, (B, N, …).
         """
@@ -146,20 +146,20 @@ class Mamba2(Mixer):
         total = convolve_taps(mixed.to(dtype), self.taps.to(dtype)) + self.taps_bias.to(dtype)
         x, *pairs = torch.split(F.silu(total), self.parts, dim=-1)
         x = rearrange(x, "b n (h d) -> b h n d", h=self.n_heads)
-        # Contiguous, since a compiler takes the gradient of softplus for laid out as it is not (torch 2.13).
+        # Contiguous: torch 2.13's compiler assumes a wrong memory layout for the gradient of softplus.
         steps = rearrange(step.to(dtype), "b n (i h) -> i b h n", h=self.n_heads).contiguous()
         steps = F.softplus(steps + self.step_bias.to(dtype)[:, None])
         return [(c[:, None], b[:, None], x, step) for b, c, step in zip(pairs[::2], pairs[1::2], steps, strict=True)]
 
     def _close(self, y: Tensor, own: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        """What the state gave, y (B, H, N, D), and ``own`` (…, H, N or 1) times x; gated, normalised, projected."""
+        """Gate, normalise and project y (B, H, N, D), read from the state, plus ``own`` (…, H, N or 1) times x."""
         y = rearrange(y + own[..., None] * x, "b h n d -> b n (h d)") * F.silu(z.to(y.dtype))
         y = F.rms_norm(y, y.shape[-1:], self.scale.to(y.dtype), EPSILON)
         mixed: Tensor = self.out(y.to(z.dtype))
         return mixed
 
     def begin(self, x: Tensor) -> Tensors:
-        """What the convolution reads of the past, (B, conv_width - 1, …), and S (B, H, M, D)."""
+        """The convolution's earlier inputs, (B, conv_width - 1, …), and S (B, H, M, D)."""
         B, head = len(x), self.sizes[0] // self.n_heads
         past = x.new_zeros(B, len(self.taps) - 1, self.sizes[1])
         return past, torch.zeros(B, self.n_heads, self.rows, head, dtype=accumulator(x), device=x.device)
@@ -181,7 +181,7 @@ class Mamba2(Mixer):
         return self._close(y, self.skip[:, None], sequences[2], z), (window[:, x.shape[1] :].clone(), *after)
 
     def state_size(self, length: int) -> int:
-        """S of each direction, and what the convolution reads of other positions."""
+        """S of each direction, and the convolution's inputs at other positions."""
         return self.directions * self.rows * self.sizes[0] + (len(self.taps) - 1) * self.sizes[1]
 
     def cache_size(self, length: int) -> int:
@@ -197,5 +197,5 @@ def ssd(first: int, state: Tensors, c: Tensor, b: Tensor, x: Tensor, step: Tenso
 
 
 def plain(a: Tensor, c: Tensor, b: Tensor, x: Tensor, step: Tensor) -> Tensors:
-    """The same as ``decayed`` takes it: queries, keys, values and logarithms of decays."""
+    """The inputs of ``ssd`` as those of ``decayed``: queries, keys, values and logarithms of decays."""
     return c, b, step[..., None] * x, a[:, None] * step

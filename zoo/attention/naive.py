@@ -50,7 +50,7 @@ class NaiveAttention(CachedAttention):
             past = torch.ones(n, n, dtype=torch.bool, device=q.device).tril()
             visible = past if visible is None else visible & past
         if visible is not None:
-            # The smallest finite number, not -inf: a row that sees nothing must not become NaN.
+            # The smallest finite number, not -inf: a row that sees no key must not become NaN.
             logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
         weights = logits.softmax(-1).to(v.dtype)
         out: Tensor = weights @ v

@@ -47,8 +47,8 @@ from zoo.registry import register
 
 @dataclass(frozen=True, kw_only=True)
 class NystromformerConfig:
-    """landmarks: M, segments whose means stand for all queries and keys.
-    iterations: steps towards the pseudo-inverse.
+    """landmarks: M, segments; their means are the landmarks of queries and keys.
+    iterations: of the approximation of the pseudo-inverse.
     conv_width: taps (odd) of the convolution over the values that is added to the result; None for none.
     """
 
@@ -93,7 +93,7 @@ class NystromformerAttention(Attention):
             q, k, v = (x.to(accumulator(x)) for x in (q, k, v))
             if key_padding_mask is not None:
                 v = v.masked_fill(key_padding_mask[:, None, :, None], 0)
-            if traced():  # one form for any length: with a mask it is full attention where there are few positions
+            if traced():  # one form for any length: with few positions the mask makes it full attention
                 mask = (
                     torch.zeros_like(v[:, 0, :, 0], dtype=torch.bool) if key_padding_mask is None else key_padding_mask
                 )
@@ -107,7 +107,7 @@ class NystromformerAttention(Attention):
         return out.to(dtype)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """The Nyström product, for more positions than landmarks; ``dtype``: of what came in."""
+        """The Nyström product, for more positions than landmarks. ``dtype``: that of the inputs."""
         M, D = self.config.landmarks, q.shape[-1]
         if key_padding_mask is None:
             q_mean, k_mean = segment_means(q, M), segment_means(k, M)  # (B, H, M, D)
@@ -137,7 +137,7 @@ class NystromformerAttention(Attention):
         return softmax_attention(q, k_mean, values, used)
 
     def state_size(self, length: int) -> int:
-        """k̃ and the values of the landmarks, and the values under the filters; no more than all keys and values."""
+        """k̃, the values of the landmarks and the values under the filters; at most all keys and values."""
         taps = self.config.conv_width or 0
         return min(2 * length, 2 * self.config.landmarks + taps) * self.d_model
 
@@ -147,8 +147,8 @@ class NystromformerAttention(Attention):
 
 
 def look_up(visible: Tensor | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention as matrix products. Fused kernels for GPUs share the queries among programs, not the keys, so
-    few queries over many keys leave most of a GPU idle."""
+    """Softmax attention as matrix products. Fused GPU kernels split the queries among programs, not the keys, so few
+    queries over many keys leave most of a GPU idle."""
     logits = q @ k.mT * q.shape[-1] ** -0.5
     if visible is not None:
         logits = logits.masked_fill(~visible, torch.finfo(q.dtype).min)
@@ -184,7 +184,7 @@ def mean_product(x: Tensor, place: Tensor, starts: Tensor, sizes: Tensor) -> Ten
 class _SegmentMeans(torch.autograd.Function):
     """Means over the segments of each sample, as one product; backward reads each position's segment.
 
-    x: (B, H, N, D); place: (B, N), where a position stands among the real ones, -1 for padding; starts, sizes: (B, M).
+    x: (B, H, N, D); place: (B, N), the index of a position among the real ones, -1 for padding; starts, sizes: (B, M).
     Empty segments give 0.
     """
 
@@ -203,8 +203,8 @@ class _SegmentMeans(torch.autograd.Function):
 
 
 def pseudo_inverse(a: Tensor, iterations: int) -> Tensor:
-    """Towards the pseudo-inverse, from Z₀. a and the result: (B, H, M, M); rows of ``a`` sum to 1 or 0."""
-    # At least 1 where rows sum to 1; a sample of padding alone has zeros, and no norm to divide by.
+    """Iterate from Z₀ towards the pseudo-inverse. a and the result: (B, H, M, M); rows of ``a`` sum to 1 or 0."""
+    # Norms are at least 1 where rows sum to 1. A sample of padding alone has norm 0: clamp, not to divide by 0.
     norms = (a.sum(-1).amax(-1) * a.sum(-2).amax(-1)).clamp(min=0.5)
     return iterate_inverse(a, a.mT / norms[..., None, None], iterations)
 
@@ -219,9 +219,9 @@ def convolve(x: Tensor, filters: Tensor) -> Tensor:
 
 
 class _Convolve(torch.autograd.Function):
-    """``convolve`` with a gradient of the filters by block products.
+    """``convolve``, with the gradient of the filters from block products.
 
-    torch's own, from oneDNN, is wrong by percents in float32 for a filter of one column and many taps (torch 2.13).
+    torch 2.13's own gradient, from oneDNN, is wrong by percents in float32 for a filter of one column and many taps.
     """
 
     @staticmethod
@@ -237,7 +237,7 @@ class _Convolve(torch.autograd.Function):
 
 
 def depthwise(x: Tensor, filters: Tensor) -> Tensor:
-    """All features of a position are the channels of one image row: the layout that depthwise kernels are fast on."""
+    """Make a position's features the channels of one image row: the layout on which depthwise kernels are fast."""
     _, H, _, D = x.shape
     weight = repeat(filters, "h t -> (h d) 1 t 1", d=D)
     image = rearrange(x, "b h n d -> b (h d) n 1")
@@ -248,7 +248,7 @@ def depthwise(x: Tensor, filters: Tensor) -> Tensor:
 def filters_grad(x: Tensor, grad: Tensor, taps: int, block: int = 32) -> Tensor:
     """``Σ grad[n] · x[n + t - taps // 2]`` for each head and tap. x, grad: (B, H, N, D); result: (H, taps).
 
-    Each block of ``grad`` meets the stretch of ``x`` that its taps reach in one product, whose diagonals are the taps.
+    Each block of ``grad`` is multiplied by the stretch of ``x`` that its taps reach; diagonals of the product are taps.
     """
     grads = []
     reach = block + taps - 1

@@ -49,7 +49,7 @@ from zoo.registry import register
 @dataclass(frozen=True, kw_only=True)
 class PerformerConfig:
     """features: M, random features a head (m in the paper).
-    redraw_interval: steps of training after which the features are drawn again; 0 keeps the first.
+    redraw_interval: optimizer steps between two draws of the features; 0 keeps the first draw.
     """
 
     features: int = 256
@@ -99,7 +99,7 @@ class PerformerAttention(Attention):
         return kernel_absorb(q, k, v, self._features())
 
     def _features(self) -> FeatureMap:
-        """They hold W as it is now, for a backward after the next ``redraw``."""
+        """The feature map with the W of now, so that a backward after the next ``redraw`` still uses this W."""
         queries, keys = (partial(features, self.projection) for features in (query_features, key_features))
         return FeatureMap(queries, keys, size=len(self.projection), logarithmic=True)
 
@@ -107,7 +107,7 @@ class PerformerAttention(Attention):
         return kernel_state_size(self.dims, len(self.projection))
 
     def cache_size(self, length: int) -> int:
-        """The state, and the largest of each feature so far, which it is divided by."""
+        """The state, and the maximum of each feature so far, by which the state is divided."""
         return self.state_size(length) + self.dims.n_heads * len(self.projection)
 
 
@@ -127,9 +127,9 @@ def key_features(projection: Tensor, k: Tensor, _first: int) -> Tensor:
 
 
 def orthogonal_gaussian(rows: int, columns: int) -> Tensor:
-    """(rows, columns): directions orthogonal within blocks of ``columns`` rows, lengths as of Gaussian rows."""
+    """(rows, columns): rows orthogonal within blocks of ``columns``, as long as Gaussian rows."""
     blocks, dtype = -(-rows // columns), torch.get_default_dtype()
-    wide = torch.promote_types(dtype, torch.float32)  # which a decomposition needs
+    wide = torch.promote_types(dtype, torch.float32)  # the decomposition needs at least float32
     q, r = torch.linalg.qr(torch.randn(blocks, columns, columns, dtype=wide))
     directions = q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]  # uniform over rotations and reflections
     lengths = torch.randn(rows, columns, dtype=wide).norm(dim=-1, keepdim=True)

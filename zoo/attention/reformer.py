@@ -39,14 +39,14 @@ from zoo.functional import accumulator
 from zoo.registry import register
 
 SELF = -1e5
-HASH_ELEMENTS = 2**22  # of rotated vectors held at once, what a core's cache and a little more hold
+HASH_ELEMENTS = 2**22  # numbers of rotated vectors held at once: about what a core's cache holds
 HASH_ELEMENTS_ELSEWHERE = 2**27
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReformerConfig:
     """n_hashes: R, rounds of hashing. bucket_size: S, mean positions in a bucket, and the chunk length.
-    kernel: ``triton`` (a GPU's), ``torch``, or ``auto``, the first of them that can run.
+    kernel: ``triton`` (GPUs only), ``torch``, or ``auto`` (the first of the two that can run).
     """
 
     n_hashes: int = 4
@@ -95,9 +95,9 @@ class ReformerAttention(Attention):
     def _round(
         self, q: Tensor, rotation: Tensor, key_padding_mask: Tensor | None, hashed: Tensor | None = None
     ) -> Part:
-        """Who sees whom in one round: a chunk sees itself and the chunk before it. Padding stands in no chunk.
+        """The keys that queries see in one round: a chunk sees itself and the chunk before it. Padding is in no chunk.
 
-        hashed: what ``_hash`` has found, where it is known.
+        hashed: the result of ``_hash``, where it is known.
         """
         size = self.config.bucket_size
         position, bucket = self._slots(q, rotation, key_padding_mask, hashed)
@@ -116,7 +116,7 @@ class ReformerAttention(Attention):
         """Sort the positions of one round.
 
         Returns:
-            position: (B, H, slots) what stands in each slot of the sorted, chunked sequence; -1 = nothing.
+            position: (B, H, slots) the position in each slot of the sorted, chunked sequence; -1 = none.
             bucket: (B, H, slots / S) the bucket of each chunk; all 0 where chunks attend across buckets.
         """
         B, H, N, _ = q.shape
@@ -126,7 +126,7 @@ class ReformerAttention(Attention):
         if not self.causal:
             half = half_buckets((~padding).sum(1), size)  # (B,)
             rotation = rotation[..., : half_of(N, size)]
-        nowhere = max(1, 2 * rotation.shape[-1])  # one past the last bucket: where padding goes
+        nowhere = max(1, 2 * rotation.shape[-1])  # one past the last bucket: the bucket of padding
         bucket = self._hash(q, rotation, half) if hashed is None else hashed
         bucket = bucket.masked_fill(padding[:, None], nowhere)
         bucket, order = bucket.sort(stable=True)  # (B, H, N)
@@ -134,7 +134,7 @@ class ReformerAttention(Attention):
         if not self.causal:
             position = F.pad(order, (0, -N % size), value=-1)
             return position, position.new_zeros(B, H, position.shape[-1] // size)
-        # Each bucket starts a chunk of its own: shift a position by the empty slots of the buckets before its.
+        # Each bucket starts a new chunk: shift a position by the empty slots of all earlier buckets.
         counts = bucket.new_zeros(B, H, nowhere + 1)
         counts.scatter_add_(-1, bucket, torch.ones_like(bucket))
         empty = F.pad((-counts % size).cumsum(-1), (1, -1))
@@ -145,7 +145,7 @@ class ReformerAttention(Attention):
         return position, starts[..., ::size].contiguous()
 
     def _hash(self, q: Tensor, rotation: Tensor, half: Tensor | None = None) -> Tensor:
-        """Bucket of each position, (B, H, N), with 2 * half (B,) buckets in use, or all; 0 where there are none."""
+        """The bucket of each position, (B, H, N), out of 2 * half (B,) buckets, or all of them; 0 where half is 0."""
         B, H, N, _ = q.shape
         columns, wide = rotation.shape[-1], accumulator(q)
         out = q.new_zeros(B, H, N, dtype=torch.long)
@@ -188,7 +188,7 @@ class ReformerAttention(Attention):
         return attend(q, k, v, parts, scale=1.0), kept
 
     def state_size(self, length: int) -> int:
-        """Two chunks a round, where no two rounds bring the same."""
+        """Two chunks a round, if no two rounds show the same keys."""
         return 2 * min(2 * self.config.bucket_size * self.config.n_hashes, length) * self.d_model
 
     def cache_size(self, length: int) -> int:
@@ -201,7 +201,7 @@ class ReformerAttention(Attention):
 
 
 def neighbours(chunks: int, size: int, device: torch.device) -> list[Part]:
-    """A chunk sees itself and the chunk before it; a query sees itself where it sees nothing else."""
+    """A chunk sees itself and the chunk before it; a query sees itself only where it sees nothing else."""
     itself = SELF * torch.eye(size, dtype=torch.float32, device=device)
     spans = [Span(first=0, last=1, bias=itself)]
     if chunks > 1:
@@ -210,10 +210,10 @@ def neighbours(chunks: int, size: int, device: torch.device) -> list[Part]:
 
 
 def half_of(length: int, bucket_size: int) -> int:
-    """``half_buckets`` of a number."""
+    """``half_buckets`` for an int."""
     return 0 if length <= bucket_size else (length + 2 * bucket_size - 1) // (2 * bucket_size)
 
 
 def half_buckets(length: Tensor, bucket_size: int) -> Tensor:
-    """Columns of R for a sample of ``length``: half its buckets; 0 (one bucket) where it fits into one."""
+    """Columns of R for a sample of ``length``: half its buckets; 0 where one bucket holds it all."""
     return (length + 2 * bucket_size - 1) // (2 * bucket_size) * (length > bucket_size)

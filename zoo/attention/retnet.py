@@ -52,7 +52,7 @@ EPSILON = 1e-6  # of GroupNorm
 @dataclass(frozen=True, kw_only=True)
 class RetNetConfig:
     """expand: width of the values, as a multiple of d_model (2 in the paper).
-    kernel: ``triton`` (a GPU's), ``torch``, or ``auto``, the first of them that can run.
+    kernel: ``triton`` (GPUs only), ``torch``, or ``auto`` (the first of the two that can run).
     """
 
     expand: int = 1
@@ -127,7 +127,7 @@ class RetNet(Mixer):
         return torch.log1p(-(2 ** (-5 - head)))[None, :, None]
 
     def _close(self, y: Tensor, gate: Tensor) -> Tensor:
-        """What the heads read, (B, H, N, …), normalised, gated and projected: (B, N, C)."""
+        """Normalise, gate and project what the heads read, (B, H, N, …) -> (B, N, C)."""
         y = F.layer_norm(y.transpose(1, 2), y.shape[-1:], eps=EPSILON).flatten(2)
         mixed: Tensor = self.out(F.silu(gate) * y.to(gate.dtype))
         return mixed
@@ -152,7 +152,7 @@ class RetNet(Mixer):
         return self._close(y, gate), after
 
     def state_size(self, length: int) -> int:
-        """S, of each direction."""
+        """S of each direction."""
         return (1 if self.causal else 2) * self.d_head * self.sizes[-1]
 
     def cache_size(self, length: int) -> int:

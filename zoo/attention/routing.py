@@ -41,15 +41,15 @@ from zoo.contract import Attention, Dims, Kernel, Traits, at_least
 from zoo.functional import accumulator, sdpa_kernel_name, softmax_attention, traced
 from zoo.registry import register
 
-CHUNK_ELEMENTS = 2**18  # of queries worked on at once, or one head of one sample
-SIMILARITIES = 2**20  # held at once, or those of one cluster
+CHUNK_ELEMENTS = 2**18  # numbers of queries processed at once; at least one head of one sample
+SIMILARITIES = 2**20  # similarities held at once; at least those of one cluster
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoutingConfig:
     """window: w, queries and keys in a cluster.
-    decay: how much of a centroid stays in one step of training.
-    half_local: half of the heads attend to their neighbours instead.
+    decay: share of a centroid that remains after a training forward.
+    half_local: whether half of the heads attend to neighbouring positions instead.
     """
 
     window: int = 128
@@ -84,7 +84,7 @@ class RoutingAttention(Attention):
     def __init__(self, dims: Dims, config: RoutingConfig) -> None:
         super().__init__(dims)
         self.config = config
-        self.near = dims.n_heads // 2 if config.half_local else 0  # local heads, the first ones
+        self.near = dims.n_heads // 2 if config.half_local else 0  # the first heads are local
         self.local = LocalAttention(dims, LocalConfig(window=max(1, config.window // 2))) if self.near else None
         shape = dims.n_heads - self.near, -(-dims.max_len // config.window), dims.d_head
         self.register_buffer("centroids", F.normalize(torch.randn(shape), dim=-1))
@@ -112,7 +112,7 @@ class RoutingAttention(Attention):
             return at.mean(mixed, like=q)
 
     def _select(self, x: Tensor, padding: Tensor | None, moves: _Moves | None) -> Tensor:
-        """The positions that each cluster takes, (B, H, clusters, w); -1 = nothing.
+        """The positions that each cluster takes, (B, H, clusters, w); -1 = none.
 
         ``moves`` collects the vectors by their nearest centroid.
         """
@@ -146,7 +146,7 @@ class RoutingAttention(Attention):
         return chosen
 
     def state_size(self, length: int) -> int:
-        """One cluster: the mean over the queries, of which some stand in several and some in none."""
+        """One cluster: the mean over queries, some of which are in several clusters and some in none."""
         routed = 2 * min(self.config.window, length) * self.d_model
         if self.local is None:
             return routed
@@ -157,7 +157,7 @@ class RoutingAttention(Attention):
 
 
 def parts(x: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Samples and heads to take together, so that x (B, H, N, D) is worked through in chunks."""
+    """Slices of samples and heads that cut x (B, H, N, D) into chunks."""
     B, H, N, D = x.shape
     heads = min(H, max(1, CHUNK_ELEMENTS // (N * D)))
     samples = max(1, CHUNK_ELEMENTS // (H * N * D))
@@ -167,10 +167,10 @@ def parts(x: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 class _Bags:
-    """Sums rows by where they belong: sorted once, so that no row is added to another one at a time."""
+    """Sums rows by place. Rows are sorted once, instead of being added one at a time."""
 
     def __init__(self, place: Tensor, places: int) -> None:
-        """place: (rows,) below ``places``, or equal to it for rows that belong nowhere."""
+        """place: (rows,) integers below ``places``, or equal to it for rows that no sum includes."""
         place, self.order = place.sort(stable=True)
         self.offsets = torch.searchsorted(place, torch.arange(places + 2, device=place.device))
         self.counts = self.offsets.diff()[:-1, None]
@@ -204,7 +204,7 @@ class _Moves:
         self.counts[heads] += bags.counts.view(h, clusters, 1)
 
     def means(self, centroids: Tensor) -> Tensor:
-        """Unit vectors, one for each centroid; a centroid that is nearest to nothing stays."""
+        """Unit vectors, one for each centroid; a centroid to which no vector is nearest stays."""
         return torch.where(self.counts > 0, F.normalize(self.sums, dim=-1), centroids).to(centroids.dtype)
 
 
@@ -212,7 +212,7 @@ class _Slots:
     """Moves vectors between positions (B, H, N, D) and clusters (B H, clusters, w, D)."""
 
     def __init__(self, position: Tensor, length: int, *, masked: bool) -> None:
-        """position: (B, H, clusters, w), -1 = nothing, which is only where ``masked``."""
+        """position: (B, H, clusters, w); -1 = none, only with ``masked``."""
         position = position.flatten(0, 1)
         self.shape, places = position.shape, position.shape[0] * length
         row = position + length * torch.arange(position.shape[0], device=position.device)[:, None, None]
@@ -232,7 +232,7 @@ class _Slots:
         return out.view(*self.shape, x.shape[-1])
 
     def mean(self, x: Tensor, like: Tensor) -> Tensor:
-        """(B H, clusters, w, D) -> (B, H, N, D); 0 where nothing belongs."""
+        """The mean of a position's rows, (B H, clusters, w, D) -> (B, H, N, D); 0 for a position in no cluster."""
         if traced():
             return (self.bags.sum(x.flatten(0, 2)) / self.bags.counts.clamp(min=1)).view_as(like).to(x.dtype)
         out: Tensor = _Mean.apply(x, self, like)  # type: ignore[no-untyped-call]
@@ -240,7 +240,7 @@ class _Slots:
 
     @property
     def mask(self) -> Tensor | None:
-        """As SDPA reads it: (B H, clusters, 1, w), True = may be attended to; None = all."""
+        """The mask for SDPA: (B H, clusters, 1, w), True = may be attended to; None = all."""
         return None if self.filled is None else self.filled[:, :, None]
 
 

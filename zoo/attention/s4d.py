@@ -45,13 +45,13 @@ from zoo.cores.convolution import convolve
 from zoo.functional import accumulator, recompute
 from zoo.registry import register
 
-STEPS = (1e-3, 1e-1)  # Δ at first
-RANGE = 20.0  # beyond which the logarithms of Δ and of −Re A no longer count, so that no product of them overflows
+STEPS = (1e-3, 1e-1)  # initial Δ
+RANGE = 20.0  # the logarithms of Δ and of −Re A are clamped to ± this, so that no product overflows
 
 
 @dataclass(frozen=True, kw_only=True)
 class S4DConfig:
-    """state: numbers in the state of a channel, N in the paper; even, since they are pairs of conjugates."""
+    """state: numbers in the state of a channel, N in the paper; even, since they are conjugate pairs."""
 
     state: int = 64
 
@@ -105,7 +105,7 @@ class S4D(Mixer):
         return self.log_step, self.log_real, self.imaginary, self.readout
 
     def _output(self, y: Tensor, x: Tensor) -> Tensor:
-        """What follows the convolution ``y`` of ``x``."""
+        """The rest of the layer after the convolution ``y`` of ``x``."""
         y = F.gelu(y + self.skip * x.to(y.dtype)).to(x.dtype)
         gated: Tensor = self.out(y) * torch.sigmoid(self.gate(y))
         return gated
@@ -126,7 +126,7 @@ class S4D(Mixer):
         return self._output(y, x), (torch.view_as_real(final_state(x, fine, coarse)),)
 
     def state_size(self, length: int) -> int:
-        """One state a channel, and where both directions are seen one of the future."""
+        """One state a channel; in both directions a second one, of the future."""
         return self.readout.numel()
 
     def cache_size(self, length: int) -> int:
@@ -146,7 +146,7 @@ def discretise(log_step: Tensor, log_real: Tensor, imaginary: Tensor, readout: T
 
 
 def kernels(length: int, log_step: Tensor, log_real: Tensor, imaginary: Tensor, readout: Tensor) -> Tensor:
-    """The kernel at the lags 0 … N − 1, (C, N), or with that of the future −(N − 1) … N − 1, (C, 2 N − 1)."""
+    """The kernel at the lags 0 … N − 1, (C, N); with that of the future −(N − 1) … N − 1, (C, 2 N − 1)."""
     powers, weights = discretise(log_step, log_real, imaginary, readout)
     return kernels_of(length, weights, *exponentials(length, powers))
 
@@ -160,7 +160,7 @@ def exponentials(length: int, powers: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kernels_of(length: int, weights: Tensor, fine: Tensor, coarse: Tensor) -> Tensor:
-    """What ``kernels`` returns, given ``C B̄`` and the powers of Ā."""
+    """The result of ``kernels``, from ``C B̄`` and the powers of Ā."""
     coarse = weights[:, :, None] * coarse
     with torch.autocast(fine.device.type, enabled=False):
         rows = torch.cat([coarse.real, -coarse.imag], dim=-1)  # (directions, C, rows, 2 n)
@@ -170,7 +170,7 @@ def kernels_of(length: int, weights: Tensor, fine: Tensor, coarse: Tensor) -> Te
 
 
 def final_state(x: Tensor, fine: Tensor, coarse: Tensor) -> Tensor:
-    """``Σ_l Ā^l x_(N − 1 − l)`` of x (B, N, C), given the powers of Ā. (B, C, n), complex."""
+    """``Σ_l Ā^l x_(N − 1 − l)`` of x (B, N, C), from the powers of Ā. (B, C, n), complex."""
     (C, n, width), B = fine.shape, len(x)
     rows = F.pad(x.flip(1), (0, 0, 0, -x.shape[1] % width)).to(fine.real.dtype)
     rows = rearrange(rows, "b (r w) c -> c (b r) w", w=width).contiguous()

@@ -36,7 +36,7 @@ from zoo.cores.parts import HIDDEN
 from zoo.functional import accumulator, once, pad_to_multiple, recompute, sdpa_kernel_name, softmax_attention, traced
 from zoo.registry import register
 
-FLOOR = 1e-6  # of a score, before its logarithm
+FLOOR = 1e-6  # added to a score before its logarithm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class SinkhornConfig:
     """bucket_size: S, positions in a bucket.
     sort: ``soft`` (every bucket receives a mixture of buckets, as in the paper) or ``top`` (only the best one).
     iterations: rounds of row and column normalisation of the soft sort.
-    temperature: what scores are divided by; lower is nearer to a permutation.
+    temperature: divides the scores; the lower, the closer R is to a permutation.
     """
 
     bucket_size: int = 64
@@ -86,7 +86,7 @@ class SinkhornAttention(Attention):
     def _forward(
         self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The result (B, H, N, D), and the keys and values that each bucket sees, as in ``_attend``."""
+        """The result (B, H, N, D), and the keys and values that each bucket sees, as ``_attend`` returns them."""
         N = q.shape[2]
         size = min(self.config.bucket_size, N)
         real = None if key_padding_mask is None else ~key_padding_mask
@@ -100,7 +100,7 @@ class SinkhornAttention(Attention):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v and the result: (b, h, N, D); real: (b, n, S) bool, None = all.
 
-        Beside the result: keys and values, (b h, n, 2 S, D), of each bucket those sorted to it and its own.
+        Also returns keys and values, (b h, n, 2 S, D): for each bucket those sorted to it, then its own.
         """
         b, h, N, D = q.shape
         q, k, v = (pad_to_multiple(x, size, -2).reshape(b, h, -(-N // size), size, D) for x in (q, k, v))
@@ -138,7 +138,7 @@ class SinkhornAttention(Attention):
         queries, keys = q.sum(3, dtype=wide), k.sum(3, dtype=wide)
         counts = torch.full((1, n), size, device=q.device) if real is None else real.sum(2)
         reached = counts
-        if self.causal:  # all buckets before, and the first position of the bucket
+        if self.causal:  # queries of all earlier buckets and the first position of this one
             first = torch.ones_like(counts) if real is None else real[:, :, 0].long()
             queries = queries.cumsum(2) - queries + q[:, :, :, 0]
             reached = counts.cumsum(1) - counts + first
@@ -160,7 +160,7 @@ class SinkhornAttention(Attention):
         return log.exp()
 
     def _mixture_seen(self, allowed: Tensor | None, real: Tensor | None) -> Tensor | None:
-        """The offsets of a mixture to which any real position contributes: broadcasts to (b, h, n, S), None = all."""
+        """The offsets of a mixture to which a real position contributes: broadcasts to (b, h, n, S), None = all."""
         if allowed is None:
             return None
         if real is None:
@@ -170,7 +170,7 @@ class SinkhornAttention(Attention):
     def _pick(
         self, scores: Tensor, allowed: Tensor | None, real: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The weight and the number of the best bucket, (b, h, n), and which of it is seen, as in a mixture."""
+        """The weight and index of the best bucket, (b, h, n), and its visible offsets, as for a mixture."""
         scores = scores / self.config.temperature
         if allowed is not None:
             scores = scores.masked_fill(~allowed, HIDDEN)
@@ -184,7 +184,7 @@ class SinkhornAttention(Attention):
         return weight, best, seen
 
     def _mask(self, seen: Tensor | None, real: Tensor | None, heads: tuple[int, int], q: Tensor) -> Tensor | None:
-        """What the queries of a bucket see of [moved; own]: (b h or 1, n, S or 1, 2S) bool, None = all."""
+        """The keys of [moved; own] that the queries of a bucket see: (b h or 1, n, S or 1, 2S) bool, None = all."""
         if seen is None:
             return None
         n, size = q.shape[1:3]
@@ -198,7 +198,7 @@ class SinkhornAttention(Attention):
         return mask.flatten(0, 1)
 
     def begin(self, x: Tensor) -> Tensors:
-        """Keys and values; those sorted to the bucket of now; descriptors of its and earlier queries; their sum."""
+        """Keys and values; those sorted to the current bucket; descriptors of its and earlier queries; their sum."""
         moved = x.new_zeros(*x.shape[:2], self.size, x.shape[-1])
         wide = x.to(accumulator(x))
         return *empty(x), moved, moved.clone(), *empty(wide, 1), torch.zeros_like(wide)[:, :, None]
@@ -207,7 +207,7 @@ class SinkhornAttention(Attention):
         keys, values, moved_keys, moved_values, queries, total = tensors
         bucket, place = divmod(position, self.size)
         total += q
-        if place == 0:  # the bucket's queries are known now
+        if place == 0:  # the first query completes the bucket's descriptor
             (queries,) = append((queries,), (total / (position + 1),), bucket, self.buckets)
             if bucket:
                 moved_keys, moved_values = self._sorted(keys, values, queries[:, :, : bucket + 1])
@@ -233,9 +233,9 @@ class SinkhornAttention(Attention):
         return out, (keys, values, moved_keys, moved_values, descriptors, total[:, :, -1:].clone())
 
     def _sorted(self, keys: Tensor, values: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """What is sorted to the last bucket, (B, H, S, D) twice.
+        """Keys and values sorted to the last bucket, (B, H, S, D) each.
 
-        keys, values: (B, H, room, D), of the n buckets before it at least; queries: (B, H, n + 1, D), descriptors.
+        keys, values: (B, H, room, D), of at least the n buckets before it; queries: (B, H, n + 1, D), descriptors.
         """
         n = queries.shape[2] - 1
         keys, values = (rearrange(x[:, :, : n * self.size], "b h (n s) d -> b h n s d", n=n) for x in (keys, values))
@@ -250,7 +250,7 @@ class SinkhornAttention(Attention):
         return moved_keys, moved_values
 
     def state_size(self, length: int) -> int:
-        """The own bucket and the sorted one, a mixture counting as one bucket."""
+        """The query's bucket and the sorted one; a mixture counts as one bucket."""
         return 2 * min(2 * self.config.bucket_size, length) * self.d_model
 
     def cache_size(self, length: int) -> int:
@@ -262,7 +262,7 @@ class SinkhornAttention(Attention):
 
 
 def log_sums(x: Tensor) -> Tensor:
-    """``x.logcumsumexp(-2)``, whose second derivatives are an error where torch's are NaN."""
+    """``x.logcumsumexp(-2)`` that raises on second derivatives, where torch's are NaN."""
     if traced() or not x.requires_grad:
         return x.logcumsumexp(-2)
     sums: Tensor = _LogSums.apply(x)  # type: ignore[no-untyped-call]

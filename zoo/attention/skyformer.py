@@ -39,14 +39,14 @@ from zoo.cores.landmarks import iterate_inverse, segments
 from zoo.functional import accumulator, once, recompute, side_by_side, traced
 from zoo.registry import register
 
-CHUNK = 512  # positions whose kernel to all landmarks is held at a time
+CHUNK = 512  # positions whose kernel values to all landmarks exist at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class SkyformerConfig:
     """landmarks: M, rows of queries and keys that the kernel is rebuilt from; half of them, rounded down, are queries.
-    gamma: γ, what is added to the diagonal before the inverse.
-    iterations: steps towards the inverse.
+    gamma: γ, added to the diagonal before the inverse.
+    iterations: of the approximation of the inverse.
     """
 
     landmarks: int = 128
@@ -102,7 +102,7 @@ class SkyformerAttention(Attention):
         return out
 
     def _landmarks(self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """z: (B, H, M, D), in float32 at least, and which of them are used: (B, 1, M, 1) bool."""
+        """z: (B, H, M, D), in float32 at least, and which landmarks are used: (B, 1, M, 1) bool."""
         B, H, N, D = q.shape
         order = None
         real = torch.full((B,), N, device=q.device)
@@ -112,7 +112,7 @@ class SkyformerAttention(Attention):
         landmarks, used = [], []
         half = self.config.landmarks // 2
         for x, draws in ((q, self.draws[:half]), (k, self.draws[half:])):
-            count = len(draws) if traced() else min(len(draws), N)  # those that are not used change nothing
+            count = len(draws) if traced() else min(len(draws), N)  # unused landmarks change nothing
             starts, sizes = segments(real, count)
             place = (starts + draws[:count] % sizes.clamp(min=1)).clamp(max=N - 1)
             index = place if order is None else order.gather(1, place)
@@ -132,7 +132,7 @@ class SkyformerAttention(Attention):
         return scale * iterate_inverse(a, eye.expand_as(a), self.config.iterations) * scale.mT * present
 
     def state_size(self, length: int) -> int:
-        """Z and its values; of queries and of keys there are at most N landmarks each."""
+        """Z and its values; queries and keys have at most N landmarks each."""
         return 2 * min(self.config.landmarks, 2 * length) * self.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
@@ -142,19 +142,19 @@ class SkyformerAttention(Attention):
 def gaussian(x: Tensor, z: Tensor) -> Tensor:
     """κ(x, z). (B, H, N, D), (B, H, M, D) -> (B, H, N, M)."""
     products = x @ z.mT - 0.5 * (x.square().sum(-1, keepdim=True) + z.square().sum(-1)[..., None, :])
-    # -‖x - z‖² / 2 is never above 0, but rounding may be.
+    # -‖x - z‖² / 2 is never above 0, but rounding may make it so.
     exponents: Tensor = products.clamp(max=0) * x.shape[-1] ** -0.5
     return exponents.exp()
 
 
 def gaussian_grad(x: Tensor, z: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Of x and of z, given the gradient of the exponents of κ(x, z), ``-‖x - z‖² / 2√D``."""
+    """The gradients of x and z, from the gradient of the exponents of κ(x, z), ``-‖x - z‖² / 2√D``."""
     grad = grad * x.shape[-1] ** -0.5
     return grad @ z - grad.sum(-1, keepdim=True) * x, grad.mT @ x - grad.sum(-2)[..., None] * z
 
 
 def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same stretch of positions of each (B, H, N, D), one after another."""
+    """Yield the same chunk of positions of each tensor (B, H, N, D), chunk by chunk."""
     for i in range(0, tensors[0].shape[2], CHUNK):
         yield tuple(x[:, :, i : i + CHUNK] for x in tensors)
 

@@ -35,8 +35,8 @@ from zoo.registry import register
 class SparseTransformerConfig:
     """stride: l, reach of the local part, and distance between the positions of the far part.
     pattern: ``strided`` or ``fixed``.
-    summary: c, positions at the end of each block that all may see; at most the stride (``fixed`` only).
-    kernel: ``triton`` (a GPU's), ``torch``, or ``auto``, the first of them that can run.
+    summary: c, positions at the end of each block that all queries see; at most the stride (``fixed`` only).
+    kernel: ``triton`` (GPUs only), ``torch``, or ``auto`` (the first of the two that can run).
     """
 
     stride: int = 128
@@ -89,7 +89,7 @@ class SparseTransformerAttention(Attention):
             parts = strided(position + 1, self.config.stride, self.causal, q.device, first=position)
             return attend_next(q, k, v, parts, tensors, position, self.max_len)
         block, place = divmod(position, self.config.stride)
-        near, far = tensors[:2], tensors[2:]  # the block's own positions over those of the one before; all summaries
+        near, far = tensors[:2], tensors[2:]  # this block, which overwrites the one before; all summaries
         near = append(near, (k, v), position, min(self.config.stride, self.max_len))
         before = self._summaries(position)
         if self._summaries(position + 1) > before:
@@ -108,12 +108,12 @@ class SparseTransformerAttention(Attention):
         return out, near + far
 
     def _summaries(self, length: int) -> int:
-        """Positions among the first ``length`` that are one of the last c of their block."""
+        """How many of the first ``length`` positions are among the last c of their block."""
         blocks, rest = divmod(length, self.config.stride)
         return blocks * self.config.summary + max(0, rest - (self.config.stride - self.config.summary))
 
     def state_size(self, length: int) -> int:
-        """The local part, and of the far one what does not stand in it."""
+        """The local part, and the positions of the far part outside it."""
         stride, blocks = self.config.stride, -(-length // self.config.stride)
         if self.config.pattern == "fixed":
             seen = stride + self.config.summary * (blocks - 1)
@@ -135,7 +135,7 @@ class SparseTransformerAttention(Attention):
 
 
 def strided(length: int, stride: int, causal: bool, device: torch.device, first: int = 0) -> list[Part]:
-    """The window and the residue classes, for queries from ``first`` on, at least."""
+    """The window and the residue classes, for at least the queries from ``first`` on."""
     size = window_block(stride)
     reach = (-stride, 0 if causal else stride)
     spans = window_spans(-(-length // size), size, reach, first=first // size, device=device)
@@ -144,7 +144,7 @@ def strided(length: int, stride: int, causal: bool, device: torch.device, first:
     position = position.masked_fill(position >= length, -1)  # (l, N / l): the residue classes
     step = torch.arange(members, device=device)
     ahead = step - step[:, None]
-    visible = ahead < -1 if causal else ahead.abs() > 1  # nearer ones stand in the window
+    visible = ahead < -1 if causal else ahead.abs() > 1  # nearer positions are in the window
     classes = [Span(first=0, last=stride, bias=hide(visible))]
     return [Part(groups=spans, size=size), Part(groups=classes, size=members, positions=position)]
 
@@ -155,7 +155,7 @@ def fixed(length: int, size: int, summary: int, causal: bool, device: torch.devi
     if causal:
         own = causal_bias(size, device)[0]
         far = [Span(first=row, last=row + 1, offset=-row, width=row) for row in range(1, blocks)]
-    else:  # every query sees every summary, its own block's among them
+    else:  # every query sees every summary, including that of its own block
         own = hide(torch.arange(size, device=device) < size - summary).expand(size, size)
         far = [Span(first=row, last=row + 1, offset=-row, width=blocks) for row in range(blocks)]
     ends = size * torch.arange(1, blocks + 1, device=device)[:, None] - torch.arange(summary, 0, -1, device=device)

@@ -38,13 +38,13 @@ from zoo.cores.cache import append, empty, fill, room
 from zoo.functional import accumulator, full_attention, leading, recompute, sdpa_kernel_name
 from zoo.registry import register
 
-BUDGET = 2**22  # logits of one chunk
+BUDGET = 2**22  # logits in one chunk
 
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesizerConfig:
-    """kind: where the logits come from: ``dense``, ``random``, ``factorised_dense`` or ``factorised_random``.
-    rank: M, the rank of the logits in ``dense`` and ``factorised_random``; the other two have no use for it.
+    """kind: how the logits are learned: ``dense``, ``random``, ``factorised_dense`` or ``factorised_random``.
+    rank: M, the rank of the logits in ``dense`` and ``factorised_random``; the other two ignore it.
     """
 
     kind: str = "dense"
@@ -108,10 +108,10 @@ class Synthesizer(Mixer):
         return rearrange(x, "b n (h d) -> b h n d", h=self.n_heads)
 
     def _fused(self, x: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
-        """Attention with learned keys, and queries that are learned or made of single tokens. (B, H, N, D)."""
+        """Attention with learned keys, and queries that are learned or computed from single tokens. (B, H, N, D)."""
         B, _, N, D = v.shape
         rows = F.relu(self._heads(self.hidden(x))) if self.config.kind == "dense" else leading(self.rows, N, 1)[None]
-        # The kernels want one width for all three, and divide the logits by its root.
+        # The kernels need queries, keys and values of one width, and divide the logits by its root.
         width = max(D, rows.shape[-1])
         rows, columns = (
             F.pad(part, (0, width - part.shape[-1])).to(v.dtype).expand(B, -1, -1, -1)
@@ -121,7 +121,7 @@ class Synthesizer(Mixer):
         return full_attention(rows, columns, v, key_padding_mask=hidden, causal=self.causal)[..., :D]
 
     def _chunked(self, x: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
-        """Softmax over logits that exist for a chunk of rows at a time. (B, H, N, D)."""
+        """Softmax over the logits of one chunk of rows at a time. (B, H, N, D)."""
         B, H, N, _ = v.shape
         dtype = accumulator(v)
         floor = torch.finfo(dtype).min
@@ -173,7 +173,7 @@ class Synthesizer(Mixer):
         return self._mix(x, v), fill(self.begin(x[:, 0]), (v,), self.max_len)
 
     def state_size(self, length: int) -> int:
-        """The values: what takes the place of keys is learned, or made of the query's own token."""
+        """The values. The keys' substitutes are parameters, or come from the query's own token."""
         return length * self.d_model
 
     def cache_size(self, length: int) -> int:

@@ -48,7 +48,7 @@ ROWS = 256  # queries in a chunk of forward
 
 @dataclass(frozen=True, kw_only=True)
 class TopKConfig:
-    """k: keys that a query attends to."""
+    """k: how many keys a query attends to."""
 
     k: int = 64
 
@@ -83,7 +83,7 @@ class TopKAttention(CachedAttention):
         return out
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
-        """All N² logits and weights at once, in operations whose gradients torch knows."""
+        """All N² logits and weights at once, in operations that autograd differentiates."""
         wide = accumulator(q)
         with torch.autocast(q.device.type, enabled=False):
             logits = q.shape[-1] ** -0.5 * q.to(wide) @ k.to(wide).mT
@@ -106,7 +106,7 @@ class TopKAttention(CachedAttention):
         return attend_rows(q, keys, values, chosen), (keys, values)
 
     def state_size(self, length: int) -> int:
-        """The chosen keys and their values, not those that they were chosen from."""
+        """The chosen keys and their values, not the keys that the search reads."""
         return 2 * min(self.config.k, length) * self.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
@@ -158,7 +158,7 @@ class _TopK(torch.autograd.Function):
         together = N * max(1, BUDGET // (4 * N * n_kept))
         step = max(1, BUDGET // (4 * D * n_kept))
         with torch.autocast(grad.device.type, enabled=False):
-            pairs = torch.cat([_rows(k), _rows(v)], dim=-1)  # a key and its value are read together
+            pairs = torch.cat([_rows(k), _rows(v)], dim=-1)  # one gather for a key and its value
             for first in range(0, len(queries), together):
                 heads = slice(first, first + together)
                 index = chosen[heads]
@@ -193,7 +193,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _chunks(heads: int, length: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of heads and of queries, such that the logits of each pair keep to the budget."""
+    """Slices of heads and of queries, such that the logits of each pair stay within the budget."""
     rows = max(1, min(ROWS, length, BUDGET // length))
     together = max(1, BUDGET // (rows * length))
     for first in range(0, heads, together):
@@ -202,11 +202,11 @@ def _chunks(heads: int, length: int) -> Iterator[tuple[slice, slice]]:
 
 
 def largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest along the last axis, in any order, and where they are. (…, n) -> two of (…, k).
+    """The k largest values along the last axis, in any order, and their indices. (…, n) -> two of (…, k).
 
-    torch.topk is slow on long rows. So first the k groups with the largest maxima: they hold k numbers that nothing
-    in another group exceeds. Then the k largest in those groups, each of √(n/k) columns so that both searches are
-    equally short: √(n k).
+    torch.topk is slow on long rows. So the first search finds the k groups with the largest maxima: they hold k numbers
+    that no number in another group exceeds. The second search finds the k largest in those groups. A group has √(n/k)
+    columns, so that both searches are equally short: √(n k).
     """
     n = x.shape[-1]
     width = math.isqrt(n // k)

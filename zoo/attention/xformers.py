@@ -77,7 +77,7 @@ class XformersAttention(CachedAttention):
 
 
 def missing_kernel(q: Tensor) -> str:
-    """Why xformers cannot compute attention for inputs like ``q``; empty where it can."""
+    """Why xformers cannot compute attention for inputs like ``q``; empty if it can."""
     if q.device.type != "cuda":
         return f"xformers has no {q.device.type} kernel"
     if q.dtype not in DTYPES:
@@ -89,10 +89,10 @@ def missing_kernel(q: Tensor) -> str:
 
 @cache
 def _refused(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """Why the xformers that is installed cannot compute attention there; empty where it can."""
+    """Why the installed xformers cannot compute attention there; empty if it can."""
     from xformers.ops import fmha
 
     x = torch.empty(1, 1, 1, head_dim, device=device, dtype=dtype)
-    if any(op.supports(fmha.Inputs(x, x, x)) for op in fmha.ALL_BW_OPS):  # each has its forward
+    if any(op.supports(fmha.Inputs(x, x, x)) for op in fmha.ALL_BW_OPS):  # each has a matching forward
         return ""
     return "the xformers installed has no kernel for this torch and device (python -m xformers.info tells more)"
