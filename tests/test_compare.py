@@ -578,7 +578,7 @@ def test_a_class_of_ones_own_stands_beside_the_zoos() -> None:
             "MyAttention breaks the contract: it must define",
         ),
         (("*, key_padding_mask=None", "**kwargs"), "my_module:MyAttention", r"got \(q, k, v, \*\*kwargs\)"),
-        (("frozen=True, ", ""), "my_module:MyAttention", "config must be a dataclass that is frozen, got MyConfig"),
+        (("frozen=True, ", ""), "my_module:MyAttention", "config must be a frozen dataclass, got MyConfig"),
         (("class MyConfig:", "class MyConfig"), "my_module:MyAttention", "cannot import my_module: SyntaxError: "),
         (("@register", "# @register"), "my_module:MyAttention", "my_module:MyAttention is not registered: decorate it"),
         (("", ""), "my_module:MyAtention", "my_module has no class 'MyAtention', did you mean 'MyAttention'"),
@@ -608,7 +608,7 @@ def test_a_class_that_fails_at_work_is_a_row(module: Path) -> None:
     record = run_here(replace(SPEC, variant="my_module:MyAttention"))
     assert record["status"] == "error"
     assert re.fullmatch(
-        r"ValueError: my_module:MyAttention breaks the contract: forward must return what it takes, .* got shape .*",
+        r"ValueError: my_module:MyAttention breaks the contract: forward must return the shape and dtype .*, got shape .*",
         record["reason"],
     )
 

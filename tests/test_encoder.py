@@ -210,7 +210,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "another module": (lambda: torch_layer(), "expected a torch.nn.TransformerEncoder, got TransformerEncoderLayer"),
     "an encoder of one's own": (
         lambda: OwnEncoder(torch_layer(), 1, enable_nested_tensor=False),
-        "OwnEncoder cannot be taken over: it has a forward of its own",
+        "OwnEncoder cannot be taken over: it overrides forward",
     ),
     "no layers": (lambda: torch_encoder(), "expected an encoder with layers, got none"),
     "a layer of another class": (
@@ -219,31 +219,31 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "its own forward": (
         lambda: torch_encoder(torch_layer(), torch_layer(Doubled)),
-        "layer 1 cannot be taken over: Doubled has a forward of its own",
+        "layer 1 cannot be taken over: Doubled overrides forward",
     ),
-    "its own feed-forward": (lambda: torch_encoder(torch_layer(OwnFeedForward)), "has a _ff_block of its own"),
-    "a patched forward": (lambda: torch_encoder(changed(torch_layer(), forward=F.relu)), "has a forward of its own"),
+    "its own feed-forward": (lambda: torch_encoder(torch_layer(OwnFeedForward)), "overrides _ff_block"),
+    "a patched forward": (lambda: torch_encoder(changed(torch_layer(), forward=F.relu)), "overrides forward"),
     "hooks": (lambda: with_hook("own"), "the hooks of layers.0 cannot be taken over"),
     "pruned": (lambda: with_hook("pruned"), "the hooks of layers.0.linear1 cannot be taken over"),
     "batch in the middle": (
         lambda: torch_encoder(torch_layer(), torch_layer(batch_first=False)),
-        "layer 1 cannot be taken over: it takes (N, B, d_model), and an Encoder (B, N, d_model)",
+        "layer 1 cannot be taken over: expected batch_first=True, got (N, B, d_model) inputs",
     ),
     "add_zero_attn": (
         lambda: torch_encoder(
             changed(torch_layer(), self_attn=nn.MultiheadAttention(16, 2, batch_first=True, add_zero_attn=True))
         ),
-        "no attention here has add_zero_attn",
+        "add_zero_attn=True is not supported",
     ),
     "add_bias_kv": (
         lambda: torch_encoder(
             changed(torch_layer(), self_attn=nn.MultiheadAttention(16, 2, batch_first=True, add_bias_kv=True))
         ),
-        "no attention here has add_bias_kv",
+        "add_bias_kv=True is not supported",
     ),
     "kdim": (
         lambda: torch_encoder(changed(torch_layer(), self_attn=nn.MultiheadAttention(16, 2, batch_first=True, kdim=8))),
-        "keys and values of other widths than d_model (kdim=8, vdim=16)",
+        "expected keys and values of width d_model, got kdim=8 and vdim=16",
     ),
     "another attention": (
         lambda: torch_encoder(changed(torch_layer(), self_attn=nn.Identity())),
@@ -263,22 +263,22 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "a norm over positions": (
         lambda: torch_encoder(torch_layer(), norm=nn.LayerNorm((21, 16))),
-        "expected one over 16 features, got one over (21, 16)",
+        "expected a norm over 16 features, got one over (21, 16)",
     ),
     "dropouts that differ": (
         lambda: torch_encoder(changed(torch_layer(), dropout2=nn.Dropout(0.3))),
         "expected one dropout after both sublayers, got 0.1 and 0.3",
     ),
-    "silu": (lambda: torch_encoder(torch_layer(activation=F.silu)), "expected an encoder with relu or gelu"),
+    "silu": (lambda: torch_encoder(torch_layer(activation=F.silu)), "expected the activation relu or gelu"),
     "gelu with tanh": (
         lambda: torch_encoder(torch_layer(activation=nn.GELU(approximate="tanh"))),
-        "expected an encoder with relu or gelu, got GELU(approximate='tanh')",
+        "expected the activation relu or gelu, got GELU(approximate='tanh')",
     ),
     "partial gelu with tanh": (
         lambda: torch_encoder(torch_layer(activation=partial(F.gelu, approximate="tanh"))),
-        "expected an encoder with relu or gelu",
+        "expected the activation relu or gelu",
     ),
-    "lambda": (lambda: torch_encoder(torch_layer(activation=lambda x: x)), "expected an encoder with relu or gelu"),
+    "lambda": (lambda: torch_encoder(torch_layer(activation=lambda x: x)), "expected the activation relu or gelu"),
 }
 
 

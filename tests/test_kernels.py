@@ -65,5 +65,5 @@ def test_gradients_of_what_is_counted_alone_are_not_differentiated_again() -> No
 @pytest.mark.parametrize("backend", ["local", "bigbird", "retnet"])
 def test_a_kernel_asked_for_is_an_error_under_a_compiler_too(backend: str) -> None:
     layer = MultiHeadAttention(describe(backend).config(kernel="triton"), d_model=16, n_heads=2, max_len=16)
-    with pytest.raises(NotImplementedError, match="see through plain torch alone; use kernel='auto'"):
+    with pytest.raises(NotImplementedError, match="can trace plain torch only; use kernel='auto'"):
         torch.func.vmap(layer)(torch.randn(2, 1, 9, 16))

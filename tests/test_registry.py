@@ -160,8 +160,8 @@ def test_describe_prints_all_of_a_backend() -> None:
         "O(N·M) for a forward",
         "O(N) kept for backward",
         "no causal form, subquadratic",
-        "+524,288 beside full, in one layer of d_model 512, 8 heads, max_len 1024",
-        "state       1.0 MiB between 1024 positions and a query, in such a layer in float32",
+        "+524,288 relative to full, in one layer of d_model 512, 8 heads, max_len 1024",
+        "state       1.0 MiB that a query reads of 1024 positions, in such a layer in float32",
         "cache       no step form",
         "directions  at once\n",
         "capacity    rank=256",
@@ -176,7 +176,7 @@ def test_describe_prints_all_of_a_backend() -> None:
     assert describe("linformer").capacity == ("rank", 256)
     assert describe("full").capacity is None
     assert "variance 0.33: nn.Linear's default, as in performer-pytorch" in str(describe("performer"))
-    assert "init        of its own" in str(describe("luna"))
+    assert "init        the backend's own" in str(describe("luna"))
 
 
 def test_every_option_of_one_line_or_of_many_is_explained() -> None:
@@ -218,7 +218,7 @@ def test_parameters_of_the_controls_are_fewer_and_of_a_broken_plugin_unknown() -
 
     entry = Entry("broken", Broken, PlainConfig)
     assert entry.parameters_added is None
-    assert "unknown beside full" in str(entry)
+    assert "unknown relative to full" in str(entry)
 
 
 def test_the_state_is_that_of_the_layer_and_may_be_left_unsaid() -> None:
@@ -237,7 +237,7 @@ def test_the_state_is_that_of_the_layer_and_may_be_left_unsaid() -> None:
 def test_the_cache_is_what_steps_keep_and_blank_without_a_step_form() -> None:
     entry = describe("linear")
     assert entry.cache_bytes == 4 * 8 * 64 * 65
-    assert "cache       130 KiB kept by steps after 1024 positions, in such a layer in float32" in str(entry)
+    assert "cache       130 KiB that steps store after 1024 positions, in such a layer in float32" in str(entry)
     layer = MultiHeadAttention("linear", d_model=512, n_heads=8, max_len=1024, causal=True)
     _, state = layer.step(torch.randn(3, 512))
     assert 4 * state.size == entry.cache_bytes, "of one sample"
@@ -332,13 +332,13 @@ class WithoutInit(Attention):
         ("2mine", PlainAttention, PlainConfig, "starts with a letter, got '2mine'"),
         ("mine", nn.Linear, PlainConfig, "must subclass zoo.Attention or zoo.Mixer, got Module"),
         ("mine", describe, PlainConfig, "must subclass .* got no class"),
-        ("mine", PlainAttention, dict, "config must be a dataclass that is frozen, got dict: write @dataclass"),
+        ("mine", PlainAttention, dict, "config must be a frozen dataclass, got dict: write @dataclass"),
         ("mine", PlainAttention, PlainConfig(), r"config must be .* got PlainConfig\(scale=1.0\): write @dataclass"),
-        ("mine", PlainAttention, ThawedConfig, "config must be a dataclass that is frozen, got ThawedConfig"),
+        ("mine", PlainAttention, ThawedConfig, "config must be a frozen dataclass, got ThawedConfig"),
         ("mine", PlainAttention, NeedyConfig, "every option needs a default, NeedyConfig.size has none"),
         ("mine", WithoutTraits, PlainConfig, "traits must be a zoo.Traits, got None: write traits = Traits"),
         ("mine", WrongCapacity, PlainConfig, r"capacity must name an option of PlainConfig \(scale\), got 'rank'"),
-        ("mine", WithoutForward, PlainConfig, "must define forward, got none"),
+        ("mine", WithoutForward, PlainConfig, "must define forward"),
         (
             "mine",
             WithoutMask,
@@ -392,7 +392,8 @@ def test_a_layer_names_the_rule_that_an_output_breaks(returns, got: str) -> None
     register("wrong", config=PlainConfig)(Wrong)
     layer = MultiHeadAttention("wrong", d_model=8, n_heads=2)
     said = (
-        rf"Wrong breaks the contract: forward must return what it takes, shape \(2, 2, 5, 4\) of torch.float32, {got}"
+        r"Wrong breaks the contract: forward must return the shape and dtype of its input, "
+        rf"\(2, 2, 5, 4\) of torch.float32, {got}"
     )
     with pytest.raises(ValueError, match=said):
         layer(torch.randn(2, 5, 8))
@@ -513,8 +514,9 @@ def test_a_broken_plugin_is_named_in_one_line_and_the_others_go_on(
                  "(dims, config), got (d_model)"),
         left_out("linformer", "plugin_thief:Scaled", "cannot register plugin_thief:Scaled as 'linformer' with Config: "
                  "zoo.attention.linformer:LinformerAttention is registered as 'linformer' with LinformerConfig"),
-        left_out("reformer", "plugin_good", "plugin_good registers nothing of that name"),
-        left_out("promised", "plugin_other:Scaled", "plugin_other:Scaled registers 'another_name'"),
+        left_out("reformer", "plugin_good", "expected plugin_good to register 'reformer', got nothing of that name"),
+        left_out("promised", "plugin_other:Scaled", "expected plugin_other:Scaled to register 'promised', "
+                 "got 'another_name'"),
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"'bad_one' of my-plugins 0.1 .* is left out: cannot import plugin_bad"):
         describe("bad_one")
@@ -536,6 +538,6 @@ def test_two_plugins_of_one_name_are_refused_and_both_are_named(folder: Path, ca
     for part in ("first 0.1 (plugin_first:Scaled)", "second 0.1 (plugin_second:Scaled)"):
         assert part in caplog.text
     with pytest.raises(
-        ValueError, match=r"first 0.1 \(.*\) and second 0.1 \(.*\) have one name|second 0.1 .* and first"
+        ValueError, match=r"first 0.1 \(.*\) and second 0.1 \(.*\) both have this name|second 0.1 .* and first"
     ):
         describe("wanted_twice")

@@ -187,7 +187,7 @@ class Backend(Formed):
     def start(self, x: Tensor) -> State:
         """The state before the first position of a step form on ``x`` (B, …); ValueError where there is none."""
         if not self.traits.causal:
-            raise ValueError(f"{self.name} has no causal form, so it cannot go step by step")
+            raise ValueError(f"{self.name} has no causal form, so it cannot decode step by step")
         if not self.causal:
             raise ValueError(
                 f"expected a causal layer for steps, got {self.name} in both directions: build with causal=True"

@@ -74,7 +74,9 @@ class Entry:
     def init(self) -> str:
         """How large queries and keys are in a fresh layer, and who has it so."""
         init = self.traits.init or (SHELL_INIT if issubclass(self.cls, Attention) else None)
-        return "of its own" if init is None else f"queries and keys of variance {init.variance:.2g}: {init.source}"
+        if init is None:
+            return "the backend's own"
+        return f"queries and keys of variance {init.variance:.2g}: {init.source}"
 
     @property
     def directions(self) -> str:
@@ -139,12 +141,12 @@ class Entry:
         traits = self.traits
         words = ["causal form" if traits.causal else "no causal form"]
         words += [word for word in ("exact", "stochastic", "subquadratic") if getattr(traits, word)]
-        words += ["keys are the queries"] if traits.shared_qk else []
+        words += ["queries and keys are shared"] if traits.shared_qk else []
         words += [] if traits.rotary else ["rotary positions have no effect"]
         added = "unknown" if self.parameters_added is None else format_added(self.parameters_added)
         size = f"d_model {REFERENCE.d_model}, {REFERENCE.n_heads} heads, max_len {REFERENCE.max_len}"
         state = "unknown" if self.state_bytes is None else format_bytes(self.state_bytes)
-        kept = f"kept by steps after {REFERENCE.max_len} positions, in such a layer in float32"
+        kept = f"that steps store after {REFERENCE.max_len} positions, in such a layer in float32"
         cache = "no step form" if self.cache_bytes is None else f"{format_bytes(self.cache_bytes)} {kept}"
         explained = self.explanations
         options = [f"{k}={v}" + (f": {explained[k]}" if k in explained else "") for k, v in self.options.items()]
@@ -157,8 +159,8 @@ class Entry:
             ("init", self.init),
             ("directions", self.directions),
             ("traits", ", ".join(words)),
-            ("parameters", f"{added} beside full, in one layer of {size}"),
-            ("state", f"{state} between {REFERENCE.max_len} positions and a query, in such a layer in float32"),
+            ("parameters", f"{added} relative to full, in one layer of {size}"),
+            ("state", f"{state} that a query reads of {REFERENCE.max_len} positions, in such a layer in float32"),
             ("cache", cache),
             ("capacity", "none" if self.capacity is None else "{}={}".format(*self.capacity)),
             *zip(["options", *[""] * len(options)], options or ["none"], strict=False),

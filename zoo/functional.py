@@ -89,7 +89,7 @@ class _Once(torch.autograd.Function):
     def backward(ctx: Any, *_grads: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError(
             f"the gradients of {ctx.where} cannot be differentiated again (second derivatives, gradient penalties): "
-            "attn='full' and attn='naive' can, without reversible=True"
+            "use attn='full' or attn='naive', without reversible=True"
         )
 
 
@@ -302,7 +302,7 @@ def as_function(module: nn.Module) -> tuple[Callable[..., Tensor], list[Tensor]]
     cached = parametrize._cache_enabled and torch.is_grad_enabled()
     if cached and any(parametrize.is_parametrized(child) for child in module.modules()):
         raise ValueError(
-            "expected parametrized weights that backward can compute again, got them cached: train without "
+            "expected parametrized weights that backward can compute again, got cached ones: train without "
             "torch.nn.utils.parametrize.cached()"
         )
     tensors = tensors_of(module)

@@ -62,7 +62,7 @@ def load(entries: dict[str, Entry]) -> dict[str, str]:
         rivals = [_source(other) for other in points if other.name == point.name]
         try:
             if len(rivals) > 1:
-                raise RegistrationError(f"{' and '.join(rivals)} have one name")
+                raise RegistrationError(f"{' and '.join(rivals)} both have this name")
             _load(point, entries)
         except RegistrationError as error:
             if point.name not in refused:
@@ -80,7 +80,8 @@ def _load(point: metadata.EntryPoint, entries: dict[str, Entry]) -> None:
         entry = entries.get(point.name)
         found = "" if entry is None or entry.own else entry.name
     if found != point.name:
-        raise RegistrationError(f"{point.value} registers {repr(found) if found else 'nothing of that name'}")
+        got = repr(found) if found else "nothing of that name"
+        raise RegistrationError(f"expected {point.value} to register {point.name!r}, got {got}")
 
 
 def _source(point: metadata.EntryPoint) -> str:

@@ -66,7 +66,7 @@ class Streams:
         after, versions = self.last
         if versions != tuple(x._version for x in after):
             raise ValueError(
-                "a reversible layer's result was changed in place, by a hook: backward needs it, so return a new tensor"
+                "a hook changed a reversible layer's result in place, but backward needs it: return a new tensor"
             )
         same = all(x.data_ptr() == y.data_ptr() and x.shape == y.shape for x, y in zip(after, (a, b), strict=True))
         if not same:
@@ -79,8 +79,8 @@ class Streams:
             return self.kept[number]
         if self.recomputed is None or self.recomputed[0] != number:
             raise RuntimeError(
-                "backward through reversible layers begins at the encoder's result, of which this loss knows nothing: "
-                "build without reversible=True for a loss on what is between layers"
+                "backward through reversible layers begins at the encoder's result, which this loss does not use: "
+                "for a loss on the results of layers, build without reversible=True"
             )
         return self.recomputed[1]
 

@@ -162,12 +162,10 @@ class State:
         self._check_unused()
         if (self.batch, self.dtype) != (len(x), x.dtype):
             raise ValueError(
-                f"expected {self.batch} samples of {self.dtype}, as the state was begun with, got {len(x)} of {x.dtype}"
+                f"expected {self.batch} samples of {self.dtype} to match the state, got {len(x)} of {x.dtype}"
             )
         if self.shape != x.shape:
-            raise ValueError(
-                f"expected shape {tuple(self.shape)}, as the state was begun with, got shape {tuple(x.shape)}"
-            )
+            raise ValueError(f"expected shape {tuple(self.shape)} to match the state, got shape {tuple(x.shape)}")
         self.used = True
         if not torch.is_inference_mode_enabled():  # what inference mode has made cannot be written into outside it
             self.tensors = tuple(x.clone() if x.is_inference() else x for x in self.tensors)
@@ -179,9 +177,7 @@ class State:
             ValueError: as ``step`` does, or another number of samples.
         """
         if inputs[0].shape[:1] != (self.batch,):
-            raise ValueError(
-                f"expected {self.batch} samples, as the state was begun with, got shape {tuple(inputs[0].shape)}"
-            )
+            raise ValueError(f"expected {self.batch} samples to match the state, got shape {tuple(inputs[0].shape)}")
         stepped = [(samples, *step(*(x[samples] for x in inputs), state)) for samples, state in self.groups]
         first = stepped[0][1]
         out = first.new_empty(self.batch, *first.shape[1:])

@@ -22,12 +22,12 @@ def check(encoder: nn.Module) -> list[nn.TransformerEncoderLayer]:
     if not isinstance(encoder, nn.TransformerEncoder):
         raise ValueError(f"expected a torch.nn.TransformerEncoder, got {type(encoder).__name__}")
     if own := _own_methods(encoder, nn.TransformerEncoder, "forward"):
-        raise ValueError(f"{type(encoder).__name__} cannot be taken over: it has a {own} of its own")
+        raise ValueError(f"{type(encoder).__name__} cannot be taken over: it overrides {own}")
     for name, child in encoder.named_modules():
         if child._forward_hooks or child._forward_pre_hooks:
             raise ValueError(
-                f"the hooks of {name or 'the encoder'} cannot be taken over: remove them (of pruned weights with "
-                "torch.nn.utils.prune.remove)"
+                f"the hooks of {name or 'the encoder'} cannot be taken over: remove them first (those of pruned "
+                "weights with torch.nn.utils.prune.remove)"
             )
     layers = list(encoder.layers)
     if not layers:
@@ -57,21 +57,21 @@ def _obstacle(layer: nn.Module) -> str:
     if not isinstance(layer, THEIRS):
         return f"expected a TransformerEncoderLayer, got {type(layer).__name__}"
     if own := _own_methods(layer, THEIRS, "forward", "_sa_block", "_ff_block"):
-        return f"{type(layer).__name__} has a {own} of its own"
+        return f"{type(layer).__name__} overrides {own}"
     attention = layer.self_attn
     if not isinstance(attention, nn.MultiheadAttention) or _own_methods(attention, nn.MultiheadAttention, "forward"):
         return f"expected self_attn to be a MultiheadAttention, got {type(attention).__name__}"
     if not attention.batch_first:
         return (
-            "it takes (N, B, d_model), and an Encoder (B, N, d_model): load its state_dict into one with "
+            "expected batch_first=True, got (N, B, d_model) inputs: load the state_dict into an encoder with "
             "batch_first=True, and transpose inputs and outputs"
         )
     if attention.add_zero_attn:
-        return "no attention here has add_zero_attn"
+        return "add_zero_attn=True is not supported"
     if attention.bias_k is not None:
-        return "no attention here has add_bias_kv"
+        return "add_bias_kv=True is not supported"
     if attention.in_proj_weight is None:
-        return f"keys and values of other widths than d_model (kdim={attention.kdim}, vdim={attention.vdim})"
+        return f"expected keys and values of width d_model, got kdim={attention.kdim} and vdim={attention.vdim}"
     linears = {"linear1": layer.linear1, "linear2": layer.linear2, "self_attn.out_proj": attention.out_proj}
     for name, linear in linears.items():
         if not isinstance(linear, nn.Linear) or _own_methods(linear, nn.Linear, "forward"):
@@ -85,7 +85,7 @@ def _obstacle(layer: nn.Module) -> str:
     if layer.dropout1.p != layer.dropout2.p:
         return f"expected one dropout after both sublayers, got {layer.dropout1.p} and {layer.dropout2.p}"
     if activation_of(layer) is None:
-        return f"expected an encoder with relu or gelu, got {layer.activation}"
+        return f"expected the activation relu or gelu, got {layer.activation}"
     return ""
 
 
@@ -93,7 +93,7 @@ def _norm_obstacle(norm: nn.Module, width: int) -> str:
     if type(norm) not in (nn.LayerNorm, nn.RMSNorm, nn.Identity):
         return f"expected a LayerNorm, an RMSNorm or an Identity, got {type(norm).__name__}"
     shape = getattr(norm, "normalized_shape", (width,))
-    return "" if tuple(shape) == (width,) else f"expected one over {width} features, got one over {tuple(shape)}"
+    return "" if tuple(shape) == (width,) else f"expected a norm over {width} features, got one over {tuple(shape)}"
 
 
 def _own_methods(module: nn.Module, kind: type[nn.Module], *names: str) -> str:

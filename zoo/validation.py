@@ -23,7 +23,7 @@ def broken_rule(name: str, cls: type[Backend], config: type) -> str | None:
         return f"it must subclass zoo.Attention or zoo.Mixer, got {got}"
     if not (isinstance(config, type) and is_dataclass(config) and config.__dataclass_params__.frozen):  # type: ignore[attr-defined]
         got = getattr(config, "__name__", repr(config))
-        return f"config must be a dataclass that is frozen, got {got}: write @dataclass(frozen=True, kw_only=True)"
+        return f"config must be a frozen dataclass, got {got}: write @dataclass(frozen=True, kw_only=True)"
     for option in fields(config):
         if option.default is MISSING and option.default_factory is MISSING:
             return f"every option needs a default, {config.__name__}.{option.name} has none"
@@ -35,7 +35,7 @@ def broken_rule(name: str, cls: type[Backend], config: type) -> str | None:
         listed = ", ".join(options) or "it has none"
         return f"traits.capacity must name an option of {config.__name__} ({listed}), got {traits.capacity!r}"
     if inspect.isabstract(cls):
-        return "it must define forward, got none"
+        return "it must define forward"
     inputs = "q, k, v" if issubclass(cls, Attention) else "x"
     expected = {"__init__": "(dims, config)", "forward": f"({inputs}, *, key_padding_mask=None)"}
     for method, wanted in expected.items():

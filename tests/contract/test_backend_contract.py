@@ -410,7 +410,7 @@ def test_queries_and_keys_start_as_declared(name: str) -> None:
     entry = describe(name)
     layer = MultiHeadAttention(name, d_model=256, n_heads=4, max_len=64)
     if not isinstance(layer.mixer, Shell):
-        assert (entry.traits.init is None) == ("init        of its own" in str(entry))
+        assert (entry.traits.init is None) == ("init        the backend's own" in str(entry))
         return
     *found, values = (weight.square().mean().item() * 256 for weight in layer.mixer.qkv.weight.split(256))
     declared = entry.traits.init or SHELL_INIT

@@ -14,7 +14,7 @@ from zoo import Encoder
 
 ERROR = re.compile(
     r"the gradients of zoo\.\w+(\.\w+)? cannot be differentiated again \(second derivatives, gradient penalties\): "
-    "attn='full' and attn='naive' can, without reversible=True"
+    "use attn='full' or attn='naive', without reversible=True"
 )
 RIGHT = {"full", "xformers", "naive", "linformer", "nystromformer", "fnet", "mean", "none", "luna", "synthesizer"}
 

@@ -95,4 +95,4 @@ def _refused(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     x = torch.empty(1, 1, 1, head_dim, device=device, dtype=dtype)
     if any(op.supports(fmha.Inputs(x, x, x)) for op in fmha.ALL_BW_OPS):  # each has a matching forward
         return ""
-    return "the xformers installed has no kernel for this torch and device (python -m xformers.info tells more)"
+    return "the installed xformers has no kernel for this torch and device (see python -m xformers.info)"

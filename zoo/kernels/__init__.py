@@ -33,7 +33,7 @@ def runs(name: str, kernel: str, x: Tensor, refusal: Callable[[], str]) -> bool:
     if kernel == "torch" or (kernel == "auto" and x.device.type == "cpu" and not INTERPRETED):
         return False
     if traced():
-        why = "compilers and torch.func see through plain torch alone"
+        why = "compilers and torch.func can trace plain torch only"
     elif x.numel() == 0:
         return False
     elif importlib.util.find_spec("triton") is None:

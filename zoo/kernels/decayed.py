@@ -37,7 +37,7 @@ def refusal(x: Tensor, M: int, D: int) -> str:
     if not (x.is_cuda or INTERPRETED):
         return f"Triton has no kernels for {x.device.type}"
     if x.dtype == torch.float64:
-        return "the kernels take no float64"
+        return "the kernels do not support float64"
     if max(M, D) > WIDEST:
         return f"the kernels take states of at most {WIDEST} × {WIDEST}, got {M} × {D}"
     return ""

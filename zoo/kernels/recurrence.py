@@ -29,7 +29,7 @@ def refusal(x: Tensor) -> str:
     if not x.is_cuda:
         return f"flash-linear-attention has no kernels for {x.device.type}"
     if working_dtype(x) != torch.bfloat16:
-        return f"the kernels are used for bfloat16, got {working_dtype(x)}"
+        return f"the kernels run in bfloat16 only, got {working_dtype(x)}"
     return _missing(x.device)
 
 
