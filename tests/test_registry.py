@@ -538,6 +538,6 @@ def test_two_plugins_of_one_name_are_refused_and_both_are_named(folder: Path, ca
     for part in ("first 0.1 (plugin_first:Scaled)", "second 0.1 (plugin_second:Scaled)"):
         assert part in caplog.text
     with pytest.raises(
-        ValueError, match=r"first 0.1 \(.*\) and second 0.1 \(.*\) both have this name|second 0.1 .* and first"
+        ValueError, match=r"first 0.1 \(.*\) and second 0.1 \(.*\) have the same name|second 0.1 .* and first"
     ):
         describe("wanted_twice")

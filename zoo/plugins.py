@@ -62,7 +62,7 @@ def load(entries: dict[str, Entry]) -> dict[str, str]:
         rivals = [_source(other) for other in points if other.name == point.name]
         try:
             if len(rivals) > 1:
-                raise RegistrationError(f"{' and '.join(rivals)} both have this name")
+                raise RegistrationError(f"{' and '.join(rivals)} have the same name")
             _load(point, entries)
         except RegistrationError as error:
             if point.name not in refused:
