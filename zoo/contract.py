@@ -1,4 +1,4 @@
-"""The two contracts that every backend keeps, and the facts that it declares.
+"""The two contracts that backends keep, ``Attention`` and ``Mixer``, and the facts that a backend declares.
 
 Shape letters, the same everywhere: ``B`` batch, ``H`` heads, ``N`` length, ``D`` head width, ``C`` d_model,
 ``M`` reduced size (rank, landmarks, features). Masks are boolean and True means padding.
@@ -23,30 +23,29 @@ Device = torch.device | str | int | None
 
 
 def at_least(low: int, **options: int) -> None:
-    """Raise ValueError for the first option that is no integer or lies below ``low``."""
+    """Raise ValueError for the first option that is not an integer or is below ``low``."""
     for name, value in options.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
 
 
 def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise ValueError where ``value`` is none of ``choices``."""
+    """Raise ValueError if ``value`` is not one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dims:
-    """What the model tells a backend about itself.
+    """The sizes and settings of the model, as a backend receives them.
 
     ``rotary``: queries and keys are turned by their position. The shell turns them for every ``Attention``; a ``Mixer``
-    that has queries and keys of its own turns them itself.
+    with its own queries and keys turns them itself.
 
-    ``layer`` of ``n_layers``: where in the model the backend stands, from 0. A sublayer alone is layer 0 of 1.
+    ``layer`` of ``n_layers``: the index of the backend's layer in the model, from 0. A single sublayer is layer 0 of 1.
 
     Raises:
-        ValueError: a size below 1, ``d_model`` that the heads do not divide, or a ``layer`` that is none of
-            ``n_layers``.
+        ValueError: a size below 1, ``d_model`` not a multiple of ``n_heads``, or ``layer`` not below ``n_layers``.
     """
 
     d_model: int
@@ -74,11 +73,11 @@ class Dims:
 
 @dataclass(frozen=True, kw_only=True)
 class Init:
-    """How large queries and keys are in a fresh model. Values and outputs have variance 1 in every one.
+    """The initial size of queries and keys. Values and outputs start at variance 1 in every backend.
 
     Attributes:
-        variance: of each of their numbers, where the layer's inputs have variance 1.
-        source: who has it so, and where.
+        variance: of the numbers in queries and keys, for inputs of variance 1.
+        source: the paper or code that has this variance.
     """
 
     variance: float
@@ -86,35 +85,36 @@ class Init:
 
     @torch.no_grad()
     def scale(self, weight: Tensor) -> None:
-        """Bring weights that give numbers of variance 1 to this variance."""
+        """Scale weights whose results have variance 1, so that the results have this variance."""
         weight.mul_(self.variance**0.5)
 
 
-# Measured on mqar at 64 with the context at a random place, 4 heads, 500 steps at 3e-3, two seeds: full ends at 89 and
-# 96 % from 1/3, at 84 and 88 % from 1 (benchmarks/initialisation.py). Most authors' code in torch starts there.
+# Measured on mqar at 64 tokens with the context at a random place, 4 heads, 500 optimizer steps at 3e-3, two seeds:
+# full reaches 89 and 96 % from 1/3, and 84 and 88 % from 1 (benchmarks/initialisation.py). Most authors' torch code has
+# 1/3.
 SHELL_INIT = Init(variance=1 / 3, source="torch's default for nn.Linear")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """What a backend says of itself; the contract suite holds it to this.
+    """What a backend declares about itself; the contract suite tests it.
 
     Attributes:
-        family: the idea: exact, fixed sparse, content sparse, low-rank, learned pattern, kernel, control …
+        family: the kind of method: exact, fixed sparse, content sparse, low-rank, learned pattern, kernel, control …
         source: paper with its arXiv number, or the library that the backend wraps.
-        year: of that paper; None where there is none.
-        time, memory: cost of one forward in N, ``memory`` being what is kept for backward.
+        year: of the paper; None without one.
+        time, memory: cost of one forward in N; ``memory`` is what forward keeps for backward.
         causal: has a causal form.
-        bidirectional: how the other form sees both sides: at once, or how two directions are merged.
-        capacity: the config's field that buys accuracy for cost: rank, window, features … None where there is none.
+        bidirectional: how the form in both directions sees both sides: at once, or by two merged directions.
+        capacity: the config's field that buys accuracy for cost: rank, window, features … None without one.
         exact: equals softmax attention on every input.
-        stochastic: holds random parts, drawn at construction and again by ``redraw()`` only.
-        adapts: a forward in training changes its buffers.
-        subquadratic: time, and bytes saved for backward, grow slower than N².
+        stochastic: has random parts, which only construction and ``redraw()`` draw.
+        adapts: a forward in training changes the backend's buffers.
+        subquadratic: time, and bytes saved for backward, grow more slowly than N².
         shared_qk: keys are the queries, so the shell projects them once.
-        init: the initial size of queries and keys, with its source, where the method needs another than ``SHELL_INIT``:
-            its authors', or a measured one. A ``Mixer`` initialises itself.
-        rotary: ``positions="rotary"`` has an effect, as it has on every ``Attention``. False for a ``Mixer`` that
+        init: the initial size of queries and keys, with its source, for a method that needs another than ``SHELL_INIT``
+            (its authors' or a measured one). A ``Mixer`` initialises itself.
+        rotary: whether ``positions="rotary"`` has an effect. True for every ``Attention``; False for a ``Mixer`` that
             ignores it.
         exceptions: contract law -> why this method cannot hold it (tested as a strict expected failure).
     """
@@ -139,53 +139,53 @@ class Traits:
 
 @dataclass(frozen=True)
 class Kernel:
-    """The code that ran. ``fallback``: another kernel than the one that the backend is named for."""
+    """The code that computes. ``fallback``: not the kernel that the backend is named after."""
 
     name: str
     fallback: bool = False
 
 
 def check_length(length: int, max_len: int) -> None:
-    """Raise ValueError where there is no position, or more than ``max_len``."""
+    """Raise ValueError if there are no positions, or more than ``max_len``."""
     if not 1 <= length <= max_len:
         raise ValueError(f"expected 1 to {max_len} positions (max_len), got {length}: build with a larger max_len")
 
 
 class Backend(Formed):
-    """What an ``Attention`` and a ``Mixer`` have in common. Subclasses take ``(dims: Dims, config)``.
+    """The base of ``Attention`` and ``Mixer``. Subclasses take ``(dims: Dims, config)``.
 
-    ``dims`` stays as an attribute, and of it ``causal``, ``max_len`` and ``d_model`` as attributes of their own.
+    ``dims`` is an attribute; so are its ``causal``, ``max_len`` and ``d_model``.
 
-    A causal backend has a step form that equals ``forward`` position by position. It defines ``begin`` and ``advance``.
-    ``absorb`` computes all positions in parallel and returns what the steps would keep.
+    A causal backend can have a step form, which equals ``forward`` position by position: it defines ``begin`` and
+    ``advance``. ``absorb`` computes all positions in parallel and returns the tensors that the steps would keep.
     """
 
     traits: ClassVar[Traits]
-    name: ClassVar[str]  # under which it is registered
-    undecayed: ClassVar[tuple[str, ...]] = ()  # matrices, or modules of them, that are trained without weight decay
-    kind: str = ""  # as it was built: name, sizes and options, for ``State``
-    redraw_interval: int = 0  # optimizer steps between two draws in training, where its authors draw so; 0 = never
+    name: ClassVar[str]  # its registered name
+    undecayed: ClassVar[tuple[str, ...]] = ()  # matrices, or modules with matrices, that train without weight decay
+    kind: str = ""  # name, sizes and options as built, for ``State``
+    redraw_interval: int = 0  # optimizer steps between two draws in training, as its authors draw; 0 = never
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
         self.dims, self.causal, self.max_len, self.d_model = dims, dims.causal, dims.max_len, dims.d_model
 
     def bind_to(self, name: str, size: int) -> None:
-        """Refuse weights built for another ``size``, where the function depends on it and no parameter's shape
-        shows it. An empty buffer has the size as its shape; ``load_state_dict`` compares it, and the error names it.
+        """Refuse to load weights built for another ``size``, for functions that depend on a size that no parameter's
+        shape shows. An empty buffer has the size as its shape; ``load_state_dict`` compares it and names it in errors.
         """
         self.register_buffer(f"built_for_{name}", torch.empty(size, 0))
 
     def begin(self, x: Tensor) -> Tensors:
-        """What the step form keeps before the first position: (B, …) tensors. x: an input as ``advance`` gets it."""
+        """The tensors (B, …) that the step form keeps before the first position. x: an input as ``start`` gets it."""
         raise NotImplementedError
 
     def cache_size(self, length: int) -> int | None:
-        """Numbers in the state of one sample after ``length`` positions; None = there is no step form."""
+        """How many numbers the state of one sample has after ``length`` positions; None without a step form."""
         return None
 
     def start(self, x: Tensor) -> State:
-        """The state before the first position of a step form on ``x`` (B, …); ValueError where there is none."""
+        """The state before the first step on ``x`` (B, …). Raises ValueError without a step form."""
         if not self.traits.causal:
             raise ValueError(f"{self.name} has no causal form, so it cannot decode step by step")
         if not self.causal:
@@ -198,7 +198,7 @@ class Backend(Formed):
             raise ValueError(f"{self.name} has no step form: it does not define begin and advance") from None
 
     def _consumed(self, x: Tensor, state: State | None) -> State:
-        """The state that a step on ``x`` (B, …) consumes: ``state`` or a new one; ValueError where there is none."""
+        """The state that a step on ``x`` (B, …) consumes: ``state`` or a new one. Raises ValueError without steps."""
         if state is None or not self.causal:
             state = self.start(x)
         if state.length == self.max_len:
@@ -209,27 +209,27 @@ class Backend(Formed):
         return state
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
-        """What computes the mixing for inputs like ``x``, the first that forward takes. Records and charts name it."""
+        """The code that mixes inputs like ``x``, forward's first argument. Records and charts name it."""
         return Kernel("torch ops")
 
     def state_size(self, length: int) -> int | None:
-        """The reading: values a query attends to among ``length`` positions, or the summary of them; None = not told.
+        """The reading: how many numbers a query reads of ``length`` positions; None = unknown.
 
-        Counts the numbers of one layer and one sample, all heads: keys and values, or the summary. They bound what a
-        query can recall (Zoology, arXiv:2312.04927; Based, arXiv:2402.18668). Counts the query that reads most, unless
-        the method says otherwise. Does not count parameters, nor what chooses the keys.
+        Counts keys and values, or the summary that replaces them, of one layer and one sample, all heads. The reading
+        bounds what a query can recall (Zoology, arXiv:2312.04927; Based, arXiv:2402.18668). Counts the query that reads
+        most, unless the method says otherwise. Does not count parameters, nor the numbers that choose the keys.
         """
         return None
 
     def redraw(self) -> None:
         """Draw the random parts again from torch's global generator. Does nothing without random parts.
 
-        The parts become new tensors, so a backward still to come uses the old ones.
+        The parts become new tensors, so a later backward of an earlier forward still uses the old ones.
         """
 
 
 class Attention(Backend, ABC):
-    """A mechanism that mixes values between positions, given heads.
+    """A mechanism that mixes values between positions, on heads.
 
     The multi-head shell owns the query, key, value and output projections, checks every input, and sets the outputs
     at padded positions to 0.
@@ -240,9 +240,9 @@ class Attention(Backend, ABC):
         """Mix ``v``. q, k, v and the result: (B, H, N, D); key_padding_mask: (B, N) bool, True = padding."""
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
-        """The result at ``position``, and what is kept after it. q, k, v and the result: (B, H, 1, D).
+        """The result at ``position``, and the tensors kept after it. q, k, v and the result: (B, H, 1, D).
 
-        May write into ``tensors``, what is kept of earlier positions.
+        ``tensors``: those kept after earlier positions; this method may write into them.
         """
         raise NotImplementedError
 
@@ -250,11 +250,11 @@ class Attention(Backend, ABC):
     def step(self, q: Tensor, k: Tensor, v: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """The next position of the causal form. q, k, v and the result: (B, H, D); state: None before the first.
 
-        Autocast is off, as in a scan: what is kept and summed is as precise as the inputs, at least float32.
+        Autocast is off, as in a scan: kept tensors and sums are as precise as the inputs, at least float32.
 
         Raises:
-            ValueError: no causal form, wrong shape, more positions than ``max_len``, or a state of another module,
-                shape or dtype, or a consumed one.
+            ValueError: no causal form, wrong shape, more positions than ``max_len``, a state of another module, shape
+                or dtype, or a consumed state.
         """
         if v.dim() != 3 or not q.shape == k.shape == v.shape:
             shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
@@ -270,10 +270,10 @@ class Attention(Backend, ABC):
         return out[:, :, 0], State(self, v, tensors, length=before.length + 1)
 
     def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
-        """The results at all positions, and what is kept after them. q, k, v and the result: (B, H, N, D).
+        """The results at all positions, and the tensors kept after them. q, k, v and the result: (B, H, N, D).
 
-        The default calls ``advance`` for one position after another: right, and slow. A backend whose ``forward`` can
-        return what is kept at the end overrides it.
+        The default calls ``advance`` position by position: correct but slow. A backend overrides it if its ``forward``
+        can return the tensors kept at the end.
         """
         tensors, rows = self.begin(v[:, :, 0]), []
         for position in range(v.shape[2]):
@@ -286,7 +286,7 @@ class Attention(Backend, ABC):
     def prefill(
         self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """``forward`` of the causal form, and the state after it for the steps that follow.
+        """``forward`` of the causal form, and the state for the steps that follow.
 
         q, k, v and the result: (B, H, N, D); key_padding_mask: (B, N) bool, True = padding. Like ``Mixer.prefill``.
         Autocast is off, as in steps.
@@ -305,9 +305,9 @@ class Attention(Backend, ABC):
 
 
 class Mixer(Backend, ABC):
-    """A whole sublayer, for methods that are not shaped as queries, keys and values.
+    """A whole sublayer, for methods without the queries, keys and values of heads.
 
-    It ends in the linear map ``out``, whose first weights the encoder shrinks with depth.
+    It ends in the linear map ``out``, whose initial weights the encoder scales down with depth.
     """
 
     out: nn.Linear
@@ -317,9 +317,9 @@ class Mixer(Backend, ABC):
         """Mix ``x``. x and the result: (B, N, C); key_padding_mask: (B, N) bool, True = padding."""
 
     def advance(self, x: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
-        """The result at ``position``, and what is kept after it. x and the result: (B, 1, C).
+        """The result at ``position``, and the tensors kept after it. x and the result: (B, 1, C).
 
-        May write into ``tensors``, what is kept of earlier positions.
+        ``tensors``: those kept after earlier positions; this method may write into them.
         """
         raise NotImplementedError
 
@@ -328,8 +328,8 @@ class Mixer(Backend, ABC):
         """The next position of the causal form. x and the result: (B, C); state: None before the first.
 
         Raises:
-            ValueError: no causal form, wrong shape, more positions than ``max_len``, or a state of another module,
-                shape or dtype, or a consumed one.
+            ValueError: no causal form, wrong shape, more positions than ``max_len``, a state of another module, shape
+                or dtype, or a consumed state.
         """
         if x.dim() != 2 or x.shape[-1] != self.d_model:
             raise ValueError(f"expected x of shape (B, {self.d_model}), got {tuple(x.shape)}")
@@ -340,10 +340,10 @@ class Mixer(Backend, ABC):
         return out[:, 0], State(self, x, tensors, length=before.length + 1)
 
     def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
-        """The results at all positions, and what is kept after them. x and the result: (B, N, C).
+        """The results at all positions, and the tensors kept after them. x and the result: (B, N, C).
 
-        The default calls ``advance`` for one position after another: right, and slow. A backend whose ``forward`` can
-        return what is kept at the end overrides it.
+        The default calls ``advance`` position by position: correct but slow. A backend overrides it if its ``forward``
+        can return the tensors kept at the end.
         """
         tensors, rows = self.begin(x[:, 0]), []
         for position in range(x.shape[1]):
@@ -353,14 +353,13 @@ class Mixer(Backend, ABC):
 
     @torch.no_grad()
     def prefill(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> tuple[Tensor, State]:
-        """``forward`` of the causal form, and the state after it for the steps that follow.
+        """``forward`` of the causal form, and the state for the steps that follow.
 
-        With padding, each sample gives what it gives without padding, and continues from its own length. Samples of one
-        length run as one batch, here and in later steps: padding costs nothing, and k different lengths cost k smaller
-        calls a step.
+        Padding changes no result, and each sample continues from its own length. Samples of one length run as one
+        batch, here and in later steps: padding costs nothing, and k different lengths cost k smaller calls a step.
 
         Args:
-            x: (B, N, C), as the result, which is 0 at padding.
+            x: (B, N, C), like the result, which is 0 at padding.
             key_padding_mask: (B, N) bool, True = padding, on either side or between.
 
         Raises:

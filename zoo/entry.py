@@ -1,4 +1,4 @@
-"""A registered backend: what it is, what it costs, and what it takes."""
+"""A registered backend: its facts, its costs and its options."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from zoo.contract import SHELL_INIT, Attention, Backend, Dims, Mixer, Traits
 from zoo.validation import place
 
 OWN = "zoo.attention"
-REFERENCE = Dims(d_model=512, n_heads=8, max_len=1024)  # where parameters, readings and states are counted
+REFERENCE = Dims(d_model=512, n_heads=8, max_len=1024)  # the layer whose numbers tables show
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered backend: its name, its class and the dataclass of its options. Printed, it says all of them."""
+    """One registered backend: its name, its class and the dataclass of its options. ``print`` shows all its facts."""
 
     name: str
     cls: type[Backend]
@@ -32,7 +32,7 @@ class Entry:
         return self.cls.traits
 
     def build(self, dims: Dims, config: object) -> Backend:
-        """The backend, with these options.
+        """The backend with these sizes and options.
 
         Raises:
             ValueError: sizes that do not fit, or a ``Mixer`` without its linear map ``out``.
@@ -58,7 +58,7 @@ class Entry:
 
     @property
     def explanations(self) -> dict[str, str]:
-        """Option names and what they mean, for those that the config's docstring explains as ``name: text``."""
+        """Option names and their meanings, for options that the config's docstring explains as ``name: text``."""
         text = " ".join((self.config.__doc__ or "").split())
         names = "|".join(self.options)
         parts = re.split(rf"(?:^| )({names}): ", text)[1:] if names else []
@@ -66,13 +66,13 @@ class Entry:
 
     @property
     def capacity(self) -> tuple[str, Any] | None:
-        """The option that buys accuracy for cost, and its default; None where there is none."""
+        """The option that buys accuracy for cost, and its default; None without one."""
         field = self.traits.capacity
         return None if field is None else (field, self.options[field])
 
     @property
     def init(self) -> str:
-        """How large queries and keys are in a fresh layer, and who has it so."""
+        """The initial size of queries and keys, and its source."""
         init = self.traits.init or (SHELL_INIT if issubclass(self.cls, Attention) else None)
         if init is None:
             return "the backend's own"
@@ -80,14 +80,14 @@ class Entry:
 
     @property
     def directions(self) -> str:
-        """How it sees both sides, and whether it can see the past alone: ``at once, causal``."""
+        """How it sees both sides, and whether it has a causal form: ``at once, causal``."""
         return self.traits.bidirectional + (", causal" if self.traits.causal else "")
 
     @cached_property
     def parameters_added(self) -> int | None:
-        """Parameters of one layer less those of ``full``, at the sizes of ``REFERENCE``.
+        """Parameters of one layer minus those of ``full``, at the sizes of ``REFERENCE``.
 
-        None where the backend, a plug-in, cannot be built at that size.
+        None for a plug-in that cannot be built at these sizes.
         """
         linear = REFERENCE.d_model**2 + REFERENCE.d_model  # full: queries, keys, values and output
 
@@ -103,16 +103,16 @@ class Entry:
     def state_bytes(self) -> int | None:
         """Bytes in float32 that a query reads, in one layer at the sizes of ``REFERENCE``.
 
-        See ``Backend.state_size``. None where the backend does not say, or, a plug-in, cannot be built at that size.
+        See ``Backend.state_size``. None if unknown, or for a plug-in that cannot be built at these sizes.
         """
         numbers = self._at_reference(lambda backend: backend.state_size(REFERENCE.max_len))
         return None if numbers is None else 4 * numbers
 
     @cached_property
     def cache_bytes(self) -> int | None:
-        """Bytes in float32 of the state of such a layer after as many positions.
+        """Bytes in float32 of the state after ``REFERENCE.max_len`` positions, in one layer of these sizes.
 
-        See ``Backend.cache_size``. None where there is no step form, or, a plug-in, it cannot be built at that size.
+        See ``Backend.cache_size``. None without a step form, or for a plug-in that cannot be built at these sizes.
         """
         if not self.traits.causal:
             return None
@@ -120,7 +120,7 @@ class Entry:
         return None if numbers is None else 4 * numbers
 
     def _at_reference(self, measure: Callable[[Backend], int | None], *, causal: bool = False) -> int | None:
-        """Of one layer with default options at the sizes of ``REFERENCE``; None where a plug-in fails there."""
+        """``measure`` of one layer with default options at the sizes of ``REFERENCE``; None if a plug-in fails."""
         try:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"):
                 return measure(self.build(replace(REFERENCE, causal=causal), self.config()))
@@ -129,12 +129,12 @@ class Entry:
 
     @property
     def steps(self) -> bool:
-        """Has a causal form that goes position by position."""
+        """Whether the causal form can decode position by position."""
         return self.traits.causal and self.cls.begin is not Backend.begin
 
     @property
     def own(self) -> bool:
-        """Belongs to the zoo itself, not to a plug-in."""
+        """Whether the backend belongs to the zoo itself, not to a plug-in."""
         return self.cls.__module__.startswith(f"{OWN}.")
 
     def __str__(self) -> str:
@@ -174,7 +174,7 @@ class Entry:
 
 
 def _kind(name: str, dims: Dims, config: Any) -> str:
-    """A backend in words: ``local (d_model=16, n_heads=2, max_len=64, rotary=False, window=128)``."""
+    """A backend as text: ``local (d_model=16, n_heads=2, max_len=64, rotary=False, window=128)``."""
     options = {option.name: getattr(config, option.name) for option in fields(config) if option.compare}
     sizes = ("d_model", "n_heads", "max_len", "rotary")
     values = {size: getattr(dims, size) for size in sizes} | options

@@ -1,6 +1,6 @@
-"""Backends from outside: a class of one's own, named as ``module:Class``, and the entry points of installed packages.
+"""Backends from outside: classes named as ``module:Class``, and the entry points of installed packages.
 
-Every function takes ``entries``, the registered backends by name, which what it imports adds to.
+Every function takes ``entries``, the registered backends by name; imported modules add to it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from types import ModuleType
 from zoo.entry import Entry
 from zoo.validation import RegistrationError
 
-GROUP = "attention_zoo.backends"  # the entry points of packages that bring backends
+GROUP = "attention_zoo.backends"  # entry point group of packages with backends
 
 
 def find(path: str, entries: dict[str, Entry]) -> Entry:
-    """The registered class that ``module:Class`` names; the module is imported."""
+    """Import the module of ``module:Class`` and return the entry of its registered class."""
     module_name, _, class_name = path.partition(":")
     module = _import(module_name, entries)
     cls = getattr(module, class_name, None)
@@ -36,7 +36,7 @@ def find(path: str, entries: dict[str, Entry]) -> Entry:
 
 
 def _import(module_name: str, entries: dict[str, Entry]) -> ModuleType:
-    """Import a plug-in. Where that fails nothing of it stays registered."""
+    """Import a plug-in. If the import fails, nothing of it stays registered."""
     before = dict(entries)
     try:
         return importlib.import_module(module_name)
@@ -55,7 +55,7 @@ def _import(module_name: str, entries: dict[str, Entry]) -> ModuleType:
 
 
 def load(entries: dict[str, Entry]) -> dict[str, str]:
-    """Load the entry points of installed packages; those that are refused, and why."""
+    """Load the entry points of installed packages. Returns the refused ones: name -> reason."""
     refused: dict[str, str] = {}
     points = sorted(metadata.entry_points(group=GROUP), key=lambda point: point.name)
     for point in points:

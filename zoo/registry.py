@@ -1,4 +1,4 @@
-"""Names to backends. A file in ``zoo/attention`` that calls ``register`` is all that a new backend needs."""
+"""From names to backends. A new backend needs one file in ``zoo/attention`` that calls ``register``."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _entries: dict[str, Entry] = {}
 
 
 def register(name: str, *, config: type) -> Callable[[T], T]:
-    """Class decorator: make an ``Attention`` or a ``Mixer`` known under ``name``.
+    """Class decorator: register an ``Attention`` or a ``Mixer`` under ``name``.
 
-    A class that is defined again, as by a notebook's cell that runs twice, takes the place of the former.
+    A class that is defined again (a notebook cell that runs twice) replaces the earlier one.
 
     Args:
         name: what users write in ``Encoder(attn=name)``.
-        config: frozen dataclass of the options, every one with a default.
+        config: frozen dataclass of the options; every option has a default.
 
     Raises:
         ValueError: the class breaks a rule of ``zoo.contract``, which the message names; or the name or the config
@@ -37,7 +37,7 @@ def register(name: str, *, config: type) -> Callable[[T], T]:
         if broken:
             raise RegistrationError(f"{place(cls)} breaks the contract: {broken}")
         if not cls.__module__.startswith(f"{OWN}."):
-            _load_own()  # so that the zoo's own names are taken
+            _load_own()  # so that no plug-in can take a name of the zoo
         for entry in _entries.values():
             taken = name == entry.name and place(cls) != place(entry.cls)
             if taken or (config is entry.config and name != entry.name):
@@ -55,7 +55,7 @@ def register(name: str, *, config: type) -> Callable[[T], T]:
 def available() -> list[str]:
     """The names that ``Encoder(attn=…)`` takes, sorted: the zoo's own and those of installed plug-ins.
 
-    A plug-in that cannot be loaded is left out, with a line to the log.
+    A plug-in that cannot be loaded is left out, with a warning in the log.
     """
     _load_own()
     _load_plugins()
@@ -63,11 +63,11 @@ def available() -> list[str]:
 
 
 def describe(name: str) -> Entry:
-    """The registered backend ``name``, or ``module:Class`` from one's own file: what it is, costs and takes.
+    """The facts, costs and options of the backend ``name``, or of ``module:Class`` from your own file.
 
     Raises:
-        ValueError: unknown name (the message holds the closest match and the list), or a module that cannot be
-            imported or holds no such registered class.
+        ValueError: unknown name (the message has the closest match and all names), or a module that cannot be
+            imported or has no such registered class.
     """
     known = available()
     if ":" in name:
@@ -82,7 +82,7 @@ def describe(name: str) -> Entry:
 
 
 def build(attn: object, dims: Dims) -> Backend:
-    """Make the backend that ``attn`` asks for: a name (default options) or an instance of a config class.
+    """Build the backend ``attn``: a name (default options) or an instance of a config class.
 
     Raises:
         ValueError: unknown name or config class, options out of range, ``causal`` without a causal form, or a
@@ -105,7 +105,7 @@ def build(attn: object, dims: Dims) -> Backend:
 
 @cache
 def _load_own() -> None:
-    """Import every file of ``zoo/attention``, so that each registers itself. A broken one is our mistake and raises."""
+    """Import every file of ``zoo/attention``, so that each registers its backend. A broken file raises: our bug."""
     package = importlib.import_module(OWN)
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{OWN}.{module.name}")
@@ -113,5 +113,5 @@ def _load_own() -> None:
 
 @cache
 def _load_plugins() -> dict[str, str]:
-    """Load the plug-ins of installed packages; those that are refused, and why."""
+    """Load the plug-ins of installed packages. Returns the refused ones: name -> reason."""
     return plugins.load(_entries)

@@ -1,4 +1,4 @@
-"""The multi-head shell: what makes a sublayer of any backend, and checks what goes in and comes out."""
+"""The multi-head shell, which makes any backend a sublayer and checks its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zoo.state import State, prefill_groups
 
 
 class Shell(Mixer):
-    """What turns an ``Attention`` into a ``Mixer``: projections, heads, rotary positions."""
+    """Turns an ``Attention`` into a ``Mixer``: projections, heads, rotary positions."""
 
     def __init__(self, dims: Dims, attention: Attention) -> None:
         super().__init__(dims)
@@ -52,7 +52,7 @@ class Shell(Mixer):
 
     @torch.no_grad()
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """As ``Mixer.step``; the state is the attention's."""
+        """See ``Mixer.step``. The state is that of the attention."""
         if state is not None and state.groups:
             return state.step_groups(self.step, x)
 
@@ -72,7 +72,7 @@ class Shell(Mixer):
 
     @torch.no_grad()
     def prefill(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> tuple[Tensor, State]:
-        """As ``Mixer.prefill``; the state is the attention's."""
+        """See ``Mixer.prefill``. The state is that of the attention."""
         if key_padding_mask is not None:
             return prefill_groups(self.prefill, self.start, (x,), key_padding_mask)
 
@@ -97,7 +97,7 @@ class Shell(Mixer):
 
 
 def made_on(device: Device) -> AbstractContextManager[object]:
-    """A context in which parameters and buffers are made on ``device``; None: on the default device."""
+    """A context that makes parameters and buffers on ``device``; None: on the default device."""
     return nullcontext() if device is None else torch.device(device)
 
 
@@ -106,12 +106,12 @@ class MultiHeadAttention(Formed):
 
     Args:
         attn: a name from ``available()``, or an instance of a backend's config class.
-        d_model, n_heads: width, and the heads that share it.
-        max_len: the longest input that will come.
+        d_model, n_heads: width, and the number of heads that split it.
+        max_len: the longest input.
         causal: position t sees positions up to t only.
         rotary: turn queries and keys by their position.
-        layer, n_layers: where in a stack the sublayer stands, from 0, for backends that differ by depth.
-        device, dtype: of the parameters, as torch's modules have them.
+        layer, n_layers: index of the sublayer in a stack, from 0, for backends that differ by depth.
+        device, dtype: of the parameters, as in torch's modules.
 
     Raises:
         ValueError: unknown name, sizes that do not fit, or ``causal`` for a method without a causal form.
@@ -155,9 +155,9 @@ class MultiHeadAttention(Formed):
         """Mix ``x`` (B, N, d_model) between positions; padded positions of the result are 0.
 
         Args:
-            key_padding_mask: (B, N) bool, True = padding, as in ``nn.MultiheadAttention``. Nothing reads padding.
-                Padding before or between real positions keeps its places, which blocks, buckets and learned patterns
-                count; an ``Encoder`` takes it out.
+            key_padding_mask: (B, N) bool, True = padding, as in ``nn.MultiheadAttention``. No output reads padding.
+                But blocks, buckets and learned patterns count padding before or between real positions. An ``Encoder``
+                moves such padding to the end.
 
         Raises:
             ValueError: wrong shape or dtype, or N above ``max_len``; or a backend that breaks its contract.
@@ -168,14 +168,14 @@ class MultiHeadAttention(Formed):
         return y if key_padding_mask is None else y.masked_fill(key_padding_mask[..., None], 0)
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """The next position of the causal form, without gradients; all steps together equal one ``forward``.
+        """The next position of the causal form, without gradients. All steps together equal one ``forward``.
 
         Args:
-            x: (B, d_model), the input at the next position; the result has its shape.
-            state: what the step before returned; None at the first position.
+            x: (B, d_model), the input at the next position; the result has the same shape.
+            state: the state that the last step returned; None at the first position.
 
         Raises:
-            ValueError: a layer that is not causal; a state of another layer, batch or dtype, or a consumed one; wrong
+            ValueError: a layer that is not causal; a state of another layer, batch or dtype, or a consumed state; wrong
                 shape; or more positions than ``max_len``.
         """
         check_step(x, self.d_model, state, self.max_len)
@@ -184,14 +184,14 @@ class MultiHeadAttention(Formed):
         return y, after
 
     def prefill(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> tuple[Tensor, State]:
-        """``forward`` of a prompt and the state after it, without gradients, for the steps that follow.
+        """``forward`` of a prompt, and the state for the steps that follow, without gradients.
 
-        Computes in parallel what ``step`` computes one position after another, at about the cost of ``forward``.
+        Equals ``step`` position by position, but runs in parallel, at about the cost of ``forward``.
 
         Args:
-            x: (B, N, d_model), as the result; padded positions of the result are 0.
-            key_padding_mask: (B, N) bool, True = padding, on either side or between. Each sample gives what it gives
-                without padding, and continues from its own length (see ``Mixer.prefill``).
+            x: (B, N, d_model), like the result; padded positions of the result are 0.
+            key_padding_mask: (B, N) bool, True = padding, on either side or between. Padding changes no result, and
+                each sample continues from its own length (see ``Mixer.prefill``).
 
         Raises:
             ValueError: a layer that is not causal; wrong shape or dtype, or N above ``max_len``.
@@ -202,20 +202,20 @@ class MultiHeadAttention(Formed):
         return y, state
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
-        """What computes the mixing for inputs like ``x`` (B, N, d_model)."""
+        """The code that mixes inputs like ``x`` (B, N, d_model)."""
         return self.mixer.kernel(x, key_padding_mask)
 
     def state_size(self, length: int) -> int | None:
-        """Numbers that a query reads among ``length`` positions: see ``Backend.state_size``."""
+        """How many numbers a query reads of ``length`` positions: see ``Backend.state_size``."""
         return self.mixer.state_size(length)
 
     def cache_size(self, length: int) -> int | None:
-        """Numbers in the state after ``length`` positions: see ``Backend.cache_size``."""
+        """How many numbers the state has after ``length`` positions: see ``Backend.cache_size``."""
         return self.mixer.cache_size(length)
 
 
 def check_input(x: Tensor, key_padding_mask: Tensor | None, d_model: int, max_len: int) -> None:
-    """Raise ValueError where ``x`` is not (B, N, d_model) floats or the mask not (B, N) bool, 1 <= N <= max_len."""
+    """Raise ValueError unless ``x`` is (B, N, d_model) floats, 1 <= N <= max_len, and the mask (B, N) bool."""
     if x.dim() != 3 or x.shape[-1] != d_model or not x.is_floating_point():
         raise ValueError(f"expected floats of shape (B, N, {d_model}), got shape {tuple(x.shape)} of {x.dtype}")
     if not 1 <= x.shape[1] <= max_len:
@@ -231,7 +231,7 @@ def check_input(x: Tensor, key_padding_mask: Tensor | None, d_model: int, max_le
 
 
 def check_step(x: Tensor, d_model: int, state: State | None, max_len: int) -> None:
-    """Raise ValueError where ``x`` is not (B, d_model) floats, the state none, or ``max_len`` positions are over."""
+    """Raise ValueError unless ``x`` is (B, d_model) floats, ``state`` a State or None, and a position is left."""
     if x.dim() != 2 or x.shape[-1] != d_model or not x.is_floating_point():
         raise ValueError(f"expected floats of shape (B, {d_model}), got shape {tuple(x.shape)} of {x.dtype}")
     if state is not None and not isinstance(state, State):
@@ -241,9 +241,9 @@ def check_step(x: Tensor, d_model: int, state: State | None, max_len: int) -> No
 
 
 def check_output(backend: Backend, y: object, like: Tensor) -> None:
-    """Raise ValueError where a backend does not return the shape and dtype of its input, as its contract says.
+    """Raise ValueError unless the result ``y`` has the shape and dtype of the input, as the contract requires.
 
-    Under autocast the dtype is that of the last operation, whatever came in.
+    Under autocast any dtype passes: it is that of the last operation.
     """
     any_dtype = torch.is_autocast_enabled(like.device.type)
     if isinstance(y, Tensor) and y.shape == like.shape and (any_dtype or y.dtype == like.dtype):

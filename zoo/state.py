@@ -1,4 +1,4 @@
-"""The state of a step form: what it keeps of the positions it has seen, and a prefill of samples of several lengths."""
+"""The state of a step form: what it keeps of earlier positions. And a prefill of samples of several lengths."""
 
 from __future__ import annotations
 
@@ -8,30 +8,29 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)  # not uint8, which torch takes for a mask
+INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)  # not uint8: torch reads it as a mask
 
 
 class State:
-    """What a step form keeps of the positions it has seen.
+    """What a step form keeps of earlier positions.
 
     Each step consumes its state, because it may write into the state's tensors: pass on the state that the step
-    returns. Copy a state where two continuations begin.
+    returns. To continue in two ways, copy the state.
 
-    A state belongs to the module that made it. A copy (``clone``, ``select``, ``to``, ``copy.deepcopy``, ``pickle``,
-    ``torch.save`` and ``torch.load``, with ``weights_only=True`` too) belongs to every module of the same kind, sizes
+    A state works with the module that made it. A copy (``clone``, ``select``, ``to``, ``copy.deepcopy``, ``pickle``,
+    ``torch.save`` and ``torch.load``, with ``weights_only=True`` too) works with every module of the same kind, sizes
     and options: a copy of the model, or the model with the same weights in another process.
 
     Attributes:
         owner: the module whose steps use the state; None in a copy.
         kind: name, sizes and options of the owner.
-        length: positions seen, by the sample that has seen most.
+        length: how many positions the longest sample has had.
         shape, dtype: of an input, (B, …). batch: B.
-        tensors: of a backend, (B, …) each.
-        layers: of an encoder, the states of its layers.
-        groups: replaces tensors and layers where samples have seen different numbers of positions. Each group holds the
-            numbers of the samples that have seen equally many, (samples,) on the CPU, and their state; the longest
-            first.
-        used: a step has consumed the state.
+        tensors: those of a backend, (B, …) each.
+        layers: in an encoder, the states of its layers.
+        groups: replaces tensors and layers if samples differ in length. A group has the indices of the samples of one
+            length, (samples,) on the CPU, and their state; the longest group comes first.
+        used: whether a step has consumed the state.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class State:
 
     @property
     def lengths(self) -> Tensor:
-        """Positions that each sample has seen, (B,), on the CPU."""
+        """How many positions each sample has had, (B,), on the CPU."""
         lengths = torch.full((self.batch,), self.length)
         for samples, state in self.groups:
             lengths[samples] = state.length
@@ -62,18 +61,18 @@ class State:
 
     @property
     def size(self) -> int:
-        """Numbers kept of one sample: the largest over the batch."""
+        """Numbers kept for one sample, the maximum over the batch."""
         own = sum(math.prod(x.shape[1:]) for x in self.tensors) + sum(layer.size for layer in self.layers)
         return max([own, *(state.size for _, state in self.groups)])
 
     @property
     def nbytes(self) -> int:
-        """Bytes kept of the whole batch."""
+        """Bytes kept for the whole batch."""
         inner = [*self.layers, *(state for _, state in self.groups)]
         return sum(x.nbytes for x in self.tensors) + sum(state.nbytes for state in inner)
 
     def clone(self) -> State:
-        """A copy. A step of either leaves the other as it is.
+        """A copy. Steps of the copy do not change the original, nor the reverse.
 
         Raises:
             ValueError: a consumed state.
@@ -89,14 +88,14 @@ class State:
         return self._copy(lambda x: x.to(device, copy=True))
 
     def select(self, indices: Tensor) -> State:
-        """The state of some samples, as beam search reorders them.
+        """The state of chosen samples, for reordering in beam search.
 
         Args:
-            indices: (K,) integers from 0 to B - 1, in any order, repeated or left out; or (B,) bool, True = keep. The
+            indices: (K,) integers from 0 to B - 1, in any order, with repeats or gaps; or (B,) bool, True = keep. The
                 new batch size is K, or the number of True.
 
         Raises:
-            ValueError: other indices, or a consumed state.
+            ValueError: invalid indices, or a consumed state.
         """
         indices = self._indices(torch.as_tensor(indices))
         if not self.groups:
@@ -112,7 +111,7 @@ class State:
         return self.grouped(tuple(groups), len(indices))
 
     def _indices(self, indices: Tensor) -> Tensor:
-        """The numbers of the samples that ``indices`` choose, (K,), on the CPU."""
+        """The indices of the samples that ``indices`` choose, (K,), on the CPU."""
         chosen, got = indices.cpu(), f"shape {tuple(indices.shape)} of {indices.dtype}"
         if chosen.dtype == torch.bool and chosen.shape == (self.batch,):
             return chosen.nonzero()[:, 0]
@@ -125,7 +124,7 @@ class State:
         )
 
     def _copy(self, change: Callable[[Tensor], Tensor], batch: int | None = None) -> State:
-        """The same with changed tensors, ``batch`` samples of them."""
+        """A copy whose tensors are changed, with ``batch`` samples."""
         self._check_unused()
         layers = tuple(layer._copy(change, batch) for layer in self.layers)
         groups = tuple((samples, state._copy(change)) for samples, state in self.groups)
@@ -134,7 +133,7 @@ class State:
         return copy
 
     def grouped(self, groups: tuple[tuple[Tensor, State], ...], batch: int) -> State:
-        """The state of ``batch`` samples in these groups, of the kind of this one."""
+        """A state of the same kind with these groups, ``batch`` samples in all."""
         copy = State.__new__(State)
         copy.__dict__.update(self.__getstate__(), groups=groups, tensors=(), layers=())
         copy.batch, copy.shape = batch, torch.Size((batch, *self.shape[1:]))
@@ -152,7 +151,7 @@ class State:
         """Consume the state for the step of ``owner`` on ``x`` (B, …).
 
         Raises:
-            ValueError: the state of another module, shape or dtype, or a consumed one.
+            ValueError: a state of another module, shape or dtype, or a consumed state.
         """
         if self.owner is not owner and (self.owner is not None or self.kind != kind_of(owner)):
             raise ValueError(
@@ -167,14 +166,14 @@ class State:
         if self.shape != x.shape:
             raise ValueError(f"expected shape {tuple(self.shape)} to match the state, got shape {tuple(x.shape)}")
         self.used = True
-        if not torch.is_inference_mode_enabled():  # what inference mode has made cannot be written into outside it
+        if not torch.is_inference_mode_enabled():  # outside it, torch forbids writing into inference tensors
             self.tensors = tuple(x.clone() if x.is_inference() else x for x in self.tensors)
 
     def step_groups(self, step: Callable[..., tuple[Tensor, State]], *inputs: Tensor) -> tuple[Tensor, State]:
-        """``step``, called with inputs and state, of each group: the results of all samples, and their state.
+        """Call ``step`` on the inputs and state of each group. Returns the results of all samples, and their state.
 
         Raises:
-            ValueError: as ``step`` does, or another number of samples.
+            ValueError: as ``step`` does, or a wrong number of samples.
         """
         if inputs[0].shape[:1] != (self.batch,):
             raise ValueError(f"expected {self.batch} samples to match the state, got shape {tuple(inputs[0].shape)}")
@@ -186,11 +185,11 @@ class State:
         return out, self.grouped(tuple((samples, state) for samples, _, state in stepped), self.batch)
 
 
-torch.serialization.add_safe_globals([State])  # torch.load refuses other classes: this one holds tensors and numbers
+torch.serialization.add_safe_globals([State])  # else torch.load with weights_only=True refuses it
 
 
 def kind_of(module: nn.Module) -> str:
-    """What a module is, in words: of a backend its name, sizes and options."""
+    """A module as text: for a backend its name, sizes and options."""
     return getattr(module, "kind", "") or type(module).__name__
 
 
@@ -201,15 +200,15 @@ def prefill_groups(
     key_padding_mask: Tensor,
     dim: int = 1,
 ) -> tuple[Tensor, State]:
-    """``prefill`` of the real positions of each sample, those of equally many together: results and state.
+    """``prefill`` of each sample's real positions, samples of one length as one batch. Returns results and state.
 
     Args:
-        start: gives the state before the first position, for samples of padding alone.
-        inputs: as ``prefill`` takes them, positions in ``dim``, as in the results, which are 0 at padding.
+        start: returns the state before the first position, for samples of padding alone.
+        inputs: the arguments of ``prefill``. Positions are in ``dim``, also in the results, which are 0 at padding.
         key_padding_mask: (B, N) bool, True = padding.
 
     Raises:
-        ValueError: as ``prefill`` does, or another mask.
+        ValueError: as ``prefill`` does, or a mask of another shape or dtype.
     """
     moved = [x.movedim(dim, 1) for x in inputs]
     shape, device = moved[0].shape[:2], key_padding_mask.device

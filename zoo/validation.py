@@ -1,4 +1,4 @@
-"""What a class must be to become a backend."""
+"""The rules that a class must keep to become a backend."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from zoo.contract import Attention, Backend, Mixer, Traits
 
 
 class RegistrationError(ValueError):
-    """A class cannot become a backend; the message names the rule that it breaks, or the backend in its way."""
+    """A class cannot become a backend. The message names the broken rule, or the backend that has the name."""
 
 
 def broken_rule(name: str, cls: type[Backend], config: type) -> str | None:
-    """The first rule that a class breaks: what was expected, what came, and what to do; None where it keeps all."""
+    """The first rule that a class breaks, with expected and actual, and what to do; None if it keeps all rules."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         return f"a name is made of a-z, 0-9 and _, and starts with a letter, got {name!r}"
     if not (isinstance(cls, type) and issubclass(cls, Attention | Mixer)):
@@ -45,7 +45,7 @@ def broken_rule(name: str, cls: type[Backend], config: type) -> str | None:
 
 
 def _signature(function: Callable[..., object]) -> str:
-    """What a method takes besides ``self``, without annotations: ``(q, k, v, *, key_padding_mask=None)``."""
+    """The parameters of a method without ``self`` and annotations: ``(q, k, v, *, key_padding_mask=None)``."""
     signature = inspect.signature(function)
     bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
     return str(signature.replace(parameters=bare[1:], return_annotation=inspect.Signature.empty))
