@@ -1,4 +1,4 @@
-"""Gradient checkpointing: a layer keeps its input alone, and backward runs the layer again (arXiv:1604.06174)."""
+"""Gradient checkpointing: a layer keeps only its input, and backward runs the layer again (arXiv:1604.06174)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from zoo.functional import Calls, RestoreBuffers, as_function
 
 
 def checkpointed(layer: nn.Module, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-    """``layer(x, key_padding_mask=key_padding_mask)``, (B, N, C), that keeps ``x`` alone for backward."""
+    """``layer(x, key_padding_mask=key_padding_mask)``, (B, N, C), which keeps only ``x`` for backward."""
     kept: Tensor = _Keep.apply(x)  # type: ignore[no-untyped-call]
     run: Callable[..., Tensor] = partial(layer, key_padding_mask=key_padding_mask)
     learned: list[Tensor] = []
-    plain = all(type(x) in (Tensor, nn.Parameter) for x in layer.parameters())  # not sharded: a call changes these
+    plain = all(type(x) in (Tensor, nn.Parameter) for x in layer.parameters())  # sharded ones change during a call
     if plain and not torch.compiler.is_compiling():
         run, learned = as_function(Calls(run, layer))
     y: Tensor = checkpoint(run, kept, *learned, use_reentrant=False, context_fn=partial(_contexts, layer))
@@ -27,12 +27,12 @@ def checkpointed(layer: nn.Module, x: Tensor, key_padding_mask: Tensor | None) -
 
 
 def _contexts(layer: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Of a layer's forward, and of its repetition, which sees the backend's buffers as the forward saw them."""
+    """Contexts of a layer's forward and of its repetition, which sees the backend's buffers as the forward saw them."""
     return nullcontext(), RestoreBuffers(layer)
 
 
 class _Keep(torch.autograd.Function):
-    """The input, saved for backward, so that a count of saved bytes sees what a checkpoint holds in a closure."""
+    """Saves the input for backward, so that a count of saved bytes sees it: a checkpoint hides it in a closure."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Positions, and the short convolution that every backend can have after its embedding."""
+"""Position encodings, and the optional short convolution after the embedding."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ BASE = 10_000.0
 
 
 class Table(nn.Module):
-    """Numbers that follow from sizes alone: not saved, made again after every move or cast of the module, so that
+    """Numbers that depend on sizes only. They are not saved, but made again after every move or cast of the module, so
     ``to_empty`` cannot empty them and ``bfloat16()`` cannot round them.
 
     Args:
-        make: what returns them, float32, on the CPU; picklable.
+        make: returns the numbers, float32, on the CPU; picklable.
     """
 
     table: Tensor
@@ -30,7 +30,7 @@ class Table(nn.Module):
         self.register_buffer("table", self._made(torch.get_default_device()), persistent=False)
 
     def _made(self, device: torch.device) -> Tensor:
-        with torch.inference_mode(mode=False), torch.device("cpu"):  # whatever the default device: MPS has no float64
+        with torch.inference_mode(mode=False), torch.device("cpu"):  # not the default device: MPS has no float64
             return self.make().to(device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Table:
@@ -39,8 +39,8 @@ class Table(nn.Module):
         return self
 
     def forward(self, like: Tensor) -> Tensor:
-        """The numbers, where ``like`` lies."""
-        if self.table.device != like.device:  # still on meta, where weights were assigned
+        """The numbers, on the device of ``like``."""
+        if self.table.device != like.device:  # still on meta after load_state_dict(assign=True)
             made = self._made(like.device)
             if torch.compiler.is_compiling():
                 return made
@@ -61,20 +61,20 @@ def waves(length: int, width: int) -> Tensor:
 
 
 def sinusoids(length: int, width: int, scale: float) -> Tensor:
-    """Sines and cosines of ``angles`` in turn, times ``scale``: (length, width)."""
+    """Sines and cosines of ``angles``, alternating, times ``scale``: (length, width)."""
     cos, sin = waves(length, width + width % 2)
     both = torch.stack([sin, cos], dim=-1).flatten(1)
     return both[:, :width].mul(scale)
 
 
 def real_positions(key_padding_mask: Tensor) -> Tensor:
-    """How many real positions stand before each position: position numbers that skip padding. (B, N) bool -> long."""
+    """The number of real positions before each position: position numbers that skip padding. (B, N) bool -> long."""
     real = ~key_padding_mask
     return real.cumsum(1) - real.long()
 
 
 def reordered(x: Tensor, places: Tensor) -> Tensor:
-    """At position n of sample b what stood at ``places[b, n]``. x and the result: (B, N, C); places: (B, N) long."""
+    """Position n of sample b is ``x[b, places[b, n]]``. x and the result: (B, N, C); places: (B, N) long."""
     B, N, C = x.shape
     rows = places + N * torch.arange(B, device=x.device)[:, None]
     return x.reshape(B * N, C).index_select(0, rows.flatten()).view(B, N, C)
@@ -84,7 +84,7 @@ class SinusoidalPositions(nn.Module):
     """Adds sin and cos of position × frequency (arXiv:1706.03762, section 3.5). (B, N, C), from position ``first`` on.
 
     Args:
-        scale: amplitude; that of the token embedding, so that positions do not drown small tokens.
+        scale: amplitude. That of the token embeddings keeps positions from drowning small tokens.
     """
 
     def __init__(self, max_len: int, d_model: int, *, scale: float) -> None:
@@ -126,7 +126,7 @@ class RotaryPositions(nn.Module):
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Features m and m + D // 2 of ``x`` (…, N, D) turned as a pair, an odd last one left; cos, sin: (…, N, D // 2)."""
+    """Turn features m and m + D // 2 of ``x`` (…, N, D) as a pair, not an odd last one. cos, sin: (…, N, D // 2)."""
     half = cos.shape[-1]
     left, right, rest = torch.split(x, [half, half, x.shape[-1] - 2 * half], dim=-1)
     return torch.cat([left * cos - right * sin, right * cos + left * sin, rest], dim=-1)
@@ -135,7 +135,7 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class ShortConvolution(Formed):
     """Depthwise convolution over neighbouring positions, added to its input. (B, N, C) -> (B, N, C).
 
-    Centred for encoders; over the past only when causal. Padded positions count as zero.
+    Centred in both directions; over past positions when causal. Padded positions count as zero.
     """
 
     def __init__(self, d_model: int, width: int, *, causal: bool) -> None:
@@ -151,7 +151,7 @@ class ShortConvolution(Formed):
         return x + F.conv1d(padded, self.weight, groups=x.shape[-1]).transpose(1, 2)
 
     def step(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """The next position of the causal form. x: (B, C); past: (B, width - 1, C), inputs before it, 0 at first."""
+        """The next position of the causal form. x: (B, C); past: (B, width - 1, C), earlier inputs, 0 at first."""
 
         def form(x: Tensor) -> tuple[Tensor, Tensor]:
             window = torch.cat([past, x], dim=1)

@@ -31,33 +31,33 @@ Positions = Literal["sinusoidal", "learned", "rotary", "none"]
 class Encoder(Formed):
     """A Transformer encoder with the attention of your choice.
 
-    Takes (B, N) token ids where ``vocab_size`` is given, (B, N, n_features) floats where ``n_features`` is (patches of
-    an image, say), else (B, N, d_model) floats; returns (B, N, d_model).
+    Takes (B, N) token ids with ``vocab_size``, (B, N, n_features) floats with ``n_features`` (image patches, say), else
+    (B, N, d_model) floats. Returns (B, N, d_model).
 
     Args:
         attn: a name from ``available()``, or an instance of a backend's config class.
-        d_ff: hidden width of the feed-forward; 4 · d_model by default (8/3 · d_model for ``swiglu``, which has
-            three matrices, so that the parameters stay the same).
-        dropout: on the sum of embedding and position, inside the feed-forward and on every sublayer's output.
-            Attention weights have none: most backends never hold them.
-        max_len: the longest input that will come.
+        d_ff: hidden width of the feed-forward; by default 4 · d_model (8/3 · d_model for ``swiglu``, which has three
+            matrices, so the number of parameters stays the same).
+        dropout: on the sum of embedding and position, inside the feed-forward and on every sublayer's output. There is
+            no dropout on attention weights: most backends never hold them.
+        max_len: the longest input.
         norm: LayerNorm before each sublayer (``pre``, with one more at the end) or after it (``post``).
         positions: ``sinusoidal``, ``learned``, ``rotary`` (turns queries and keys) or ``none``.
         conv_width: width of a depthwise convolution after the embedding; None for none.
         vocab_size: number of token ids; None for float inputs.
-        n_features: width of float inputs, which a linear map brings to d_model; None where they have it.
-        embedding_std: size of the initial token embeddings, beside sublayers that add about 1. Small embeddings let
-            a layer overwrite its input at once (recall), large ones keep it (local patterns).
+        n_features: width of float inputs, which a linear map projects to d_model; None for inputs of width d_model.
+        embedding_std: standard deviation of the initial token embeddings; sublayers add about 1. Small embeddings let a
+            layer overwrite its input at once (recall), large ones keep the input (local patterns).
         causal: position t sees positions up to t only.
-        checkpointing: in training each layer keeps its input alone, and backward runs the layer again (gradient
+        checkpointing: in training each layer keeps only its input, and backward runs the layer again (gradient
             checkpointing, Chen et al., arXiv:1604.06174): about a third more time, memory of one layer at a time.
-        reversible: attention and feed-forward add to two streams in turn, and backward computes each layer's input
-            again from its output (``zoo/reversible.py``): another function of the same parameters, about a third more
+        reversible: attention and feed-forward add to two streams in turn, and backward recomputes each layer's input
+            from its output (``zoo/reversible.py``): a different function of the same parameters, about a third more
             time, memory of one layer at any depth. Needs ``norm="pre"``.
-        device, dtype: of the parameters, as torch's modules have them.
+        device, dtype: of the parameters, as in torch's modules.
 
     Raises:
-        ValueError: unknown name or option, sizes or options that do not go together, or ``causal`` for a method without
+        ValueError: unknown name or option, sizes or options that cannot be combined, or ``causal`` for a method without
             a causal form.
     """
 
@@ -142,7 +142,7 @@ class Encoder(Formed):
 
     @torch.no_grad()
     def _shrink_residual_branches(self) -> None:
-        """Scale what each sublayer adds by (2 · n_layers)^-1/2, so that the sum keeps its size at any depth."""
+        """Scale each sublayer's output by (2 · n_layers)^-1/2, so that their sum has the same size at any depth."""
         for layer in self.layers:
             assert isinstance(layer, EncoderLayer)
             for out in (layer.attention.mixer.out, layer.feed_forward.out):
@@ -152,9 +152,9 @@ class Encoder(Formed):
         """Encode ``x``; padded positions of the result are 0.
 
         Args:
-            x: (B, N) token ids, (B, N, n_features) or (B, N, d_model) floats, as the encoder was made for.
-            key_padding_mask: (B, N) bool, True = padding. Padding changes nothing and takes no place, wherever it
-                stands: real positions have the same outputs without it.
+            x: (B, N) token ids, (B, N, n_features) or (B, N, d_model) floats, as the encoder was built for.
+            key_padding_mask: (B, N) bool, True = padding, anywhere. Real positions have the same outputs as without
+                padding.
 
         Raises:
             ValueError: wrong shape or dtype, N above ``max_len``, or, on a CPU, a token id out of range.
@@ -163,7 +163,7 @@ class Encoder(Formed):
         x = self._embed(x)
         check_input(x, key_padding_mask, self.d_model, self.max_len)
         padding = key_padding_mask
-        if padding is not None:  # real positions first, so that padding takes no place, wherever it stands
+        if padding is not None:  # move real positions to the front: then no position counts padding
             key_padding_mask, order = padding.sort(dim=1, stable=True)
             x = reordered(x, order)
         if self.conv is not None:
@@ -193,7 +193,7 @@ class Encoder(Formed):
         return streams.mean(x1, x2)
 
     def _check(self, x: Tensor, axes: str) -> None:
-        """Raise ValueError where ``x`` is not what the encoder was made for, ``axes`` long."""
+        """Raise ValueError unless ``x`` has the axes ``axes`` and the kind of input that the encoder was built for."""
         dims = axes.count(",") + 1
         if self.embedding is not None:
             if x.dim() != dims or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
@@ -204,12 +204,12 @@ class Encoder(Formed):
             raise ValueError(f"expected floats of shape ({axes}, {width}), got shape {tuple(x.shape)} of {x.dtype}")
 
     def _embed(self, x: Tensor) -> Tensor:
-        """What comes in, as floats (…, d_model)."""
+        """Token ids or features as floats (…, d_model)."""
         if self.embedding is not None:
             try:
                 embedded: Tensor = self.embedding(x.long())
                 return embedded
-            except IndexError as error:  # which a CPU raises; to look before would make other devices wait
+            except IndexError as error:  # on a CPU; an earlier check would make other devices wait
                 low, high = int(x.min()), int(x.max())
                 raise ValueError(
                     f"expected token ids from 0 to {self.embedding.num_embeddings - 1} (vocab_size - 1), "
@@ -221,21 +221,21 @@ class Encoder(Formed):
 
     @torch.no_grad()
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Encode the next position of a causal encoder, without gradients; all steps together equal one ``forward``.
+        """Encode the next position with a causal encoder, without gradients. All steps together equal one ``forward``.
 
         >>> state = None
         >>> for token in tokens.unbind(1):  # (B, N) ids
         ...     y, state = encoder.step(token, state)
 
         Args:
-            x: (B,) token ids, (B, n_features) or (B, d_model) floats, as the encoder was made for.
-            state: what the step before returned; None at the first position.
+            x: (B,) token ids, (B, n_features) or (B, d_model) floats, as the encoder was built for.
+            state: the state that the last step returned; None at the first position.
 
         Returns:
-            (B, d_model), and the state for the next step. The step consumes the state it was given.
+            (B, d_model), and the state for the next step. Each step consumes its state: pass on the one it returns.
 
         Raises:
-            ValueError: an encoder that is not causal; a state of another encoder, batch or dtype, or a consumed one;
+            ValueError: an encoder that is not causal; a state of another encoder, batch or dtype, or a consumed state;
                 wrong shape; or more positions than ``max_len``.
         """
         if isinstance(state, State) and state.groups:
@@ -270,16 +270,16 @@ class Encoder(Formed):
     def prefill(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> tuple[Tensor, State]:
         """Encode a prompt with a causal encoder, without gradients: ``forward``, and the state for the next ``step``.
 
-        Computes in parallel what ``step`` computes one position after another, at about the cost of ``forward``.
+        Equals ``step`` position by position, but runs in parallel, at about the cost of ``forward``.
 
         >>> y, state = encoder.prefill(prompt)  # (B, N) ids
         >>> y, state = encoder.step(token, state)  # the position after the prompt
 
         Args:
-            x: (B, N) token ids, (B, N, n_features) or (B, N, d_model) floats, as the encoder was made for.
-            key_padding_mask: (B, N) bool, True = padding, on either side or between. Each sample gives what it gives
-                without padding, and continues from its own length. Samples of one length run as one batch, here and in
-                later steps (see ``Mixer.prefill``).
+            x: (B, N) token ids, (B, N, n_features) or (B, N, d_model) floats, as the encoder was built for.
+            key_padding_mask: (B, N) bool, True = padding, on either side or between. Padding changes no result, and
+                each sample continues from its own length. Samples of one length run as one batch, here and in later
+                steps (see ``Mixer.prefill``).
 
         Returns:
             (B, N, d_model), 0 at padding, and the state for the next step.
@@ -314,7 +314,7 @@ class Encoder(Formed):
         return self.norm(x), state
 
     def _new_state(self, x: Tensor) -> State:
-        """The state before the first position, for inputs x (B, …) of it."""
+        """The state before the first position, whose inputs are x (B, …)."""
 
         def form(x: Tensor) -> tuple[Tensor, State]:
             x = self._embed(x)
@@ -323,7 +323,7 @@ class Encoder(Formed):
         return self.through(form, x[:, None])[1]
 
     def _start(self, x: Tensor) -> State:
-        """The state before the first position, x: (B, C) of it; ValueError where the encoder has no step form."""
+        """The state before the first position, embedded as x (B, C). Raises ValueError unless causal."""
         if not self.causal:
             raise ValueError("expected a causal encoder for steps, got one in both directions: build with causal=True")
         past = () if self.conv is None else (x.new_zeros(len(x), self.conv.reach[0], self.d_model),)
@@ -331,7 +331,7 @@ class Encoder(Formed):
 
     @property
     def kind(self) -> str:
-        """What the encoder is, for ``State``: its sizes, and what its layers are."""
+        """The encoder as text, for ``State``: its sizes and the kind of its layers."""
         sizes = f"d_model={self.d_model}, n_layers={len(self.layers)}, max_len={self.max_len}"
         parts = [layer.attention.mixer.kind for layer in self.layers[:1] if isinstance(layer, EncoderLayer)]
         return f"Encoder ({', '.join([sizes, *parts])})"
@@ -340,9 +340,10 @@ class Encoder(Formed):
         """Draw the random parts of every backend again (hashes, features, sparse layouts).
 
         Args:
-            after: optimizer steps taken so far. Only backends whose ``redraw_interval`` divides it draw again, as
-                ``performer`` does every 1000 steps by default. A training loop calls this before each step; no forward
-                draws, so what backward computes again (checkpoints, reversible layers) stays the same.
+            after: optimizer steps taken so far. Only backends whose ``redraw_interval`` divides this number draw again;
+                for ``performer`` that is every 1000 steps by default. A training loop calls ``redraw`` before each
+                optimizer step. No forward draws, so what backward recomputes (checkpoints, reversible layers) stays the
+                same. None: every backend draws again.
         """
         for module in self.modules():
             if not isinstance(module, Backend) or isinstance(module, Shell):
@@ -354,13 +355,13 @@ class Encoder(Formed):
     def from_torch(cls, encoder: nn.TransformerEncoder, attn: object = "full", *, max_len: int = 8192) -> Encoder:
         """An Encoder with the weights of a ``torch.nn.TransformerEncoder``: the same output at every real position.
 
-        Positions are left out (torch's encoder has none), and so is the dropout of attention weights. Layers may differ
-        in heads, widths, norms and activation. A backend's own parameters, as Linformer's projections, keep their
-        initial values.
+        The result has no positions (torch's encoder has none) and no dropout on attention weights. Layers may differ in
+        heads, widths, norms and activation. A backend's own parameters, as Linformer's projections, keep their initial
+        values.
 
         Raises:
-            ValueError: what cannot be taken over, as an activation other than relu or gelu, layers of one's own, or
-                ``batch_first=False``; or a backend that has no query, key and value projections to load.
+            ValueError: a part that cannot be taken over, as an activation other than relu or gelu, custom layers, or
+                ``batch_first=False``; or a backend without query, key and value projections to load.
         """
         layers = takeover.check(encoder)
         d_model, n_heads = layers[0].self_attn.embed_dim, layers[0].self_attn.num_heads

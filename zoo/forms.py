@@ -1,4 +1,4 @@
-"""Modules that can be called in other forms than ``forward``."""
+"""Modules with forms besides ``forward``, such as a step."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 class Formed(nn.Module):
-    """A module with other forms beside ``forward``, such as a step. Each form runs as a call of the module.
+    """A module with forms besides ``forward``, such as a step. Each form runs as a call of the module.
 
-    So a form runs the module's hooks, and everything that acts at a call: adapters, offloading, sharding.
+    So a form runs the module's hooks, and everything else that acts on a call: adapters, offloading, sharding.
     """
 
     def __init_subclass__(cls) -> None:
@@ -25,7 +25,7 @@ class Formed(nn.Module):
             cls.forward = _formed(cls.forward)
 
     def through(self, form: Callable[..., tuple[Any, T]], *inputs: Tensor) -> tuple[Any, T]:
-        """``form(*inputs)``, a result and what comes with it, as a call of this module, whose hooks see the result."""
+        """``form(*inputs)`` as a call of this module. It returns (result, rest); hooks see only the result."""
         beside = []
 
         def run(*given: Tensor) -> Any:
@@ -38,7 +38,7 @@ class Formed(nn.Module):
     def through_step(
         self, step: Callable[[Tensor, State | None], tuple[Tensor, State]], x: Tensor, state: State | None
     ) -> tuple[Tensor, State]:
-        """``step(x, state)``, x and the result (B, …), as a call of this module, whose hooks see (B, 1, …)."""
+        """``step(x, state)``, x and the result (B, …), as a call of this module; hooks see (B, 1, …)."""
 
         def form(x: Tensor) -> tuple[Tensor, State]:
             y, after = step(x[:, 0], state)
@@ -49,7 +49,7 @@ class Formed(nn.Module):
 
 
 def _formed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """``forward``, or in its place the ``form`` that a call brings."""
+    """``forward``, or the ``form`` that the caller passes instead."""
 
     @wraps(forward)
     def chosen(self: Formed, *inputs: Any, form: Callable[..., Any] | None = None, **options: Any) -> Any:

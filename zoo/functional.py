@@ -1,4 +1,4 @@
-"""Helpers with two or more users among the backends."""
+"""Helpers that several backends use."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def pad_to_multiple(x: Tensor, multiple: int, dim: int, value: float = 0) -> Ten
 
 
 def leading(x: Tensor, count: int, dim: int) -> Tensor:
-    """The first ``count`` along ``dim``: for a compiler a copy, which lies alike in memory whether they are all or not,
-    so that their number can stay open."""
+    """The first ``count`` entries along ``dim``. A compiler gets a copy, whose memory layout does not depend on whether
+    ``count`` is all of them, so that ``count`` can stay dynamic."""
     if traced():
         return x.index_select(dim, torch.arange(count, device=x.device))
     return x.narrow(dim, 0, count)
@@ -45,29 +45,29 @@ def accumulator(x: Tensor) -> torch.dtype:
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
-    """What a linear map of ``x`` gives: under autocast that is another dtype."""
+    """The dtype that a linear map of ``x`` returns; under autocast that is autocast's dtype."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def traced() -> bool:
-    """Whether a compiler or a transform of torch.func looks on, to both of which a function of autograd is closed."""
+    """Whether a compiler or a torch.func transform is tracing: neither can see into an autograd function."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def once(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
-    """The ``backward`` of a function of autograd, whose gradients raise RuntimeError where they are differentiated.
+    """Wrap the ``backward`` of an autograd function: differentiating its gradients raises RuntimeError.
 
-    torch's ``once_differentiable`` does so in ``backward()`` alone: ``torch.autograd.grad`` finds no way from its error
-    to what is asked for, and takes the derivative for 0. Here the way goes through the gradients that come in and
-    through all that forward saved: its inputs, or its result.
+    torch's ``once_differentiable`` raises in ``backward()`` only: ``torch.autograd.grad`` finds no path from its error
+    node to the inputs, and returns 0 as the derivative. Here the path leads through the incoming gradients and through
+    all tensors that forward saved: its inputs, or its result.
     """
 
     @wraps(backward)
     def guarded(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if not torch.is_grad_enabled():
             return backward(ctx, *grads)
-        saved = ctx.saved_tensors  # a checkpoint gives them out once
+        saved = ctx.saved_tensors  # a checkpoint returns them only once
         opened = SimpleNamespace(**vars(ctx), saved_tensors=saved, needs_input_grad=ctx.needs_input_grad)
         with torch.no_grad():
             found = backward(opened, *grads)
@@ -108,12 +108,12 @@ def sdpa_kernel_name(q: Tensor, key_padding_mask: Tensor | None = None, *, causa
 def full_attention(
     q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None, causal: bool = False
 ) -> Tensor:
-    """Softmax attention on torch's fused kernels, which never hold an N × N tensor, whatever the mask.
+    """Softmax attention on torch's fused kernels, which never hold an N × N tensor, with any mask.
 
     q, k, v and the result: (B, H, N, D); key_padding_mask: (B, N) bool, True = padding.
 
-    The fused kernels take either a causal flag or a mask. For both at once the padding travels as one more
-    feature: every query has 1 there, a padded key a large negative number, so q·k hides it.
+    The fused kernels take either a causal flag or a mask. To have both, padding becomes one more feature: every query
+    has 1 there and a padded key a large negative number, so q·k hides the key.
     """
     if key_padding_mask is None or not causal:
         mask = visible_keys(key_padding_mask)
@@ -121,7 +121,7 @@ def full_attention(
     d_head = q.shape[-1]
     hidden = key_padding_mask[:, None, :, None]
     floor = torch.finfo(q.dtype).min / 4
-    extra = (0, 8 - d_head % 8)  # the kernels want a width that is a multiple of 8
+    extra = (0, 8 - d_head % 8)  # the kernels need a width that is a multiple of 8
     q = F.pad(q, extra)
     k = F.pad(k.masked_fill(hidden, 0), extra)
     q = torch.cat([q[..., :d_head], torch.ones_like(q[..., :1]), q[..., d_head + 1 :]], dim=-1)
@@ -140,7 +140,7 @@ def softmax_attention(
     causal: bool = False,
     scale: float | None = None,
 ) -> Tensor:
-    """torch's scaled_dot_product_attention, that can be differentiated twice whatever kernel torch chooses.
+    """torch's scaled_dot_product_attention, differentiable twice with any kernel that torch chooses.
 
     q and the result: (…, N, D); k, v: (…, L, D); mask: (…, N, L) bool, True = may be attended to.
     """
@@ -152,8 +152,8 @@ def softmax_attention(
 
 
 class _Twice(torch.autograd.Function):
-    """The result of the fused kernel, whose gradients are those of that kernel, which cannot be differentiated; where
-    they are to be, they are those of matrix products."""
+    """The result of the fused kernel. Its gradients come from that kernel, whose backward cannot be differentiated; for
+    second derivatives they come from matrix products instead."""
 
     @staticmethod
     def forward(
@@ -198,7 +198,7 @@ class _ConvolveTaps(torch.autograd.Function):
 
 
 def convolve_taps(x: Tensor, taps: Tensor) -> Tensor:
-    """A short depthwise convolution, not padded: x (…, n + width - 1, C), taps (width, …, C) -> (…, n, C)."""
+    """A short depthwise convolution without padding: x (…, n + width - 1, C), taps (width, …, C) -> (…, n, C)."""
     if traced():
         return _sum_taps(x, taps)
     out: Tensor = _ConvolveTaps.apply(x, taps)  # type: ignore[no-untyped-call]
@@ -235,7 +235,7 @@ class _Split(torch.autograd.Function):
 
 
 def split(x: Tensor, parts: int) -> tuple[Tensor, ...]:
-    """``x.chunk(parts, dim=-1)``, whose backward copies nothing where the gradients come from ``side_by_side``."""
+    """``x.chunk(parts, dim=-1)``. Its backward copies nothing if the gradients come from ``side_by_side``."""
     if traced():
         return x.chunk(parts, dim=-1)
     pieces: tuple[Tensor, ...] = _Split.apply(x, parts)  # type: ignore[no-untyped-call]
@@ -243,7 +243,7 @@ def split(x: Tensor, parts: int) -> tuple[Tensor, ...]:
 
 
 def side_by_side(*like: Tensor) -> tuple[Tensor, ...]:
-    """Tensors to fill, (B, H, N, D) each as these, that lie in memory as the pieces of one (B, N, …) projection."""
+    """Empty tensors, each (B, H, N, D) like these, in memory as the pieces of one (B, N, …) projection."""
     B, H, N, D = like[0].shape
     whole = like[0].new_empty(B, N, len(like), H, D)
     return tuple(piece.transpose(1, 2) for piece in whole.unbind(2))
@@ -261,15 +261,15 @@ class _Recompute(torch.autograd.Function):
         again = torch.is_grad_enabled()  # to be differentiated again
         inputs = [x.view_as(x) if again and x.requires_grad else x.detach().requires_grad_() for x in ctx.saved_tensors]
         with torch.enable_grad():
-            out = ctx.fn(*(x.view_as(x) for x in inputs))  # modules' hooks, as those that count FLOPs, refuse a leaf
+            out = ctx.fn(*(x.view_as(x) for x in inputs))  # hooks, as those that count FLOPs, raise on a leaf
         return (None, *torch.autograd.grad(out, inputs, grad, create_graph=again))
 
 
 def recompute(fn: Callable[..., Tensor], *inputs: Tensor, calls: Sequence[nn.Module] = ()) -> Tensor:
-    """``fn(*inputs)``, keeping only the inputs for backward, which runs ``fn`` again.
+    """``fn(*inputs)``. Only the inputs are kept for backward, which runs ``fn`` again.
 
-    Unlike torch.utils.checkpoint this keeps them as saved tensors, so that a count of saved bytes sees them.
-    ``fn`` must be deterministic. ``calls``: the modules that it calls. A compiler chooses for itself what it keeps.
+    Unlike torch.utils.checkpoint it keeps inputs as saved tensors, so that a count of saved bytes sees them. ``fn``
+    must be deterministic. ``calls``: the modules that ``fn`` calls. A compiler chooses itself what it keeps.
     """
     if traced():
         return fn(*inputs)
@@ -281,7 +281,7 @@ def recompute(fn: Callable[..., Tensor], *inputs: Tensor, calls: Sequence[nn.Mod
 
 
 class Calls(nn.Module):
-    """``run``, and the modules that it calls, as one module."""
+    """A function ``run`` and the modules that it calls, as one module."""
 
     def __init__(self, run: Callable[..., Tensor], *modules: nn.Module) -> None:
         super().__init__()
@@ -292,12 +292,13 @@ class Calls(nn.Module):
 
 
 def as_function(module: nn.Module) -> tuple[Callable[..., Tensor], list[Tensor]]:
-    """``module`` as a function of its inputs and, after them, of the tensors that it learns; and these tensors.
+    """``module`` as a function of its inputs followed by its trainable tensors. Returns the function and these tensors.
 
-    Its other tensors stay those of now: ``torch.func.functional_call`` takes what it lends away again before backward.
+    The function keeps using today's other tensors, also in backward, when a ``torch.func.functional_call`` around the
+    module has already restored them.
 
     Raises:
-        ValueError: parametrized weights that are cached, so that backward could not compute them again.
+        ValueError: parametrized weights that are cached, so that backward cannot compute them again.
     """
     cached = parametrize._cache_enabled and torch.is_grad_enabled()
     if cached and any(parametrize.is_parametrized(child) for child in module.modules()):
@@ -320,16 +321,16 @@ def as_function(module: nn.Module) -> tuple[Callable[..., Tensor], list[Tensor]]
 
 
 def dtype_of(module: nn.Module, x: Tensor) -> torch.dtype:
-    """The dtype in which ``module`` takes ``x`` without autocast: that of its floating parameters.
+    """The dtype in which ``module`` takes ``x`` without autocast: that of its floating-point parameters.
 
-    Float32 at least where it has none, as a quantised linear map.
+    Without any, as in a quantised linear map, float32 at least.
     """
     floats = (own.dtype for own in tensors_of(module).values() if own.is_floating_point())
     return next(floats, accumulator(x))
 
 
 def precisely(module: nn.Module, x: Tensor) -> Tensor:
-    """``module(x)`` in float32 at least, in which its parameters take part."""
+    """``module(x)`` with input and parameters in float32 at least."""
     dtype, own = accumulator(x), tensors_of(module)
     narrow = {name: p.to(dtype) for name, p in own.items() if p.is_floating_point() and accumulator(p) != p.dtype}
     y: Tensor = functional_call(module, narrow, (x.to(dtype),)) if narrow else module(x.to(dtype))
@@ -337,9 +338,9 @@ def precisely(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, shared ones under each of theirs, as ``torch.func.functional_call`` takes them.
+    """Parameters and buffers by name, as ``torch.func.functional_call`` takes them; shared ones under all their names.
 
-    Those of a replica of ``nn.DataParallel`` too, which holds its parameters as plain attributes.
+    Includes those of an ``nn.DataParallel`` replica, which holds its parameters as plain attributes.
     """
     found: dict[str, Tensor] = {}
     for path, child in module.named_modules(remove_duplicate=False):
@@ -351,10 +352,10 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 class RestoreBuffers(AbstractContextManager[None]):
-    """A context that replays the modules with today's buffers: their random parts, and what forward updates.
+    """A context that replays the modules with today's buffers: random parts, and buffers that forward updates.
 
-    Enter it any number of times. Inside, each buffer is in its place again, since ``redraw`` replaces it, and holds
-    what it held, where forward writes into it.
+    It can be entered any number of times. Inside, each module has its buffer of now again, even if ``redraw`` has
+    replaced it, with the numbers of now, even if forward has overwritten them.
     """
 
     def __init__(self, *modules: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""What turns an encoder's output into predictions."""
+"""Heads, which turn an encoder's output into predictions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ClassificationHead(nn.Module):
     """One prediction a sequence. (B, N, C) -> (B, n_classes).
 
     Args:
-        pool: ``mean`` over the real positions, or ``cls``: the first real position, where the input has its CLS token.
+        pool: ``mean`` over the real positions, or ``cls``: the first real position, that of the CLS token.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class ClassificationHead(nn.Module):
 
 
 class PairHead(nn.Module):
-    """One prediction for two sequences, encoded apart. (2B, N, C), the two of a pair neighbours -> (B, n_classes).
+    """One prediction for a pair of sequences, encoded separately. (2B, N, C), pairs side by side -> (B, n_classes).
 
-    The pooled vectors x and y as (x, y, x · y, x - y) through a hidden layer, as in Nyströmformer's retrieval
+    A hidden layer reads the pooled vectors x and y as (x, y, x · y, x - y), as in Nyströmformer's retrieval
     (arXiv:2102.03902).
     """
 
@@ -98,13 +98,14 @@ class TokenHead(nn.Module):
 
 
 class RestoreHead(nn.Module):
-    """One prediction a position, all read from the last position alone. (B, N, C) without padding -> (B, N, n_classes).
+    """One prediction a position, all from the last position. (B, N, C) without padding -> (B, N, n_classes).
 
     The decoder of MAD's compression task (arXiv:2403.17844, ``mad/model/auto_encoder.py``): the last position's vector
-    plus the sines of the position asked for, through two layers of width C, each a LayerNorm, a linear map and a GELU.
+    plus the sines of the predicted position goes through two layers of width C, each a LayerNorm, a linear map and a
+    GELU.
 
     Args:
-        max_len: the longest input that will come.
+        max_len: the longest input.
     """
 
     def __init__(

@@ -79,7 +79,7 @@ class EncoderLayer(Formed):
         return self.through(form, x)
 
     def _add(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """The two residual connections, given what the attention made of ``x``."""
+        """The two residual connections. mixed: the attention's output for ``x``."""
         x = x + self.dropout(mixed)
         if self.norm == "pre":
             return x + self._feed(x)
@@ -93,8 +93,8 @@ class EncoderLayer(Formed):
 
 
 class ReversibleLayer(EncoderLayer):
-    """The same sublayers, each after its norm, on two streams: attention adds to the first what it makes of the second,
-    and feed-forward to the second what it makes of the first. (B, N, C) each."""
+    """The same sublayers, each after its norm, on two streams, (B, N, C) each. Attention reads the second stream and
+    adds to the first; feed-forward reads the first and adds to the second."""
 
     def forward(  # type: ignore[override]
         self, x1: Tensor, x2: Tensor, *, streams: Streams, key_padding_mask: Tensor | None = None

@@ -1,16 +1,16 @@
-"""Reversible residual layers: backward computes a layer's input again from its output, so activations are not kept.
+"""Reversible residual layers: backward recomputes a layer's input from its output, so no activations are kept.
 
-Two streams in place of one (Reformer, arXiv:2001.04451, section 3; RevNet, arXiv:1707.04585, section 3):
+Two streams replace one (Reformer, arXiv:2001.04451, section 3; RevNet, arXiv:1707.04585, section 3):
 ``y1 = x1 + f(x2)``, ``y2 = x2 + g(y1)``, where f is the attention and g the feed-forward, each after its norm. So
-``x2 = y2 - g(y1)`` and ``x1 = y1 - f(x2)``, and of a stack of any depth the last two streams are kept alone (beside the
-state of the random generator, 5 KB a sublayer). The price is one more forward, as with gradient checkpointing.
+``x2 = y2 - g(y1)`` and ``x1 = y1 - f(x2)``: a stack of any depth keeps only the last two streams (and the state of the
+random generator, 5 KB a sublayer). The price is one more forward, as with gradient checkpointing.
 
-Both streams begin as the embedding, and the result is their mean (the Reformer's code joins them side by side, which
-asks for a wider head): without layers it is the embedding, and after a norm it is as good as the sum.
+Both streams begin as the embedding, and the result is their mean: without layers the embedding, and after a norm as
+good as the sum. (The Reformer's code concatenates the streams, which needs a wider head.)
 
-Each layer is called as in a plain encoder. Each sublayer is a function of autograd that keeps nothing: backward takes
-both streams from the sublayer after it, and hands them to the one before (``Streams``). Where a hook puts something in
-place of a layer's result, the layer is still undone from its result, so that is kept.
+Layers are called as in a plain encoder. Each sublayer is an autograd function that keeps nothing: its backward takes
+both streams from the sublayer after it, and passes them to the one before (``Streams``). If a hook replaces a layer's
+result, backward still needs the original result, so that result is kept.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Streams:
     """The two streams of one forward pass, to which branches add in turn: ``a, b = b, add(a, b, branch)``."""
 
     def __init__(self) -> None:
-        self.count = 0  # branches so far
-        self.last: tuple[Pair, tuple[int, int]] | None = None  # the streams after the last one, and their versions
-        self.kept: dict[int, Pair] = {}  # the streams after a branch, where the next one did not get them
+        self.count = 0  # number of branches so far
+        self.last: tuple[Pair, tuple[int, int]] | None = None  # the streams after the last branch, and their versions
+        self.kept: dict[int, Pair] = {}  # the streams after a branch, if the next branch got others
         self.recomputed: tuple[int, Pair] | None = None  # in backward: the streams after that branch
 
     def add(self, a: Tensor, b: Tensor, branch: Calls) -> Tensor:
@@ -52,7 +52,7 @@ class Streams:
         return out
 
     def mean(self, a: Tensor, b: Tensor) -> Tensor:
-        """What the encoder goes on with."""
+        """The mean of both streams, the encoder's result before its norm."""
         if not torch.is_grad_enabled() or not self._handed_on(a, b):
             return (a + b) / 2
         self.last = None
@@ -60,7 +60,7 @@ class Streams:
         return mean
 
     def _handed_on(self, a: Tensor, b: Tensor) -> bool:
-        """Whether these are the streams after the last branch, which are kept where they are not."""
+        """Whether a and b are the streams after the last branch. If not, those streams are kept."""
         if self.last is None:
             return False
         after, versions = self.last
@@ -97,10 +97,10 @@ class _Add(torch.autograd.Function):
             device,
             dtype=torch.get_autocast_dtype(device),
             enabled=torch.is_autocast_enabled(device),
-            cache_enabled=False,  # in older torch it hands weights that were cast here, without a graph, to backward
+            cache_enabled=False,  # older torch would give backward the weights cast here, without a graph
         )
         ctx.streams, ctx.number, ctx.function, ctx.replay = streams, number, function, replay
-        ctx.save_for_backward(*learned)  # so that a change of them before backward is told
+        ctx.save_for_backward(*learned)  # so that autograd reports a change before backward
         with ctx.autocast():
             return a + function(b, *learned)
 
@@ -111,17 +111,17 @@ class _Add(torch.autograd.Function):
         learned = [x.detach().requires_grad_() for x in ctx.saved_tensors]
         with ctx.replay(), ctx.autocast(), torch.enable_grad():
             leaf = b.detach().requires_grad_()
-            # A view, since a module's hooks, as those that count FLOPs, refuse a leaf.
+            # A view: hooks, as those that count FLOPs, raise on a leaf.
             added = ctx.function(leaf.view_as(leaf), *learned)
         if added.requires_grad:
-            torch.autograd.backward(added, grad.to(added.dtype))  # not .grad: also to what hooks bring with them
+            torch.autograd.backward(added, grad.to(added.dtype))  # not .grad: hooks may add other leaves
         with torch.no_grad():
             ctx.streams.recomputed = (ctx.number - 1, (out - added, b)) if ctx.number else None
         return None, None, None, None, grad, leaf.grad, *(x.grad for x in learned)
 
 
 class _Mean(torch.autograd.Function):
-    """The mean of both streams, which are kept: with them backward begins."""
+    """The mean of both streams. It keeps them: backward starts from them."""
 
     @staticmethod
     def forward(ctx: Any, streams: Streams, a: Tensor, b: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class _Mean(torch.autograd.Function):
 
 
 def _replay(branch: Calls, device: torch.device) -> Replay:
-    """A context in which ``branch`` finds random generators and backends' buffers as they are now."""
+    """A context that replays ``branch`` with today's random states and backends' buffers."""
     devices = [device] if device.type == "cuda" else []
     buffers = RestoreBuffers(branch)
     cpu, others = torch.get_rng_state(), [torch.cuda.get_rng_state(other) for other in devices]

@@ -1,4 +1,4 @@
-"""The layers of a ``torch.nn.TransformerEncoder`` as those of an ``Encoder``, or one line about what has no place."""
+"""Converts the layers of a ``torch.nn.TransformerEncoder`` to layers of an ``Encoder``, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RELU = (F.relu, F.relu_, torch.relu, torch.relu_)
 
 
 def check(encoder: nn.Module) -> list[nn.TransformerEncoderLayer]:
-    """The layers of ``encoder``; ValueError that names what cannot be taken over."""
+    """The layers of ``encoder``. Raises a ValueError that names the part that cannot be taken over."""
     if not isinstance(encoder, nn.TransformerEncoder):
         raise ValueError(f"expected a torch.nn.TransformerEncoder, got {type(encoder).__name__}")
     if own := _own_methods(encoder, nn.TransformerEncoder, "forward"):
@@ -41,7 +41,7 @@ def check(encoder: nn.Module) -> list[nn.TransformerEncoderLayer]:
 
 
 def activation_of(layer: nn.TransformerEncoderLayer) -> Literal["relu", "gelu"] | None:
-    """The name of its activation here; None where there is none."""
+    """The name of the layer's activation in this package; None without an equivalent."""
     function = layer.activation
     if type(function) is nn.ReLU or function in RELU:
         return "relu"
@@ -53,7 +53,7 @@ def activation_of(layer: nn.TransformerEncoderLayer) -> Literal["relu", "gelu"] 
 
 
 def _obstacle(layer: nn.Module) -> str:
-    """What of a layer has no place here; empty where all has."""
+    """Why a layer cannot be taken over; empty if it can."""
     if not isinstance(layer, THEIRS):
         return f"expected a TransformerEncoderLayer, got {type(layer).__name__}"
     if own := _own_methods(layer, THEIRS, "forward", "_sa_block", "_ff_block"):
@@ -97,7 +97,7 @@ def _norm_obstacle(norm: nn.Module, width: int) -> str:
 
 
 def _own_methods(module: nn.Module, kind: type[nn.Module], *names: str) -> str:
-    """The first of these methods that is not that of ``kind``, empty where there is none."""
+    """The first of these methods that differs from ``kind``'s; empty if none does."""
     own = [name for name in names if name in vars(module) or getattr(type(module), name) is not getattr(kind, name)]
     return own[0] if own else ""
 
@@ -105,10 +105,10 @@ def _own_methods(module: nn.Module, kind: type[nn.Module], *names: str) -> str:
 def take_over(
     source: nn.TransformerEncoderLayer, attn: object, *, max_len: int, layer: int, n_layers: int
 ) -> EncoderLayer:
-    """A layer that ``check`` has passed, as layer number ``layer`` of ``n_layers`` with ``attn`` and the same weights.
+    """Layer ``layer`` of ``n_layers`` with ``attn`` and the weights of ``source``, which ``check`` has passed.
 
     Raises:
-        ValueError: a backend that has no query, key and value projections to load.
+        ValueError: a backend without query, key and value projections to load.
     """
     d_model, n_heads = source.self_attn.embed_dim, source.self_attn.num_heads
     attention = MultiHeadAttention(
@@ -132,7 +132,7 @@ def take_over(
 
 @torch.no_grad()
 def _copy(weight: Tensor, bias: Tensor | None, target: nn.Linear) -> None:
-    """Copy weight and bias (absent means 0), frozen where they are."""
+    """Copy weight and bias (no bias: zeros). Frozen ones stay frozen."""
     target.weight.copy_(weight).requires_grad_(weight.requires_grad)
     bias = torch.zeros_like(weight[:, 0]) if bias is None else bias
     target.bias.copy_(bias).requires_grad_(bias.requires_grad)

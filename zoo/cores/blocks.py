@@ -1,15 +1,15 @@
 """Attention between blocks: the core that sparse backends share.
 
-A backend says which blocks of keys each block of queries sees, in a ``Part`` (``zoo/cores/parts.py``); here attention
-over them is computed. Several parts (a window and some global keys, rounds of hashing, dilations) are joined by their
-log-sum-exp, so that the result is one softmax over all the pairs of all parts.
+A backend lists in a ``Part`` (``zoo/cores/parts.py``) which blocks of keys each block of queries sees; this file
+computes the attention. Log-sum-exps join several parts (a window and some global keys, rounds of hashing, dilations),
+so that the result is one softmax over all the pairs of all parts.
 
 ``out_i = Σ_p Σ_j exp(s_ij) v_j / Σ_p Σ_j exp(s_ij)`` over the keys j that part p shows to i, ``s_ij = scale q_i·k_j``.
 
-Work goes in tiles of a few blocks that stay in cache (``zoo/cores/tiles.py``): a read, one fused kernel, and a write.
-Nothing of a tile is kept: backward reads again, and since it has the log-sum-exp of the whole result,
-``exp(s_ij - lse_i)`` is a pair's weight whichever part it comes from, so the fused backward kernel needs no second
-forward. No N × N tensor is ever made, masked or not.
+The work is cut into tiles of a few blocks that fit into cache (``zoo/cores/tiles.py``): a read, one fused kernel, and a
+write. Nothing of a tile is kept: backward reads the inputs again. Backward has the log-sum-exp of the whole result, so
+``exp(s_ij - lse_i)`` is the weight of a pair in any part, and the fused backward kernel needs no second forward. No
+N × N tensor is ever made, masked or not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from zoo.cores.tiles import Blocks, Gathered, Neighbours
 from zoo.functional import accumulator, once, softmax_attention, traced
 from zoo.kernels import runs
 
-KERNELS = ("auto", "torch", "triton")  # Triton's on a GPU that has it, torch's elsewhere
+KERNELS = ("auto", "torch", "triton")  # auto: Triton on GPUs with Triton, else torch
 
 
 def attend(
@@ -42,13 +42,13 @@ def attend(
     scale: float | None = None,
     kernel: str = "auto",
 ) -> Tensor:
-    """Softmax attention over the pairs that the parts show; 0 where a query sees nothing.
+    """Softmax attention over the pairs that the parts show; 0 for a query that sees no key.
 
     q, k, v and the result: (B, H, N, D); key_padding_mask: (B, N) bool, True = padding; scale: 1/√D by default;
     kernel: one of ``KERNELS``.
 
     Raises:
-        NotImplementedError: ``triton`` where it cannot run.
+        NotImplementedError: ``triton`` cannot run.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     k, v = k.to(q.dtype), v.to(q.dtype)
@@ -76,15 +76,15 @@ def runs_on_triton(q: Tensor, kernel: str) -> bool:
 def attend_window(
     q: Tensor, k: Tensor, v: Tensor, size: int, reach: tuple[int, int], *, key_padding_mask: Tensor | None
 ) -> Tensor:
-    """``attend`` over ``window_spans`` of ``reach``, in operations that do not depend on how many blocks there are.
+    """``attend`` over ``window_spans`` of ``reach``, in operations that do not depend on the number of blocks.
 
-    For a compiler, which can then leave the length open: the number of blocks is a dimension of its own throughout,
-    since torch cannot prove of every length how it splits or joins another. Each key is copied for each block that
-    sees it.
+    For compilers, so that the length can stay dynamic: the number of blocks is a separate dimension throughout, since
+    torch cannot prove for all lengths how other dimensions split or join. Each key is copied for each block that sees
+    it.
     """
     B, H, N, D = q.shape
     before, after = (-(-abs(end) // size) * size for end in reach)
-    missing = (-(-N // size) + 1) * size - N  # a block to spare: a compiler takes a dimension of 1 for a fixed one
+    missing = (-(-N // size) + 1) * size - N  # one block too many: a compiler treats a dimension of 1 as static
     seen = before + size + after
     ends = (0, missing), (before, after + missing), (before, after + missing)
     queries, keys, values = (
@@ -115,10 +115,10 @@ def attend_layout(
 ) -> Tensor:
     """``attend`` between consecutive blocks of ``size`` positions.
 
-    layout: (blocks, blocks) bool for all heads, or (H, blocks, blocks), for this length at least; True = the row sees
-        the column. When causal it must have no column after its row.
+    layout: (blocks, blocks) bool for all heads, or (H, blocks, blocks), for at least this length; True = the row sees
+        the column. A causal layout must have no column after its row.
     """
-    version = 0 if traced() or layout.is_inference() else layout._version  # an inference tensor has none
+    version = 0 if traced() or layout.is_inference() else layout._version  # inference tensors have no version
     parts = made_once(_layout_parts, layout, version, -(-q.shape[2] // size), q.shape[1], size, causal, like=q)
     return attend(q, k, v, parts, key_padding_mask=key_padding_mask, kernel=kernel)
 
@@ -133,8 +133,8 @@ def attend_next(
 ) -> tuple[Tensor, Tensors]:
     """The last row of a causal ``attend``, and all keys and values so far: a step form.
 
-    q, k, v and the result: (B, H, 1, D), of ``position``; parts: of all positions up to that, of the queries those at
-        ``position`` suffice; tensors: keys and values of those before it (see ``zoo.cores.cache``).
+    q, k, v and the result: (B, H, 1, D), at ``position``; parts: of all positions up to ``position``, at least for the
+        query at ``position``; tensors: keys and values of earlier positions (see ``zoo.cores.cache``).
     """
     keys, values = append(tensors, (k, v), position, max_len)
     places, visible = seen_last(parts, q.shape[1], position + 1, q.device)
@@ -161,10 +161,10 @@ def attend_rows(
     *,
     scale: float | None = None,
 ) -> Tensor:
-    """Softmax attention of one query a head over some rows of its keys and values; 0 where it sees none.
+    """Softmax attention of one query a head over some rows of the keys and values; 0 for a query that sees no row.
 
-    q and the result: (B, H, 1, D); keys, values: (B, H, rows, D); places: (B or 1, H, W), which rows; bias: likewise,
-        added to their logits; scale: 1/√D by default.
+    q and the result: (B, H, 1, D); keys, values: (B, H, rows, D); places: (B or 1, H, W), indices of the rows; bias:
+        (B or 1, H, W), added to their logits; scale: 1/√D by default.
     """
     if places.shape[-1] == 0:
         return torch.zeros_like(q)
@@ -177,7 +177,7 @@ def attend_rows(
 
 
 def kernel_name(x: Tensor, kernel: str = "auto") -> Kernel:
-    """What ``attend`` runs for inputs like ``x`` (B, H, N, D)."""
+    """The kernel that ``attend`` runs for inputs like ``x`` (B, H, N, D)."""
     if runs_on_triton(x, kernel):
         return Kernel("Triton block attention")
     return Kernel("gathered blocks on torch SDPA flash (cpu)" if x.device.type == "cpu" else "gathered blocks, matmul")
@@ -186,7 +186,7 @@ def kernel_name(x: Tensor, kernel: str = "auto") -> Kernel:
 def _attend_whole(
     q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, scale: float, parts: Sequence[Part]
 ) -> Tensor:
-    """``attend`` in operations whose gradients torch knows: they keep the weights of the pairs that the parts show."""
+    """``attend`` in operations that autograd differentiates: they keep the weights of all visible pairs."""
     out, lse = _empty(q)
     for number, part in enumerate(parts):
         blocks = Blocks(part, q.shape, padding, q.device)
@@ -206,7 +206,7 @@ def _attend_whole(
 
 
 class _BlockAttention(torch.autograd.Function):
-    """Keeps q, k, v, the result and one log-sum-exp a query; and the positions of the parts."""
+    """Keeps q, k, v, the result, one log-sum-exp a query, and the positions of the parts."""
 
     @staticmethod
     def forward(
@@ -258,7 +258,7 @@ def _on_torch(
             continue
         more, more_lse = _empty(q)
         _forward_part(blocks, q, k, v, scale, more, more_lse)
-        # Their shares sum to 1 whatever the size of the logits: a logarithm of 1e5 has two digits behind the point.
+        # A lerp, so that the shares sum to 1: a log-sum-exp near 1e5 has only two decimals in float32.
         out.lerp_(more, (more_lse - lse).sigmoid_()[..., None])
         lse = torch.logaddexp(lse, more_lse)
     out = out.masked_fill_((lse < HIDDEN / 2)[..., None], 0).to(q.dtype)
@@ -276,7 +276,7 @@ def _on_triton(
 def _empty(q: Tensor) -> tuple[Tensor, Tensor]:
     """The result and its log-sum-exp before any part: (B, H, N, D) and (B, H, N), in at least float32.
 
-    The heads of a position are neighbours in memory, as the shell joins them.
+    The heads of a position are neighbours in memory, so that the shell joins them without a copy.
     """
     B, H, N, D = q.shape
     out = torch.zeros(B, N, H, D, dtype=accumulator(q), device=q.device).transpose(1, 2)
@@ -284,7 +284,7 @@ def _empty(q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _forward_part(blocks: Blocks, q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, lse: Tensor) -> None:
-    """Write one part's result and log-sum-exp into ``out`` and ``lse``, at the queries that the part has."""
+    """Write one part's result and log-sum-exp into ``out`` and ``lse``, for the queries in the part."""
     (qs,), (ks, vs) = blocks.take_queries(q), blocks.take_keys(k, v)
     part_out, part_lse = blocks.queries.view(out, blocks.gathers), blocks.queries.view(lse[..., None], blocks.gathers)
     direct = part_out is not None and part_lse is not None
@@ -313,7 +313,7 @@ def _backward_part(
     *,
     first: bool,
 ) -> None:
-    """Add the gradients through one part to ``grads``: of q, k and v. They are 0 before the ``first`` one."""
+    """Add one part's gradients of q, k and v to ``grads``, which are 0 before the ``first`` part."""
     qs, gs, os, ls = blocks.take_queries(q, grad, out, lse[..., None])
     ls = ls[..., 0]
     ks, vs = blocks.take_keys(k, v)
@@ -339,7 +339,7 @@ def _backward_part(
 
 
 def _forward_kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """q: (T, 1, S, D); k, v: (T, 1, L, D). The result as q, and its log-sum-exp (T, 1, S) in at least float32."""
+    """q and the result: (T, 1, S, D); k, v: (T, 1, L, D); the log-sum-exp: (T, 1, S), in at least float32."""
     if q.device.type == "cpu":
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, attn_mask=_as_mask(bias, q), scale=scale
@@ -349,7 +349,7 @@ def _forward_kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale:
 
 
 def _plain_forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """The same from matrix products, for devices without that kernel."""
+    """The same by matrix products, for devices without the fused kernel."""
     logits = _logits(q, k, bias, scale)
     return logits.softmax(-1).to(v.dtype) @ v, logits.logsumexp(-1)
 
@@ -357,7 +357,7 @@ def _plain_forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: 
 def _backward_kernel(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v; ``out`` and ``lse`` are those of the whole softmax, of which these keys may be a part."""
+    """Gradients of q, k, v. ``out`` and ``lse``: of the whole softmax, of which these keys may be only a part."""
     if q.device.type == "cpu":
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, lse, 0.0, False, attn_mask=_as_mask(bias, q), scale=scale
@@ -369,23 +369,23 @@ def _backward_kernel(
 def _plain_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same from matrix products, for devices without that kernel."""
+    """The same by matrix products, for devices without the fused kernel."""
     weights = (_logits(q, k, bias, scale) - lse[..., None]).exp_()
-    wide = grad.float() if grad.dtype == torch.float16 else grad  # likewise for gradients and values
+    wide = grad.float() if grad.dtype == torch.float16 else grad  # products of gradients and values can overflow too
     delta = (wide * out).to(lse.dtype).sum(-1, keepdim=True)
     slope = (weights * ((wide @ v.to(wide.dtype).mT).to(lse.dtype) - delta)).mul_(scale).to(q.dtype)
     return slope @ k, slope.mT @ q, weights.to(v.dtype).mT @ grad
 
 
 def _logits(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    if q.dtype == torch.float16:  # a product of two large activations does not fit
+    if q.dtype == torch.float16:  # a product of two large activations can overflow
         q, k = q.float(), k.float()
     logits = (q @ k.mT).to(accumulator(q)).mul_(scale)
     return logits if bias is None else logits.add_(bias)
 
 
 def _as_mask(bias: Tensor | None, q: Tensor) -> Tensor | None:
-    """The fused kernel reads a mask in float32, or in float64 beside float64 inputs; 2 or 4 dimensions."""
+    """A mask as the fused kernel reads it: float32 (float64 with float64 inputs), 2 or 4 dimensions."""
     if bias is None:
         return None
     bias = bias.to(accumulator(q))

@@ -1,8 +1,8 @@
-"""What step forms keep of the positions before: rows, one a position, in tensors (B, H, room, ·) that grow.
+"""Caches of step forms: one row for each earlier position, in tensors (B, H, room, ·) that grow.
 
-Room comes in blocks of 128 rows: a new row is written in place, and a copy of all comes once in 128 steps. There is
-room for ``limit`` rows at most. Then each new row takes the place of the oldest, which makes a window (a ring buffer);
-the first ``pinned`` rows stay.
+Tensors grow by blocks of 128 rows: a step writes its row in place, and once in 128 steps all rows are copied. There is
+room for at most ``limit`` rows. After that each new row replaces the oldest, which makes a window (a ring buffer); the
+first ``pinned`` rows stay.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BLOCK = 128
 
 
 def room(rows: int, limit: int) -> int:
-    """Rows that there is room for after ``rows`` of them were appended."""
+    """The size of a cache in rows after ``rows`` rows were appended."""
     return min(-(-rows // BLOCK) * BLOCK, limit)
 
 
@@ -27,7 +27,7 @@ def empty(x: Tensor, count: int = 2) -> Tensors:
 
 
 def append(tensors: Tensors, rows: Tensors, number: int, limit: int, pinned: int = 0) -> Tensors:
-    """Write ``rows``, (B, H, 1, ·) each, as row ``number`` into ``tensors``, (B, H, room, ·) each, in place."""
+    """Write ``rows``, (B, H, 1, ·) each, in place into ``tensors``, (B, H, room, ·) each, as row ``number``."""
     missing = room(number + 1, limit) - tensors[0].shape[2]
     if missing:
         tensors = tuple(F.pad(x, (0, 0, 0, missing)) for x in tensors)
@@ -38,11 +38,11 @@ def append(tensors: Tensors, rows: Tensors, number: int, limit: int, pinned: int
 
 
 def fill(tensors: Tensors, rows: Tensors, limit: int, pinned: int = 0) -> Tensors:
-    """What ``append`` of all ``rows``, (B, H, N, ·) each, to ``tensors`` without rows would end with."""
+    """Append all ``rows``, (B, H, N, ·) each, at once to ``tensors`` without rows; equals ``append`` row by row."""
     length, kept = rows[0].shape[2], []
     for x, new in zip(tensors, rows, strict=True):
         parts = [new]
-        if length > limit:  # the last rows, from the slot on that the first of them has
+        if length > limit:  # the last rows, rotated to their slots in the ring buffer
             window = new[:, :, length - limit + pinned :].roll((length - limit) % (limit - pinned), 2)
             parts = [new[:, :, :pinned], window]
         parts.append(x.new_zeros(*x.shape[:2], room(length, limit) - min(length, limit), x.shape[3]))
@@ -51,9 +51,9 @@ def fill(tensors: Tensors, rows: Tensors, limit: int, pinned: int = 0) -> Tensor
 
 
 class CachedAttention(Attention):
-    """An ``Attention`` whose steps keep the keys and values of the last ``kept`` positions: all, unless it sets fewer.
+    """An ``Attention`` whose steps keep the keys and values of the last ``kept`` positions, by default of all.
 
-    A step attends to all that is kept, unless ``advance`` is overridden.
+    A step attends to all kept positions, unless ``advance`` is overridden.
     """
 
     def __init__(self, dims: Dims) -> None:
@@ -79,7 +79,7 @@ class CachedAttention(Attention):
 def cached_attention(
     q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int, limit: int, pinned: int = 0
 ) -> tuple[Tensor, Tensors]:
-    """Softmax attention over all that is kept, this position included. q, k, v and the result: (B, H, 1, D)."""
+    """Softmax attention over all kept positions and this one. q, k, v and the result: (B, H, 1, D)."""
     tensors = append(tensors, (k, v), position, limit, pinned)
     keys, values = (x[:, :, : position + 1] for x in tensors)
     return F.scaled_dot_product_attention(q, keys, values), tensors

@@ -1,10 +1,10 @@
-"""Long convolutions by the fast Fourier transform, each channel with a filter of its own: O(N log N) time, O(N) memory.
+"""Long convolutions by the fast Fourier transform, one filter for each channel: O(N log N) time, O(N) memory.
 
-Channels go in groups, so that few spectra exist at a time. Kept for backward are the input and the filters, which
-backward transforms again.
+Channels run in groups, so that few spectra exist at a time. Forward keeps the input and the filters, and backward
+transforms them again.
 
-A transform mixes all positions of a channel. So each result is off by some 1e-7 (float32) of the largest input of its
-channel, also where that input lies outside the filter: a causal convolution is causal up to rounding.
+A transform mixes all positions of a channel. So each result has an error of some 1e-7 (float32) of the largest input of
+its channel, even if that input is outside the filter: a causal convolution is causal up to rounding.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor
 
 from zoo.functional import accumulator, once, traced
 
-GROUP = 2**20  # numbers that are transformed at a time: more pass through memory, fewer make many small steps
-GROUP_ELSEWHERE = 2**26  # the same on other devices than a CPU, where small steps cost more
+GROUP = 2**20  # numbers transformed at a time: more leave the cache, fewer mean many small calls
+GROUP_ELSEWHERE = 2**26  # the same on devices other than a CPU, where small calls cost more
 
 
 def convolve(x: Tensor, filters: Tensor) -> Tensor:
     """``y_t = Σ_s filter[t − s] x_s`` in each channel, in float32 at least.
 
     Args:
-        x: (B, N, C), as the result.
+        x: (B, N, C), like the result.
         filters: (C, N) for the lags 0 … N − 1, or (C, 2 N − 1) for the lags −(N − 1) … N − 1.
     """
     if traced():
@@ -35,7 +35,7 @@ def convolve(x: Tensor, filters: Tensor) -> Tensor:
 
 
 def _convolve_some(x: Tensor, filters: Tensor, size: int) -> Tensor:
-    """``convolve`` of some channels, by transforms of ``size`` places."""
+    """``convolve`` of some channels, by transforms of length ``size``."""
     N, K = x.shape[1], filters.shape[1]
     spectrum = _transform(x.mT, size) * _transform(filters, size)
     out: Tensor = torch.fft.irfft(spectrum, size)[..., K - N : K].mT
@@ -44,15 +44,16 @@ def _convolve_some(x: Tensor, filters: Tensor, size: int) -> Tensor:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def fft_size(least: int) -> int:
-    """The next size that has no prime factors above 5: transforms of others take several times as long."""
-    from scipy.fft import next_fast_len  # a fifth of the time that torch takes to import
+    """The next size without prime factors above 5: transforms of other sizes take several times as long."""
+    from scipy.fft import next_fast_len  # imported here: takes a fifth of torch's import time
 
     size: int = next_fast_len(least, real=True)
     return size
 
 
 class _Convolve(torch.autograd.Function):
-    """Products of spectra are circular: with 2 N − 1 places or more, what comes round falls beside the results."""
+    """``convolve``. Products of spectra are circular convolutions: a length of 2 N − 1 or more keeps wrapped terms out
+    of the results."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, filters: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ def _channels_together(x: Tensor, size: int) -> list[slice]:
     """Channels of ``x`` (B, N, C) to transform together."""
     B, _, C = x.shape
     step = max(1, (GROUP if x.device.type == "cpu" else GROUP_ELSEWHERE) // (max(1, B) * size))
-    return [slice(first, min(first + step, C)) for first in range(0, C if B else 0, step)]  # MKL refuses no samples
+    return [slice(first, min(first + step, C)) for first in range(0, C if B else 0, step)]  # MKL raises on 0 samples
 
 
 def _transform(x: Tensor, size: int) -> Tensor:

@@ -2,12 +2,12 @@
 
 ``out_i = φ(q_i) Σ_j φ(k_j)ᵀ v_j / (φ(q_i) Σ_j φ(k_j)ᵀ)`` over the real keys j, only those with j <= i when causal
 (Transformers are RNNs, arXiv:2006.16236, equations 5 and 9). With a column of ones behind the values, numerator and
-denominator come from one summary of the keys, ``Σ_j φ(k_j)ᵀ [v_j, 1]`` (B, H, M, D + 1); the causal form carries it
+denominator come from one summary of the keys, ``Σ_j φ(k_j)ᵀ [v_j, 1]`` (B, H, M, D + 1), which the causal form carries
 from position to position as its state.
 
-Features can be much wider than queries, so they are not kept: they are made for a chunk of positions at a time, in
-forward and again in backward. Kept for backward are q, k, v, the output, one number a row, and at most one summary.
-(The exception is a map of each number alone, which takes no more room than what it is made from.)
+Features can be much wider than queries, so they are not kept: forward makes them for one chunk of positions at a time,
+and backward makes them again. Forward keeps q, k, v, the output, one number a row, and at most one summary. (Exception:
+features that map each number alone, and so take no more memory than queries and keys, are kept.)
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from zoo.contract import Dims, Tensors
 from zoo.cores.scan import CHUNK, Chunk, scan, scan_to_end
 from zoo.functional import accumulator, leading, once, side_by_side, traced
 
-CACHED = 2**20  # numbers in the features of one chunk: more pass through memory, fewer make many small steps
-RESIDENT = 2**24  # the same elsewhere, where many small steps cost more than memory does
+CACHED = 2**20  # numbers in the features of one chunk: more leave the cache, fewer mean many small calls
+RESIDENT = 2**24  # the same on other devices, where many small calls cost more than memory
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class FeatureMap:
     Attributes:
         queries, keys: called as ``queries(q, first)``, ``keys(k, first)``.
         size: M, features a position.
-        logarithmic: they return logarithms of features, which then never vanish or overflow as a whole: key features
-            are divided by a reference for each sample, head and feature, that of the queries is multiplied by it, and
-            each query is divided by its largest feature. All three cancel in the quotient, so no epsilon is needed.
-            The reference is the maximum over the real keys; when causal, over those before the chunk, or the chunk's
-            first where there is none: so every row has a denominator of at least 1, and none knows of the future.
-        slope: where queries and keys go through one function of each number alone, its derivative, given its result.
-            It lets the bidirectional form keep features in place of queries and keys.
+        logarithmic: whether both return logarithms of features. Then features cannot all vanish or overflow: key
+            features are divided by a reference for each sample, head and feature, query features are multiplied by it,
+            and each query is divided by its largest feature. All three cancel in the quotient, so no epsilon is needed.
+            The reference is the maximum over the real keys; when causal, over the keys before the chunk, or the chunk's
+            first key if there are none. So every row has a denominator of at least 1, and no row depends on the future.
+        slope: if both apply one function to each number alone, its derivative, as a function of its result. With it the
+            bidirectional form keeps features in place of queries and keys.
     """
 
     queries: Callable[[Tensor, int], Tensor]
@@ -59,8 +59,8 @@ def kernel_attention(
 ) -> Tensor:
     """q, k, v and the result: (B, H, N, D); key_padding_mask: (B, N) bool, True = padding.
 
-    Everything between input and output is float32 at least. A row whose denominator is 0, because it sees no key or
-    none of its features meets one of a key, gives 0 and receives no gradient.
+    Everything between input and output is float32 at least. A row whose denominator is 0 (it sees no key, or its
+    features have only zero products with those of keys) gives 0 and gets no gradient.
     """
     hidden = None if key_padding_mask is None else key_padding_mask[:, None, :, None]
     if causal and traced() and not features.logarithmic:
@@ -86,7 +86,7 @@ def kernel_state_size(dims: Dims, features: int) -> int:
 
 
 def _whole(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, features: FeatureMap) -> Tensor:
-    """The bidirectional form at once, in operations whose gradients torch knows."""
+    """The bidirectional form, not in chunks, in operations that autograd differentiates."""
     whole, reference = slice(0, q.shape[2]), None
     with torch.autocast(q.device.type, enabled=False):
         keys = _raw_keys(_wide(k, whole), 0, features, *_hidden(hidden, whole))
@@ -99,9 +99,9 @@ def _whole(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, features: Fea
 
 
 def _whole_causal(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, features: FeatureMap) -> Tensor:
-    """The causal form likewise: blocks as one batch, and the state before each."""
+    """The causal form in such operations: blocks as one batch, and the state before each block."""
     N = q.shape[2]
-    n = -(-N // CHUNK) + 1  # one to spare: a compiler takes a dimension of 1 for a fixed one
+    n = -(-N // CHUNK) + 1  # one block too many: a compiler treats a dimension of 1 as static
     with torch.autocast(q.device.type, enabled=False):
         whole = slice(0, N)
         keys = _raw_keys(_wide(k, whole), 0, features, *_hidden(hidden, whole))
@@ -149,8 +149,8 @@ class _Bidirectional(torch.autograd.Function):
 
 
 class _Elementwise(torch.autograd.Function):
-    """The bidirectional form for features that have a slope: they are no wider than queries and keys, and are kept in
-    their place, since gradients need nothing else of these."""
+    """The bidirectional form for features with a slope. It keeps features, which are no wider, instead of queries and
+    keys: the gradients need nothing else."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, features: FeatureMap) -> Tensor:
@@ -180,9 +180,9 @@ class _Elementwise(torch.autograd.Function):
 
 
 def kernel_chunk(features: FeatureMap) -> Chunk:
-    """The causal form, for ``scan``: q, k, v (B, H, n, D), and where there is padding hidden (B, 1, n, 1), True there.
+    """The causal form, for ``scan``: q, k, v (B, H, n, D), and with padding hidden (B, 1, n, 1), True = padding.
 
-    The state is that of ``empty_state``. References take part in no gradient: they cancel.
+    State: as in ``empty_state``. References get no gradient: they cancel.
     """
 
     def chunk(first: int, state: Tensors, q: Tensor, k: Tensor, v: Tensor, *hidden: Tensor) -> tuple[Tensor, Tensors]:
@@ -222,15 +222,15 @@ def kernel_step(
 
 
 def empty_state(v: Tensor, features: FeatureMap) -> Tensors:
-    """Before the first position: Σ_j φ(k_j)ᵀ [v_j, 1], (B, H, M, D + 1), and, of logarithmic features, the largest so
-    far, (B, H, 1, M). v: (B, H, …, D)."""
+    """The state before the first position: Σ_j φ(k_j)ᵀ [v_j, 1], (B, H, M, D + 1), and for logarithmic features their
+    maxima so far, (B, H, 1, M). v: (B, H, …, D)."""
     B, H, M, D = *v.shape[:2], features.size, v.shape[-1]
     total = torch.zeros(B, H, M, D + 1, dtype=accumulator(v), device=v.device)
     return (total, total.new_full((B, H, 1, M), -math.inf)) if features.logarithmic else (total,)
 
 
 def _summarise(k: Tensor, v: Tensor, hidden: Tensor | None, features: FeatureMap) -> tuple[Tensor, Tensor | None]:
-    """The summary of all keys (B, H, M, D + 1), and the reference that it stands over, (B, H, 1, M)."""
+    """The summary of all keys (B, H, M, D + 1), and the reference by which it is divided, (B, H, 1, M)."""
     summary, *top = empty_state(v, features)
     for at in _slices(k, features):
         keys = _raw_keys(_wide(k, at), at.start, features, *_hidden(hidden, at))
@@ -247,12 +247,12 @@ def _hidden(hidden: Tensor | None, at: slice) -> Tensors:
 
 
 def finite(top: Tensor) -> Tensor:
-    """0 where there is no real key so far."""
+    """``top``, with 0 for -inf, the maximum of no real key."""
     return top.masked_fill(top == -math.inf, 0)
 
 
 def _first_real(logs: Tensor, *hidden: Tensor) -> Tensor:
-    """The row of ``logs`` (B, H, n, M) of the first real key, -inf where there is none. (B, H, 1, M)."""
+    """The row of ``logs`` (B, H, n, M) of the first real key; -inf without one. (B, H, 1, M)."""
     if not hidden:
         return logs[:, :, :1]
     real = ~hidden[0]
@@ -266,22 +266,23 @@ def _raw_keys(k: Tensor, first: int, features: FeatureMap, *hidden: Tensor) -> T
 
 
 def _key_features(k: Tensor, first: int, features: FeatureMap, reference: Tensor | None, *hidden: Tensor) -> Tensor:
-    """Features (B, H, n, M), 0 where hidden, divided by the reference where logarithmic."""
+    """Features (B, H, n, M), 0 if hidden; logarithmic ones divided by the reference."""
     keys = _raw_keys(k, first, features, *hidden)
     return keys if reference is None else (keys - reference).exp_()
 
 
 def _exponentials(logs: Tensor, reference: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-    """Features of a chunk for its own rows, over the reference from before it, and for the state after it.
+    """Features of a chunk: for its own rows, over the reference from before it, and for the state after it.
 
-    They can exceed the former reference; where by two thirds of the range, they are cut off.
+    Features can exceed the reference from before. They are clamped where they do by two thirds of the logarithmic range
+    of the dtype.
     """
     limit = math.log(torch.finfo(logs.dtype).max) * 2 / 3
     return (logs - reference).clamp_(max=limit).exp_(), (logs - after).exp_()
 
 
 def _query_features(q: Tensor, first: int, features: FeatureMap, reference: Tensor | None) -> Tensor:
-    """Query features (B, H, n, M), multiplied by the reference and divided by the largest where logarithmic."""
+    """Query features (B, H, n, M); logarithmic ones multiplied by the reference and divided by their largest."""
     queries = features.queries(q, first)
     if reference is None:
         return queries
@@ -292,7 +293,7 @@ def _query_features(q: Tensor, first: int, features: FeatureMap, reference: Tens
 def _tracked(
     make: Callable[..., Tensor], x: Tensor, at: slice, *rest: Any
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The features of a chunk of ``x``, and what pulls their gradient back to ``x``."""
+    """The features of a chunk of ``x``, and a function from their gradient to that of ``x``."""
     with torch.enable_grad():
         leaf = _wide(x, at).detach().requires_grad_()
         graph = make(leaf, at.start, *rest)
@@ -302,7 +303,7 @@ def _tracked(
 def _divide(total: Tensor) -> tuple[Tensor, Tensor]:
     """(B, H, n, D + 1) -> numerator / denominator (B, H, n, D), 1 / denominator (B, H, n, 1); 0 for a denominator of 0.
 
-    One so small that a gradient over it could overflow counts as 0.
+    A denominator so small that a gradient over it could overflow counts as 0.
     """
     denominator = total[..., -1:]
     floor = torch.finfo(total.dtype).tiny ** 0.75
@@ -311,7 +312,7 @@ def _divide(total: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _divide_backward(grad: Tensor, out: Tensor, inverse: Tensor, at: slice) -> Tensor:
-    """The gradient of what ``_divide`` was given, (B, H, n, D + 1)."""
+    """The gradient of ``_divide``'s input, (B, H, n, D + 1)."""
     grad, inverse = _wide(grad, at), inverse[:, :, at]
     d_total = grad.new_empty(*grad.shape[:-1], grad.shape[-1] + 1)
     d_total[..., -1:] = (grad * out[:, :, at]).sum(-1, keepdim=True).mul_(inverse).neg_()
@@ -320,7 +321,7 @@ def _divide_backward(grad: Tensor, out: Tensor, inverse: Tensor, at: slice) -> T
 
 
 def _empty_result(v: Tensor) -> tuple[Tensor, Tensor]:
-    """Output (B, H, N, D), laid out so that the heads of a position are neighbours, and (B, H, N, 1) beside it."""
+    """Empty output (B, H, N, D), the heads of a position side by side in memory, and denominators (B, H, N, 1)."""
     (out,) = side_by_side(v)
     return out, torch.empty(*v.shape[:-1], 1, dtype=accumulator(v), device=v.device)
 
@@ -339,5 +340,5 @@ def _wide(x: Tensor, at: slice) -> Tensor:
 
 
 def _values(v: Tensor, at: slice) -> Tensor:
-    """The same of values, with a column of ones behind. (B, H, n, D + 1)."""
+    """The values at ``at``, in float32 at least, with a last column of ones. (B, H, n, D + 1)."""
     return F.pad(_wide(v, at), (0, 1), value=1)

@@ -1,4 +1,4 @@
-"""What the Nyström methods share: segments to take landmarks from, and an inverse by matrix products alone."""
+"""Shared by the Nyström methods: segments for landmarks, and an inverse by matrix products alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def segments(real: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Split the first ``real`` positions into ``count`` consecutive segments of nearly equal size, short ones first.
 
-    A sample with fewer real positions than ``count`` has as many segments as positions; the others are empty.
+    A sample with fewer real positions than ``count`` has one segment for each position; the other segments are empty.
 
     real: (B,) integers. Returns where each segment starts and its size, both (B, count).
     """
@@ -23,7 +23,7 @@ def segments(real: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def iterate_inverse(a: Tensor, z: Tensor, iterations: int) -> Tensor:
-    """Steps from ``z`` towards the (pseudo-)inverse of ``a``, each ``z ← ¼ z (13 I - a z (15 I - a z (7 I - a z)))``.
+    """Iterate from ``z`` towards the (pseudo-)inverse of ``a``: ``z ← ¼ z (13 I - a z (15 I - a z (7 I - a z)))``.
 
     The recurrence of arXiv:2102.03902, equation 13. a, z and the result: (B, H, M, M).
     """

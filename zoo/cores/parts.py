@@ -1,7 +1,8 @@
-"""What sees what between blocks of positions: the parts that ``zoo/cores/blocks.py`` computes attention of.
+"""Sparse patterns: which blocks of positions see which, for the attention of ``zoo/cores/blocks.py``.
 
-A ``Part`` cuts the sequence into blocks and lists who sees whom: runs of neighbours as a ``Span``, anything else as a
-``Group``. Here are the parts of sliding windows and of layouts, and what the last position sees of any.
+A ``Part`` cuts the sequence into blocks and lists which key blocks each query block sees: neighbouring blocks as a
+``Span``, all other sets as a ``Group``. This file makes the parts of sliding windows and of layouts, and finds the
+positions that the last position sees in any part.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from torch import Tensor, nn
 
 from zoo.kernels import INTERPRETED
 
-HIDDEN = -1e30  # added to a logit that nothing may see; finite, so that a row that sees nothing has no NaN
+HIDDEN = -1e30  # added to the logit of a hidden key; finite, so that a row that sees no key has no NaN
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Query blocks that see equally many key blocks, under one bias. Block b of head h has the number h · blocks + b.
+    """Query blocks that see equally many key blocks, under one bias. Block b of head h has the index h · blocks + b.
 
     rows: (R,) query blocks.
     columns: (R, W): the key blocks that each row sees.
@@ -50,14 +51,14 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Blocks of positions, and which of them see which.
+    """Blocks of positions, and which blocks see which.
 
-    groups: every query block stands in one of them at most; one that stands in none sees nothing in this part.
+    groups: a query block is in at most one of them; a block in none of them sees nothing in this part.
     size: positions in a block, S.
-    positions: (blocks, S), (H, blocks, S) or (B, H, blocks, S): the position in each slot, −1 = empty, each position at
-        most once. None: consecutive blocks.
-    keys: (key blocks, S of the keys): the positions of the keys, where they are not cut as the queries are.
-    causal: a key later than the query is hidden, by comparing positions.
+    positions: (blocks, S), (H, blocks, S) or (B, H, blocks, S): the position in each slot, −1 = empty; a position fills
+        at most one slot. None: consecutive blocks.
+    keys: (key blocks, S of the keys): the positions of the keys, if their blocks differ from those of the queries.
+    causal: hides keys later than the query, by comparing positions.
     labels: (B, H, blocks): blocks of different labels do not see each other.
     """
 
@@ -70,9 +71,9 @@ class Part:
 
 
 def made_once(build: Callable[..., list[Part]], *given: Hashable, like: Tensor) -> list[Part]:
-    """``build(*given)``: on a GPU made once and kept, since it would take longer than attention does.
+    """``build(*given)``. On a GPU the result is cached, since building takes longer than attention.
 
-    Not while torch traces: what is made then stands for itself nowhere else.
+    Not while torch traces: tensors made in one trace are invalid outside it.
     """
     traced = torch.compiler.is_compiling() or type(like) not in (Tensor, nn.Parameter)
     if traced or (like.device.type == "cpu" and not INTERPRETED):
@@ -92,11 +93,11 @@ def layout_groups(layout: Tensor, n_heads: int, size: int, biases: Mapping[int, 
     Args:
         layout: (blocks, blocks) bool for all heads, or (H, blocks, blocks); True = the row sees the column.
         size: S.
-        biases: column − row -> (S, S) float32, added to the logits of such a block.
+        biases: column − row -> (S, S) float32, added to the logits of blocks at this offset.
     """
     layouts = layout[None] if layout.dim() == 2 else layout
     heads, blocks = layouts.shape[:2]
-    seen: dict[tuple[int, int], tuple[list[int], list[int]]] = {}  # (head, row) -> columns without a bias, offsets with
+    seen: dict[tuple[int, int], tuple[list[int], list[int]]] = {}  # (head, row) -> columns without bias, offsets with
     for head, row, column in layouts.nonzero().tolist():
         free, offsets = seen.setdefault((head, row), ([], []))
         if column - row in biases:
@@ -138,12 +139,12 @@ def random_layout(blocks: int, window: int, n_global: int, n_random: int, causal
 
 
 def row_width(window: int, n_global: int, n_random: int, causal: bool) -> int:
-    """Blocks that a row of ``random_layout`` sees at most, the global rows apart."""
+    """The most blocks that a row of ``random_layout`` sees, except for global rows."""
     return (window // 2 + 1 if causal else window) + n_global + n_random
 
 
 def for_all_heads(numbers: Tensor, n_heads: int, blocks: int) -> Tensor:
-    """Block numbers (R, …) of one head  ->  (H · R, …) of all heads."""
+    """Block indices (R, …) of one head  ->  (H · R, …) of all heads."""
     base = blocks * torch.arange(n_heads, device=numbers.device)
     return (numbers + base.view(-1, *(1,) * numbers.dim())).flatten(0, 1)
 
@@ -154,13 +155,13 @@ def window_spans(
     """A sliding window over consecutive blocks: query i sees key j where ``reach[0] <= j − i <= reach[1]``.
 
     Args:
-        blocks, size: how many blocks, of S positions each.
-        first: of these, the first one whose queries are in question.
-        skip: the first ``skip`` keys are hidden (they are seen in another part).
+        blocks, size: the number of blocks, and positions in a block, S.
+        first: the first block whose queries are needed.
+        skip: the first ``skip`` keys are hidden (another part shows them).
     """
     low, high = (int(math.copysign(-(-abs(end) // size), end)) for end in reach)
     at = torch.arange(size, device=device)[:, None]
-    found: dict[tuple[int, int, int], list[int]] = {}  # (offset, width, row if it is like no other) -> rows
+    found: dict[tuple[int, int, int], list[int]] = {}  # (offset, width, row if only this row is so, else -1) -> rows
     for row in range(first, blocks):
         start, last = max(0, row + low), min(blocks - 1, row + high)
         alone = row if start * size < skip else -1
@@ -171,7 +172,7 @@ def window_spans(
         visible = (key - at >= reach[0]) & (key - at <= reach[1])
         if alone >= 0:
             visible &= key + alone * size >= skip
-        lags = offset * size - (size - 1), (offset + width) * size - 1  # of all pairs
+        lags = offset * size - (size - 1), (offset + width) * size - 1  # the least and the largest lag of all pairs
         free = reach[0] <= lags[0] and lags[1] <= reach[1] and alone < 0
         bias = None if free else hide(visible)
         spans.append(Span(first=rows[0], last=rows[-1] + 1, offset=offset, width=width, bias=bias))
@@ -184,7 +185,7 @@ def window_block(window: int) -> int:
 
 
 def hide(visible: Tensor) -> Tensor:
-    """(…) bool, True = may be seen  ->  (…) float32 to add to logits."""
+    """(…) bool, True = visible  ->  (…) float32 to add to logits."""
     return torch.zeros_like(visible, dtype=torch.float32).masked_fill(~visible, HIDDEN)
 
 
@@ -194,9 +195,9 @@ def causal_bias(size: int, device: torch.device | None = None) -> dict[int, Tens
 
 
 def seen_rows(times: Tensor) -> tuple[Tensor, Tensor]:
-    """Which rows are seen, and the logarithm of how often, ``HIDDEN`` where not at all: (…, W) both.
+    """The visible rows, and the logarithm of how often each is seen (``HIDDEN`` for 0 times): (…, W) both.
 
-    times: (…, rows) floats.
+    times: (…, rows) floats, how often each row is seen.
     """
     seen = (times > 0).sum(-1)
     times, rows = times.topk(int(seen.max()) if len(seen) else 0)
@@ -204,10 +205,10 @@ def seen_rows(times: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def seen_last(parts: Sequence[Part], n_heads: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Positions that the last of ``length`` sees in any head, and in which heads it does: (H, W) both.
+    """The positions that the last of ``length`` sees in any head, and whether it does in each head: (H, W) both.
 
-    For parts of spans, without labels, whose biases hide or are 0, and in which a position has one slot in all samples
-    and in all heads that show it.
+    For parts made of spans, without labels, whose biases are 0 or hide, and in which a position has the same slot in
+    all samples and in all heads that show it.
     """
     last = length - 1
     places = [torch.zeros(n_heads, 0, dtype=torch.long, device=device)]

@@ -1,12 +1,12 @@
-"""Two recurrences for ``scan``, with one decay a_t for each head, from 0 to 1, and the kernels that may run them.
+"""Two recurrences for ``scan``, with one decay a_t from 0 to 1 for each head, and the kernels that may run them.
 
 ``decayed`` adds ``k_tᵀ v_t`` to its state (RetNet, arXiv:2307.08621, equation 7; Mamba-2, arXiv:2405.21060, section 6);
-``delta`` replaces what the key k_t has stored (DeltaNet, arXiv:2406.06484, section 3; Gated DeltaNet, arXiv:2412.06464,
-equation 10).
+``delta`` replaces the value that the key k_t has stored (DeltaNet, arXiv:2406.06484, section 3; Gated DeltaNet,
+arXiv:2412.06464, equation 10).
 
-A chunk that is long for a GPU is folded: its blocks are one batch, once the state before each of them is known. What
-the blocks do to the state is put together by doubling: first of 2 neighbours, then of 4, and so on (a parallel prefix;
-Hillis and Steele, Data Parallel Algorithms, 1986).
+On a GPU a long chunk is folded: once the state before each of its blocks is known, the blocks run as one batch. A
+parallel prefix finds these states: it composes the updates of 2 neighbouring blocks, then of 4, and so on (Hillis and
+Steele, Data Parallel Algorithms, 1986).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from zoo.cores.scan import CHUNK, fold, is_long
 from zoo.functional import once, traced, working_dtype
 from zoo.kernels import runs
 
-KERNELS = ("auto", "torch", "triton")  # of ``decayed``: Triton's on a GPU, torch's elsewhere
+KERNELS = ("auto", "torch", "triton")  # for ``decayed``; auto: Triton on GPUs, else torch
 
 
 def decayed(_first: int, state: Tensors, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensors]:
     """A chunk of ``S_t = a_t S_{t-1} + k_tᵀ v_t, y_t = q_t S_t``. State: (S,), (B, H, M, D).
 
-    q, k: (B, H, n, M); v: (B, H, n, D); log_decay: (B, H, n), at most 0; -inf forgets all. Heads of size 1 are shared.
+    q, k: (B, H, n, M); v: (B, H, n, D); log_decay: (B, H, n), at most 0; -inf forgets all. One head may serve all.
     """
-    if log_decay.shape[-1] == 1:  # a step, where few operations count
+    if log_decay.shape[-1] == 1:  # a step: as few operations as possible
         state = (log_decay.exp()[..., None] * state[0] + k.mT @ v,)
         return q @ state[0], state
     return _many(state[0], q, k, v, log_decay)
@@ -41,8 +41,8 @@ def delta(
 ) -> tuple[Tensor, Tensors]:
     """A chunk of ``S_t = a_t (I - β_t k_tᵀ k_t) S_{t-1} + β_t k_tᵀ v_t, y_t = q_t S_t``. State: (S,), (B, H, M, D).
 
-    What position t writes is ``k_tᵀ u_t``, with ``u_t = β_t (v_t - a_t k_t S_{t-1})``: the value, less what its key
-    already reads. So the u of a chunk solve a triangular system, and the rest is as in ``decayed``.
+    Position t writes ``k_tᵀ u_t``, with ``u_t = β_t (v_t - a_t k_t S_{t-1})``: the value minus what its key already
+    reads. So the u of a chunk solve a triangular system, and the rest is as in ``decayed``.
 
     q, k: (B, H, n, M), |k| at most 1; v: (B, H, n, D); beta, in [0, 1], and log_decay, at most 0: (B, H, n).
     """
@@ -87,32 +87,32 @@ def runs_on_fla(x: Tensor, kernel: str) -> bool:
 
 
 def recur(forth: Tensors, back: Tensors | None = None) -> Tensors:
-    """``scan`` of ``delta`` on flash-linear-attention's kernels; with ``back``, which is given from the
-    last position to the first, ``scan_both``."""
+    """``scan`` of ``delta`` on flash-linear-attention's kernels; with ``back``, whose positions run from the last to
+    the first, ``scan_both``."""
     from zoo.kernels import recurrence
 
     return recurrence.recur(forth, back)
 
 
 def kernel_name(x: Tensor, kernel: str, M: int, D: int) -> Kernel:
-    """What runs ``decayed`` for a layer's input x (B, N, C), with states of M × D."""
+    """The kernel that runs ``decayed`` for a layer's input x (B, N, C), with states of M × D."""
     return Kernel("Triton scan" if runs_on_triton(x, kernel, M, D) else "torch ops")
 
 
 def _many(
     before: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta_k: Tensor | None = None
 ) -> tuple[Tensor, Tensors]:
-    """Positions of ``decayed``, or with ``beta_k``, its β_t k_t, of ``delta``, whose v is then β_t v_t."""
+    """A chunk of ``decayed``; with ``beta_k`` (β_t k_t) a chunk of ``delta``, where v is β_t v_t."""
     n = v.shape[2]
     if not is_long(v, CHUNK):
         out, after = _block(before, q, k, v, log_decay, beta_k)
         return out, (after,)
     q, k, v, log_decay = (fold(x) for x in (q, k, v, log_decay))  # (B, H, blocks, CHUNK, …)
     beta_k = None if beta_k is None else fold(beta_k)
-    left = F.pad(log_decay[..., 1:], (0, 1)).flip(-1).cumsum(-1).flip(-1).exp()  # of each position, after its block
+    left = F.pad(log_decay[..., 1:], (0, 1)).flip(-1).cumsum(-1).flip(-1).exp()  # from each position to its block's end
     ends, keeps = (k * left[..., None]).mT, log_decay.sum(-1).exp()[..., None, None]
     written = v
-    if beta_k is not None:  # u = written - read S, where S is the state before the block
+    if beta_k is not None:  # u = written - read S, with S the state before the block
         since, between = decays(log_decay)
         written, read = torch.linalg.solve_triangular(
             (beta_k @ k.mT) * between, torch.cat([v, beta_k * since], dim=-1), upper=False, unitriangular=True
@@ -123,12 +123,12 @@ def _many(
     after = _passed(before, keeps, writes) if traced() else _Passed.apply(before, keeps, writes)  # type: ignore[no-untyped-call]
     befores = torch.cat([before, after[:, :, :-1]], dim=2)
     out, _ = _block(befores, q, k, v, log_decay, beta_k)
-    return out.flatten(2, 3)[:, :, :n], (after[:, :, -1].clone(),)  # a copy, which does not hold those of all blocks
+    return out.flatten(2, 3)[:, :, :n], (after[:, :, -1].clone(),)  # a copy: a view keeps the states of all blocks
 
 
 class _Passed(torch.autograd.Function):
-    """The states after each block, ``S_c = P_c S_{c-1} + R_c``: ``before`` (B, H, 1, M, D) is the first, P (B, H,
-    blocks, M, M), or (…, 1, 1) where it is a number, R (B, H, blocks, M, D)."""
+    """The states after each block, ``S_c = P_c S_{c-1} + R_c``. ``before`` (B, H, 1, M, D) is the first state; P is
+    (B, H, blocks, M, M), or (…, 1, 1) for numbers; R is (B, H, blocks, M, D)."""
 
     @staticmethod
     def forward(ctx: Any, before: Tensor, keeps: Tensor, writes: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def _passed(before: Tensor, keeps: Tensor, writes: Tensor) -> Tensor:
 def _prefixes(keeps: Tensor, x: Tensor) -> Tensor:
     """``y_c = P_c y_{c-1} + x_c`` along dimension 2, from y = 0."""
     step, blocks = 1, x.shape[2]
-    while step < blocks:  # x_c is what the last ``step`` blocks write, and P_c what they keep
+    while step < blocks:  # x_c: what the last ``step`` blocks write; P_c: what they keep
         x = torch.cat([x[:, :, :step], x[:, :, step:] + _times(keeps[:, :, step:], x[:, :, :-step])], dim=2)
         keeps = torch.cat([keeps[:, :, :step], _times(keeps[:, :, step:], keeps[:, :, :-step])], dim=2)
         step *= 2
@@ -166,7 +166,7 @@ def _times(keeps: Tensor, state: Tensor) -> Tensor:
 
 
 class _Decayed(torch.autograd.Function):
-    """``decayed``, or ``delta`` where its β_t k_t are given as ``beta_k``, and its β_t v_t as v."""
+    """``decayed``; with ``beta_k`` (β_t k_t) ``delta``, where v is β_t v_t."""
 
     @staticmethod
     def forward(
@@ -180,15 +180,15 @@ class _Decayed(torch.autograd.Function):
     @once
     def backward(ctx: Any, d_out: Tensor, d_after: Tensor) -> tuple[Tensor | None, ...]:
         before, q, k, v, log_decay, beta_k, since, between, written, system, weights = ctx.saved_tensors
-        left, kept = between[..., -1, :, None], since[..., -1:, :]  # of each position, and of ``before``, at the end
+        left, kept = between[..., -1, :, None], since[..., -1:, :]  # of each position and of ``before``, at the end
         d_weights = d_out @ written.mT
-        d_since, d_left = d_out @ before.mT, written @ d_after.mT  # of q · since, and of k · left
+        d_since, d_left = d_out @ before.mT, written @ d_after.mT  # gradients of q · since and of k · left
         d_v = weights.mT @ d_out + (k * left) @ d_after
         d_before = torch.addcmul((q * since).mT @ d_out, d_after, kept)
         d_log = d_beta_k = None
         if beta_k is not None:
             d_v = torch.linalg.solve_triangular(system.mT, d_v, upper=True, unitriangular=True)
-            d_system, d_reads = d_v @ written.mT, d_v @ before.mT  # of beta_k · since; times -1, both
+            d_system, d_reads = d_v @ written.mT, d_v @ before.mT  # d_reads: of beta_k · since; both times -1
         if ctx.needs_input_grad[4]:
             flows, read = d_weights * weights, (q * d_since).sum(-1)
             if beta_k is not None:
@@ -219,7 +219,7 @@ def _block(
 def _decayed(
     before: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta_k: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-    """The result, the state after it, and what backward reads besides the inputs."""
+    """The result, the next state, and the tensors that backward needs besides the inputs."""
     since, between = decays(log_decay)
     written, system = v, None
     if beta_k is not None:
@@ -233,21 +233,22 @@ def _decayed(
 
 
 def _passing(flows: Tensor, read: Tensor, left: Tensor) -> Tensor:
-    """What passes each position: of j at i (…, n, n) for j < t <= i, what t and those after it read of the time before
-    the chunk (…, n), and what those before t leave to the time after it (…, n).
+    """The gradient of log a_t: all that passes position t, (…, n).
 
-    Each is a sum of what passes and of nothing else: differences of sums would leave noise where all is forgotten.
+    flows: (…, n, n), what i reads of j, summed for j < t <= i; read: (…, n), what each position reads of the state before the
+    chunk, summed over t and later; left: (…, n), what each position leaves to the state after the chunk, summed over
+    positions before t. Only what passes t is summed: differences of sums would leave noise where all is forgotten.
     """
     passing = flows.cumsum(-1).tril_(-1)[..., :-1].sum(-2) + left.cumsum(-1)[..., :-1]
     return F.pad(passing, (1, 0)) + read.flip(-1).cumsum(-1).flip(-1)
 
 
 def decays(log_decay: Tensor) -> tuple[Tensor, Tensor]:
-    """(…, n) -> what is left at each position of what was before the chunk, (…, n, 1), and of j at i, (…, n, n).
+    """(…, n) -> what is left at each position of the state before the chunk, (…, n, 1), and of j at i, (…, n, n).
 
-    The latter is 0 for j > i. It adds up logarithms from j to i: a difference of sums from the start of the chunk would
-    lose small decays beside large ones, and be no number beside -inf.
+    The second is 0 for j > i. It sums the logarithms from j to i: a difference of two sums from the start of the chunk
+    would lose small decays beside large ones, and be NaN beside -inf.
     """
     n = log_decay.shape[-1]
-    later = log_decay[..., None].expand(*log_decay.shape, n).tril(-1)  # of position i, for each j before it
+    later = log_decay[..., None].expand(*log_decay.shape, n).tril(-1)  # the log decay of i, for each j before i
     return log_decay.cumsum(-1).exp()[..., None], later.cumsum_(-2).exp_().tril()

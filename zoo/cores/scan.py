@@ -1,12 +1,12 @@
-"""One scan for every backend that keeps a state: chunks of positions one after another, a state between them.
+"""One scan for every backend that keeps a state: chunks of positions run one after another and pass on a state.
 
-A backend says what one chunk computes, ``chunk(first, state, *sequences, *constants) -> (out, state)``, in plain torch
-operations; ``scan`` walks the chunks in either direction. Kept for backward are the inputs and the states before some
-chunks; backward computes each chunk again. So memory is O(N), whatever a chunk makes in between. A single position is a
-chunk too: that is the step form. ``zoo/cores/recurrences.py`` has the chunks of two recurrences.
+A backend defines what one chunk computes, ``chunk(first, state, *sequences, *constants) -> (out, state)``, in plain
+torch operations; ``scan`` walks the chunks in either direction. It keeps the inputs and the states before some chunks
+for backward, which computes each chunk again. So memory is O(N), whatever a chunk makes in between. The step form is a
+chunk of a single position. ``zoo/cores/recurrences.py`` has the chunks of two recurrences.
 
-A CPU is fastest with short chunks, which stay in its cache; a GPU with few large operations. So its chunks are long,
-and a backend may ``fold`` them into blocks that are one batch.
+A CPU is fastest with short chunks, which fit into its cache; a GPU with few large operations. So chunks on a GPU are
+long, and a backend may ``fold`` them into blocks that run as one batch.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from zoo.functional import accumulator, once, side_by_side, traced
 
 Chunk = Callable[..., tuple[Tensor, Tensors]]
 NextState = Callable[..., Tensors]
-CHUNK = 64  # positions, at least: quadratic within
-CACHED = 2**18  # weights of a chunk, of a whole batch, that stay in the cache of a core
-AT_ONCE = 2**23  # the same elsewhere, where many small steps cost more than memory does
-KEPT = 1 / 4  # at most, of the size of the inputs, in states kept for backward
+CHUNK = 64  # the least positions of a chunk; work within a chunk is quadratic
+CACHED = 2**18  # weights of one chunk of the whole batch that fit into a core's cache
+AT_ONCE = 2**23  # the same on other devices, where many small calls cost more than memory
+KEPT = 1 / 4  # states kept for backward have at most this fraction of the numbers of the inputs
 
 
 def scan(
@@ -43,18 +43,19 @@ def scan(
     next_state: NextState | None = None,
     folds: bool = False,
 ) -> Tensor:
-    """Run ``chunk`` over the positions, and return its outputs, (B, H, N, D), in the dtype of the first sequence.
+    """Run ``chunk`` over the positions. Returns its outputs, (B, H, N, D), in the dtype of the first sequence.
 
     Args:
-        chunk: called with the number of its first position, the state, its slices of the sequences (float32 at least;
-            flipped where ``reverse``) and the constants. Returns (B, H, n, D) and the next state.
-        sequences: (B, H, N, …) each, positions in dimension 2; those of bool pass as they are.
-        state: the one before the first position. It receives no gradient.
-        constants: tensors without positions, as learned weights; float32 at least in the chunk.
-        reverse: from the last position to the first.
-        size: positions of a chunk; by default what suits the device.
-        next_state: the next state alone, called as ``chunk``, where that costs much less. Backward has use for it.
-        folds: the chunk's memory is linear in its positions, however many they are.
+        chunk: takes the index of its first position, the state, its slices of the sequences (float32 at least; flipped
+            with ``reverse``) and the constants. Returns (B, H, n, D) and the next state.
+        sequences: (B, H, N, …) each, positions in dimension 2; bool sequences stay bool.
+        state: the state before the first position. It gets no gradient.
+        constants: tensors without positions, as learned weights; the chunk gets them in float32 at least.
+        reverse: walk from the last position to the first.
+        size: positions in a chunk; by default what suits the device.
+        next_state: takes the arguments of ``chunk`` and returns only the next state, if that costs much less. Backward
+            uses it.
+        folds: whether the chunk's memory is linear in its positions, for any number of them.
     """
     return _scan(chunk, [sequences], state, constants, (reverse,), size, next_state, folds)[0]
 
@@ -72,8 +73,8 @@ def scan_both(
 ) -> tuple[Tensor, Tensor]:
     """``scan`` of ``forth``, and of ``back`` from the last position to the first, in half as many steps.
 
-    The chunk sees both as one batch of twice the size, so no sequence may have a batch of 1 that others share; the
-    number of its first position is that of ``forth``.
+    The chunk gets both directions as one batch of twice the size, so no sequence may have a batch of 1 that broadcasts.
+    The index of its first position is that of ``forth``.
     """
     twice = tuple(torch.cat([x, x]) for x in state)
     first, second = _scan(chunk, [forth, back], twice, constants, (False, True), size, next_state, folds)
@@ -93,7 +94,7 @@ def scan_to_end(
     size = size or chunk_size([sequences], folds)
     walk = _Walk(chunk, lambda *given: chunk(*given)[1], (False,), size, len(sequences), len(constants))
     (out,), _, after = walk.run(sequences, constants, state)
-    return out, tuple(x.clone() for x in after)  # copies, which do not hold the last chunk
+    return out, tuple(x.clone() for x in after)  # copies: views would keep the last chunk alive
 
 
 def _scan(
@@ -106,7 +107,7 @@ def _scan(
     next_state: NextState | None,
     folds: bool,
 ) -> Tensors:
-    """A result for each direction, of which there are one or two."""
+    """One result for each direction."""
     size = size or chunk_size(sequences, folds)
     next_state = next_state or (lambda *given: chunk(*given)[1])
     walk = _Walk(chunk, next_state, reverse, size, len(sequences[0]), len(constants))
@@ -119,7 +120,7 @@ def _scan(
 def scan_step(
     chunk: Chunk, position: int, sequences: Tensors, state: Tensors, constants: Tensors = ()
 ) -> tuple[Tensor, Tensors]:
-    """``scan`` one position further: its output, (B, H, 1, D), and the next state."""
+    """``scan`` of one more position: its output, (B, H, 1, D), and the next state."""
     with torch.autocast(sequences[0].device.type, enabled=False):
         pieces = [_wide(x) for x in (*sequences, *constants)]
         out, state = chunk(position, state, *pieces)
@@ -127,7 +128,7 @@ def scan_step(
 
 
 def chunk_size(sequences: Sequence[Tensors], folds: bool) -> int:
-    """Positions of a chunk: on a CPU as many as keep its weights cached, elsewhere many, and more where it folds."""
+    """Positions in a chunk: on a CPU as many as keep its weights in cache, elsewhere many, and more if it folds."""
     rows = [x.shape[0] * x.shape[1] for x in sequences[0]]
     x = sequences[0][rows.index(max(rows))]
     if folds and x.device.type != "cpu":
@@ -139,12 +140,12 @@ def chunk_size(sequences: Sequence[Tensors], folds: bool) -> int:
 
 
 def together(x: Tensor, size: int, directions: int = 1) -> int:
-    """Blocks of ``size`` positions of x (B, H, N, …) that are worked on at once: one on a CPU."""
+    """How many blocks of ``size`` positions of x (B, H, N, …) run at once: one on a CPU."""
     return 1 if x.device.type == "cpu" else max(1, AT_ONCE // (directions * max(1, x.shape[0]) * x.shape[1] * size**2))
 
 
 def is_long(x: Tensor, size: int) -> bool:
-    """Whether a chunk x (B, H, n, …) is to be folded into blocks of ``size``; on a CPU none is that ``scan`` makes."""
+    """Whether to fold a chunk x (B, H, n, …) into blocks of ``size``. On a CPU, no chunk of ``scan`` is that long."""
     B, H, n = x.shape[:3]
     return n > size and B * H * n**2 > CACHED
 
@@ -157,17 +158,17 @@ def fold(x: Tensor, size: int = CHUNK) -> Tensor:
 
 @dataclass(frozen=True)
 class _Walk:
-    """Through the positions, in one direction or in both at once, as one batch."""
+    """A walk through the positions, in one direction, or in both at once as one batch."""
 
     chunk: Chunk
     next_state: NextState
-    reverse: tuple[bool, ...]  # of each direction
+    reverse: tuple[bool, ...]  # one for each direction
     size: int
-    sequences: int  # of each direction
+    sequences: int  # sequences of one direction
     constants: int
 
     def split(self, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:
-        """The sequences of all directions, the constants, and the rest, which are states."""
+        """Split into the sequences of all directions, the constants, and the states."""
         first = len(self.reverse) * self.sequences
         second = first + self.constants
         return tensors[:first], tensors[first:second], tensors[second:]
@@ -176,11 +177,11 @@ class _Walk:
         return [slice(first, min(first + self.size, length)) for first in range(0, length, self.size)]
 
     def places(self, at: slice, length: int) -> list[slice]:
-        """Where the slice ``at`` of the way lies, in each direction."""
+        """The positions of the slice ``at`` of the walk, in each direction."""
         return [slice(length - at.stop, length - at.start) if back else at for back in self.reverse]
 
     def gather(self, wholes: Sequence[Tensor], at: slice) -> Tensor:
-        """The slice ``at`` of tensors (B, H, N, …), one a direction, in the order of the walk, in float32 at least."""
+        """The slice ``at`` of tensors (B, H, N, …), one for each direction, in walking order, in float32 at least."""
         places = self.places(at, wholes[0].shape[2])
         pieces = [_wide(x[:, :, place]) for x, place in zip(wholes, places, strict=True)]
         turned = [x.flip(2) if back else x for x, back in zip(pieces, self.reverse, strict=True)]
@@ -190,7 +191,7 @@ class _Walk:
         return [self.gather(sequences[i :: self.sequences], at) for i in range(self.sequences)]
 
     def scatter(self, piece: Tensor, wholes: Sequence[Tensor | None], at: slice) -> None:
-        """Write what ``gather`` would read; None: nobody asks."""
+        """The reverse of ``gather``: write ``piece`` to the slice ``at``. Skips tensors that are None."""
         places = self.places(at, next(x.shape[2] for x in wholes if x is not None))
         pieces = piece.chunk(len(wholes))
         for whole, found, place, back in zip(wholes, pieces, places, self.reverse, strict=True):
@@ -204,7 +205,7 @@ class _Walk:
     def run(
         self, sequences: Tensors, constants: Tensors, state: Tensors, every: int = sys.maxsize
     ) -> tuple[list[Tensor], list[Tensors], Tensors]:
-        """The results, the states before ``every`` so many chunks, the first among them, and the last state."""
+        """The results, the states before every ``every``-th chunk from the first on, and the last state."""
         like, length = sequences[0], sequences[0].shape[2]
         wide = [_wide(x) for x in constants]
         outs: list[Tensor] = []
@@ -215,7 +216,7 @@ class _Walk:
                     states.append(state)
                 pieces = self.pieces(sequences, at)
                 piece, state = self.chunk(self.first(at, length), state, *pieces, *wide)
-                if not outs:  # the heads of a position are neighbours
+                if not outs:  # the heads of a position are neighbours in memory
                     (_, H, _, D), B = piece.shape, len(piece) // len(self.reverse)
                     outs = [like.new_empty(B, length, H, D).transpose(1, 2) for _ in self.reverse]
                 self.scatter(piece, outs, at)
@@ -223,7 +224,7 @@ class _Walk:
 
 
 def _scan_traced(walk: _Walk, sequences: Sequence[Tensors], constants: Tensors, state: Tensors) -> Tensors:
-    """The walk in operations whose gradients torch knows: it keeps what each chunk makes."""
+    """The walk in operations that autograd differentiates; autograd keeps what each chunk makes."""
     flat, wide = tuple(x for each in sequences for x in each), [_wide(x) for x in constants]
     like, length = flat[0], flat[0].shape[2]
     found = []
@@ -283,7 +284,7 @@ def _pull(
     d_constants: list[Tensor | None],
     d_after: list[Tensor | None],
 ) -> list[Tensor | None]:
-    """One chunk again, and its gradients: fills ``d_sequences``, adds to ``d_constants``, returns that of the state."""
+    """Run one chunk again for gradients: fill ``d_sequences``, add to ``d_constants``, return those of the state."""
     pieces = [x.detach() for x in walk.pieces(sequences, at)]
     fixed, state = [x.detach() for x in constants], [x.detach() for x in before]
     wholes = [d_sequences[i :: walk.sequences] for i in range(walk.sequences)]
@@ -291,7 +292,7 @@ def _pull(
     needed += [d is not None for d in d_constants] + [True] * len(state)
     leaves = [x.requires_grad_() for x, need in zip([*pieces, *fixed, *state], needed, strict=True) if need]
     with torch.enable_grad():
-        # Views, since modules' hooks, as those that count FLOPs, refuse a leaf.
+        # Views: hooks, as those that count FLOPs, raise on a leaf.
         start, inputs = tuple(x.view_as(x) for x in state), [x.view_as(x) for x in (*pieces, *fixed)]
         out, after = walk.chunk(walk.first(at, sequences[0].shape[2]), start, *inputs)
     ends = [(out, walk.gather(grads, at))]
@@ -309,18 +310,18 @@ def _pull(
 
 
 def _interval(sequences: Tensors, state: Tensors, size: int) -> int:
-    """Of how many chunks the state before one is kept."""
+    """The number of chunks for which one state is kept."""
     inputs = sum(x.numel() / x.shape[2] for x in sequences) * size
     return max(1, math.ceil(sum(x.numel() for x in state) / (KEPT * inputs))) if inputs else 1
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Floats in float32 at least, anything else as it is."""
+    """Floats in float32 at least; other dtypes unchanged."""
     return x.to(accumulator(x)) if x.is_floating_point() else x
 
 
 def _gradients(sequences: Tensors, needed: tuple[bool, ...]) -> list[Tensor | None]:
-    """Tensors to fill, like the sequences; those shaped as the first lie side by side in memory."""
+    """Empty tensors like the sequences; those with the shape of the first are side by side in memory."""
     first = sequences[0]
     alike = [first.dim() == 4 and (x.shape, x.dtype) == (first.shape, first.dtype) for x in sequences]
     beside = iter(side_by_side(*(x for x, same in zip(sequences, alike, strict=True) if same)) if any(alike) else ())

@@ -1,7 +1,7 @@
 """One part of block attention, ready to compute: positions cut into blocks, and blocks into tiles.
 
-Neighbouring blocks are read where they lie, others are gathered. A tile has a few query blocks and the key blocks that
-they see, and stays in cache.
+Neighbouring blocks are read in place, others are gathered. A tile has a few query blocks and the key blocks that they
+see, and fits into cache.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from zoo.cores.parts import HIDDEN, Group, Part, Span, hide
 from zoo.functional import pad_to_multiple, traced
 
-TILE_ELEMENTS = {"cpu": 2**19}  # gathered queries, keys and values at a time: what a core's cache holds
+TILE_ELEMENTS = {"cpu": 2**19}  # numbers of a tile's queries, keys and values: what a core's cache holds
 TILE_ELEMENTS_ELSEWHERE = 2**27
 
 
@@ -33,13 +33,13 @@ class Cut:
             return
         self.blocks, self.size = positions.shape[-2:]
         slots = self.blocks * self.size
-        # (B, H, blocks · S): broadcast over what does not depend on sample or head
+        # (B, H, blocks · S): broadcast over samples and heads if positions do not depend on them
         self.index = positions.to(device).flatten(-2).expand(self.B, self.H, slots)
         empty = self.index < 0
         self.empty = empty.reshape(-1, 1) if traced() or bool(empty.any()) else None
         base = torch.arange(self.B * self.H, device=device).view(self.B, self.H, 1)
         self.source = (self.index.clamp(min=0) + base * self.N).flatten()
-        # the slot of each position; empty slots write to a column that is cut off
+        # the slot of each position; empty slots write into an extra column, which is dropped
         slot = self.index.new_full((self.B, self.H, self.N + 1), -1)
         number = torch.arange(slots, device=device).expand_as(self.index)
         slot.scatter_(-1, self.index.where(self.index >= 0, self.N), number)
@@ -48,7 +48,7 @@ class Cut:
         self.slot = (slot.clamp(min=0) + base * slots).flatten()
 
     def take(self, x: Tensor, *, contiguous: bool = False) -> Tensor:
-        """(B, H, N, ·) -> (G, blocks, S, ·), a view where that is possible; empty slots hold 0."""
+        """(B, H, N, ·) -> (G, blocks, S, ·), a view if possible; empty slots hold 0."""
         if self.positions is None:
             x = pad_to_multiple(x, self.size, -2)
         else:
@@ -59,7 +59,7 @@ class Cut:
         return x.contiguous() if contiguous else x
 
     def view(self, x: Tensor, contiguous: bool) -> Tensor | None:
-        """``x`` (B, H, N, ·) itself as blocks (G, blocks, S, ·), to write into; None where it does not lie so."""
+        """``x`` (B, H, N, ·) viewed as blocks (G, blocks, S, ·), to write into; None if its memory allows no view."""
         if (
             self.positions is not None
             or self.N % self.size
@@ -69,7 +69,7 @@ class Cut:
         return x.view(self.B * self.H, self.blocks, self.size, x.shape[-1])
 
     def hidden(self, padding: Tensor | None) -> Tensor | None:
-        """(G, blocks, S) bool: slots that hold padding or nothing; None where there are none."""
+        """(G, blocks, S) bool: slots that are empty or hold padding; None without such slots."""
         if self.positions is None:
             if padding is None and self.N % self.size == 0:
                 return None
@@ -103,7 +103,7 @@ class Cut:
         return x.reshape(-1, x.shape[-1]).index_select(0, self.slot).view(self.B, self.H, self.N, x.shape[-1])
 
     def back(self, x: Tensor, absent: float) -> Tensor:
-        """Blocks (G, blocks, S, ·) as positions (B, H, N, ·); those without a slot get ``absent``."""
+        """Blocks (G, blocks, S, ·) -> positions (B, H, N, ·); positions without a slot get ``absent``."""
         x = self._restore(x)
         return x if self.positions is None else x.masked_fill(self.absent[..., None], absent)
 
@@ -129,19 +129,19 @@ class Blocks:
         self.hidden = self.keys.hidden(padding)
         self.gathers = any(isinstance(group, Group) for group in part.groups)
         self.causal = (self.queries.places(), self.keys.places()) if part.causal else None
-        # the label of each query slot and key slot: (G, blocks, S)
+        # the labels of query and key slots: (G, blocks, S)
         self.labels = None if part.labels is None else part.labels.flatten(0, 1)[..., None].expand(-1, -1, part.size)
 
     def take_queries(self, *tensors: Tensor) -> list[Tensor]:
-        """(B, H, N, ·) -> (G, blocks, S, ·) each, laid out so that tiles are cut without a copy of the whole."""
+        """(B, H, N, ·) -> (G, blocks, S, ·) each, in a layout from which tiles need no copy of the whole."""
         return [self.queries.take(x, contiguous=self.gathers) for x in tensors]
 
     def take_keys(self, *tensors: Tensor) -> list[Tensor]:
-        """(B, H, N, ·) -> (G, key blocks, S, ·) each, likewise."""
+        """(B, H, N, ·) -> (G, key blocks, S, ·) each, in the same layout."""
         return [self.keys.take(x, contiguous=self.gathers) for x in tensors]
 
     def tiles(self) -> Iterator[Tile]:
-        """The work, a few rows at a time."""
+        """Yield the tiles, a few rows each."""
         B, H, _, D = self.shape
         budget = TILE_ELEMENTS.get(self.device.type, TILE_ELEMENTS_ELSEWHERE)
         for group in self.part.groups:
@@ -158,7 +158,7 @@ class Blocks:
 
 
 class Tile(ABC):
-    """Some query blocks and the key blocks they see: (T, R) problems of S × L."""
+    """Some query blocks and the key blocks they see: (T, R) problems of S queries × L keys."""
 
     def __init__(self, blocks: Blocks, given_bias: Tensor | None) -> None:
         self.blocks, self.given_bias = blocks, given_bias
@@ -177,16 +177,16 @@ class Tile(ABC):
 
     @abstractmethod
     def written(self, x: Tensor, value: Tensor) -> Tensor:
-        """What ``write`` makes of ``x``, as a new tensor."""
+        """``write`` into a copy of ``x``."""
 
     @abstractmethod
     def add(self, x: Tensor, value: Tensor) -> None:
         """Add (T, R, L, …) to ``x`` (G, key blocks, S, …)."""
 
     def bias(self) -> Tensor | None:
-        """What to add to the logits; broadcasts to (T, R, S, L)."""
+        """The bias of the logits; broadcasts to (T, R, S, L)."""
         bias, blocks = self.given_bias, self.blocks
-        masks: list[Tensor] = []  # that broadcast likewise; True = hidden
+        masks: list[Tensor] = []  # broadcast to (T, R, S, L); True = hidden
         if blocks.hidden is not None:
             keys = self.columns(blocks.hidden)
             if traced() or bool(keys.any()):

@@ -1,4 +1,4 @@
-"""Kernels for GPUs, each beside its twin in plain torch. They are imported where they run."""
+"""Kernels for GPUs; each has a twin in plain torch. They are imported only where they run."""
 
 import importlib
 import importlib.util
@@ -9,26 +9,26 @@ from torch import Tensor
 
 from zoo.functional import traced
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels run on a CPU, step by step, for tests
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # tests run Triton's kernels on a CPU, interpreted
 
 
 def load() -> None:
-    """Import the kernels, so that what counts FLOPs knows their formulas before they run."""
+    """Import the kernels, so that FLOP counters know their formulas before they run."""
     if importlib.util.find_spec("triton") is not None:
         for name in ("block_attention", "decayed", "recurrence"):
             importlib.import_module(f"zoo.kernels.{name}")
 
 
 def runs(name: str, kernel: str, x: Tensor, refusal: Callable[[], str]) -> bool:
-    """Whether the kernel ``name`` computes for an input ``x``: where it can, unless ``torch`` is asked for.
+    """Whether the kernel ``name`` computes for an input ``x``: if it can, unless the option is ``torch``.
 
     Args:
-        name: of the kernel, as an option ``kernel`` names it.
+        name: the kernel's name in the option ``kernel``.
         kernel: the option: ``auto``, ``torch`` or ``name``.
-        refusal: why it cannot run, empty where it can; asked where Triton is installed.
+        refusal: returns why the kernel cannot run, empty if it can; called only where Triton is installed.
 
     Raises:
-        NotImplementedError: it is asked for and cannot run.
+        NotImplementedError: the option is ``name`` and the kernel cannot run.
     """
     if kernel == "torch" or (kernel == "auto" and x.device.type == "cpu" and not INTERPRETED):
         return False

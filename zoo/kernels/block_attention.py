@@ -1,9 +1,9 @@
 """Attention between blocks as Triton kernels: the twin of the tiles in ``zoo/cores/blocks.py``, one launch a part.
 
 A program takes a tile of queries and walks the runs of keys that its block sees: FlashAttention-2 (arXiv:2307.08691,
-algorithm 1) over a list of runs instead of all keys. It reads queries and keys through the part's positions, so nothing
-that a hash has sorted is copied. A second part goes on from the result and the log-sum-exp of the parts before it, as
-one online softmax. Backward has two kernels: one walks as forward does and adds to the gradient of the queries; the
+algorithm 1) over a list of runs instead of all keys. It reads queries and keys through the part's positions, so
+positions sorted by a hash need no copy. A later part continues from the result and log-sum-exp of the parts before it,
+as one online softmax. Backward has two kernels: one walks as forward does and adds to the gradient of the queries; the
 other takes a tile of keys, walks the queries that see it, and adds to the gradients of the keys and values.
 
 Cost: 4 D operations a pair of query and key in forward, 14 D in backward. Memory: the result, one log-sum-exp a query,
@@ -27,11 +27,11 @@ from zoo.kernels import block_programs as programs
 from zoo.kernels.block_lists import make_lists
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-WIDEST = 256  # d_head
+WIDEST = 256  # the largest d_head
 
 
 def refusal(q: Tensor) -> str:
-    """Why the kernels cannot run for inputs like ``q`` (B, H, N, D); empty where they can."""
+    """Why the kernels cannot run for inputs like ``q`` (B, H, N, D); empty if they can."""
     if not (q.is_cuda or INTERPRETED):
         return f"Triton has no kernels for {q.device.type}"
     if q.dtype not in DTYPES:
@@ -46,8 +46,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention over the pairs that the parts show, and its log-sum-exp in float32.
 
-    q, k, v and the result: (B, H, N, D) of one dtype; padding: (B, N) bool; the log-sum-exp: (B, H, N), ``HIDDEN``
-    where a query sees nothing, whose result is 0.
+    q, k, v and the result: (B, H, N, D) of one dtype; padding: (B, N) bool; the log-sum-exp: (B, H, N). A query that
+    sees no key has the result 0 and the log-sum-exp ``HIDDEN``.
     """
     B, H, N, D = q.shape
     q, k, v = (_rows(x) for x in (q, k, v))
@@ -69,7 +69,7 @@ def backward(
     scale: float,
     parts: Sequence[Part],
 ) -> Tensors:
-    """Gradients of q, k and v; ``out`` and ``lse`` are what ``forward`` returned."""
+    """Gradients of q, k and v; ``out`` and ``lse`` are the results of ``forward``."""
     grad, q, k, v = (_rows(x) for x in (grad, q, k, v))
     delta = (grad.float() * out).sum(-1)
     B, H, N, D = q.shape
@@ -86,7 +86,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _given(part: Part, q: Tensor, padding: Tensor | None) -> tuple[Any, ...]:
-    """What the operators take of a part."""
+    """The arguments of the operators that describe a part."""
     H, N, D = q.shape[1:]
     blocks = -(-N // part.size) if part.positions is None else part.positions.shape[-2]
     key_blocks, key_size = (blocks, part.size) if part.keys is None else part.keys.shape[-2:]
@@ -113,7 +113,7 @@ def _given(part: Part, q: Tensor, padding: Tensor | None) -> tuple[Any, ...]:
 
 
 def _by_head(x: Tensor | None, dims: int, like: Tensor) -> tuple[Tensor, int, int]:
-    """``x`` (…, B or none, H or none, and ``dims`` more), and its steps from sample to sample and from head to head."""
+    """``x`` ([[B,] H,] and ``dims`` more dimensions), and its strides along samples and heads, 0 without them."""
     if x is None:
         return like, 0, 0
     x = x.contiguous()
@@ -130,7 +130,7 @@ def _launch(
     sizes: list[int],
     causal: bool,
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...], dict[str, Any]]:
-    """What every kernel takes: tensors of the part, steps in them, and constants."""
+    """Arguments that all kernels share: tensors of the part, their strides, and constants."""
     at, p_b, p_h = _by_head(positions, 2, q)
     seen, kp_b, kp_h = _by_head(key_positions, 2, q)
     label, l_b, l_h = _by_head(labels, 1, q)
@@ -173,7 +173,7 @@ def block_attention(
     scale: float,
     first: bool,
 ) -> None:
-    """Write one part's result and log-sum-exp, or where it is not the ``first`` one go on from those of the others."""
+    """Write one part's result and log-sum-exp; if not the ``first`` part, continue from those of earlier parts."""
     tiles, shares, runs, _, _, biases = lists
     H, N, D = q.shape[1:]
     tensors, steps, constants = _launch(q, positions, key_positions, padding, labels, sizes, causal)
@@ -213,7 +213,7 @@ def block_attention_backward(
     scale: float,
     first: bool,
 ) -> None:
-    """Add the gradients through one part, in float32; they are 0 before the ``first`` one."""
+    """Add one part's gradients, in float32; they are 0 before the ``first`` part."""
     tiles, _, runs, items, visits, biases = lists
     H, N = q.shape[1:3]
     tensors, steps, constants = _launch(q, positions, key_positions, padding, labels, sizes, causal)
@@ -231,13 +231,13 @@ def block_attention_backward(
 
 @register_flop_formula(torch.ops.zoo.block_attention, get_raw=True)
 def _flops(q: Tensor, *given: Any, **_: Any) -> int:
-    """Two matrix products over the pairs."""
+    """Two matrix products over all visible pairs."""
     return 4 * _pairs(q, given[9])
 
 
 @register_flop_formula(torch.ops.zoo.block_attention_backward, get_raw=True)
 def _backward_flops(_grad: Tensor, q: Tensor, *given: Any, **_: Any) -> int:
-    """Seven: the logits and their gradients in both kernels."""
+    """Seven matrix products: logits and their gradients in both kernels, and the three gradients."""
     return 14 * _pairs(q, given[12])
 
 

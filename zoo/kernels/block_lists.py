@@ -1,7 +1,7 @@
-"""What the programs of block attention walk, as lists: made on the host once a part and length, and kept.
+"""Lists that the programs of block attention walk, made on the host once for each part and length, and cached.
 
-A tile of queries has the runs of keys that its block sees, and a tile of keys the visits of the queries that see it.
-Neighbouring blocks are one run. A tile that sees very many keys is cut into pieces for several programs.
+A tile of queries has a list of runs: the keys that its block sees. A tile of keys has a list of visits: the queries
+that see it. Neighbouring blocks are one run. A tile that sees very many keys is cut into pieces for several programs.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from torch import Tensor
 
 from zoo.cores.parts import Group, Span
 
-WALKED = 2048  # keys or queries that one program walks, so that those which see all, or which all see, hold up nothing
+WALKED = 2048  # keys or queries that one program walks: tiles that see all, or that all see, take several programs
 
 
 @dataclass(frozen=True, eq=False)
 class Lists:
-    """Which tile of queries walks which keys, and the other way round: int32 tensors on the device.
+    """Which tile of queries walks which keys, and which tile of keys walks which queries: int32 tensors on the device.
 
-    tiles: (T, 7): head, first slot of the block, first and last slot of the tile, first and last run, and the number
-        of the piece where several programs share the tile's runs (-1 = one program has all).
-    shares: (S, 5): of each tile in pieces: head, its first and last slot, its first and last piece.
-    runs: (R, 4): first and last slot of the keys, where their bias begins (-1 = none), length of its rows.
+    tiles: (T, 7): head, first slot of the block, first and last slot of the tile, first and last run, and the index of
+        the piece if several programs share the tile's runs (-1 = one program has all).
+    shares: (S, 5), for each tile in pieces: head, first and last slot, first and last piece.
+    runs: (R, 4): first and last slot of the keys, start of their bias (-1 = none), length of the bias's rows.
     items: (I, 4): head, first slot of the keys, first and last visit.
     visits: (V, 7): first slot of the block, first and last slot of the tile; then as ``runs``.
     biases: (…) float32.
-    heads: lists for so many heads; 1 = all heads share one.
-    pairs: of queries and keys in those lists.
-    block_m, block_n: queries and keys of a tile.
-    count: of the pieces.
+    heads: how many heads have lists; 1 = all heads share one.
+    pairs: number of pairs of query and key in the lists.
+    block_m, block_n: queries and keys in a tile.
+    count: number of pieces.
     """
 
     tiles: Tensor
@@ -60,8 +60,8 @@ def make_lists(
     tile: int,
     device: torch.device,
 ) -> Lists:
-    """Lists of a part with ``blocks`` blocks of ``size`` queries, ``key_blocks`` of ``key_size`` keys, in tiles of at
-    most ``tile`` of each."""
+    """The lists of a part with ``blocks`` blocks of ``size`` queries and ``key_blocks`` blocks of ``key_size`` keys, in
+    tiles of at most ``tile`` queries and keys."""
     heads = heads if any(isinstance(group, Group) for group in groups) else 1
     rows, biases = _runs(groups, size, key_size, key_blocks)  # head · blocks + block, then as Lists.runs
     rows = _joined(rows[(rows[:, 0] * (key_blocks * key_size + 1) + rows[:, 1]).argsort()])
@@ -80,7 +80,7 @@ def make_lists(
 
     of_tile, run = _expand(ends[row], ends[row + 1] - ends[row])
     pairs = int(((stop - start)[of_tile] * (runs[run, 1] - runs[run, 0])).sum())
-    first = runs[run, 0] // block_n  # tiles of keys that a run meets
+    first = runs[run, 0] // block_n  # the first tile of keys that a run meets
     visit, key = _expand(first, (runs[run, 1] - 1) // block_n + 1 - first)
     of_tile, run = of_tile[visit], run[visit]
     stride = key_blocks * key_size // block_n + 1
@@ -101,7 +101,7 @@ def make_lists(
 
 
 def _joined(rows: Tensor) -> Tensor:
-    """Runs without a bias that follow one another as one, and none longer than ``WALKED``."""
+    """Join adjacent runs without a bias, and cut runs longer than ``WALKED``."""
     if len(rows) == 0:
         return rows
     block, first, last, bias = rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3]
@@ -109,7 +109,7 @@ def _joined(rows: Tensor) -> Tensor:
     starts = torch.cat([torch.ones(1, dtype=torch.bool), new]).nonzero()[:, 0]
     joined = rows[starts]
     joined[:, 2] = torch.cat([last[starts[1:] - 1], last[-1:]])
-    whole = joined[:, 3] >= 0  # a bias begins where its run does
+    whole = joined[:, 3] >= 0  # a run with a bias is not cut: the bias starts with the run
     number, piece = _expand(
         torch.zeros(len(joined), dtype=torch.long),
         torch.where(whole, 1, -(-(joined[:, 2] - joined[:, 1]) // WALKED)),
@@ -121,7 +121,7 @@ def _joined(rows: Tensor) -> Tensor:
 
 
 def _pieces(tiles: Tensor, runs: Tensor) -> tuple[Tensor, Tensor]:
-    """``Lists.tiles`` and ``Lists.shares``: a piece has the runs of a tile that begin within ``WALKED`` keys."""
+    """``Lists.tiles`` and ``Lists.shares``. A piece has the runs of a tile that begin within ``WALKED`` keys."""
     tile, run = _expand(tiles[:, 4], tiles[:, 5] - tiles[:, 4])
     lengths = runs[run, 1] - runs[run, 0]
     total = lengths.cumsum(0) - lengths
@@ -133,7 +133,7 @@ def _pieces(tiles: Tensor, runs: Tensor) -> tuple[Tensor, Tensor]:
     shared = several[owner]
     number = torch.where(shared, shared.cumsum(0) - 1, -1)
     pieces = torch.cat([tiles[owner, :4], run[ends - counts, None], run[ends - 1, None] + 1, number[:, None]], dim=1)
-    without = (tiles[:, 4] == tiles[:, 5]).nonzero()[:, 0]  # what sees nothing is written as well
+    without = (tiles[:, 4] == tiles[:, 5]).nonzero()[:, 0]  # tiles that see no key: their results are written too
     pieces = torch.cat([pieces, F.pad(tiles[without], (0, 1), value=-1)])
     which, amounts = owner[shared].unique_consecutive(return_counts=True)
     last = amounts.cumsum(0)[:, None]
@@ -141,13 +141,13 @@ def _pieces(tiles: Tensor, runs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _expand(first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """For number i, ``counts[i]`` entries: i each, and first[i], first[i] + 1, …"""
+    """``counts[i]`` entries for each index i: i repeated, and first[i], first[i] + 1, …"""
     number = torch.arange(len(counts)).repeat_interleave(counts)
     return number, torch.arange(len(number)) - (counts.cumsum(0) - counts)[number] + first[number]
 
 
 def _runs(groups: tuple[Group | Span, ...], size: int, key_size: int, key_blocks: int) -> tuple[Tensor, Tensor]:
-    """What each block of queries sees: (…, 5) head · blocks + block, then as ``Lists.runs``; and the biases."""
+    """The runs of each block of queries: (…, 5) head · blocks + block, then as ``Lists.runs``; and the biases."""
     found, biases, offset = [torch.empty(0, 5, dtype=torch.long)], [torch.zeros(1)], 1
     for group in groups:
         bias = None if group.bias is None else group.bias.detach().float().cpu()

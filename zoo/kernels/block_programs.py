@@ -1,4 +1,4 @@
-"""The programs of block attention, in Triton: what one of them computes of a tile (see ``block_attention.py``)."""
+"""The Triton programs of block attention: what each computes for one tile (see ``block_attention.py``)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ VARYING = (
     "kp_h",
     "l_b",
     "l_h",
-)  # compiled once
-LOG2E = tl.constexpr(1.4426950408889634)  # after a difference: logits of 1e5 have two digits behind the point
+)  # arguments that vary: one compilation serves all values
+LOG2E = tl.constexpr(1.4426950408889634)  # applied to differences: logits near 1e5 have only two decimals
 LOWEST = tl.constexpr(HIDDEN)
-NOTHING = tl.constexpr(HIDDEN / 2)  # below it a logit is hidden, and a log-sum-exp is that of no key
+NOTHING = tl.constexpr(HIDDEN / 2)  # logits below are hidden; a log-sum-exp below is that of no key
 
 
 @triton.jit
 def _places(positions, slots, valid, N, MAPPED: tl.constexpr):
-    """The positions in some slots, and which of them hold one."""
+    """The positions in some slots, and which slots hold a position."""
     place = slots
     if MAPPED:
         place = tl.load(positions + slots, mask=valid, other=-1)
@@ -40,8 +40,8 @@ def _places(positions, slots, valid, N, MAPPED: tl.constexpr):
 def _hidden(
     s, at, seen, at_ok, seen_ok, place, biases, label, theirs, CAUSAL: tl.constexpr, LABELLED: tl.constexpr
 ):  # fmt: skip
-    """Logits, biased, -inf where hidden. ``s`` is queries × keys or the other way round, as are the
-    facts of both, which broadcast. place: of each bias, below 0 = none."""
+    """Logits plus bias, -inf where hidden. ``s`` is queries × keys or keys × queries; the other arguments broadcast
+    to it. place: the index of each bias, below 0 = none."""
     visible = seen_ok & at_ok
     if CAUSAL:
         visible = visible & (seen <= at)
@@ -82,7 +82,7 @@ def forward(
     top = tl.full([M], LOWEST, tl.float32)
     acc = tl.zeros([M, WIDTH], tl.float32)
     if not FIRST:  # noqa: SIM102
-        if piece < 0:  # of several pieces the one that joins them reads what was before
+        if piece < 0:  # with several pieces, ``join`` reads the earlier parts' result
             top = tl.load(lse, mask=at_ok, other=LOWEST)
             acc = tl.load(o, mask=at_ok[:, None] & inside, other=0.0).to(tl.float32)
     total = tl.where(top > NOTHING, 1.0, 0.0)
@@ -131,7 +131,7 @@ def join(
     D: tl.constexpr, WIDTH: tl.constexpr, M: tl.constexpr, SHARED: tl.constexpr, FIRST: tl.constexpr,
     MAPPED: tl.constexpr,
 ):  # fmt: skip
-    """The results of a tile's pieces as one."""
+    """Join the results of a tile's pieces."""
     share = shares + 5 * tl.program_id(0)
     if SHARED:
         b, h = tl.program_id(1) // H, tl.program_id(1) % H

@@ -1,13 +1,13 @@
 """The recurrence ``decayed`` of ``zoo/cores/recurrences.py`` as Triton kernels, in either direction.
 
 ``S_t = a_t S_{t-1} + k_tᵀ v_t, y_t = q_t S_t`` takes three launches: what each chunk writes to the state, all chunks at
-once; the states before the chunks, one after another; what each chunk reads, all at once (RetNet, arXiv:2307.08621,
-equation 7; Mamba-2, arXiv:2405.21060, section 6).
+once; the states before the chunks, one after another; what each chunk reads, all chunks at once (RetNet,
+arXiv:2307.08621, equation 7; Mamba-2, arXiv:2405.21060, section 6).
 
-The gradients are the same recurrence with other parts. With w_ij the decay from j to i, ``y_i = Σ_j w_ij (q_i·k_j)
+The gradients are the same recurrence with other inputs. With w_ij the decay from j to i, ``y_i = Σ_j w_ij (q_i·k_j)
 v_j``, so ``dq_i = Σ_j w_ij (dy_i·v_j) k_j`` is a scan of (dy, v, k); ``dk_j = Σ_i w_ij (v_j·dy_i) q_i`` and ``dv_j =
-Σ_i w_ij (k_j·q_i) dy_i`` are scans of (v, dy, q) and (k, q, dy) the other way. The gradient of log a_t is what passes
-t: within a chunk a sum of ``q·dq - k·dk``, and from chunk to chunk the product of what is kept with its gradient.
+Σ_i w_ij (k_j·q_i) dy_i`` are scans of (v, dy, q) and (k, q, dy) in the other direction. The gradient of log a_t sums
+what passes t: within a chunk ``q·dq - k·dk``, and from chunk to chunk the kept state times its gradient.
 
 Cost: O(N (64 + M) D) time, O(N (M + D)) memory; the states before the chunks, N M D / 64 numbers, are held for a while.
 """
@@ -27,13 +27,13 @@ from zoo.contract import Tensors
 from zoo.functional import once
 from zoo.kernels import INTERPRETED
 
-CHUNK = 64  # positions
-WIDEST = 128  # rows of the state, and features of a head
-LEAST = -50.0  # of a logarithm: what decays more is forgotten, and sums of a chunk keep their digits
+CHUNK = 64  # positions in a chunk
+WIDEST = 128  # the most rows of the state, and features of a head
+LEAST = -50.0  # the least log decay: smaller ones forget all anyway, and would cost sums of a chunk their digits
 
 
 def refusal(x: Tensor, M: int, D: int) -> str:
-    """Why the kernels cannot run for inputs like ``x`` and states of M × D; empty where they can."""
+    """Why the kernels cannot run for inputs like ``x`` and states of M × D; empty if they can."""
     if not (x.is_cuda or INTERPRETED):
         return f"Triton has no kernels for {x.device.type}"
     if x.dtype == torch.float64:
@@ -47,11 +47,11 @@ def scan(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, *, reverse: bool, r
     """The recurrence from a state of 0, (B, H, N, D) in float32.
 
     Args:
-        q, k: (B, H, N, M), or of one head that all share.
+        q, k: (B, H, N, M), or one head that all heads share.
         v: (B, H, N, D).
         log_decay: (B, H, N), at most 0.
-        reverse: from the last position to the first.
-        rounds: products are in TF32, which is enough for what was rounded to 16 bits; else as precise as float32.
+        reverse: walk from the last position to the first.
+        rounds: products in TF32, enough for inputs rounded to 16 bits; else as precise as float32.
     """
     B, H, N, _ = v.shape
     log_decay = log_decay.expand(B, H, N).float().clamp(min=LEAST)
@@ -93,10 +93,10 @@ class _Scan(torch.autograd.Function):
 
 
 def _passing(within: Tensor, states: Tensor, flows: Tensor, log_decay: Tensor, reverse: bool) -> Tensor:
-    """The gradient of the logarithms, (B, H, N): what reads across each position.
+    """The gradient of the logarithms of decays, (B, H, N): for each position, the sum of what passes it.
 
-    within: q·dq − k·dk of each position; states, flows: (B, H, chunks, M, D), what comes to a chunk from the one before
-        it, and the gradient of what goes to the next one, but for one decay.
+    within: q·dq − k·dk of each position; states, flows: (B, H, chunks, M, D), the state that enters a chunk, and the
+        gradient of the state that leaves it, except for one decay.
     """
     B, H, N = within.shape
     chunks = states.shape[2]
@@ -104,7 +104,7 @@ def _passing(within: Tensor, states: Tensor, flows: Tensor, log_decay: Tensor, r
     kept = F.pad(log_decay, (0, chunks * CHUNK - N)).view(B, H, chunks, CHUNK)
     if reverse:
         crossing = (states[:, :, :-1] * flows[:, :, 1:]).sum((-2, -1)) * kept[:, :, :-1, -1].exp()
-        crossing = F.pad(crossing, (1, 0))  # to each chunk from those after it ends here
+        crossing = F.pad(crossing, (1, 0))  # what enters a chunk from later chunks
         total = parts.cumsum(-1)
     else:
         crossing = (states[:, :, 1:] * flows[:, :, :-1]).sum((-2, -1)) * kept[:, :, 1:, 0].exp()
@@ -115,7 +115,7 @@ def _passing(within: Tensor, states: Tensor, flows: Tensor, log_decay: Tensor, r
 
 @triton.jit
 def _slots(number, chunks, N, REVERSE: tl.constexpr, CHUNK: tl.constexpr):
-    """Which chunk is the ``number``-th on the way, its positions as they are walked, and which of them there are."""
+    """The ``number``-th chunk of the walk, its positions in walking order, and which of them exist."""
     chunk, slot = number, tl.arange(0, CHUNK)
     if REVERSE:
         chunk, slot = chunks - 1 - number, CHUNK - 1 - slot
@@ -129,7 +129,7 @@ def _write(
     M: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
     REVERSE: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """What a chunk writes, ``Σ_t (decay from t to its end) k_tᵀ v_t``, and its whole decay."""
+    """What a chunk writes to the state, ``Σ_t (decay from t to its end) k_tᵀ v_t``, and the decay over the chunk."""
     pair = tl.program_id(1).to(tl.int64)
     b, h = pair // H, pair % H
     chunk, at, ok = _slots(tl.program_id(0), chunks, N, REVERSE, CHUNK)
@@ -148,13 +148,13 @@ def _write(
 
 @triton.jit
 def _after(kept, written, more_kept, more_written):
-    """Two stretches as one: what they keep of a state, and what they write to it."""
+    """Compose two stretches of positions: what they keep of a state, and what they write to it."""
     return kept * more_kept, written * more_kept + more_written
 
 
 @triton.jit
 def _pass(States, Totals, Befores, chunks, SIZE, REVERSE: tl.constexpr, WIDTH: tl.constexpr, AT_ONCE: tl.constexpr):
-    """The state before each chunk, from what each writes and leaves: ``AT_ONCE`` chunks by a prefix sum, then more."""
+    """The state before each chunk, from what chunks write and keep: ``AT_ONCE`` chunks by a prefix sum, then more."""
     pair = tl.program_id(0).to(tl.int64)
     x = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     state = tl.zeros([WIDTH], tl.float32)
@@ -183,7 +183,7 @@ def _read(
     M: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
     REVERSE: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """What the positions of a chunk read, of the state before it and of one another."""
+    """What the positions of a chunk read from the state before it and from one another."""
     pair = tl.program_id(1).to(tl.int64)
     b, h = pair // H, pair % H
     chunk, at, ok = _slots(tl.program_id(0), chunks, N, REVERSE, CHUNK)
@@ -209,7 +209,7 @@ def decayed_scan(
 ) -> tuple[Tensor, Tensor]:
     """The result (B, H, N, D), and the states before the chunks (B, H, chunks, M, D), both in float32.
 
-    The heads are those of ``log_decay``; q, k and v may have one that all share. rounds: products are in TF32.
+    ``log_decay`` has all heads; q, k and v may have one that all heads share. rounds: products in TF32.
     """
     B, H, N = log_decay.shape
     q, k, v = (x.expand(B, H, -1, -1) if x.stride(-1) == 1 else x.contiguous().expand(B, H, -1, -1) for x in (q, k, v))
@@ -250,6 +250,6 @@ def _(q: Tensor, _k: Tensor, v: Tensor, log_decay: Tensor, _reverse: bool, _roun
 
 @register_flop_formula(torch.ops.zoo.decayed_scan, get_raw=True)
 def _flops(q: Tensor, _k: Tensor, v: Tensor, log_decay: Tensor, *_: Any, **__: Any) -> int:
-    """Queries by keys and weights by values within a chunk; what is written, and what is read."""
+    """Queries by keys and weights by values within a chunk; writing and reading the state."""
     M, D, seen = q.shape[-1], v.shape[-1], min(CHUNK, log_decay.shape[-1])
     return log_decay.numel() * (2 * seen * (M + D) + 4 * M * D)

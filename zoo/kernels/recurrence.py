@@ -1,6 +1,6 @@
 """``delta`` of ``zoo/cores/recurrences.py`` on the kernels of fla-org/flash-linear-attention, ``fla.ops``.
 
-Its kernels hold a chunk of 64 positions in a multiprocessor, where plain torch writes every product to memory. Both
+The kernels hold a chunk of 64 positions in a multiprocessor; plain torch writes every product to memory. Both
 directions run as one batch, the second one flipped. Cost: O(N M D) time, O(N (M + D)) memory.
 """
 
@@ -18,13 +18,13 @@ from torch.utils.flop_counter import register_flop_formula
 from zoo.contract import Tensors
 from zoo.functional import once, working_dtype
 
-CHUNK = 64  # of the kernels
+CHUNK = 64  # chunk size of the kernels
 
 
 def refusal(x: Tensor) -> str:
-    """Why the kernels cannot run for inputs like ``x`` (B, N, C); empty where they can.
+    """Why the kernels cannot run for inputs like ``x`` (B, N, C); empty if they can.
 
-    Keys that were projected in float32 do not fit into float16, and in float32 the kernels multiply in TF32.
+    Not float16: keys projected in float32 can overflow it. Not float32: there the kernels multiply in TF32.
     """
     if not x.is_cuda:
         return f"flash-linear-attention has no kernels for {x.device.type}"
@@ -35,7 +35,7 @@ def refusal(x: Tensor) -> str:
 
 @cache
 def _missing(device: torch.device) -> str:
-    """What the kernels want and this machine lacks; empty where it has all."""
+    """What the kernels need and this machine lacks; empty if it has all."""
     if importlib.util.find_spec("fla") is None:
         return "flash-linear-attention is not installed (pip install 'attention-zoo[gpu]')"
     version = tuple(int(part) for part in metadata.version("triton").split(".")[:3])
@@ -46,10 +46,10 @@ def _missing(device: torch.device) -> str:
 
 
 def recur(forth: Tensors, back: Tensors | None = None) -> Tensors:
-    """``scan`` of ``delta``, given q, k, v, beta and log_decay, from a state of 0, in bfloat16.
+    """``scan`` of ``delta`` over q, k, v, beta and log_decay, from a state of 0, in bfloat16.
 
-    With ``back``, which is given from the last position to the first, ``scan_both``. (B, H, N, D) for each direction,
-    from the first position to the last.
+    With ``back``, whose positions run from the last to the first, ``scan_both``. Returns (B, H, N, D) for each
+    direction, from the first position to the last.
     """
     directions = [forth] if back is None else [forth, back]
     joined = [torch.cat(each) if back is not None else each[0] for each in zip(*directions, strict=True)]
@@ -68,14 +68,14 @@ def _recur(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor) -> 
     q, k, v = (x.to(torch.bfloat16).transpose(1, 2).contiguous() for x in (q, k, v))
     beta, log_decay = (x.float().transpose(1, 2).contiguous() for x in (beta, log_decay))
     out, _ = chunk_gated_delta_rule(q, k, v, log_decay, beta, scale=1.0)
-    work = 4 * CHUNK * (M + D) + 2 * CHUNK * (M + CHUNK) + 6 * M * D  # operations of a position
+    work = 4 * CHUNK * (M + D) + 2 * CHUNK * (M + CHUNK) + 6 * M * D  # operations for one position
     counted: Tensor = _Counted.apply(out, beta.numel() * work)
     return counted.transpose(1, 2)
 
 
 @torch.library.custom_op("zoo::operations", mutates_args=())
 def operations(like: Tensor, count: int) -> Tensor:  # noqa: ARG001
-    """Nothing: it lets a counter of FLOPs see those of a kernel that it cannot see."""
+    """Computes nothing. Tells FLOP counters the operations of a kernel that they cannot see."""
     return like.new_empty(0)
 
 
@@ -85,10 +85,11 @@ def _count(_like: Tensor, count: int, **_: Any) -> int:
 
 
 class _Counted(torch.autograd.Function):
-    """``x``, with the operations of what made it: about 2.5 times as many in backward, which makes the states again.
+    """Returns ``x`` and counts the operations that made it: about 2.5 times as many in backward, which makes the states
+    again.
 
-    It keeps ``x``, so that who differentiates the gradients again meets the error of ``once``: those of the kernels
-    would be taken for constants.
+    It keeps ``x``, so that differentiating the gradients again raises the error of ``once``: without it, torch would
+    take the kernels' gradients for constants.
     """
 
     @staticmethod
