@@ -235,9 +235,10 @@ def _decayed(
 def _passing(flows: Tensor, read: Tensor, left: Tensor) -> Tensor:
     """The gradient of log a_t: all that passes position t, (…, n).
 
-    flows: (…, n, n), what i reads of j, summed for j < t <= i; read: (…, n), what each position reads of the state before the
-    chunk, summed over t and later; left: (…, n), what each position leaves to the state after the chunk, summed over
-    positions before t. Only what passes t is summed: differences of sums would leave noise where all is forgotten.
+    flows: (…, n, n), what i reads of j, summed for j < t <= i; read: (…, n), what each position reads of the state
+    before the chunk, summed over t and later; left: (…, n), what each position leaves to the state after the chunk,
+    summed over positions before t. Only what passes t is summed: differences of sums would leave noise where all is
+    forgotten.
     """
     passing = flows.cumsum(-1).tril_(-1)[..., :-1].sum(-2) + left.cumsum(-1)[..., :-1]
     return F.pad(passing, (1, 0)) + read.flip(-1).cumsum(-1).flip(-1)
