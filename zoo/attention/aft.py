@@ -55,9 +55,9 @@ LONG_CHUNK = 1024  # positions in a chunk of causal ``local`` off the CPU, where
 
 @dataclass(frozen=True, kw_only=True)
 class AFTConfig:
-    """form: for which pairs w is learned: ``local`` (near ones), ``full`` (all) or ``simple`` (none).
-    window: s; ``local`` learns w for positions less than s apart. At most max_len.
-    rank: numbers for each position; their products are the w of ``full``.
+    """form: for which pairs of positions a bias is learned: ``local`` (near ones), ``full`` (all) or ``simple`` (none).
+    window: s; ``local`` learns the bias of positions less than s apart. At most max_len.
+    rank: numbers for each position, whose products are the bias of ``full``.
     """
 
     form: str = "local"

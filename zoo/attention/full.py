@@ -34,7 +34,7 @@ class FullConfig:
 
 @register("full", config=FullConfig)
 class FullAttention(CachedAttention):
-    """Softmax attention, fused: the reference that the others are compared with."""
+    """Softmax attention on fused kernels: the reference of every comparison."""
 
     traits = Traits(
         family="exact",

@@ -10,7 +10,7 @@ In both directions i reads ``γ^|i-j| q_i k_jᵀ v_j`` from j: the sum of a scan
 position itself, which both include. The paper has the causal form only.
 
 RetNet learns recall late: queries and keys have either sign, so the first readings do not show which values occur, and
-training starts at a saddle (``gated_deltanet``). Noisy recall at 64 tokens (8 pairs, 2 heads, causal, 32 samples a
+training starts at a saddle (see ``gated_deltanet``). Noisy recall at 64 tokens (8 pairs, 2 heads, causal, 32 samples a
 step, rate 1e-2) is at chance, 1.2 %, after 400 optimizer steps, where ``gated_deltanet`` has 99.5 % at 3e-3:
 ``python -m benchmarks.recall_steps --variants retnet --rates 1e-2 --causal``.
 On mqar at 64 tokens the causal form recalls 95.4 % after 4,000 optimizer steps of 64 samples at 3e-3 (one seed,
@@ -24,7 +24,7 @@ Departures from the paper:
 - Of the normalisations before GroupNorm only 1/√D remains. The others divide a row by a number, which GroupNorm undoes;
   they keep half precision in range, and sums are float32 here. GroupNorm learns no scale, as in the authors' code.
 - Features m and m + D/2 turn as a pair, as with rotary positions here; an odd last feature does not turn. They turn
-  whatever positions the encoder has. xPos also scales queries and keys, which γ replaces.
+  with any ``positions`` of the encoder. xPos also scales queries and keys; γ replaces that scaling.
 - A layer has as many decays as heads: a layer of one head has γ = 31/32 alone.
 - Padding is skipped: distances and rotation count real positions.
 """

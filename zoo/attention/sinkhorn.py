@@ -61,7 +61,7 @@ class SinkhornConfig:
 
 @register("sinkhorn", config=SinkhornConfig)
 class SinkhornAttention(Attention):
-    """Each bucket of positions attends to itself and to what a differentiable sort puts beside it."""
+    """Each bucket of positions attends to itself and to what a learned sort moves beside it."""
 
     traits = Traits(
         family="content sparse",

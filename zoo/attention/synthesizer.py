@@ -57,7 +57,7 @@ class SynthesizerConfig:
 
 @register("synthesizer", config=SynthesizerConfig)
 class Synthesizer(Mixer):
-    """Learned attention patterns, of positions or of single tokens."""
+    """Attention patterns learned from positions or single tokens, not from pairs of tokens."""
 
     traits = Traits(
         family="learned pattern",

@@ -8,13 +8,13 @@ Finding the largest logits takes all N² of them. So forward is slower than fuse
 than it saves in the product with the values. Backward touches only the chosen keys, so a training step can still be
 faster on long inputs. Time still grows as N²; only the memory of the attention weights grows more slowly.
 
-The logits of one chunk of queries exist at a time. Forward gathers the chosen values: multiplying them as a dense
-(chunk, N) matrix of weights takes N / k times the operations. Backward does not scatter k rows for each query, which
-would be slow. It sorts the choices by key, and each key sums over the queries that chose it: a gather again, in a fixed
-order. Forward keeps q, k, v and the indices, as int32, for backward.
+The logits of one chunk of queries exist at a time. Forward gathers the chosen values: a product with a dense (chunk, N)
+matrix of weights would take N / k times the operations. Backward does not scatter k rows for each query, which would be
+slow. It sorts the choices by key, and each key sums over the queries that chose it: a gather again, in a fixed order.
+Forward keeps q, k, v and the indices, as int32, for backward.
 
-On mqar at 64 tokens it recalls 100.0 % with k = 8 after 1,000 optimizer steps of 64 samples (learning rate 3e-3, the
-best of three; one seed, ``results/cpu-2core/mqar_64``).
+On mqar at 64 tokens ``topk`` recalls 100.0 % with k = 8 after 1,000 optimizer steps of 64 samples (learning rate 3e-3,
+the best of three; one seed, ``results/cpu-2core/mqar_64``).
 
 Departures from the paper:
 - The logits are float32 at least: in half precision they overflow, and rounding makes different keys tie.
