@@ -70,11 +70,11 @@ def once(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tu
         saved = ctx.saved_tensors  # a checkpoint returns them only once
         opened = SimpleNamespace(**vars(ctx), saved_tensors=saved, needs_input_grad=ctx.needs_input_grad)
         with torch.no_grad():
-            found = backward(opened, *grads)
+            gradients = backward(opened, *grads)
         origins = [x for x in (*grads, *saved) if x is not None and x.requires_grad]
-        there = [x for x in found if x is not None]
-        passed = iter(_Once.apply(backward.__module__, len(there), *there, *origins))  # type: ignore[no-untyped-call]
-        return tuple(None if x is None else next(passed) for x in found)
+        present = [x for x in gradients if x is not None]
+        passed = iter(_Once.apply(backward.__module__, len(present), *present, *origins))  # type: ignore[no-untyped-call]
+        return tuple(None if x is None else next(passed) for x in gradients)
 
     return guarded
 
@@ -342,13 +342,13 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
     Includes those of an ``nn.DataParallel`` replica, which holds its parameters as plain attributes.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for path, child in module.named_modules(remove_duplicate=False):
         own = child._parameters | child._buffers
         if "_is_replica" in vars(child):
             own |= {name: vars(child)[name] for name in vars(child).get("_former_parameters", vars(child))}
-        found |= {f"{path}.{name}".lstrip("."): x for name, x in own.items() if isinstance(x, Tensor)}
-    return found
+        tensors |= {f"{path}.{name}".lstrip("."): x for name, x in own.items() if isinstance(x, Tensor)}
+    return tensors
 
 
 class RestoreBuffers(AbstractContextManager[None]):

@@ -74,13 +74,13 @@ def load(entries: dict[str, Entry]) -> dict[str, str]:
 def _load(point: metadata.EntryPoint, entries: dict[str, Entry]) -> None:
     """Import ``module:Class`` or ``module``, which must register the entry point's name."""
     if ":" in point.value:
-        found = find(point.value, entries).name
+        registered = find(point.value, entries).name
     else:
         _import(point.value, entries)
         entry = entries.get(point.name)
-        found = "" if entry is None or entry.own else entry.name
-    if found != point.name:
-        got = repr(found) if found else "nothing of that name"
+        registered = "" if entry is None or entry.own else entry.name
+    if registered != point.name:
+        got = repr(registered) if registered else "nothing of that name"
         raise RegistrationError(f"expected {point.value} to register {point.name!r}, got {got}")
 
 

@@ -194,8 +194,8 @@ def _attend_whole(
         more, more_lse = out.new_zeros(qs.shape), out.new_full((*qs.shape[:-1], 1), HIDDEN)
         for group in part.groups:
             tile = Neighbours(blocks, group) if isinstance(group, Span) else Gathered(blocks, group)
-            found, its_lse = _plain_forward(tile.rows(qs), tile.columns(ks), tile.columns(vs), tile.bias(), scale)
-            more, more_lse = tile.written(more, found), tile.written(more_lse, its_lse[..., None])
+            tile_out, tile_lse = _plain_forward(tile.rows(qs), tile.columns(ks), tile.columns(vs), tile.bias(), scale)
+            more, more_lse = tile.written(more, tile_out), tile.written(more_lse, tile_lse[..., None])
         more, more_lse = blocks.queries.back(more, 0), blocks.queries.back(more_lse, HIDDEN)[..., 0]
         if number == 0:
             out, lse = more, more_lse

@@ -104,13 +104,13 @@ def layout_groups(layout: Tensor, n_heads: int, size: int, biases: Mapping[int, 
             offsets.append(column - row)
         else:
             free.append(column)
-    found: dict[tuple[int, tuple[int, ...]], list[list[int]]] = {}  # (W, offsets) -> [row, *columns]
+    rows_of: dict[tuple[int, tuple[int, ...]], list[list[int]]] = {}  # (W, offsets) -> [row, *columns]
     for (head, row), (free, offsets) in seen.items():
         number = [row, *free, *(row + offset for offset in offsets)]
         key = (len(number) - 1, tuple(offsets))
-        found.setdefault(key, []).append([head * blocks + block for block in number])
+        rows_of.setdefault(key, []).append([head * blocks + block for block in number])
     groups = []
-    for (width, biased), numbers in found.items():
+    for (width, biased), numbers in rows_of.items():
         bias = None
         if biased:
             unbiased = biases[biased[0]].new_zeros(size, (width - len(biased)) * size)
@@ -161,13 +161,13 @@ def window_spans(
     """
     low, high = (int(math.copysign(-(-abs(end) // size), end)) for end in reach)
     at = torch.arange(size, device=device)[:, None]
-    found: dict[tuple[int, int, int], list[int]] = {}  # (offset, width, row if only this row is so, else -1) -> rows
+    rows_of: dict[tuple[int, int, int], list[int]] = {}  # (offset, width, row if only this row is so, else -1) -> rows
     for row in range(first, blocks):
         start, last = max(0, row + low), min(blocks - 1, row + high)
         alone = row if start * size < skip else -1
-        found.setdefault((start - row, last - start + 1, alone), []).append(row)
+        rows_of.setdefault((start - row, last - start + 1, alone), []).append(row)
     spans = []
-    for (offset, width, alone), rows in found.items():
+    for (offset, width, alone), rows in rows_of.items():
         key = offset * size + torch.arange(width * size, device=device)  # relative to the first query of the row
         visible = (key - at >= reach[0]) & (key - at <= reach[1])
         if alone >= 0:
@@ -217,12 +217,12 @@ def seen_last(parts: Sequence[Part], n_heads: int, length: int, device: torch.de
         row, at = divmod(last, part.size)
         heads = torch.ones(n_heads, 1, dtype=torch.bool, device=device)
         if part.positions is not None:
-            found = part.positions == last
-            slots = found.nonzero()
+            is_last = part.positions == last
+            slots = is_last.nonzero()
             if len(slots) == 0:
                 continue
             row, at = slots[0, -2:].tolist()
-            heads = found.flatten(-2).any(-1, keepdim=True)  # (H, 1), or (1,) for all
+            heads = is_last.flatten(-2).any(-1, keepdim=True)  # (H, 1), or (1,) for all
         keys = part.positions if part.keys is None else part.keys
         for span in part.groups:
             assert isinstance(span, Span)

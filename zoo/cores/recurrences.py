@@ -224,8 +224,8 @@ def _decayed(
     written, system = v, None
     if beta_k is not None:
         system = (beta_k @ k.mT).mul_(between)
-        wanted = torch.addcmul(v, beta_k @ before, since, value=-1)
-        written = torch.linalg.solve_triangular(system, wanted, upper=False, unitriangular=True)
+        targets = torch.addcmul(v, beta_k @ before, since, value=-1)
+        written = torch.linalg.solve_triangular(system, targets, upper=False, unitriangular=True)
     weights = (q @ k.mT) * between
     out = torch.addcmul(weights @ written, q @ before, since)
     after = torch.addcmul((k * between[..., -1, :, None]).mT @ written, before, since[..., -1:, :])

@@ -194,9 +194,9 @@ class _Walk:
         """The reverse of ``gather``: write ``piece`` to the slice ``at``. Skips tensors that are None."""
         places = self.places(at, next(x.shape[2] for x in wholes if x is not None))
         pieces = piece.chunk(len(wholes))
-        for whole, found, place, back in zip(wholes, pieces, places, self.reverse, strict=True):
+        for whole, part, place, back in zip(wholes, pieces, places, self.reverse, strict=True):
             if whole is not None:
-                whole[:, :, place] = found.flip(2) if back else found
+                whole[:, :, place] = part.flip(2) if back else part
 
     def first(self, at: slice, length: int) -> int:
         start: int = self.places(at, length)[0].start
@@ -227,12 +227,12 @@ def _scan_traced(walk: _Walk, sequences: Sequence[Tensors], constants: Tensors, 
     """The walk in operations that autograd differentiates; autograd keeps what each chunk makes."""
     flat, wide = tuple(x for each in sequences for x in each), [_wide(x) for x in constants]
     like, length = flat[0], flat[0].shape[2]
-    found = []
+    pieces = []
     with torch.autocast(like.device.type, enabled=False):
         for at in walk.slices(length):
             piece, state = walk.chunk(walk.first(at, length), state, *walk.pieces(flat, at), *wide)
-            found.append(piece)
-    outs = torch.cat(found, dim=2).to(like.dtype).chunk(len(walk.reverse))
+            pieces.append(piece)
+    outs = torch.cat(pieces, dim=2).to(like.dtype).chunk(len(walk.reverse))
     return tuple(out.flip(2) if back else out for out, back in zip(outs, walk.reverse, strict=True))
 
 
@@ -297,16 +297,16 @@ def _pull(
         out, after = walk.chunk(walk.first(at, sequences[0].shape[2]), start, *inputs)
     ends = [(out, walk.gather(grads, at))]
     ends += [(x, d) for x, d in zip(after, d_after, strict=True) if d is not None and x.requires_grad]
-    found = torch.autograd.grad([x for x, _ in ends], leaves, [d for _, d in ends], allow_unused=True)
-    given = iter(found)
+    gradients = torch.autograd.grad([x for x, _ in ends], leaves, [d for _, d in ends], allow_unused=True)
+    rest = iter(gradients)
     for whole, piece in zip(wholes, pieces, strict=True):
         if any(d is not None for d in whole):
-            grad = next(given)
+            grad = next(rest)
             walk.scatter(torch.zeros_like(piece) if grad is None else grad, whole, at)
     for total in d_constants:
-        if total is not None and (grad := next(given)) is not None:
+        if total is not None and (grad := next(rest)) is not None:
             total += grad
-    return list(given)
+    return list(rest)
 
 
 def _interval(sequences: Tensors, state: Tensors, size: int) -> int:

@@ -148,7 +148,7 @@ def _expand(first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
 
 def _runs(groups: tuple[Group | Span, ...], size: int, key_size: int, key_blocks: int) -> tuple[Tensor, Tensor]:
     """The runs of each block of queries: (…, 5) head · blocks + block, then as ``Lists.runs``; and the biases."""
-    found, biases, offset = [torch.empty(0, 5, dtype=torch.long)], [torch.zeros(1)], 1
+    rows, biases, offset = [torch.empty(0, 5, dtype=torch.long)], [torch.zeros(1)], 1
     for group in groups:
         bias = None if group.bias is None else group.bias.detach().float().cpu()
         if isinstance(group, Span):
@@ -165,5 +165,5 @@ def _runs(groups: tuple[Group | Span, ...], size: int, key_size: int, key_blocks
             biases.append(bias.flatten())
             offset += bias.numel()
         facts = (row, start, start + length, place, torch.tensor(width * length))
-        found.append(torch.stack([x.expand(start.shape) for x in facts], dim=-1).flatten(0, 1))
-    return torch.cat(found), torch.cat(biases)
+        rows.append(torch.stack([x.expand(start.shape) for x in facts], dim=-1).flatten(0, 1))
+    return torch.cat(rows), torch.cat(biases)
