@@ -608,7 +608,7 @@ def test_a_class_that_fails_at_work_is_a_row(module: Path) -> None:
     record = run_here(replace(SPEC, variant="my_module:MyAttention"))
     assert record["status"] == "error"
     assert re.fullmatch(
-        r"ValueError: my_module:MyAttention breaks the contract: forward must return the shape and .*, got shape .*",
+        r"ValueError: my_module:MyAttention breaks the contract: forward must return its input's shape .* got shape .*",
         record["reason"],
     )
 

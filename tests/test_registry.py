@@ -392,8 +392,8 @@ def test_a_layer_names_the_rule_that_an_output_breaks(returns, got: str) -> None
     register("wrong", config=PlainConfig)(Wrong)
     layer = MultiHeadAttention("wrong", d_model=8, n_heads=2)
     said = (
-        r"Wrong breaks the contract: forward must return the shape and dtype of its input, "
-        rf"\(2, 2, 5, 4\) of torch.float32, {got}"
+        r"Wrong breaks the contract: forward must return its input's "
+        rf"shape \(2, 2, 5, 4\) and dtype torch.float32, {got}"
     )
     with pytest.raises(ValueError, match=said):
         layer(torch.randn(2, 5, 8))

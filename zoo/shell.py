@@ -251,6 +251,6 @@ def check_output(backend: Backend, y: object, like: Tensor) -> None:
     got = f"shape {tuple(y.shape)} of {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
     cls = type(backend)
     raise ValueError(
-        f"{cls.__module__}:{cls.__qualname__} breaks the contract: forward must return the shape and dtype of its "
-        f"input, {tuple(like.shape)} of {like.dtype}, got {got}"
+        f"{cls.__module__}:{cls.__qualname__} breaks the contract: forward must return its input's "
+        f"shape {tuple(like.shape)} and dtype {like.dtype}, got {got}"
     )
