@@ -21,11 +21,11 @@ from typing import NoReturn
 from compare.arguments import LONGEST, parse, run_parser
 from compare.errors import UsageError
 
-NOT_DECODED = {
-    "longest": "measured at the lengths of --seq-len alone",
-    "compile": "run as they are",
-    "checkpointing": "taken without backward",
-    "causal": "those of the causal encoder",
+WHY_NOT_DECODED = {
+    "longest": "decoding measures only the lengths of --seq-len",
+    "compile": "decoding steps run uncompiled",
+    "checkpointing": "decoding has no backward pass",
+    "causal": "decoding always runs the causal encoder",
 }
 
 
@@ -81,12 +81,12 @@ def command_reproduce(options: argparse.Namespace, words: list[str]) -> int:
 
 def command_cost(options: argparse.Namespace, words: list[str]) -> int:
     if options.decode:
-        for flag in NOT_DECODED:
+        for flag, reason in WHY_NOT_DECODED.items():
             if getattr(options, flag):
-                raise UsageError(f"--{flag} says nothing with --decode: steps are {NOT_DECODED[flag]}")
+                raise UsageError(f"--{flag} cannot be combined with --decode: {reason}")
         return execute(options, words)
     if options.longest and not options.memory_limit:
-        raise UsageError("--longest N: expected --memory-limit SIZE with it, the memory that N shall fit into")
+        raise UsageError("--longest needs --memory-limit SIZE: the memory that the longest length must fit into")
     return execute(options, words, options.longest or LONGEST if options.memory_limit else None)
 
 
@@ -130,14 +130,14 @@ def command_list(options: argparse.Namespace, _words: list[str]) -> int:
 def command_report(options: argparse.Namespace, words: list[str]) -> int:
     for folder in options.folders:
         if not (folder / "records.jsonl").is_file():
-            raise UsageError(f"{folder} holds no records.jsonl")
+            raise UsageError(f"{folder} has no records.jsonl: name a folder that a comparison wrote")
     from compare.folder import check_foreign, claim_folder
     from compare.record import read_records
     from compare.report import write_report, write_report_many
 
     empty = [folder for folder in options.folders if not read_records(folder / "records.jsonl")[0]]
     if empty and (options.out is None or len(empty) == len(options.folders)):
-        print(f"error: {empty[0] / 'records.jsonl'} holds no record that can be read", file=sys.stderr)
+        print(f"error: {empty[0] / 'records.jsonl'} has no readable record", file=sys.stderr)
         return 1
     command = shlex.join(["python", "-m", "compare", *words])
     try:

@@ -43,20 +43,21 @@ def remarks(options: argparse.Namespace) -> list[str]:
     """Lines on what is not run, though it was among all that was asked for, and on what is run in its place."""
     lines = []
     if absent := left_out(options):
-        lines.append(f"left out, for want of a {'step' if options.decode else 'causal'} form: {', '.join(absent)}")
+        reason = "cannot decode step by step" if options.decode else "no causal form"
+        lines.append(f"skipped ({reason}): {', '.join(absent)}")
     words = split(options.tasks, "task", [])
     if options.causal:
         names = [n for n in tasks.available() if not tasks.get(n).own_data] if "all" in words else []
         names += [name for word in words if word in tasks.SUITES for name in tasks.SUITES[word].tasks]
         if unread := [name for name in dict.fromkeys(names) if not reading_of(name)]:
-            lines.append(f"left out, for want of a causal reading: {', '.join(unread)}")
+            lines.append(f"skipped tasks (no causal form): {', '.join(unread)}")
         forms = {form: name for name in tasks.available() if (form := tasks.get(name).causal_form)}
         chosen = dict.fromkeys(name for name, _, _ in choose_tasks(options) if name in forms and name not in words)
-        return lines + [f"{forms[name]} becomes {name}, its causal reading" for name in chosen]
+        return lines + [f"{forms[name]} becomes {name}, its causal form" for name in chosen]
     asked = asked_variants(options)
     if unable := [name for name, word in asked.items() if not find(word, "--variants").traits.causal]:
         chosen = dict.fromkeys(name for name, _, _ in choose_tasks(options) if is_causal(options, tasks.get(name)))
-        lines += [f"left out of {name}, for want of a causal form: {', '.join(unable)}" for name in chosen]
+        lines += [f"skipped on {name} (no causal form): {', '.join(unable)}" for name in chosen]
     return lines
 
 
@@ -102,7 +103,7 @@ def choose_tasks(options: argparse.Namespace) -> list[Chosen]:
         read = {name: reading_of(name) if options.causal else name for name in wanted}
         if not any(read.values()):
             able = ", ".join(name for name in tasks.available() if reading_of(name))
-            raise UsageError(f"--causal: {word} has no causal reading; these tasks have: {able}")
+            raise UsageError(f"--causal: {word} has no causal form; tasks that have one: {able}")
         for name, length in wanted.items():
             if task := read[name]:
                 defaults = tasks.get(task).defaults

@@ -86,16 +86,17 @@ def make_comparison(options: argparse.Namespace, words: list[str], longest: int 
         display.say(line)
     run = {find(spec.variant, "--variants").name for spec in planned.specs}
     if options.test_len and (bound := asked_variants(options).keys() - {*run, *left_out(options)}):
-        display.say(f"left out, with parameters for each position: {', '.join(sorted(bound))}")
+        names = ", ".join(sorted(bound))
+        display.say(f"skipped (parameters for each position, untrained beyond the training length): {names}")
     command = shlex.join(["python", "-m", "compare", *words])
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     machine = describe_machine(device=device, threads=threads, gpu=gpu, command=command)
     memory = torch.cuda.get_device_properties(0).total_memory if gpu else machine["memory_bytes"]
     if memory and options.memory_limit and options.memory_limit > memory:
-        beyond = f"--memory-limit: expected at most the memory there is, {memory} bytes, got {options.memory_limit}"
+        beyond = f"--memory-limit: expected at most the available memory, {memory} bytes, got {options.memory_limit}"
         if longest:
-            raise UsageError(f"{beyond}: what fits cannot be searched beyond it")
-        display.warn(f"{beyond}: runs have no more than there is")
+            raise UsageError(f"{beyond}: lower it to search the longest length that fits")
+        display.warn(f"{beyond}: runs are limited by the available memory")
     out = options.out or Path("results") / datetime.now().strftime("%Y%m%d-%H%M%S")
     return Comparison(
         command=command,
@@ -131,7 +132,7 @@ def choose_threads(display: Display) -> int:
     threads, cores = torch.get_num_threads(), usable_cores()
     most = max(1, floor(cores))
     if threads > most and "OMP_NUM_THREADS" in os.environ:
-        display.warn(f"OMP_NUM_THREADS: {threads} threads on {cores} cores make times waver; set it to {most}")
+        display.warn(f"OMP_NUM_THREADS: {threads} threads on {cores} cores make times noisy; set it to {most}")
         return threads
     return min(threads, most)
 
@@ -153,7 +154,7 @@ def carry_out(comparison: Comparison, display: Display) -> int:
             raise
         except OSError as error:
             what = f"{error.filename or out}: {error.strerror or error}"
-            print(f"error: {what}; what is finished is kept: make room, then {go_on(out)}", file=sys.stderr)
+            print(f"error: {what}; finished runs are kept: free disk space, then {go_on(out)}", file=sys.stderr)
             return 1
 
 

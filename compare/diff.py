@@ -214,11 +214,11 @@ def read_folder(folder: Path) -> tuple[Source, list[str]]:
     """Its results and machine, and warnings of what could not be read."""
     path = folder / "records.jsonl"
     if not path.is_file():
-        raise UsageError(f"{folder} holds no records.jsonl")
+        raise UsageError(f"{folder} has no records.jsonl: name a folder that a comparison wrote")
     records, damaged = read_records(path)
     results = [record for record in records if is_result(record)]
     if not results:
-        raise UsageError(f"{path} holds no result that can be read")
+        raise UsageError(f"{path} has no readable result")
     environment, complaints = read_environment(folder / "environment.json")
     return Source(results, environment), damaged + complaints
 
@@ -231,7 +231,7 @@ def diff(before: Source, after: Source) -> Diff:
     """
     pairs, remarks, vanished, new = pair_up(before.records, after.records)
     if not pairs:
-        raise UsageError("the two folders have no variant in common on one task at one length")
+        raise UsageError("expected a variant that ran on the same task at the same length in both folders, found none")
     stamps = [[source.environment_of(record) for record in source.records] for source in (before, after)]
     elsewhere = len({machine_name(stamp) for side in stamps for stamp in side}) > 1
     machines = [" and ".join(dict.fromkeys(map(machine_line, side))) for side in stamps]

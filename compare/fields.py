@@ -48,10 +48,10 @@ FIELDS: dict[str, Kind] = {
     **dict.fromkeys(("train_tokens", "loader_seconds", "wall_seconds"), AMOUNT),
     **dict.fromkeys(("measure_others_share", "measure_lost_share"), SHARE),
     **dict.fromkeys(("baselines", "test_slices"), SCORES),
-    "test_lens": Kind("an object of lengths and what was scored there", are_tests),
+    "test_lens": Kind("an object of test results by length", are_tests),
     "metric_scale": SCALE,
     **dict.fromkeys(("spec", "data", "lr_search", "machine"), OBJECT),
-    "data_notes": Kind("a list of texts", lambda value: is_list_of(str, value)),
+    "data_notes": Kind("a list of strings", lambda value: is_list_of(str, value)),
     "curve": Kind("a list of objects", lambda value: is_list_of(dict, value)),
 }
 SPEC_FIELDS: dict[str, Kind] = {
@@ -86,10 +86,10 @@ def parse_record(line: bytes, newest: int) -> dict[str, Any]:
         raise ValueError(f"expected a JSON object, got {in_short(record)}")
     schema = record.get("schema", newest)
     if not is_whole(schema) or schema > newest:
-        raise ValueError(f"schema {in_short(schema)}, this version reads up to {newest}")
+        raise ValueError(f"expected schema {newest} or older, got {in_short(schema)}")
     for name in NEEDED:
         if record.get(name) is None:
-            raise ValueError(f"no field {name!r}")
+            raise ValueError(f"missing field {name!r}")
     check(record, FIELDS)
     check(record.get("spec") or {}, SPEC_FIELDS)
     for point in record.get("curve") or []:
@@ -115,12 +115,12 @@ def parse_json(text: bytes) -> Any:
     try:
         return shown(json.loads(text.decode("utf-8-sig"), parse_int=as_integer))
     except RecursionError:
-        raise ValueError(f"lists and objects within one another, more than {DEEPEST} deep") from None
+        raise ValueError(f"lists and objects are nested more than {DEEPEST} deep") from None
 
 
 def as_integer(digits: str) -> int:
     if len(digits) > MOST_DIGITS:  # Python neither reads nor writes thousands of them
-        raise ValueError(f"an integer of {len(digits):,} digits is no number that can have been measured")
+        raise ValueError(f"an integer of {len(digits):,} digits cannot be a measured value")
     return int(digits)
 
 
@@ -134,7 +134,7 @@ def shown(value: Any, depth: int = 0) -> Any:
     if isinstance(value, str):
         return UNSHOWN.sub(in_words, value)
     if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:
-        raise ValueError(f"{in_short(value)} is no number that can have been measured")
+        raise ValueError(f"{in_short(value)} cannot be a measured value")
     if depth > DEEPEST:
         raise RecursionError
     if isinstance(value, dict):
@@ -147,7 +147,7 @@ def in_words(found: re.Match[str]) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # how Python reads a byte that is not UTF-8
         code -= 0xDC00
     if 0xD800 <= code <= 0xDFFF:
-        raise ValueError(f"\\u{code:04x} is half a character")
+        raise ValueError(f"\\u{code:04x} is an unpaired surrogate, not a character")
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 

@@ -27,7 +27,7 @@ def claim_folder(folder: Path, command: str, *, resume: bool | None = None) -> I
     """
     is_new = not folder.exists()
     if resume and is_new:
-        raise UsageError(f"--resume: there is no folder {folder} to continue in")
+        raise UsageError(f"--resume: folder {folder} does not exist; leave out --resume to start a comparison in it")
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def claim_folder(folder: Path, command: str, *, resume: bool | None = None) -> I
         except OSError as error:
             raise UsageError(f"--out {folder} cannot be written: {error.strerror}") from error
         if not resume and any((folder / name).exists() for name in ("records.jsonl", "checkpoints")):
-            advice = "leave --out away to draw its report" if resume is None else "add --resume to continue them"
+            advice = "leave out --out to draw its report" if resume is None else "add --resume to continue them"
             raise UsageError(f"--out {folder} holds results already: {advice}, or name another folder")
         if not is_new:
             check_foreign(folder)
@@ -62,8 +62,8 @@ def stamp_folder(folder: Path, machine: dict[str, object], display: Display) -> 
     if known:
         if machine_line(known) != machine_line(machine):
             display.warn(
-                f"what ran here before ran elsewhere ({machine_line(known)}): the report keeps it apart from what runs "
-                f"now ({machine_line(machine)})"
+                f"earlier runs in this folder come from another machine ({machine_line(known)}): the report separates "
+                f"them from the runs on this one ({machine_line(machine)})"
             )
         machine = machine | {"earlier": [*(earlier if isinstance(earlier, list) else []), known]}
     write_atomically(path, json.dumps(machine, indent=1) + "\n")

@@ -75,8 +75,8 @@ def is_scale(value: Any) -> bool:
     return bounded and is_text(value["unit"]) and isinstance(value["lower_is_better"], bool)
 
 
-TEXT = Kind("a text", is_text)
-NAME = Kind("a text that is not empty", lambda value: is_text(value) and bool(value.strip()))
+TEXT = Kind("a string", is_text)
+NAME = Kind("a string that is not empty", lambda value: is_text(value) and bool(value.strip()))
 SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
 COUNT = Kind("a whole number of at least 0", lambda value: is_whole(value) and value >= 0)
 LENGTH = Kind("a whole number above 0", lambda value: is_whole(value) and value > 0)

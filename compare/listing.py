@@ -163,7 +163,7 @@ def results(folder: Path, shown_as: str, chart: str = "") -> str:
     stem, sentences = in_short(folder)
     path = folder / "charts" / f"{chart or stem}.png"
     if not path.is_file():
-        raise ValueError(f"there is no chart {path}")
+        raise ValueError(f"chart {path} does not exist")
     return f"![{path.stem.replace('_', ' ')}]({shown_as}/charts/{path.name})\n\n{' '.join(sentences)}"
 
 
@@ -185,12 +185,13 @@ def written(path: Path) -> str:
     blocks = {name: table for name, table in markdown().items() if f"<!-- {name} -->\n" in text}
     blocks |= results_in(text, path.parent)
     if not blocks:
-        raise ValueError(f"it has no marker: <!-- results/FOLDER -->, or one of {', '.join(markdown())}")
+        known = ", ".join(f"<!-- {name} -->" for name in markdown())
+        raise ValueError(f"expected a marker, <!-- results/FOLDER --> or one of {known}, found none")
     for name, block in blocks.items():
         start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
         before, _, rest = text.partition(start)
         _, closed, after = rest.partition(end)
         if not closed:
-            raise ValueError(f"it has no line {end.strip()} after {start.strip()}")
+            raise ValueError(f"expected a line {end.strip()} after {start.strip()}, found none")
         text = before + start + block + end + after
     return text

@@ -65,7 +65,9 @@ def take(path: Path) -> int | None:
     """
     while True:
         if path.is_symlink() or not is_lock(path):
-            raise UsageError(f"{path} is not a comparison's, which needs that name: remove it, or name another folder")
+            raise UsageError(
+                f"{path} is not the lock file of a comparison but has its name: remove it, or name another folder"
+            )
         file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         if not lock(file):
             os.close(file)

@@ -70,17 +70,19 @@ def plan_runs(options: argparse.Namespace, device: str, threads: int) -> Planned
     sweeps, task_sweeps = read_sweeps(options.sweep)
     grid_at = read_grid_at(options.grid_at, task_sweeps)
     if grid_at and not options.lr_grid:
-        raise UsageError("--grid-at: expected --lr-grid with it: it says where that chooses")
+        raise UsageError("--grid-at needs --lr-grid R,S: it sets the task option at which the rate is chosen")
     check_causal(options, sweeps)
     compared = [*dict.fromkeys([*variants, *(sweep.name for sweep in sweeps)])]
     unused = set(settings) - set(compared) - {name for name, _, _ in chosen}
     if unused:
         among = ", ".join([*compared, *dict.fromkeys(name for name, _, _ in chosen)])
-        raise UsageError(f"--set {min(unused)}.…: {min(unused)!r} is not among what is compared: {among}")
+        raise UsageError(
+            f"--set {min(unused)}.…: expected a variant or task of this comparison ({among}), got {min(unused)!r}"
+        )
     for name in task_sweeps:
         if name not in {task for task, _, _ in chosen}:
             among = ", ".join(dict.fromkeys(task for task, _, _ in chosen))
-            raise UsageError(f"--sweep {name}.…: expected one of the tasks that are run, {among}, got {name!r}")
+            raise UsageError(f"--sweep {name}.…: expected a task of this comparison ({among}), got {name!r}")
     add_data(options, settings, list(dict.fromkeys(name for name, _, _ in chosen)))
     forms = choose_forms(variants, settings, sweeps)
     specs: list[RunSpec] = []
@@ -111,15 +113,15 @@ def plan_runs(options: argparse.Namespace, device: str, threads: int) -> Planned
 def check_flags(options: argparse.Namespace) -> None:
     """Raise UsageError where flags are at odds with one another."""
     if options.lr_grid and options.steps == 0:
-        raise UsageError("--lr-grid: with --steps 0 nothing is trained that could choose a rate")
+        raise UsageError("--lr-grid cannot be combined with --steps 0: choosing a rate needs training")
     if options.weight_decay_grid and not options.lr_grid:
-        raise UsageError("--weight-decay-grid: expected --lr-grid with it: both are chosen together")
+        raise UsageError("--weight-decay-grid needs --lr-grid R,S: one search chooses both")
     if options.test_len and options.steps == 0:
-        raise UsageError("--test-len: with --steps 0 nothing is trained that could be tested")
+        raise UsageError("--test-len cannot be combined with --steps 0: it tests trained models")
     if options.memory_limit is not None and options.memory_limit < LEAST_MEMORY:
         raise UsageError(
-            f"--memory-limit: expected a size with its unit, as 500MB or 16GB, and at least {LEAST_MEMORY >> 20}MB, "
-            f"less than loading torch takes; got {options.memory_limit} bytes"
+            f"--memory-limit: expected a size with its unit such as 500MB or 16GB, at least {LEAST_MEMORY >> 20}MB "
+            f"(loading torch alone takes more), got {options.memory_limit} bytes"
         )
 
 
@@ -134,7 +136,7 @@ def check_causal(options: argparse.Namespace, sweeps: list[Sweep]) -> None:
     if unable and asking and not options.decode:
         able = ", ".join(name for name in zoo.available() if zoo.describe(name).traits.causal)
         verb = "has" if len(unable) == 1 else "have"
-        raise UsageError(f"{asking[0]}: {', '.join(unable)} {verb} no causal form; leave out, these have one: {able}")
+        raise UsageError(f"{asking[0]}: {', '.join(unable)} {verb} no causal form; variants that have one: {able}")
 
 
 def open_task(name: str, seq_len: int, options: Options) -> Task:
@@ -161,7 +163,10 @@ def common_fields(options: argparse.Namespace, task: Task, budget: float) -> dic
     except ValueError as error:
         raise UsageError(str(error)) from error
     if common["lr_schedule"] == "inverse-square-root" and options.warmup == 0:
-        raise UsageError("--warmup 0: expected a share above 0 with --lr-schedule inverse-square-root, its peak")
+        raise UsageError(
+            "--warmup 0 cannot be combined with --lr-schedule inverse-square-root, which peaks at the end of the "
+            "warm-up: take a share above 0"
+        )
     check_test_lengths(task, sorted(options.test_len))
     return common | {
         "budget": None if options.steps is not None else options.budget or budget,
@@ -183,13 +188,13 @@ def choose_lengths(name: LengthSchedule | None, task: Task) -> LengthSchedule:
         return default_lengths(task.defaults.length_schedule, task.seq_len, task.shortest_train)
     if (shortest := shortest_length(name, task.seq_len)) < task.shortest_train:
         least = (
-            f"has training samples of {task.shortest_train} tokens and more"
+            f"has training samples of {task.shortest_train} tokens or more"
             if task.shortest_train < task.seq_len
-            else "has training samples of its own length alone"
+            else "has training samples of full length only"
         )
         raise UsageError(
             f"--length-schedule {name} ({in_words(name)}) trains at {shortest} of {task.seq_len} tokens, "
-            f"and {task.name} {least}: take another schedule or a longer --seq-len"
+            f"but {task.name} {least}: take another schedule or a longer --seq-len"
         )
     return name
 
@@ -204,9 +209,9 @@ def add_data(options: argparse.Namespace, settings: Settings, chosen: list[str])
         takers = [name for name in chosen if option in tasks.options(name)]
         if not takers:
             known = ", ".join(name for name in tasks.available() if option in tasks.options(name))
-            raise UsageError(f"{flag}: no task among {', '.join(chosen)} takes it; these do: {known}")
+            raise UsageError(f"{flag}: expected a task that takes it ({known}), got {', '.join(chosen)}")
         if len(takers) > 1:
-            raise UsageError(f"{flag}: several tasks take it; say which: --set {takers[0]}.{option}={value}")
+            raise UsageError(f"{flag}: several tasks take it; name one, such as --set {takers[0]}.{option}={value}")
         given = dict(settings.get(takers[0], ())) | {option: value}
         settings[takers[0]] = tuple(sorted(given.items()))
 
@@ -222,8 +227,8 @@ def check_test_lengths(task: Task, test_lens: Sequence[int]) -> None:
         for what, here, other in sizes:
             if here != other:
                 raise UsageError(
-                    f"--test-len {length}: {task.name} has {what} {other} there and {here} at the training length "
-                    f"{task.seq_len}: take lengths that share it"
+                    f"--test-len {length}: {task.name} has {what} {other} at this length and {here} at the training "
+                    f"length {task.seq_len}: take lengths with the same {what}"
                 )
 
 
@@ -238,7 +243,7 @@ def testable(planned: list[RunSpec], named: list[str]) -> list[RunSpec]:
         if (names := unreached[spec.label]) and spec.variant in named:
             raise UsageError(
                 f"--test-len {spec.max_len}: {spec.label} cannot be tested beyond its training length {spec.seq_len}: "
-                f"it has parameters for each position ({', '.join(names)}), and training would not reach those beyond"
+                f"it has parameters for each position ({', '.join(names)}), and those beyond would stay untrained"
             )
     return [spec for spec in planned if not unreached[spec.label]]
 

@@ -60,7 +60,7 @@ def other_data(before: object, now: Mapping[str, Any]) -> str:
     known = before if isinstance(before, dict) else {}
     for name, value in now.items():
         if name.endswith("sha256") and str(known.get(name, value)) != str(value):
-            return f"{name} {str(known[name])[:8]}, now {str(value)[:8]}"
+            return f"{name} was {str(known[name])[:8]}, is now {str(value)[:8]}"
     return ""
 
 
@@ -69,7 +69,7 @@ def other_machine(before: object, now: Mapping[str, Any]) -> str:
     known = before if isinstance(before, dict) else {}
     for name in TIMED_ON:
         if name in known and known[name] != now.get(name):
-            return f"{name} {known[name]}, now {now.get(name)}"
+            return f"{name} was {known[name]}, is now {now.get(name)}"
     return ""
 
 

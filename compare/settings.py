@@ -93,7 +93,7 @@ def read_sweeps(words: list[str]) -> tuple[list[Sweep], dict[str, Sweep]]:
         if name not in tasks.available():
             sweeps.append(sweep)
         elif (swept := task_sweeps.get(name, sweep).option) != option:
-            raise UsageError(f"{flag}: expected one swept option of a task, but {name}.{swept} is swept too")
+            raise UsageError(f"{flag}: expected one swept option for each task, but {name}.{swept} is swept too")
         else:  # of the same option the last counts, as of any flag: a plan's can be changed
             task_sweeps[name] = sweep
     return sweeps, task_sweeps
@@ -104,10 +104,10 @@ def read_grid_at(words: list[str], sweeps: dict[str, Sweep]) -> At:
     found = {}
     for word in words:
         flag = f"--grid-at {word}"
-        task, option, text = split_setting(flag, word, "VALUE, one that --sweep has of a task")
+        task, option, text = split_setting(flag, word, "VALUE, a task option that --sweep varies and one of its values")
         if task not in sweeps or sweeps[task].option != option:
             swept = ", ".join(f"{name}.{sweep.option}" for name, sweep in sweeps.items()) or "nothing"
-            raise UsageError(f"{flag}: expected an option of a task that --sweep names ({swept}), got {task}.{option}")
+            raise UsageError(f"{flag}: expected a task option that --sweep varies ({swept}), got {task}.{option}")
         values = sweeps[task].values
         value = read_value(flag, text, values[0])
         if value not in values:

@@ -11,7 +11,7 @@ def memory(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])i?)?b?", text.strip().lower())
     size = float(found[1]) * 1024 ** " kmgt".index(found[2] or " ") if found else 0
     if size < 1:
-        raise ArgumentTypeError(f"expected a size as 500MB or 16GB, got {text!r}")
+        raise ArgumentTypeError(f"expected a size such as 500MB or 16GB, got {text!r}")
     return int(size)
 
 
@@ -23,7 +23,7 @@ def positive(text: str) -> int:
 
 def seeds(text: str) -> int:
     if re.fullmatch(r"\d+([,:]\d+)+", text):
-        raise ArgumentTypeError(f"expected a positive integer, how many there are: 3 runs 0 to 2, got {text!r}")
+        raise ArgumentTypeError(f"expected the number of seeds (3 runs seeds 0, 1 and 2), got {text!r}")
     return positive(text)
 
 
@@ -56,7 +56,7 @@ def rates(text: str) -> tuple[float, ...]:
     """Rising, each once."""
     found = tuple(sorted({positive_float(part.strip()) for part in text.split(",")}))
     if len(found) < 2:
-        raise ArgumentTypeError(f"expected two rates or more, as 1e-3,3e-3, got {text!r}")
+        raise ArgumentTypeError(f"expected at least two rates such as 1e-3,3e-3, got {text!r}")
     return found
 
 
@@ -72,7 +72,7 @@ def amounts(text: str) -> tuple[float, ...]:
 
 def one_rate(text: str) -> float:
     if "," in text:
-        raise ArgumentTypeError(f"expected one rate, got {text!r}; to choose among several: --lr-grid {text}")
+        raise ArgumentTypeError(f"expected one rate, got {text!r}; to choose among several, use --lr-grid {text}")
     return positive_float(text)
 
 
@@ -83,7 +83,7 @@ def share(text: str) -> float:
         value = -1.0
     if 0 <= value < 1:
         return value
-    raise ArgumentTypeError(f"expected a share of the training, from 0 to below 1, got {text!r}")
+    raise ArgumentTypeError(f"expected a share of the training, at least 0 and below 1, got {text!r}")
 
 
 def positive_float(text: str) -> float:

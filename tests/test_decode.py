@@ -70,7 +70,7 @@ def test_only_what_is_causal_has_steps() -> None:
 
 @pytest.mark.parametrize("flag", [["--compile"], ["--checkpointing"], ["--longest", "4096"]])
 def test_what_says_nothing_of_steps_is_refused_in_one_line(flag: list[str]) -> None:
-    with pytest.raises(UsageError, match=f"{flag[0]} says nothing with --decode") as error:
+    with pytest.raises(UsageError, match=f"{flag[0]} cannot be combined with --decode") as error:
         command_cost(parse(["cost", "--decode", "--memory-limit", "4GB", *flag]), [])
     assert "\n" not in str(error.value)
 
@@ -203,7 +203,7 @@ def test_decoding_from_command_to_page(tmp_path: Path) -> None:
         assert record["cache_bytes"] == 4 * (conv + 2 * encoder.layers[0].attention.cache_size(N))
         assert not {"step_seconds", "test_score", "peak_memory_bytes"} & set(record)
     report = (tmp_path / "report.md").read_text()
-    assert "linformer has no causal form, so it cannot go token by token" in report
+    assert "linformer has no causal form, so it cannot decode step by step" in report
     assert "## Decoding, token by token" in report
     assert "## Cost against length" not in report
     stems = {path.stem for path in (tmp_path / "charts").glob("*.svg")}

@@ -306,9 +306,9 @@ def test_what_cannot_be_compared_is_one_line_and_exit_2(tmp_path: Path, capsys: 
     search["spec"] |= {"search": True}
     empty = write_folder(tmp_path / "empty", [search])
     for words, message in (
-        ((str(good), str(tmp_path)), f"{tmp_path} holds no records.jsonl"),
-        ((str(good), str(empty)), "records.jsonl holds no result that can be read"),
-        ((str(good), str(other)), "the two folders have no variant in common"),
+        ((str(good), str(tmp_path)), f"{tmp_path} has no records.jsonl"),
+        ((str(good), str(empty)), "records.jsonl has no readable result"),
+        ((str(good), str(other)), "expected a variant that ran on the same task at the same length in both folders"),
         ((str(good),), "required: B"),
     ):
         assert run(*words) == 2

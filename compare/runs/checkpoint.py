@@ -40,14 +40,14 @@ class Checkpoint:
             # Tensors and plain values alone are read: any other pickle could run anything.
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             if state["format"] != FORMAT:
-                raise ValueError(f"format {state['format']}, this version reads {FORMAT}")
+                raise ValueError(f"expected format {FORMAT}, got {state['format']}")
             restored = restore(state)
             self.due = state["seconds"] + self.every
         except Exception as error:  # whatever torch raises on a damaged file
             reason = f"{type(error).__name__}: {first_line(error)}"
             if isinstance(error, UnpicklingError):  # torch would advise to trust the file
-                reason = "it is damaged, or holds more than tensors and plain values"
-            self.warn(f"{self.path} cannot be used ({reason}); the run starts anew")
+                reason = "damaged, or holds more than tensors and plain values"
+            self.warn(f"{self.path} cannot be used ({reason}); the run starts over")
             return None
         return restored
 
@@ -66,7 +66,9 @@ class Checkpoint:
             with suppress(OSError):
                 part.unlink()
             if not self.failed:
-                self.warn(f"{self.path} cannot be written ({first_line(error)}); training goes on without")
+                self.warn(
+                    f"{self.path} cannot be written ({first_line(error)}); training continues without a checkpoint"
+                )
             self.failed = True
         self.due = seconds + max(self.every, (time.perf_counter() - started) / SHARE)
 

@@ -51,7 +51,7 @@ def measure_decoding(
     entry = describe(spec.variant)
     if not entry.steps:
         form = "step form" if entry.traits.causal else "causal form"
-        raise NotImplementedError(f"{entry.name} has no {form}, so it cannot go token by token")
+        raise NotImplementedError(f"{entry.name} has no {form}, so it cannot decode step by step")
     torch.manual_seed(spec.seed)
     device = torch.device(spec.device)
     model = Model(spec, task).to(device).eval()

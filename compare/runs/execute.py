@@ -119,9 +119,9 @@ def restore(spec: RunSpec, task: Task, record: Record, state: dict[str, Any]) ->
     """
     so_far = json.loads(state["record"])
     if changed := other_data(so_far["data"], record["data"]):
-        raise ValueError(f"it is of other data: {changed}")
+        raise ValueError(f"the data changed: {changed}")
     if changed := other_machine(so_far.get("machine"), record["machine"]):
-        raise ValueError(f"it is of another machine: {changed}")
+        raise ValueError(f"the machine changed: {changed}")
     trainer = Trainer(spec, task)
     trainer.restore(state["trainer"])
     record.update(so_far)

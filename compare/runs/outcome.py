@@ -76,5 +76,5 @@ def record_of_crash(
         name = signal.Signals(-returncode).name
         reason = f"killed by signal {-returncode} ({name}) in {where}: {last_words}"
     else:
-        reason = f"exit {returncode}, {where}: {last_words}"
+        reason = f"exit code {returncode} in {where}: {last_words}"
     return new_record(spec, "oom" if oom else "error", reason) | {"wall_seconds": wall_seconds}

@@ -44,7 +44,7 @@ def run_all(
             display.warn(warning)
         finished = {r["run_id"]: r for r in known if r["status"] not in RETRIED}
         for what, stale in of_other_data(specs, finished, unprepared).items():
-            display.warn(f"{what}: finished runs of the old data are run again: {len(stale)}")
+            display.warn(f"{what}: finished runs on the old data are repeated: {len(stale)}")
             finished = {run_id: record for run_id, record in finished.items() if run_id not in stale}
     done = [finished[s.run_id] for s in specs if s.run_id in finished]
     if done:
