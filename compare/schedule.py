@@ -32,7 +32,8 @@ LR_SCHEDULES: dict[LrSchedule, LrCurve] = {
     "cosine": LrCurve("half a cosine to 0", lambda done, _: 0.5 * (1 + math.cos(math.pi * done))),
     "linear": LrCurve("linear to 0", lambda done, _: 1 - done),
     "inverse-square-root": LrCurve(
-        "1 / √share done, from the end of the warm-up on", lambda done, warmup: math.sqrt(warmup / max(done, warmup))
+        "1 / √(share of the training done) after the warm-up",
+        lambda done, warmup: math.sqrt(warmup / max(done, warmup)),
     ),
 }
 

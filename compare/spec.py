@@ -119,23 +119,27 @@ class RunSpec:
     conv_width: int | None
     embedding_std: float
     activation: str = flagged(
-        *("shape", "of the feed-forward (%(default)s)"),
+        *("shape", "activation of the feed-forward (default: %(default)s)"),
         default="gelu",
         choices=("gelu", "relu", "swiglu"),
     )
     positions: str = flagged(
-        *("shape", "position embedding (rotary; sinusoidal for pictures)"),
+        *("shape", "position embedding (default: rotary; sinusoidal for pictures)"),
         choices=("sinusoidal", "learned", "rotary", "none"),
     )
     norm: str = "pre"
     dropout: float = 0.0
-    accumulate: int = flagged("training", "micro-batches in a step (%(default)s)", positive, default=1, metavar="K")
+    accumulate: int = flagged(
+        "training", "micro-batches in an optimizer step (default: %(default)s)", positive, default=1, metavar="K"
+    )
     lr: float = flagged("training", "peak learning rate", one_rate, metavar="RATE")
-    weight_decay: float = flagged("training", "of matrices (%(default)g)", amount, default=0.01, metavar="W")
+    weight_decay: float = flagged(
+        "training", "weight decay of matrices (default: %(default)g)", amount, default=0.01, metavar="W"
+    )
     clip_norm: float = 1.0
     lr_schedule: LrSchedule = flagged(
         "training",
-        f"of the learning rate; {LR_CURVES} (the task's own)",
+        f"how the learning rate changes after its warm-up. {LR_CURVES} (default: the task's)",
         default="cosine",
         of_task=True,
         choices=LR_SCHEDULES,
@@ -143,15 +147,15 @@ class RunSpec:
     )
     warmup: float = flagged(
         "training",
-        "share of the training in which the learning rate rises, below 1 (%(default)g)",
+        "share of the training, below 1, in which the learning rate rises (default: %(default)g)",
         share,
         default=0.02,
         metavar="SHARE",
     )
     length_schedule: LengthSchedule = flagged(
         "training",
-        f"how long training samples are; {LENGTH_PHASES} (the task's own or, where that starts below "
-        f"{SHORTEST_DEFAULT} tokens or the shortest that the task has, the next)",
+        f"how the length of training samples changes, where N is the full length. {LENGTH_PHASES} (default: the "
+        f"task's; if it starts below {SHORTEST_DEFAULT} tokens or below the task's shortest sample, the next of these)",
         default="constant",
         of_task=True,
         choices=LENGTH_SCHEDULES,
@@ -160,18 +164,24 @@ class RunSpec:
     test_lens: tuple[int, ...] = ()
     causal: bool = flagged(
         "switches",
-        "the encoder sees the past alone; bytes becomes next_byte. What has no causal form or reading is left out of "
-        "all",
+        "causal encoders: a position sees itself and earlier positions; the task bytes becomes next_byte. Skips "
+        "variants and tasks without a causal form, unless they are named: then it is an error",
         default=False,
     )
-    checkpointing: bool = flagged("switches", "run layers again in backward, not keep them", default=False)
-    reversible: bool = flagged("switches", "two streams: layers are undone in backward, not kept", default=False)
-    compile: bool = flagged("switches", "torch.compile (compiling counts as training time)", default=False)
+    checkpointing: bool = flagged("switches", "recompute layers in backward instead of storing them", default=False)
+    reversible: bool = flagged(
+        "switches", "two-stream layers: backward recomputes their inputs instead of storing them", default=False
+    )
+    compile: bool = flagged("switches", "use torch.compile (compiling counts as training time)", default=False)
     search: bool = False
     decode: bool = False
     probe: int | None = None
     memory_limit: int | None = flagged(
-        "switches", "what a run may hold, as 16GB; beyond it is an oom row", memory, default=None, metavar="SIZE"
+        "switches",
+        "memory that a run may use, such as 16GB; a run beyond it gets status oom",
+        memory,
+        default=None,
+        metavar="SIZE",
     )
     device: str
     dtype: str
