@@ -180,13 +180,13 @@ class Diff:
 
     @property
     def summary(self) -> list[str]:
-        told = f"Changed beyond noise: {len(self.changes)}" if self.changes else "Nothing changed beyond noise"
+        count = f"Changed beyond noise: {len(self.changes)} of" if self.changes else "Nothing changed beyond noise in"
         lines = [
-            f"{told}, of {self.compared} comparisons. Tests over seeds are held to 5 % all together (Holm); times "
-            "count from 10 %, memory from 5 %, and from twice that where a side has one run."
+            f"{count} {self.compared} comparisons. All tests over seeds together err in at most 5 % of cases (Holm). "
+            "Times count from a change of 10 %, memory from 5 %; where a side has one run, from twice that."
         ]
         if self.unjudged:
-            lines.append(f"Test scores not judged, for want of two seeds a side: {self.unjudged}.")
+            lines.append(f"Test scores not judged, because a side has fewer than two seeds: {self.unjudged}.")
         named = (("New", self.new), ("Vanished", self.vanished))
         return lines + [f"{word}: {', '.join(rows)}." for word, rows in named if rows]
 
@@ -236,7 +236,7 @@ def diff(before: Source, after: Source) -> Diff:
     elsewhere = len({machine_name(stamp) for side in stamps for stamp in side}) > 1
     machines = [" and ".join(dict.fromkeys(map(machine_line, side))) for side in stamps]
     if elsewhere or machines[0] != machines[1]:
-        remarks.insert(0, f"Machines differ: {' → '.join(machines)}." + " Times are told, not judged." * elsewhere)
+        remarks.insert(0, f"Machines differ: {' → '.join(machines)}." + " Times are shown, not judged." * elsewhere)
 
     comparisons = [comparison for pair in pairs for comparison in comparisons_of(pair)]
     tested = run_tests(comparisons)
@@ -249,7 +249,7 @@ def diff(before: Source, after: Source) -> Diff:
         elif found.chance <= limit and abs(found.change) > comparison.measure.limit(1):
             changes.append(comparison.told(found.change, found.half, elsewhere=elsewhere))
     if busy := [f"{row.name} ({pair.where})" for pair in pairs for row in (pair.before, pair.after) if row.disturbed]:
-        remarks.append(f"Disturbed (as by other processes) and left out of times: {', '.join(dict.fromkeys(busy))}.")
+        remarks.append(f"Disturbed (as by other processes) and excluded from times: {', '.join(dict.fromkeys(busy))}.")
     order = {(pair.where, pair.before.name): rank for rank, pair in enumerate(pairs)}
     changes.sort(key=lambda change: order[change.where, change.variant])
     unjudged = sum(
@@ -305,7 +305,7 @@ def pair_up(before: Sequence[Record], after: Sequence[Record]) -> tuple[list[Pai
             for found, names in ((vanished, mine.keys() - theirs.keys()), (new, theirs.keys() - mine.keys())):
                 found += [f"{', '.join(sorted(names))} ({title})"] if names else []
             if not share_data(was[key], now[other]):
-                remarks.append(f"{title}: not the same data; scores may differ for that.")
+                remarks.append(f"{title}: the data differ, which may change scores.")
     return pairs, remarks, vanished, new
 
 

@@ -369,8 +369,8 @@ def outcome(record: Record) -> str:
     if record["status"] != "ok":
         return f"{record['status']}: {record['reason']}"
     if "token_seconds" in record:
-        took = f"{record['wall_seconds']:.0f} s in all"
-        return f"{1e3 * record['token_seconds']:.3g} ms a token, {record['cache_bytes']:,} bytes of state, {took}"
+        took = f"{record['wall_seconds']:.0f} s in total"
+        return f"{1e3 * record['token_seconds']:.3g} ms per token, {record['cache_bytes']:,} bytes of state, {took}"
     parts = []
     if "test_score" in record:
         parts.append(score_text(record, "test_score"))
@@ -380,10 +380,10 @@ def outcome(record: Record) -> str:
         parts.append(f"{record['train_steps']:,} steps")
     if "tokens_per_second" in record:
         parts.append(f"{record['tokens_per_second']:,.0f} tokens/s, step {record['step_seconds']:.3g} s")
-    if not parts:  # it asked whether a length fits
-        return "fits"
+    if not parts:  # a probe of memory
+        return "fits into memory"
     busy = disturbance(record)
     parts.append(
-        f"{record['wall_seconds']:.0f} s in all" + (f"; disturbed (as by other processes): {busy}" if busy else "")
+        f"{record['wall_seconds']:.0f} s in total" + (f"; disturbed (as by other processes): {busy}" if busy else "")
     )
     return ", ".join(parts)

@@ -19,14 +19,14 @@ from zoo.entry import Entry, format_added, format_bytes
 
 Rows = list[list[str]]
 TASK_HEADERS = ["name", "what it asks", "metric", "causal", "lengths", "default", "options"]
-SUITE_HEADERS = ["suite", "what for", "tasks", "seconds a run"]
+SUITE_HEADERS = ["suite", "purpose", "tasks", "seconds per run"]
 WHAT = ["name", "year", "causal", "what it does", "options"]
 COST = ["name", "time", "memory", "parameters added", "capacity"]
 KEPT = ["name", "directions", "state", "cache"]
 FORM = ["exact", "directions", "exceptions", "options", "source"]
 SHORT = ["name", "what it does", "family", "year", "time", "causal"]
 MARKDOWN = ["name", "what it does", "family", "year", *COST[1:-1], "state", "cache", "capacity", *FORM]
-WRAPPED = ("time", "directions", "what it does", "options", "what it asks", "lengths", "what for", "tasks")
+WRAPPED = ("time", "directions", "what it does", "options", "what it asks", "lengths", "purpose", "tasks")
 
 
 def backends() -> list[Entry]:
@@ -103,8 +103,8 @@ def show() -> None:
     entries = backends()
     for title, headers in (
         ("Backends: Encoder(attn=NAME), --variants NAME, --set NAME.OPTION=VALUE", WHAT),
-        ("Their cost (all of one: python -m compare list NAME)", COST),
-        ("What they keep of 1,024 positions (cache: in steps)", KEPT),
+        ("Cost (python -m compare list NAME describes one backend)", COST),
+        ("Bytes at 1,024 positions: the state that a query reads, the cache that steps keep", KEPT),
     ):
         table = make_table(title, headers)
         for family, members in groupby(entries, key=lambda entry: entry.traits.family):

@@ -46,12 +46,13 @@ PLANS: dict[str, Plan] = {
             BENCH: {"full": 0.788, "mamba2": 0.896, "gated_deltanet": 0.552},
         },
         departures=(
-            "The published figures of mamba2 are Mamba's (arXiv:2312.00752), which this project does not have.",
+            "The published figures under mamba2 are those of Mamba (arXiv:2312.00752), which this project lacks.",
             "All variants have 4 heads of 32 (MAD: 16 of 8 for attention), LayerNorm (MAD: RMSNorm) and float32 (MAD: "
             "bfloat16).",
-            "The best of three rates is chosen on a validation split at a vocabulary of 1024 with one seed, and tested "
-            "with three seeds at each; MAD takes, at each vocabulary, the best of six test scores of one seed.",
-            "Without weight decay: over these 400 steps MAD's other choice, 0.1, takes 2 % of a weight at most.",
+            "The search chooses the best of three rates on a validation split, at a vocabulary of 1024 with one seed; "
+            "the test uses three seeds at each vocabulary. MAD takes the best of six test scores of one seed at each "
+            "vocabulary.",
+            "No weight decay. MAD also tries 0.1, which shrinks a weight by at most 2 % over these 400 steps.",
         ),
         reasons={},
     ),

@@ -146,7 +146,7 @@ STEP_MEMORY = Quantity(
     unit="B",
     show=size,
     words="peak memory of a step",
-    holds="without weights and optimizer state: not all told them",
+    holds="without weights and optimizer state, which some records lack",
     column="peak memory of a step",
     latex=Latex("peak of a step (MiB)", 2**-20, 1),
     better="low",
@@ -170,7 +170,7 @@ LAYER_STATE = Quantity(
     column="state a layer",
     better="low",
 )
-FLOPS = Quantity(field="flops", title="step cost", unit="FLOP", show=count, column="FLOPs/step", floor=0)
+FLOPS = Quantity(field="flops", title="FLOPs of a step", unit="FLOP", show=count, column="FLOPs/step", floor=0)
 TOKEN = Quantity(
     field="token_seconds",
     title="time per token",
@@ -227,11 +227,11 @@ QUANTITIES = (
     Quantity(field="train_cpu_seconds", title="CPU time of training", unit="s", show=seconds),
     Quantity(
         field="train_others_share",
-        title="machine taken by others in training",
+        title="machine time that others took in training",
         unit="share",
         show=percent,
         kind=SHARE,
     ),
     Quantity(field="train_lost_share", title="CPU time lost in training", unit="share", show=percent, kind=SHARE),
-    Quantity(field="train_step_seconds", title="step in training", unit="s", show=seconds, kind=MEASURED),
+    Quantity(field="train_step_seconds", title="time of a step in training", unit="s", show=seconds, kind=MEASURED),
 )

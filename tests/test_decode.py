@@ -356,4 +356,4 @@ def test_diff_tells_a_state_that_grew_and_a_token_that_takes_longer() -> None:
 
 def test_a_run_that_ended_is_told_in_a_line() -> None:
     record = make_decoded("full", seq_len=512) | {"token_seconds": 0.00042}
-    assert outcome(record) == "0.42 ms a token, 1,048,576 bytes of state, 12 s in all"
+    assert outcome(record) == "0.42 ms per token, 1,048,576 bytes of state, 12 s in total"

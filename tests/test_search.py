@@ -132,7 +132,8 @@ def test_all_seeds_run_with_the_chosen_rate_and_resume_finds_the_search(worker: 
     assert len(worker) == 6 + 6
     assert "learning rate of full · mqar · N 32: 0.003" in told
     assert (
-        "learning rate of linear · mqar · N 32: 0.003 (every run of the search failed: the middle of the grid)" in told
+        "learning rate of linear · mqar · N 32: 0.003 (every run of the search failed: took the middle of the grid)"
+        in told
     )
     for record in read_records(path)[0]:
         assert is_search(record) is ("lr_search" not in record)

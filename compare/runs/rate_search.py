@@ -53,7 +53,7 @@ def search_rates(
         the specs with their learning rates, and what to add to the record of each: run_id -> {"lr_search": …}.
     """
     wanted = search_specs(specs, grid, at)
-    say(f"choosing learning rates: {len(wanted)} runs with seed {SEED}, validated and not tested")
+    say(f"choosing learning rates: {len(wanted)} runs with seed {SEED}, validated but not tested")
     found = {record["run_id"]: record for record in run(wanted)}
     chosen, notes = [], {}
     for spec in specs:
@@ -103,9 +103,9 @@ def choose(runs: Sequence[Record], grid: Sequence[GridPoint]) -> Record:
     best = grid[min(ranked)[1] if ranked else (len(grid) - 1) // 2]
     note = ""
     if not ranked:
-        note = "every run of the search failed: the middle of the grid"
+        note = "every run of the search failed: took the middle of the grid"
     elif len(rates) > 1 and best.lr in (rates[0], rates[-1]):
-        note = "at the edge of the grid: a wider one may hold a better rate"
+        note = "at the edge of the grid: a wider grid may hold a better rate"
     return {
         "grid": rates,
         "chosen": best.lr,
