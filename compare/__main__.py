@@ -7,7 +7,7 @@ import sys
 
 if __name__ == "__main__" and not sys.flags.safe_path:  # -m looks for modules in the current folder first
     HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    if os.path.realpath(sys.path[0]) != os.path.realpath(HERE):  # a user's, whose random.py is none of ours
+    if os.path.realpath(sys.path[0]) != os.path.realpath(HERE):  # a user's, whose random.py would hide the real one
         sys.path.append(sys.path.pop(0))
 
 import argparse
@@ -30,7 +30,7 @@ WHY_NOT_DECODED = {
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line; exit code 0 done, 1 no run succeeded or a regression, 2 usage, 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 1 no run succeeded or a regression, 2 usage error, 130 interrupted."""
     if arguments is None:
         settle()
     words = sys.argv[1:] if arguments is None else arguments
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except OSError as error:  # a report's folder that cannot be written, records that cannot be read
+    except OSError as error:  # a folder cannot be written, or records cannot be read
         print(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
@@ -53,17 +53,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def settle() -> None:
-    """Make this process, and what it starts, independent of where it was started from."""
+    """Make this process and its children independent of the terminal, notebook or folder that started it."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal of few letters shows ? for the others
-    os.environ["MPLBACKEND"] = "Agg"  # a notebook's may name one that is not installed here
-    os.environ["PYTHONSAFEPATH"] = "1"  # for processes that build data, as for this one
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is finished is reported, as after Ctrl-C
+            stream.reconfigure(errors="replace")  # a terminal without Unicode shows ?
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook's backend may not be installed here
+    os.environ["PYTHONSAFEPATH"] = "1"  # children that build data import nothing from the current folder first
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # finished runs are reported, as after Ctrl-C
 
 
 def command_reproduce(options: argparse.Namespace, words: list[str]) -> int:
-    """Run a plan, with what is typed behind its name changed in it; without a name list the plans."""
+    """Run a plan, changed by the options typed after its name; without a name, list the plans."""
     from compare.plans import PLANS, get
 
     if options.name is None:
@@ -91,18 +91,18 @@ def command_cost(options: argparse.Namespace, words: list[str]) -> int:
 
 
 def execute(options: argparse.Namespace, words: list[str], longest: int | None = None) -> int:
-    """Run what the options ask for.
+    """Run the comparison that the options describe.
 
     Args:
-        options: of ``run_parser`` or ``cost_parser``.
-        words: what was typed.
+        options: from ``run_parser`` or ``cost_parser``.
+        words: the typed arguments.
         longest: search the longest length that fits into the memory limit, up to this one; None = no search.
     """
     from compare.display import choose_display
 
     display = choose_display(quiet=options.quiet, as_json=options.json)
     display.say(f"attention zoo: comparing {options.variants} on {options.tasks}")
-    from compare.comparison import carry_out, make_comparison  # torch takes seconds, and a line has been shown
+    from compare.comparison import carry_out, make_comparison  # torch takes seconds to load: the line comes first
 
     return carry_out(make_comparison(options, words, longest, display), display)
 
@@ -143,11 +143,11 @@ def command_report(options: argparse.Namespace, words: list[str]) -> int:
     try:
         if options.out is not None:
             with claim_folder(options.out, command):
-                tell_report(options.out, write_report_many(options.folders, options.out, options.match).warnings)
+                print_report(options.out, write_report_many(options.folders, options.out, options.match).warnings)
             return 0
         for folder in options.folders:
             check_foreign(folder)
-            tell_report(folder, write_report(folder, options.match).warnings)
+            print_report(folder, write_report(folder, options.match).warnings)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -157,8 +157,8 @@ def command_report(options: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
-def tell_report(folder: Path, warnings: list[str]) -> None:
-    """The page on stdout, then what it warns of on stderr."""
+def print_report(folder: Path, warnings: list[str]) -> None:
+    """Print the path of the page to stdout, then the warnings to stderr."""
     print(folder / "report.html", flush=True)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -167,12 +167,12 @@ def tell_report(folder: Path, warnings: list[str]) -> None:
 def command_diff(options: argparse.Namespace, _words: list[str]) -> int:
     from compare.diff import diff_folders, show
 
-    found = diff_folders(options.before, options.after)
+    result = diff_folders(options.before, options.after)
     if options.markdown:
-        print(found.markdown())
+        print(result.markdown())
     else:
-        show(found)
-    return 1 if options.fail_on_regression and found.regressed else 0
+        show(result)
+    return 1 if options.fail_on_regression and result.regressed else 0
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {

@@ -1,4 +1,4 @@
-"""What the command line takes. Nothing here imports torch."""
+"""The parsers of the command line. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compare.values import amounts, length, lengths, natural, positive_float, ra
 
 Container: TypeAlias = argparse._ArgumentGroup
 Make = Callable[..., Parser]
-"""Parser, or what makes one among those of the commands."""
+"""``Parser``, or the function that adds a parser for a command."""
 CONTROL = "none"
 DEFAULT_VARIANTS = "full,linformer,linear"
 DEFAULT_TASK = "noisy_recall"
@@ -54,10 +54,10 @@ COST_EPILOG = """examples:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """What is typed after ``python -m compare``, and its ``command``: ``run`` where none is named.
+    """Parse the words after ``python -m compare``. The ``command`` is ``run`` where they name none.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the words cannot be parsed.
     """
     root = Parser(prog=PROGRAM)
     commands = root.add_subparsers(dest="command")
@@ -67,7 +67,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def run_parser(make: Make = Parser) -> Parser:
-    """Of ``python -m compare`` itself."""
+    """Make the parser of ``python -m compare`` itself."""
     run = make(
         prog=PROGRAM,
         description="Train and measure attention variants under the same conditions, and chart the results.",
@@ -172,7 +172,7 @@ def run_parser(make: Make = Parser) -> Parser:
 
 
 def cost_parser(make: Make = Parser) -> Parser:
-    """Of ``python -m compare cost``: its own options; all else is as ``python -m compare`` has it by default."""
+    """Make the parser of ``python -m compare cost``; options it lacks have the defaults of ``python -m compare``."""
     cost = make(
         prog=f"{PROGRAM} cost",
         description="Measure what attention variants cost at each length, without training: time, memory, FLOPs, how "
@@ -220,14 +220,14 @@ def cost_parser(make: Make = Parser) -> Parser:
 
 
 def add_fields(group: Container, name: str, apart: Sequence[str] = ()) -> None:
-    """The flags of the fields of ``RunSpec`` that belong to a group, but for those that have a place ``apart``."""
+    """Add the flags of a group of ``RunSpec`` fields, except those in ``apart``."""
     for field, flag in FLAGS.items():
         if flag.group == name and field not in apart:
             add_field(group, field)
 
 
 def add_field(group: Container, field: str) -> None:
-    """The flag of a field of ``RunSpec``."""
+    """Add the flag of a field of ``RunSpec``."""
     flag = FLAGS[field]
     if isinstance(flag.unasked, bool):
         group.add_argument(flag.option, action="store_true", help=flag.help)
@@ -243,7 +243,7 @@ def add_field(group: Container, field: str) -> None:
 
 
 def add_what(parser: Parser) -> argparse._ArgumentGroup:
-    """Which variants on which tasks."""
+    """Add the flags that choose variants and tasks."""
     what = parser.add_argument_group("what to compare")
     what.set_defaults(named=False)
     what.add_argument(
@@ -280,7 +280,7 @@ def add_what(parser: Parser) -> argparse._ArgumentGroup:
 
 
 def add_where(parser: Parser) -> None:
-    """The device, and where results go."""
+    """Add the flags for the device and the folder of results."""
     where = parser.add_argument_group("device and results")
     where.add_argument(
         "--device",
@@ -297,7 +297,7 @@ def add_where(parser: Parser) -> None:
 
 
 def add_run_options(parser: Parser) -> None:
-    """How runs go on and what is shown of them."""
+    """Add the flags for the execution of runs and for what is printed."""
     how = parser.add_argument_group("execution (does not change any result)")
     how.add_argument(
         "--timeout", type=positive_float, metavar="SECONDS", help="stop a run that takes longer (default: never)"
@@ -317,7 +317,7 @@ def add_run_options(parser: Parser) -> None:
 
 
 def diff_parser(make: Make = Parser) -> Parser:
-    """Of ``python -m compare diff``."""
+    """Make the parser of ``python -m compare diff``."""
     diff = make(
         prog=f"{PROGRAM} diff",
         description="Show what changed between two folders of results, beyond noise:\n"
@@ -338,7 +338,7 @@ def diff_parser(make: Make = Parser) -> Parser:
 
 
 def list_parser(make: Make = Parser) -> Parser:
-    """Of ``python -m compare list``."""
+    """Make the parser of ``python -m compare list``."""
     listing = make(prog=f"{PROGRAM} list", description="List backends and tasks, or describe one backend.")
     form = listing.add_mutually_exclusive_group()
     form.add_argument("name", nargs="?", metavar="NAME", help="a backend, or your own module:Class")
@@ -350,7 +350,7 @@ def list_parser(make: Make = Parser) -> Parser:
 
 
 def report_parser(make: Make = Parser) -> Parser:
-    """Of ``python -m compare report``."""
+    """Make the parser of ``python -m compare report``."""
     report = make(prog=f"{PROGRAM} report", description="Draw charts and pages again from records, running nothing.")
     report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders with a records.jsonl")
     report.add_argument("--out", type=Path, metavar="DIR", help="draw one report of all folders into this folder")
@@ -359,7 +359,7 @@ def report_parser(make: Make = Parser) -> Parser:
 
 
 def reproduce_parser(make: Make = Parser) -> Parser:
-    """Of ``python -m compare reproduce``; what follows the name is left to ``run_parser``."""
+    """Make the parser of ``python -m compare reproduce``; ``run_parser`` parses the words after the name."""
     reproduce = make(
         prog=f"{PROGRAM} reproduce",
         usage=f"{PROGRAM} reproduce [NAME [OPTION ...]]",
@@ -377,7 +377,7 @@ def reproduce_parser(make: Make = Parser) -> Parser:
 
 
 def add_switches(parser: Parser) -> argparse._ArgumentGroup:
-    """What every variant is given alike and what changes its cost."""
+    """Add the flags that change the cost of every variant alike."""
     same = parser.add_argument_group("switches, the same for every variant")
     add_fields(same, "switches", apart=("checkpointing", "reversible"))
     same.add_argument(
@@ -393,7 +393,7 @@ def add_switches(parser: Parser) -> argparse._ArgumentGroup:
 
 
 def add_match(parser: Parser) -> None:
-    """Which score the report is about."""
+    """Add the flag for the score that the report compares."""
     parser.add_argument(
         "--match",
         choices=MATCHES,
@@ -411,4 +411,4 @@ PARSERS: dict[str, Callable[[Make], Parser]] = {
     "diff": diff_parser,
     "reproduce": reproduce_parser,
 }
-"""By command."""
+"""Command -> the function that makes its parser."""

@@ -1,4 +1,4 @@
-"""One comparison: made of the arguments, then prepared, run and reported."""
+"""One comparison: built from the arguments, then prepared, run and reported."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class Comparison:
     """What one command compares, and how.
 
     Attributes:
-        command: what was typed.
-        specs: the runs; where a rate is searched, as they are before it is chosen.
-        grid: the settings to choose each variant's from; empty = as they are.
-        grid_at: where a task is swept and one search stands for all values.
-        longest: the greatest length of the search for the longest that fits into memory; None = no search.
-        match: the score that the report is about.
-        plan: the name of the plan that is repeated; None = of none.
-        out: the folder of the results. resume: it holds runs already, and goes on.
-        run_options: how each run is carried out.
+        command: the typed command.
+        specs: the runs; before a search, with the learning rates that the search replaces.
+        grid: rates and weight decays that the search tries for each variant; empty = no search.
+        grid_at: swept tasks for which one search serves all values, as ``At``.
+        longest: the longest length that the search for the longest that fits into memory tries; None = no search.
+        match: the score that the report compares.
+        plan: the name of the plan that is repeated; None = no plan.
+        out: the folder of the results. resume: whether to continue the runs in it.
+        run_options: how each run is executed.
     """
 
     command: str
@@ -65,16 +65,16 @@ class Comparison:
 
 
 def make_comparison(options: argparse.Namespace, words: list[str], longest: int | None, display: Display) -> Comparison:
-    """What the arguments ask for, on this machine.
+    """Build the comparison that the arguments describe, on this machine.
 
     Args:
-        options: of ``run_parser`` or ``cost_parser``.
-        words: what was typed.
-        longest: as ``Comparison`` has it.
-        display: told what is left out, and what will not be as asked.
+        options: from ``run_parser`` or ``cost_parser``.
+        words: the typed arguments.
+        longest: as in ``Comparison``.
+        display: shows what is skipped or replaced, and warnings.
 
     Raises:
-        UsageError: it cannot be.
+        UsageError: the arguments contradict one another, or this machine.
     """
     if options.resume and options.out is None:
         raise UsageError("--resume needs --out DIR: the folder to continue in")
@@ -118,17 +118,17 @@ def make_comparison(options: argparse.Namespace, words: list[str], longest: int 
     )
 
 
-def choose_device(asked: str) -> str:
-    """``cpu`` or ``cuda``; of ``auto``, the GPU where there is one."""
+def choose_device(typed: str) -> str:
+    """``cpu`` or ``cuda``; ``auto`` takes the GPU if there is one."""
     available = torch.cuda.is_available()
-    if asked == "cuda" and not available:
+    if typed == "cuda" and not available:
         raise UsageError("--device cuda: no CUDA device is available here; use --device cpu")
-    return ("cuda" if available else "cpu") if asked == "auto" else asked
+    return ("cuda" if available else "cpu") if typed == "auto" else typed
 
 
 def choose_threads(display: Display) -> int:
-    """As many as torch takes, but no more than there are cores: torch counts those of the machine, whatever part of
-    them a container gets. What the user asks for stays as it is."""
+    """The number of threads: torch's default, but at most the usable cores, because torch counts all cores of the
+    machine and not those of a container. OMP_NUM_THREADS is never changed."""
     threads, cores = torch.get_num_threads(), usable_cores()
     most = max(1, floor(cores))
     if threads > most and "OMP_NUM_THREADS" in os.environ:
@@ -138,7 +138,7 @@ def choose_threads(display: Display) -> int:
 
 
 def carry_out(comparison: Comparison, display: Display) -> int:
-    """Prepare the data, do the runs, draw the report; the exit code.
+    """Prepare the data, do the runs and draw the report; return the exit code.
 
     Raises:
         UsageError: the folder cannot be used.
@@ -147,7 +147,7 @@ def carry_out(comparison: Comparison, display: Display) -> int:
     with claim_folder(out, comparison.command, resume=comparison.resume):
         unprepared = prepare_data(comparison.specs, display)
         if len(unprepared) == len({spec.data_id for spec in comparison.specs}):
-            return 2  # each was told
+            return 2  # each error was shown
         try:
             return run_and_report(comparison, unprepared, display)
         except BrokenPipeError:
@@ -159,7 +159,7 @@ def carry_out(comparison: Comparison, display: Display) -> int:
 
 
 def run_and_report(comparison: Comparison, unprepared: dict[DataId, str], display: Display) -> int:
-    """unprepared: data that could not be prepared, and why."""
+    """Do the runs and draw the report. unprepared: data that could not be prepared -> the reason."""
     out, specs = comparison.out, comparison.specs
     stamp_folder(out, comparison.run_options.machine, display)
     count = f"{len(specs)} runs, one after another" if len(specs) > 1 else "1 run"
@@ -171,8 +171,8 @@ def run_and_report(comparison: Comparison, unprepared: dict[DataId, str], displa
         interrupted = True
     finished = read_records(comparison.records)[0] if comparison.records.exists() else []
     if any(map(is_result, finished)):
-        for told in write_report(out, comparison.match).sentences:
-            display.say(told)
+        for sentence in write_report(out, comparison.match).sentences:
+            display.say(sentence)
         display.report(out / "report.html")
     if interrupted:
         display.say(f"interrupted: {len(finished)} finished runs are kept; {go_on(out)}")
@@ -182,7 +182,7 @@ def run_and_report(comparison: Comparison, unprepared: dict[DataId, str], displa
 
 
 def do_runs(comparison: Comparison, unprepared: dict[DataId, str], display: Display) -> tuple[RunSpec, ...]:
-    """Search what is to be searched and run all specs; returns them as they ran, with their learning rates."""
+    """Search rates, run all specs, search longest lengths; return the specs with their learning rates."""
     specs, notes = comparison.specs, dict[str, Record]()
     run = partial(
         run_all,
