@@ -1,4 +1,4 @@
-"""What a line of records.jsonl may hold: numbers that can have been measured, texts that can be shown."""
+"""What a line of records.jsonl may hold: numbers that a run can measure, strings that a report can show."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from compare.quantities import QUANTITIES
 
 NEEDED = ("run_id", "variant", "task", "seq_len", "seed", "status")
 MOST_DIGITS = 100
-DEEPEST = 20  # lists and objects within one another
-# What no chart, page or terminal shows as it is: control characters, and halves of surrogate pairs.
+DEEPEST = 20  # levels of nested lists and objects
+# Characters that no chart, page or terminal shows as they are: control characters and unpaired surrogates.
 UNSHOWN = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\ufffe\\uffff\\ud800-\\udfff]")
 
 FIELDS: dict[str, Kind] = {
@@ -72,14 +72,14 @@ POINT_FIELDS: dict[str, Kind] = {
 
 
 def parse_record(line: bytes, newest: int) -> dict[str, Any]:
-    """The record of a line, each known field of its kind. Fields that this version does not know stay as they are.
+    """Parse a line into a record, and check its known fields. Fields that this version does not know stay as they are.
 
     Args:
         line: JSON in UTF-8.
-        newest: schema that this version reads.
+        newest: the newest schema that this version reads.
 
     Raises:
-        ValueError: it is damaged, or newer.
+        ValueError: the line is damaged, or its schema is newer.
     """
     record = parse_json(line)
     if not isinstance(record, dict):
@@ -105,12 +105,12 @@ def check(values: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
 
 
 def parse_json(text: bytes) -> Any:
-    r"""What JSON in UTF-8 says, if a report can show it.
+    r"""Parse JSON in UTF-8 into values that a report can show.
 
-    A byte of a file name that is not UTF-8 becomes ``\xe9`` in words, so that two such names stay two.
+    A byte of a file name that is not UTF-8 is written out as ``\xe9``, so that two such names stay distinct.
 
     Raises:
-        ValueError: it is damaged, holds numbers that are not finite, or is nested too deep.
+        ValueError: the text is damaged, holds numbers that are not finite, or is nested too deep.
     """
     try:
         return shown(json.loads(text.decode("utf-8-sig"), parse_int=as_integer))
@@ -119,17 +119,17 @@ def parse_json(text: bytes) -> Any:
 
 
 def as_integer(digits: str) -> int:
-    if len(digits) > MOST_DIGITS:  # Python neither reads nor writes thousands of them
+    if len(digits) > MOST_DIGITS:  # Python refuses to convert thousands of digits
         raise ValueError(f"an integer of {len(digits):,} digits cannot be a measured value")
     return int(digits)
 
 
 def shown(value: Any, depth: int = 0) -> Any:
-    """The value, with texts that can be shown.
+    """The value, with strings that can be shown.
 
     Raises:
-        ValueError: it holds half a character, or a number that cannot have been measured.
-        RecursionError: it is nested too deep.
+        ValueError: the value holds an unpaired surrogate, or a number that cannot be a measured value.
+        RecursionError: the value is nested too deep.
     """
     if isinstance(value, str):
         return UNSHOWN.sub(in_words, value)
@@ -142,8 +142,9 @@ def shown(value: Any, depth: int = 0) -> Any:
     return [shown(each, depth + 1) for each in value] if isinstance(value, list) else value
 
 
-def in_words(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def in_words(match: re.Match[str]) -> str:
+    """A character that cannot be shown, as its escape."""
+    code = ord(match[0])
     if 0xDC80 <= code <= 0xDCFF:  # how Python reads a byte that is not UTF-8
         code -= 0xDC00
     if 0xD800 <= code <= 0xDFFF:
@@ -152,6 +153,6 @@ def in_words(found: re.Match[str]) -> str:
 
 
 def in_short(value: object) -> str:
-    """A value as JSON, in few words."""
+    """A value as JSON, cut to 40 characters."""
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:40]}…"

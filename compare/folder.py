@@ -1,4 +1,4 @@
-"""The folder of a comparison: claimed against others, stamped with what runs in it."""
+"""The folder of a comparison: locked against other processes, stamped with the machine of its runs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from compare.report.facts.grouping import machine_line
 
 @contextmanager
 def claim_folder(folder: Path, command: str, *, resume: bool | None = None) -> Iterator[None]:
-    """Create a folder, and hold it against other processes. Left empty, it is removed again.
+    """Create a folder, and lock it against other processes. A new folder that stays empty is removed.
 
-    resume: whether runs go on in it; None: a report alone is drawn into it.
+    resume: whether to continue the runs in the folder; None: only a report is drawn into it.
 
     Raises:
-        UsageError: it cannot be written, another process holds it, or it holds what must not be replaced.
+        UsageError: the folder cannot be written, another process holds it, or it has files that must not be replaced.
     """
     is_new = not folder.exists()
     if resume and is_new:
@@ -41,21 +41,21 @@ def claim_folder(folder: Path, command: str, *, resume: bool | None = None) -> I
             check_foreign(folder)
         yield
     if is_new:
-        with suppress(OSError):  # it holds something
+        with suppress(OSError):  # the folder is not empty
             folder.rmdir()
 
 
 def check_foreign(folder: Path) -> None:
-    """Raise UsageError where a report would replace what no report wrote."""
-    if found := foreign_files(folder):
+    """Raise UsageError where a report would replace a file that no report wrote."""
+    if foreign := foreign_files(folder):
         raise UsageError(
-            f"{folder / found[0]} was not written by a comparison, and the report would replace it: "
+            f"{folder / foreign[0]} was not written by a comparison, and the report would replace it: "
             "move it, or name another folder"
         )
 
 
 def stamp_folder(folder: Path, machine: dict[str, object], display: Display) -> None:
-    """Write down what runs here from now on; what ran here before stays beside it."""
+    """Record the machine of the next runs; the machines of earlier runs stay beside it."""
     path = folder / "environment.json"
     known = read_environment(path)[0] if path.exists() else {}
     earlier = known.pop("earlier", [])
@@ -70,5 +70,5 @@ def stamp_folder(folder: Path, machine: dict[str, object], display: Display) -> 
 
 
 def go_on(folder: Path) -> str:
-    """How an interrupted comparison is continued, in words."""
+    """How to continue an interrupted comparison, in words."""
     return f"continue with --out {shlex.quote(str(folder))} --resume"
