@@ -1,4 +1,4 @@
-"""Comparisons that others have published, as commands of ours, and the figures that they published."""
+"""Published comparisons as commands of this project, with their published figures."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from compare.errors import closest
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A comparison to repeat.
+    """A published comparison to repeat.
 
     Attributes:
-        summary: what is repeated, and from where.
+        summary: the comparison and its source.
         words: the arguments of ``python -m compare`` that repeat it.
-        published: source -> variant -> its score there, a fraction.
-        departures: what ours does in another way than all of the sources.
-        reasons: variant -> why its score may differ from theirs.
+        published: source -> variant -> its published score, a fraction.
+        departures: sentences on how our runs differ from all sources.
+        reasons: variant -> why its score may differ from the published ones.
     """
 
     summary: str
@@ -60,10 +60,10 @@ PLANS: dict[str, Plan] = {
 
 
 def get(name: str) -> Plan:
-    """The plan of that name.
+    """Return the plan of that name.
 
     Raises:
-        ValueError: for an unknown name, with the closest match and the list.
+        ValueError: the name is unknown; the message has the closest match and the list.
     """
     if name in PLANS:
         return PLANS[name]
