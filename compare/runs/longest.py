@@ -9,7 +9,7 @@ from compare.record import Record
 from compare.runs.outcome import RETRIED
 from compare.spec import RunSpec
 
-FINENESS = 16  # the search ends when what fits and what does not are a sixteenth apart
+FINENESS = 16  # the search ends when a length that fits and one that does not are a sixteenth apart
 
 
 def search_longest(
@@ -18,15 +18,15 @@ def search_longest(
     records: Sequence[Record],
     run: Callable[[Sequence[RunSpec]], list[Record]],
 ) -> None:
-    """Find the longest length of each variant on each task, up to ``cap``, from what was measured on.
+    """Find the longest length that fits, of each variant on each task, from the measured lengths up to ``cap``.
 
-    Each probe is a run in a fresh process with a record of its own, which ``spec.probe`` marks; one that is there
-    already is not repeated.
+    Each probe is a run in a fresh process with a record of its own, which ``spec.probe`` marks. A probe that already
+    has a record is not repeated.
 
     Args:
-        specs: the runs that were measured.
-        cap: no longer length is tried.
-        records: all that there are, probes of before among them.
+        specs: the measured runs.
+        cap: the longest length to try.
+        records: all records so far, including earlier probes.
         run: runs specs and returns their records.
     """
     found = {record["run_id"]: record["status"] for record in records if record["status"] not in RETRIED}
@@ -44,7 +44,7 @@ def search_longest(
 def prober(
     measured: RunSpec, found: dict[str, str], run: Callable[[Sequence[RunSpec]], list[Record]]
 ) -> Callable[[int], str]:
-    """Length -> status of a probe of it, on the samples that were measured."""
+    """Return a function: length -> status of a probe of it, on the measured samples."""
 
     def probe(length: int) -> str:
         spec = replace(measured, seq_len=length, probe=measured.seq_len)
@@ -54,7 +54,7 @@ def prober(
 
 
 def extend(answers: dict[int, str], probe: Callable[[int], str], cap: int) -> None:
-    """Add to ``answers``, length -> status, until they hold the longest that fits to within a sixteenth.
+    """Probe lengths and add them to ``answers``, length -> status, until the longest that fits is known to a sixteenth.
 
     Lengths double until one does not fit, or up to ``cap``; then the gap is halved. One of ``answers`` must be ok.
     """
