@@ -1,4 +1,4 @@
-"""The command line: ``python -m compare``. The work is in the modules beside it."""
+"""The command line: ``python -m compare``. The modules beside it do the work."""
 
 from __future__ import annotations
 

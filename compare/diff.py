@@ -302,8 +302,8 @@ def pair_up(before: Sequence[Record], after: Sequence[Record]) -> tuple[list[Pai
             mine, theirs = ({row.name: row for row in group.rows} for group in (was[key], now[other]))
             lower = was[key].scale.lower_is_better
             pairs += [Pair(title, mine[name], theirs[name], lower) for name in mine if name in theirs]
-            for found, names in ((vanished, mine.keys() - theirs.keys()), (new, theirs.keys() - mine.keys())):
-                found += [f"{', '.join(sorted(names))} ({title})"] if names else []
+            for listed, names in ((vanished, mine.keys() - theirs.keys()), (new, theirs.keys() - mine.keys())):
+                listed += [f"{', '.join(sorted(names))} ({title})"] if names else []
             if not share_data(was[key], now[other]):
                 remarks.append(f"{title}: the data differ, which may change scores.")
     return pairs, remarks, vanished, new

@@ -29,11 +29,11 @@ class Tested(NamedTuple):
     chance: float
 
 
-def moderate(found: Sequence[Evidence]) -> list[Tested]:
+def moderate(evidence: Sequence[Evidence]) -> list[Tested]:
     """t tests with variances shrunk towards a common one: the better they agree, the stronger (Smyth 2004)."""
-    variances, degrees = (np.array([getattr(each, name) for each in found]) for name in ("variance", "degrees"))
-    middle = float(np.median(variances)) if len(found) else 0.0
-    if len(found) > 1 and middle > 0:
+    variances, degrees = (np.array([getattr(each, name) for each in evidence]) for name in ("variance", "degrees"))
+    middle = float(np.median(variances)) if len(evidence) else 0.0
+    if len(evidence) > 1 and middle > 0:
         logs = np.log(np.maximum(variances, 1e-5 * middle)) - digamma(degrees / 2) + np.log(degrees / 2)
         excess = float(np.var(logs, ddof=1) - np.mean(polygamma(1, degrees / 2)))
         total = float(degrees.sum())
@@ -43,10 +43,10 @@ def moderate(found: Sequence[Evidence]) -> list[Tested]:
             variances = (prior * common + degrees * variances) / (prior + degrees)
             degrees = np.minimum(prior + degrees, total)
         else:
-            variances = np.full(len(found), float(np.average(variances, weights=degrees)))
-            degrees = np.full(len(found), total)
+            variances = np.full(len(evidence), float(np.average(variances, weights=degrees)))
+            degrees = np.full(len(evidence), total)
     tested = []
-    for each, variance, freedom in zip(found, variances, degrees, strict=True):
+    for each, variance, freedom in zip(evidence, variances, degrees, strict=True):
         error = math.sqrt(variance * each.share)
         half = float(stdtrit(freedom, 1 - SIGNIFICANT / 2)) * error
         chance = (

@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         known = {option.lstrip("-"): option for action in self._actions for option in action.option_strings}
         known |= {command: command for command in self.commands}
         names = (word.partition("=")[0].lstrip("-–—") for word in words.split())
-        close = next((found[0] for name in names if (found := get_close_matches(name, known, n=1, cutoff=0.7))), None)
+        close = next((near[0] for name in names if (near := get_close_matches(name, known, n=1, cutoff=0.7))), None)
         return f"; did you mean {known[close]}?" if close else ""
 
 

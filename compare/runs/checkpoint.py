@@ -43,7 +43,7 @@ class Checkpoint:
                 raise ValueError(f"expected format {FORMAT}, got {state['format']}")
             restored = restore(state)
             self.due = state["seconds"] + self.every
-        except Exception as error:  # whatever torch raises on a damaged file
+        except Exception as error:  # torch raises many types on a damaged file
             reason = f"{type(error).__name__}: {first_line(error)}"
             if isinstance(error, UnpicklingError):  # torch's own message advises to trust the file
                 reason = "damaged, or holds more than tensors and plain values"

@@ -44,7 +44,7 @@ class Events:
 
 def settle_in() -> Events:
     """Reserve stdout for events, and die with the supervisor. Call it before anything else."""
-    # Only events go to the supervisor's pipe: whatever a library prints goes to stderr.
+    # Only events reach the supervisor's pipe: the prints of libraries go to stderr.
     events = Events(os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)
     warnings.filterwarnings("ignore")

@@ -1,7 +1,7 @@
 """The CPU time that this process used and that other processes took meanwhile, as the system counts it.
 
 Linux counts both; elsewhere only the CPU seconds of this process are known. A container sees the whole host in
-/proc/stat, so CPU time that others took does not by itself mean that a run was disturbed: time that it waited does.
+/proc/stat, so CPU time that others took does not by itself mean that a run was disturbed: its own waiting does.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def memory_groups(system: Path) -> list[tuple[Path, int]]:
     limits = []
     for folder in groups(system, "memory"):
         limit = words(folder / "memory.max") or words(folder / "memory.limit_in_bytes")
-        if limit and limit[0].isdecimal() and int(limit[0]) < 2**60:  # v1 says "no limit" by a number near 2**63
+        if limit and limit[0].isdecimal() and int(limit[0]) < 2**60:  # v1 writes "no limit" as a number near 2**63
             limits.append((folder, int(limit[0])))
     return limits
 

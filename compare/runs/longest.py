@@ -29,26 +29,26 @@ def search_longest(
         records: all records so far, including earlier probes.
         run: runs specs and returns their records.
     """
-    found = {record["run_id"]: record["status"] for record in records if record["status"] not in RETRIED}
+    statuses = {record["run_id"]: record["status"] for record in records if record["status"] not in RETRIED}
     alike: dict[tuple[str, str], list[RunSpec]] = {}
     for spec in specs:
         if spec.seed == 0:
             alike.setdefault((spec.label, spec.task), []).append(spec)
     for measured in alike.values():
-        answers = {spec.seq_len: found[spec.run_id] for spec in measured if spec.run_id in found}
+        answers = {spec.seq_len: statuses[spec.run_id] for spec in measured if spec.run_id in statuses}
         fitting = [spec for spec in measured if answers.get(spec.seq_len) == "ok"]
         if fitting:
-            extend(answers, prober(max(fitting, key=lambda spec: spec.seq_len), found, run), cap)
+            extend(answers, prober(max(fitting, key=lambda spec: spec.seq_len), statuses, run), cap)
 
 
 def prober(
-    measured: RunSpec, found: dict[str, str], run: Callable[[Sequence[RunSpec]], list[Record]]
+    measured: RunSpec, statuses: dict[str, str], run: Callable[[Sequence[RunSpec]], list[Record]]
 ) -> Callable[[int], str]:
     """Return a function: length -> status of a probe of it, on the measured samples."""
 
     def probe(length: int) -> str:
         spec = replace(measured, seq_len=length, probe=measured.seq_len)
-        return found.get(spec.run_id) or str(run([spec])[0]["status"])
+        return statuses.get(spec.run_id) or str(run([spec])[0]["status"])
 
     return probe
 

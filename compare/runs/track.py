@@ -67,7 +67,7 @@ class Tracking:
     def warning_of_errors(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever a tracker raises
+        except Exception as error:  # trackers raise many types
             self.warn(f"tracking: {' '.join(str(error).split()) or type(error).__name__}")
 
 
