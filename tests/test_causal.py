@@ -35,7 +35,7 @@ def test_all_is_what_has_a_causal_form_and_the_rest_is_told() -> None:
     assert {spec.task for spec in found} == {"mqar", "selective_copy", "next_byte"}
     assert all(spec.causal and not spec.decode for spec in found)
     assert set(left_out(run_parser().parse_args(words))) == set(available()) - ABLE
-    assert "skipped (no causal form): fnet, linforme" in told(*words)
+    assert "skipped (no causal form): fnet, linformer" in told(*words)
     assert "skipped tasks (no causal form): digits" in told(*words)
     assert "bytes becomes next_byte" in told(*words)
     assert not any(spec.causal for spec in specs("--variants", "full", "--tasks", "mqar"))

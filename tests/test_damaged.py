@@ -164,7 +164,7 @@ def with_field(field: str, value: str, record: Record = GOOD[0]) -> bytes:
         (with_field("status", '{"a": 1}'), 'status: expected a string that is not empty, got {"a": 1}'),
         (with_field("seed", '"0"'), 'seed: expected a whole number of at least 0, got "0"'),
         (with_field("seq_len", "true"), "seq_len: expected a whole number above 0, got true"),
-        (with_field("kernel", "[]"), "kernel: expected a text, got []"),
+        (with_field("kernel", "[]"), "kernel: expected a string, got []"),
         (with_field("baselines", '{"a": "b"}'), "baselines: expected an object of numbers"),
         (with_field("curve", "[[1]]"), "curve: expected a list of objects, got [[1]]"),
         (with_field("curve", '[{"step": "x"}]'), 'step: expected a number of at least 0, got "x"'),
