@@ -1,1 +1,1 @@
-"""Train and measure attention variants under the same conditions, and draw what came out."""
+"""Train and measure attention variants under the same conditions, and draw the results."""

@@ -1,4 +1,4 @@
-"""The command line: ``python -m compare``. The work is in the modules beside it."""
+"""The command line: ``python -m compare``. The modules beside it do the work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 if __name__ == "__main__" and not sys.flags.safe_path:  # -m looks for modules in the current folder first
     HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    if os.path.realpath(sys.path[0]) != os.path.realpath(HERE):  # a user's, whose random.py is none of ours
+    if os.path.realpath(sys.path[0]) != os.path.realpath(HERE):  # a user's, whose random.py would hide the real one
         sys.path.append(sys.path.pop(0))
 
 import argparse
@@ -21,16 +21,16 @@ from typing import NoReturn
 from compare.arguments import LONGEST, parse, run_parser
 from compare.errors import UsageError
 
-NOT_DECODED = {
-    "longest": "measured at the lengths of --seq-len alone",
-    "compile": "run as they are",
-    "checkpointing": "taken without backward",
-    "causal": "those of the causal encoder",
+WHY_NOT_DECODED = {
+    "longest": "decoding measures only the lengths of --seq-len",
+    "compile": "decoding steps run uncompiled",
+    "checkpointing": "decoding has no backward pass",
+    "causal": "decoding always runs the causal encoder",
 }
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line; exit code 0 done, 1 no run succeeded or a regression, 2 usage, 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 1 no run succeeded or a regression, 2 usage error, 130 interrupted."""
     if arguments is None:
         settle()
     words = sys.argv[1:] if arguments is None else arguments
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except OSError as error:  # a report's folder that cannot be written, records that cannot be read
+    except OSError as error:  # a folder cannot be written, or records cannot be read
         print(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
@@ -53,17 +53,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def settle() -> None:
-    """Make this process, and what it starts, independent of where it was started from."""
+    """Make this process and its children independent of the terminal, notebook or folder that started it."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal of few letters shows ? for the others
-    os.environ["MPLBACKEND"] = "Agg"  # a notebook's may name one that is not installed here
-    os.environ["PYTHONSAFEPATH"] = "1"  # for processes that build data, as for this one
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is finished is reported, as after Ctrl-C
+            stream.reconfigure(errors="replace")  # a terminal without Unicode shows ?
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook's backend may not be installed here
+    os.environ["PYTHONSAFEPATH"] = "1"  # children that build data import nothing from the current folder first
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # finished runs are reported, as after Ctrl-C
 
 
 def command_reproduce(options: argparse.Namespace, words: list[str]) -> int:
-    """Run a plan, with what is typed behind its name changed in it; without a name list the plans."""
+    """Run a plan, changed by the options typed after its name; without a name, list the plans."""
     from compare.plans import PLANS, get
 
     if options.name is None:
@@ -81,28 +81,28 @@ def command_reproduce(options: argparse.Namespace, words: list[str]) -> int:
 
 def command_cost(options: argparse.Namespace, words: list[str]) -> int:
     if options.decode:
-        for flag in NOT_DECODED:
+        for flag, reason in WHY_NOT_DECODED.items():
             if getattr(options, flag):
-                raise UsageError(f"--{flag} says nothing with --decode: steps are {NOT_DECODED[flag]}")
+                raise UsageError(f"--{flag} cannot be combined with --decode: {reason}")
         return execute(options, words)
     if options.longest and not options.memory_limit:
-        raise UsageError("--longest N: expected --memory-limit SIZE with it, the memory that N shall fit into")
+        raise UsageError("--longest needs --memory-limit SIZE: the memory that the longest length must fit into")
     return execute(options, words, options.longest or LONGEST if options.memory_limit else None)
 
 
 def execute(options: argparse.Namespace, words: list[str], longest: int | None = None) -> int:
-    """Run what the options ask for.
+    """Run the comparison that the options describe.
 
     Args:
-        options: of ``run_parser`` or ``cost_parser``.
-        words: what was typed.
+        options: from ``run_parser`` or ``cost_parser``.
+        words: the typed arguments.
         longest: search the longest length that fits into the memory limit, up to this one; None = no search.
     """
     from compare.display import choose_display
 
     display = choose_display(quiet=options.quiet, as_json=options.json)
     display.say(f"attention zoo: comparing {options.variants} on {options.tasks}")
-    from compare.comparison import carry_out, make_comparison  # torch takes seconds, and a line has been shown
+    from compare.comparison import carry_out, make_comparison  # torch takes seconds to load: the line comes first
 
     return carry_out(make_comparison(options, words, longest, display), display)
 
@@ -130,24 +130,24 @@ def command_list(options: argparse.Namespace, _words: list[str]) -> int:
 def command_report(options: argparse.Namespace, words: list[str]) -> int:
     for folder in options.folders:
         if not (folder / "records.jsonl").is_file():
-            raise UsageError(f"{folder} holds no records.jsonl")
+            raise UsageError(f"{folder} has no records.jsonl: name a folder that a comparison wrote")
     from compare.folder import check_foreign, claim_folder
     from compare.record import read_records
     from compare.report import write_report, write_report_many
 
     empty = [folder for folder in options.folders if not read_records(folder / "records.jsonl")[0]]
     if empty and (options.out is None or len(empty) == len(options.folders)):
-        print(f"error: {empty[0] / 'records.jsonl'} holds no record that can be read", file=sys.stderr)
+        print(f"error: {empty[0] / 'records.jsonl'} has no readable record", file=sys.stderr)
         return 1
     command = shlex.join(["python", "-m", "compare", *words])
     try:
         if options.out is not None:
             with claim_folder(options.out, command):
-                tell_report(options.out, write_report_many(options.folders, options.out, options.match).warnings)
+                print_report(options.out, write_report_many(options.folders, options.out, options.match).warnings)
             return 0
         for folder in options.folders:
             check_foreign(folder)
-            tell_report(folder, write_report(folder, options.match).warnings)
+            print_report(folder, write_report(folder, options.match).warnings)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -157,8 +157,8 @@ def command_report(options: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
-def tell_report(folder: Path, warnings: list[str]) -> None:
-    """The page on stdout, then what it warns of on stderr."""
+def print_report(folder: Path, warnings: list[str]) -> None:
+    """Print the path of the page to stdout, then the warnings to stderr."""
     print(folder / "report.html", flush=True)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -167,12 +167,12 @@ def tell_report(folder: Path, warnings: list[str]) -> None:
 def command_diff(options: argparse.Namespace, _words: list[str]) -> int:
     from compare.diff import diff_folders, show
 
-    found = diff_folders(options.before, options.after)
+    result = diff_folders(options.before, options.after)
     if options.markdown:
-        print(found.markdown())
+        print(result.markdown())
     else:
-        show(found)
-    return 1 if options.fail_on_regression and found.regressed else 0
+        show(result)
+    return 1 if options.fail_on_regression and result.regressed else 0
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {

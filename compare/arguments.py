@@ -1,4 +1,4 @@
-"""What the command line takes. Nothing here imports torch."""
+"""The parsers of the command line. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compare.values import amounts, length, lengths, natural, positive_float, ra
 
 Container: TypeAlias = argparse._ArgumentGroup
 Make = Callable[..., Parser]
-"""Parser, or what makes one among those of the commands."""
+"""``Parser``, or the function that adds a parser for a command."""
 CONTROL = "none"
 DEFAULT_VARIANTS = "full,linformer,linear"
 DEFAULT_TASK = "noisy_recall"
@@ -23,15 +23,15 @@ MATCHES = ("end", "time", "steps", "flops")
 COST_LENGTHS = "512:8192"
 LONGEST = 65_536
 EPILOG = """other commands:
-  python -m compare cost ...         cost against length, without training (--help tells its options)
-  python -m compare list             backends and tasks, with traits and cost
-  python -m compare list NAME        all about one backend, its options explained
+  python -m compare cost ...         measure cost against length, without training (--help lists its options)
+  python -m compare list             list backends and tasks, with traits and cost
+  python -m compare list NAME        describe one backend and its options
   python -m compare report DIR ...   draw charts and pages again, from records alone
-  python -m compare diff A B         what changed between two folders of results, beyond noise
-  python -m compare reproduce NAME   run a named plan, and show what came out beside published figures
+  python -m compare diff A B         show what changed between two folders of results, beyond noise
+  python -m compare reproduce NAME   run a named plan, and show its results beside published figures
 
 examples:
-  python -m compare                  which of three keeps its accuracy at 8192 tokens, and what that costs
+  python -m compare                  which of three variants keeps its accuracy at 8192 tokens, and at what cost
   python -m compare --variants full,linformer --seq-len 8192
   python -m compare --variants all --tasks mqar --seq-len 256 --seeds 3 --budget 60
   python -m compare --variants full,linformer --set linformer.rank=128 --steps 500
@@ -48,16 +48,16 @@ examples:
 COST_EPILOG = """examples:
   python -m compare cost --variants full,linformer,linear --seq-len 512:65536
   python -m compare cost --variants all --seq-len 512:16384 --seeds 3 --out results/cost
-  python -m compare cost --variants full,naive --memory-limit 4GB     # and the longest that fits in 4 GiB
-  python -m compare cost --decode --variants all --seq-len 512:16384  # time per token and state, token by token
+  python -m compare cost --variants full,naive --memory-limit 4GB     # and the longest length that fits in 4 GiB
+  python -m compare cost --decode --variants all --seq-len 512:16384  # time per token and bytes of state
 """
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """What is typed after ``python -m compare``, and its ``command``: ``run`` where none is named.
+    """Parse the words after ``python -m compare``. The ``command`` is ``run`` where they name none.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the words cannot be parsed.
     """
     root = Parser(prog=PROGRAM)
     commands = root.add_subparsers(dest="command")
@@ -67,40 +67,55 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def run_parser(make: Make = Parser) -> Parser:
-    """Of ``python -m compare`` itself."""
+    """Make the parser of ``python -m compare`` itself."""
     run = make(
         prog=PROGRAM,
-        description="Train and measure attention variants under the same conditions, and chart what came out.",
+        description="Train and measure attention variants under the same conditions, and chart the results.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     run.add_argument(
-        "--version", action=Version, nargs=0, default=argparse.SUPPRESS, help="print versions: the zoo, torch, Python"
+        "--version",
+        action=Version,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="print the versions of the zoo, torch and Python",
     )
     what = add_what(run)
     what.add_argument(
         "--seq-len",
         type=lengths,
         metavar="N,M",
-        help="lengths, for every task, 8k being 8192; LOW:HIGH doubles from LOW on (each task's own)",
+        help="lengths of samples, for every task; 8k is 8192, LOW:HIGH doubles from LOW up to HIGH (default: each "
+        "task's own)",
     )
-    what.add_argument("--seeds", type=seeds, default=1, metavar="K", help="seeds 0 to K-1; 3 or more to rank (1)")
+    what.add_argument(
+        "--seeds",
+        type=seeds,
+        default=1,
+        metavar="K",
+        help="run seeds 0 to K-1; ranking variants needs 3 or more (default: %(default)s)",
+    )
     what.add_argument(
         "--test-len",
         type=lengths,
         default=[],
         metavar="N,M",
-        help="test the trained models at these lengths too, as 16k,64k; every encoder is then built for the longest",
+        help="also test the trained models at these lengths, such as 16k,64k; every encoder is built for the longest",
     )
 
-    data = run.add_argument_group("data of your own (--task classify), or a public data set that lies on this machine")
+    data = run.add_argument_group("your own data (--task classify), or a public data set stored on this machine")
     data.add_argument("--data", metavar="PATH", help="a file (csv, tsv, json, parquet, arrow), a folder, or a hub id")
-    data.add_argument("--text-column", metavar="NAME", help="of the text (the only column of text, where there is one)")
-    data.add_argument("--label-column", metavar="NAME", help="of the class (the column label, where there is one)")
-    data.add_argument("--test-split", metavar="NAME", help="to test on, as validation where test has no classes (test)")
+    data.add_argument("--text-column", metavar="NAME", help="column of the text (default: the only column of text)")
+    data.add_argument("--label-column", metavar="NAME", help="column of the class (default: label, class or the like)")
     data.add_argument(
-        "--tokenizer", metavar="NAME", help="a tokenizer.json, a folder, or a hub id (bytes are the tokens)"
+        "--test-split",
+        metavar="NAME",
+        help="split to test on, such as validation if the test split has no labels (default: test)",
+    )
+    data.add_argument(
+        "--tokenizer", metavar="NAME", help="a tokenizer.json, a folder, or a hub id (default: bytes are the tokens)"
     )
 
     train = run.add_argument_group("training, the same for every variant (defaults depend on the task)")
@@ -109,10 +124,13 @@ def run_parser(make: Make = Parser) -> Parser:
         "--budget",
         type=positive_float,
         metavar="SECONDS",
-        help=f"training time of each run ({DEFAULT_BUDGET:g}, where a suite or a task has none of its own)",
+        help=f"training time of each run (default: that of the suite or the task, else {DEFAULT_BUDGET:g})",
     )
     length.add_argument(
-        "--steps", type=natural, metavar="K", help="optimizer steps of each run, not a budget; 0 measures cost alone"
+        "--steps",
+        type=natural,
+        metavar="K",
+        help="optimizer steps of each run, instead of a budget; 0 measures the cost and trains nothing",
     )
     rate = train.add_mutually_exclusive_group()
     add_field(rate, "lr")
@@ -121,14 +139,15 @@ def run_parser(make: Make = Parser) -> Parser:
         type=rates,
         default=(),
         metavar="R,S",
-        help="choose it for each variant by the validation score, at each of these rates, of a run with seed 0",
+        help="choose the learning rate of each variant among these, by the validation scores of runs with seed 0",
     )
     train.add_argument(
         "--grid-at",
         action="append",
         default=[],
         metavar="TASK.OPTION=VALUE",
-        help="where --sweep varies an option of a task: choose the rate at this value, for all (at each for itself)",
+        help="where --sweep varies a task option: choose the rate at this value, and use it at all values (default: "
+        "choose at each value)",
     )
     decay = train.add_mutually_exclusive_group()
     add_field(decay, "weight_decay")
@@ -137,7 +156,7 @@ def run_parser(make: Make = Parser) -> Parser:
         type=amounts,
         default=(),
         metavar="V,W",
-        help="choose it together with the rate of --lr-grid, as that is chosen",
+        help="choose the weight decay of each variant among these, in the same search as --lr-grid",
     )
     add_fields(train, "shape")
     add_fields(train, "training", apart=("lr", "weight_decay"))
@@ -153,7 +172,7 @@ def run_parser(make: Make = Parser) -> Parser:
 
 
 def cost_parser(make: Make = Parser) -> Parser:
-    """Of ``python -m compare cost``: its own options; all else is as ``python -m compare`` has it by default."""
+    """Make the parser of ``python -m compare cost``; options it lacks have the defaults of ``python -m compare``."""
     cost = make(
         prog=f"{PROGRAM} cost",
         description="Measure what attention variants cost at each length, without training: time, memory, FLOPs, how "
@@ -167,28 +186,31 @@ def cost_parser(make: Make = Parser) -> Parser:
         "--seq-len",
         type=lengths,
         metavar="N,M",
-        help=f"lengths, 8k being 8192; LOW:HIGH doubles from LOW on ({COST_LENGTHS})",
+        help=f"lengths of samples; 8k is 8192, LOW:HIGH doubles from LOW up to HIGH (default: {COST_LENGTHS})",
     )
     what.add_argument(
         "--seeds",
         type=seeds,
         metavar="K",
-        help="measure each point in K fresh processes; 3 or more tell the spread between them (1)",
+        help="measure each point in K fresh processes; 3 or more show the spread between them (default: 1)",
     )
     what.add_argument(
         "--decode",
         action="store_true",
-        help="measure the causal forms token by token: time per token and bytes of state after N tokens; what has no "
-        "step form is left out of all, and a row with status unsupported where it is named",
+        help="measure causal decoding step by step: time per token, and bytes of state after N tokens. Skips variants "
+        "without a step form; one that --variants names gets status unsupported",
     )
-    shape = cost.add_argument_group("encoder (as the task has it) and batch (1), the same for every variant")
+    shape = cost.add_argument_group(
+        "encoder (default: that of the task) and batch (default: 1), the same for every variant"
+    )
     add_fields(shape, "shape")
     switches = add_switches(cost)
     switches.add_argument(
         "--longest",
         type=length,
         metavar="N",
-        help=f"with --memory-limit the longest length that fits is searched, up to this one ({LONGEST}; not to decode)",
+        help=f"with --memory-limit: search the longest length that fits, up to this one (default: {LONGEST}; not with "
+        "--decode)",
     )
     add_where(cost)
     add_run_options(cost)
@@ -198,14 +220,14 @@ def cost_parser(make: Make = Parser) -> Parser:
 
 
 def add_fields(group: Container, name: str, apart: Sequence[str] = ()) -> None:
-    """The flags of the fields of ``RunSpec`` that belong to a group, but for those that have a place ``apart``."""
+    """Add the flags of a group of ``RunSpec`` fields, except those in ``apart``."""
     for field, flag in FLAGS.items():
         if flag.group == name and field not in apart:
             add_field(group, field)
 
 
 def add_field(group: Container, field: str) -> None:
-    """The flag of a field of ``RunSpec``."""
+    """Add the flag of a field of ``RunSpec``."""
     flag = FLAGS[field]
     if isinstance(flag.unasked, bool):
         group.add_argument(flag.option, action="store_true", help=flag.help)
@@ -221,7 +243,7 @@ def add_field(group: Container, field: str) -> None:
 
 
 def add_what(parser: Parser) -> argparse._ArgumentGroup:
-    """Which variants on which tasks."""
+    """Add the flags that choose variants and tasks."""
     what = parser.add_argument_group("what to compare")
     what.set_defaults(named=False)
     what.add_argument(
@@ -229,124 +251,141 @@ def add_what(parser: Parser) -> argparse._ArgumentGroup:
         action=Named,
         default=DEFAULT_VARIANTS,
         metavar="A,B",
-        help="names, module:Class of your own, or all (%(default)s)",
+        help="names, your own module:Class, or all (default: %(default)s)",
     )
     what.add_argument(
         "--tasks",
         "--task",
         default=DEFAULT_TASK,
         metavar="A,B",
-        help="names, suites (quick, lra, diagnostics, mad), or all (%(default)s)",
+        help="names, suites (quick, lra, diagnostics, mad), or all (default: %(default)s)",
     )
     what.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME.OPTION=VALUE",
-        help="change an option of a variant or a task; again for more",
+        help="set an option of a variant or a task; repeat the flag to set several",
     )
     what.add_argument(
         "--sweep",
         action="append",
         default=[],
         metavar="NAME.OPTION=A:B",
-        help="a variant once for each value, or of a task all variants at each value: A, 2A, 4A … up to B, or a list "
-        "A,B,C; again for more",
+        help="run a variant at each value of its option, or all variants at each value of a task's option. A:B is A, "
+        "2A, 4A … up to B; A,B,C is a list; repeat the flag to sweep several",
     )
     what.add_argument("--no-control", action="store_true", help=f"do not add the {CONTROL!r} control to the variants")
     return what
 
 
 def add_where(parser: Parser) -> None:
-    """The device, and where results go."""
-    where = parser.add_argument_group("where")
-    where.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
-    where.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (results/DATE-TIME)")
-    where.add_argument("--resume", action="store_true", help="continue in --out: runs with a record are not repeated")
+    """Add the flags for the device and the folder of results."""
+    where = parser.add_argument_group("device and results")
+    where.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto takes the GPU if there is one (default: %(default)s)",
+    )
+    where.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: results/DATE-TIME)")
+    where.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue in --out: skip finished runs, retry those with status error or timeout",
+    )
 
 
 def add_run_options(parser: Parser) -> None:
-    """How runs go on and what is shown of them."""
-    how = parser.add_argument_group("how it goes on (none of it changes a result)")
-    how.add_argument("--timeout", type=positive_float, metavar="SECONDS", help="end a run that takes longer (none)")
+    """Add the flags for the execution of runs and for what is printed."""
+    how = parser.add_argument_group("execution (does not change any result)")
+    how.add_argument(
+        "--timeout", type=positive_float, metavar="SECONDS", help="stop a run that takes longer (default: never)"
+    )
     how.add_argument(
         "--checkpoint-every",
         type=positive_float,
         default=30.0,
         metavar="SECONDS",
-        help="of training, at least: a killed run goes on from there with --resume (%(default)g)",
+        help="seconds of training between checkpoints, at least; --resume continues a killed run from its last "
+        "checkpoint (default: %(default)g)",
     )
-    how.add_argument("--track", metavar="A,B", help="log to tensorboard, wandb (offline) too (none)")
+    how.add_argument("--track", metavar="A,B", help="also log to tensorboard, wandb (offline) (default: none)")
     shown = how.add_mutually_exclusive_group()
-    shown.add_argument("--quiet", action="store_true", help="print errors and the path of the report alone")
+    shown.add_argument("--quiet", action="store_true", help="print only errors and the path of the report")
     shown.add_argument("--json", action="store_true", help="print each event as a line of JSON")
 
 
 def diff_parser(make: Make = Parser) -> Parser:
-    """Of ``python -m compare diff``."""
+    """Make the parser of ``python -m compare diff``."""
     diff = make(
         prog=f"{PROGRAM} diff",
-        description="What changed between two folders of results, beyond noise:\n"
-        "scores, times, memory, FLOPs, parameters and status of every variant that both have.",
+        description="Show what changed between two folders of results, beyond noise:\n"
+        "scores, times, memory, FLOPs, parameters and status of every variant in both.",
         epilog="examples:\n  python -m compare diff results/before results/after\n"
         "  python -m compare diff results/main results/branch --markdown --fail-on-regression\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    diff.add_argument("before", type=Path, metavar="A", help="a folder that holds a records.jsonl")
-    diff.add_argument("after", type=Path, metavar="B", help="another, to be held against it")
-    diff.add_argument("--markdown", action="store_true", help="as Markdown, for a pull request")
+    diff.add_argument("before", type=Path, metavar="A", help="folder with the records.jsonl from before the change")
+    diff.add_argument("after", type=Path, metavar="B", help="folder with the records.jsonl from after the change")
+    diff.add_argument("--markdown", action="store_true", help="print Markdown, for a pull request")
     diff.add_argument(
         "--fail-on-regression",
         action="store_true",
-        help="exit code 1 where something got worse: a score, a time or memory higher, a run not ok",
+        help="exit with code 1 if anything got worse: a score, time or memory, or the share of runs with status ok",
     )
     return diff
 
 
 def list_parser(make: Make = Parser) -> Parser:
-    """Of ``python -m compare list``."""
-    listing = make(prog=f"{PROGRAM} list", description="List backends and tasks, or tell all of one backend.")
+    """Make the parser of ``python -m compare list``."""
+    listing = make(prog=f"{PROGRAM} list", description="List backends and tasks, or describe one backend.")
     form = listing.add_mutually_exclusive_group()
-    form.add_argument("name", nargs="?", metavar="NAME", help="a backend, or module:Class of your own")
-    form.add_argument("--markdown", action="store_true", help="the zoo's own, as the Markdown tables of the README")
+    form.add_argument("name", nargs="?", metavar="NAME", help="a backend, or your own module:Class")
+    form.add_argument("--markdown", action="store_true", help="print the Markdown tables of README and docs")
     form.add_argument(
-        "--write", type=Path, nargs="+", metavar="FILE", help="put tables and results into files, between their markers"
+        "--write", type=Path, nargs="+", metavar="FILE", help="write tables and results between the markers in files"
     )
     return listing
 
 
 def report_parser(make: Make = Parser) -> Parser:
-    """Of ``python -m compare report``."""
-    report = make(prog=f"{PROGRAM} report", description="Draw charts and pages again, from records alone.")
-    report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders that hold a records.jsonl")
-    report.add_argument("--out", type=Path, metavar="DIR", help="draw all folders together into this one")
+    """Make the parser of ``python -m compare report``."""
+    report = make(prog=f"{PROGRAM} report", description="Draw charts and pages again from records, running nothing.")
+    report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders with a records.jsonl")
+    report.add_argument("--out", type=Path, metavar="DIR", help="draw one report of all folders into this folder")
     add_match(report)
     return report
 
 
 def reproduce_parser(make: Make = Parser) -> Parser:
-    """Of ``python -m compare reproduce``; what follows the name is left to ``run_parser``."""
+    """Make the parser of ``python -m compare reproduce``; ``run_parser`` parses the words after the name."""
     reproduce = make(
         prog=f"{PROGRAM} reproduce",
         usage=f"{PROGRAM} reproduce [NAME [OPTION ...]]",
-        description="Run a named plan and show what came out beside published figures.",
+        description="Run a named plan and show its results beside published figures.",
     )
-    reproduce.add_argument("name", nargs="?", metavar="NAME", help="a plan (without a name: list the plans)")
+    reproduce.add_argument("name", nargs="?", metavar="NAME", help="name of a plan (without it: list the plans)")
     reproduce.add_argument(
         "changes",
         nargs=argparse.REMAINDER,
         metavar="OPTION",
-        help=f"changes the plan, and is any option of {PROGRAM}: --seeds 1, --variants full,linear, --out DIR "
+        help=f"changes the plan: any option of {PROGRAM}, such as --seeds 1, --variants full,linear, --out DIR "
         "--resume, --device cuda ...",
     )
     return reproduce
 
 
 def add_switches(parser: Parser) -> argparse._ArgumentGroup:
-    """What every variant is given alike and what changes its cost."""
+    """Add the flags that change the cost of every variant alike."""
     same = parser.add_argument_group("switches, the same for every variant")
     add_fields(same, "switches", apart=("checkpointing", "reversible"))
-    same.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)")
+    same.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="bfloat16 and float16 turn on autocast (default: %(default)s)",
+    )
     kept = same.add_mutually_exclusive_group()
     add_field(kept, "checkpointing")
     add_field(kept, "reversible")
@@ -354,13 +393,13 @@ def add_switches(parser: Parser) -> argparse._ArgumentGroup:
 
 
 def add_match(parser: Parser) -> None:
-    """Which score the report is about."""
+    """Add the flag for the score that the report compares."""
     parser.add_argument(
         "--match",
         choices=MATCHES,
         default="end",
-        help="the score that charts and verdicts are about: on the test set at the end of each run's own training, or "
-        "on validation where all runs had had equal time, steps or FLOPs (%(default)s)",
+        help="score that charts and verdicts compare. end: test score at the end of each run's training; time, steps, "
+        "flops: validation score after equal time, steps or FLOPs of training (default: %(default)s)",
     )
 
 
@@ -372,4 +411,4 @@ PARSERS: dict[str, Callable[[Make], Parser]] = {
     "diff": diff_parser,
     "reproduce": reproduce_parser,
 }
-"""By command."""
+"""Command -> the function that makes its parser."""

@@ -1,4 +1,4 @@
-"""Which variants and tasks the arguments ask for."""
+"""The variants and tasks that the arguments choose."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tasks import Task
 from zoo.entry import Entry
 
 Chosen = tuple[str, int, float]
-"""A task, its length, seconds of training."""
+"""Name of a task, length, seconds of training."""
 
 
 def asked_variants(options: argparse.Namespace) -> dict[str, str]:
-    """As ``choose_variants``, and the control unless it is not wanted."""
+    """The result of ``choose_variants``, plus the control unless ``--no-control`` is typed."""
     variants = choose_variants(options.variants)
     if not options.no_control:
         variants.setdefault(CONTROL, CONTROL)
@@ -26,12 +26,12 @@ def asked_variants(options: argparse.Namespace) -> dict[str, str]:
 
 
 def typed_variants(options: argparse.Namespace) -> list[str]:
-    """The words of --variants; none where it holds its default."""
+    """The words after --variants; empty where the flag was not typed."""
     return split(options.variants, "variant", []) if options.named else []
 
 
 def left_out(options: argparse.Namespace) -> list[str]:
-    """Names that nobody typed and that cannot be run, as they have no step form, to decode, or no causal form."""
+    """Variants to skip: not typed by name, and without the step form (--decode) or causal form (--causal) they need."""
     if not (options.decode or options.causal):
         return []
     typed = typed_variants(options)
@@ -40,28 +40,29 @@ def left_out(options: argparse.Namespace) -> list[str]:
 
 
 def remarks(options: argparse.Namespace) -> list[str]:
-    """Lines on what is not run, though it was among all that was asked for, and on what is run in its place."""
+    """Lines that name the variants and tasks that are skipped or replaced."""
     lines = []
     if absent := left_out(options):
-        lines.append(f"left out, for want of a {'step' if options.decode else 'causal'} form: {', '.join(absent)}")
+        reason = "cannot decode step by step" if options.decode else "no causal form"
+        lines.append(f"skipped ({reason}): {', '.join(absent)}")
     words = split(options.tasks, "task", [])
     if options.causal:
         names = [n for n in tasks.available() if not tasks.get(n).own_data] if "all" in words else []
         names += [name for word in words if word in tasks.SUITES for name in tasks.SUITES[word].tasks]
-        if unread := [name for name in dict.fromkeys(names) if not reading_of(name)]:
-            lines.append(f"left out, for want of a causal reading: {', '.join(unread)}")
+        if skipped := [name for name in dict.fromkeys(names) if not causal_form_of(name)]:
+            lines.append(f"skipped tasks (no causal form): {', '.join(skipped)}")
         forms = {form: name for name in tasks.available() if (form := tasks.get(name).causal_form)}
         chosen = dict.fromkeys(name for name, _, _ in choose_tasks(options) if name in forms and name not in words)
-        return lines + [f"{forms[name]} becomes {name}, its causal reading" for name in chosen]
+        return lines + [f"{forms[name]} becomes {name}, its causal form" for name in chosen]
     asked = asked_variants(options)
     if unable := [name for name, word in asked.items() if not find(word, "--variants").traits.causal]:
         chosen = dict.fromkeys(name for name, _, _ in choose_tasks(options) if is_causal(options, tasks.get(name)))
-        lines += [f"left out of {name}, for want of a causal form: {', '.join(unable)}" for name in chosen]
+        lines += [f"skipped on {name} (no causal form): {', '.join(unable)}" for name in chosen]
     return lines
 
 
 def choose_variants(text: str) -> dict[str, str]:
-    """Registered name -> what was typed for it, the name or ``module:Class``; in order, each once."""
+    """Registered name -> the typed word, either the name or ``module:Class``; in order, each once."""
     chosen: dict[str, str] = {}
     for typed in split(text, "variant", ["all", *zoo.available()]):
         for name in zoo.available() if typed == "all" else [typed]:
@@ -70,8 +71,8 @@ def choose_variants(text: str) -> dict[str, str]:
 
 
 def find(name: str, where: str) -> Entry:
-    """The backend of that name or ``module:Class``, found from the current folder as a worker finds it."""
-    if ":" in name and os.getcwd() not in sys.path:  # the console script leaves it out
+    """The backend of that name or ``module:Class``, also from the current folder, as in a worker."""
+    if ":" in name and os.getcwd() not in sys.path:  # the console script does not add it
         sys.path.append(os.getcwd())
     try:
         return zoo.describe(name)
@@ -87,7 +88,7 @@ def split(text: str, kind: str, known: list[str]) -> list[str]:
 
 
 def choose_tasks(options: argparse.Namespace) -> list[Chosen]:
-    """The tasks and lengths that ``--tasks`` and ``--seq-len`` ask for, each once."""
+    """The tasks and lengths that ``--tasks`` and ``--seq-len`` choose, each once."""
     chosen: dict[tuple[str, int], float] = {}
     budget: float | None
     known = ["all", *tasks.SUITES, *tasks.available()]
@@ -99,24 +100,24 @@ def choose_tasks(options: argparse.Namespace) -> list[Chosen]:
             wanted, budget = dict.fromkeys(names), None
         else:
             raise UsageError(f"unknown task {word!r}{closest(word, known)}; known: {', '.join(known)}")
-        read = {name: reading_of(name) if options.causal else name for name in wanted}
-        if not any(read.values()):
-            able = ", ".join(name for name in tasks.available() if reading_of(name))
-            raise UsageError(f"--causal: {word} has no causal reading; these tasks have: {able}")
+        forms = {name: causal_form_of(name) if options.causal else name for name in wanted}
+        if not any(forms.values()):
+            able = ", ".join(name for name in tasks.available() if causal_form_of(name))
+            raise UsageError(f"--causal: {word} has no causal form; tasks that have one: {able}")
         for name, length in wanted.items():
-            if task := read[name]:
+            if task := forms[name]:
                 defaults = tasks.get(task).defaults
                 for seq_len in options.seq_len or [length or defaults.seq_len]:
                     chosen.setdefault((task, seq_len), budget or defaults.budget or DEFAULT_BUDGET)
     return [(name, seq_len, budget) for (name, seq_len), budget in chosen.items()]
 
 
-def reading_of(name: str) -> str:
-    """The task that a causal encoder is trained on in place of this one, mostly itself; "" = there is none."""
+def causal_form_of(name: str) -> str:
+    """The causal form of a task, mostly the task itself; "" = it has none."""
     kind = tasks.get(name)
     return kind.causal_form or name * kind.causal
 
 
 def is_causal(options: argparse.Namespace, kind: type[Task]) -> bool:
-    """Whether runs of a task are of the causal encoder; those that decode are so without being told."""
+    """Whether ``RunSpec.causal`` is set for the runs of a task. Decoding runs are causal without it."""
     return (options.causal or kind.causal_only) and not options.decode

@@ -1,4 +1,4 @@
-"""One comparison: made of the arguments, then prepared, run and reported."""
+"""One comparison: built from the arguments, then prepared, run and reported."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class Comparison:
     """What one command compares, and how.
 
     Attributes:
-        command: what was typed.
-        specs: the runs; where a rate is searched, as they are before it is chosen.
-        grid: the settings to choose each variant's from; empty = as they are.
-        grid_at: where a task is swept and one search stands for all values.
-        longest: the greatest length of the search for the longest that fits into memory; None = no search.
-        match: the score that the report is about.
-        plan: the name of the plan that is repeated; None = of none.
-        out: the folder of the results. resume: it holds runs already, and goes on.
-        run_options: how each run is carried out.
+        command: the typed command.
+        specs: the runs; before a search, with the learning rates that the search replaces.
+        grid: rates and weight decays that the search tries for each variant; empty = no search.
+        grid_at: swept tasks for which one search serves all values, as ``At``.
+        longest: the longest length that the search for the longest that fits into memory tries; None = no search.
+        match: the score that the report compares.
+        plan: the name of the plan that is repeated; None = no plan.
+        out: the folder of the results. resume: whether to continue the runs in it.
+        run_options: how each run is executed.
     """
 
     command: str
@@ -65,16 +65,16 @@ class Comparison:
 
 
 def make_comparison(options: argparse.Namespace, words: list[str], longest: int | None, display: Display) -> Comparison:
-    """What the arguments ask for, on this machine.
+    """Build the comparison that the arguments describe, on this machine.
 
     Args:
-        options: of ``run_parser`` or ``cost_parser``.
-        words: what was typed.
-        longest: as ``Comparison`` has it.
-        display: told what is left out, and what will not be as asked.
+        options: from ``run_parser`` or ``cost_parser``.
+        words: the typed arguments.
+        longest: as in ``Comparison``.
+        display: shows what is skipped or replaced, and warnings.
 
     Raises:
-        UsageError: it cannot be.
+        UsageError: the arguments contradict one another, or this machine.
     """
     if options.resume and options.out is None:
         raise UsageError("--resume needs --out DIR: the folder to continue in")
@@ -86,16 +86,17 @@ def make_comparison(options: argparse.Namespace, words: list[str], longest: int 
         display.say(line)
     run = {find(spec.variant, "--variants").name for spec in planned.specs}
     if options.test_len and (bound := asked_variants(options).keys() - {*run, *left_out(options)}):
-        display.say(f"left out, with parameters for each position: {', '.join(sorted(bound))}")
+        names = ", ".join(sorted(bound))
+        display.say(f"skipped (parameters for each position, untrained beyond the training length): {names}")
     command = shlex.join(["python", "-m", "compare", *words])
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     machine = describe_machine(device=device, threads=threads, gpu=gpu, command=command)
     memory = torch.cuda.get_device_properties(0).total_memory if gpu else machine["memory_bytes"]
     if memory and options.memory_limit and options.memory_limit > memory:
-        beyond = f"--memory-limit: expected at most the memory there is, {memory} bytes, got {options.memory_limit}"
+        beyond = f"--memory-limit: expected at most the available memory, {memory} bytes, got {options.memory_limit}"
         if longest:
-            raise UsageError(f"{beyond}: what fits cannot be searched beyond it")
-        display.warn(f"{beyond}: runs have no more than there is")
+            raise UsageError(f"{beyond}: lower it to search the longest length that fits")
+        display.warn(f"{beyond}: runs are limited by the available memory")
     out = options.out or Path("results") / datetime.now().strftime("%Y%m%d-%H%M%S")
     return Comparison(
         command=command,
@@ -117,27 +118,27 @@ def make_comparison(options: argparse.Namespace, words: list[str], longest: int 
     )
 
 
-def choose_device(asked: str) -> str:
-    """``cpu`` or ``cuda``; of ``auto``, the GPU where there is one."""
+def choose_device(typed: str) -> str:
+    """``cpu`` or ``cuda``; ``auto`` takes the GPU if there is one."""
     available = torch.cuda.is_available()
-    if asked == "cuda" and not available:
+    if typed == "cuda" and not available:
         raise UsageError("--device cuda: no CUDA device is available here; use --device cpu")
-    return ("cuda" if available else "cpu") if asked == "auto" else asked
+    return ("cuda" if available else "cpu") if typed == "auto" else typed
 
 
 def choose_threads(display: Display) -> int:
-    """As many as torch takes, but no more than there are cores: torch counts those of the machine, whatever part of
-    them a container gets. What the user asks for stays as it is."""
+    """The number of threads: torch's default, but at most the usable cores, because torch counts all cores of the
+    machine and not those of a container. OMP_NUM_THREADS is never changed."""
     threads, cores = torch.get_num_threads(), usable_cores()
     most = max(1, floor(cores))
     if threads > most and "OMP_NUM_THREADS" in os.environ:
-        display.warn(f"OMP_NUM_THREADS: {threads} threads on {cores} cores make times waver; set it to {most}")
+        display.warn(f"OMP_NUM_THREADS: {threads} threads on {cores} cores make times noisy; set it to {most}")
         return threads
     return min(threads, most)
 
 
 def carry_out(comparison: Comparison, display: Display) -> int:
-    """Prepare the data, do the runs, draw the report; the exit code.
+    """Prepare the data, do the runs and draw the report; return the exit code.
 
     Raises:
         UsageError: the folder cannot be used.
@@ -146,19 +147,19 @@ def carry_out(comparison: Comparison, display: Display) -> int:
     with claim_folder(out, comparison.command, resume=comparison.resume):
         unprepared = prepare_data(comparison.specs, display)
         if len(unprepared) == len({spec.data_id for spec in comparison.specs}):
-            return 2  # each was told
+            return 2  # each error was shown
         try:
             return run_and_report(comparison, unprepared, display)
         except BrokenPipeError:
             raise
         except OSError as error:
             what = f"{error.filename or out}: {error.strerror or error}"
-            print(f"error: {what}; what is finished is kept: make room, then {go_on(out)}", file=sys.stderr)
+            print(f"error: {what}; finished runs are kept: free disk space, then {go_on(out)}", file=sys.stderr)
             return 1
 
 
 def run_and_report(comparison: Comparison, unprepared: dict[DataId, str], display: Display) -> int:
-    """unprepared: data that could not be prepared, and why."""
+    """Do the runs and draw the report. unprepared: data that could not be prepared -> the reason."""
     out, specs = comparison.out, comparison.specs
     stamp_folder(out, comparison.run_options.machine, display)
     count = f"{len(specs)} runs, one after another" if len(specs) > 1 else "1 run"
@@ -170,8 +171,8 @@ def run_and_report(comparison: Comparison, unprepared: dict[DataId, str], displa
         interrupted = True
     finished = read_records(comparison.records)[0] if comparison.records.exists() else []
     if any(map(is_result, finished)):
-        for told in write_report(out, comparison.match).sentences:
-            display.say(told)
+        for sentence in write_report(out, comparison.match).sentences:
+            display.say(sentence)
         display.report(out / "report.html")
     if interrupted:
         display.say(f"interrupted: {len(finished)} finished runs are kept; {go_on(out)}")
@@ -181,7 +182,7 @@ def run_and_report(comparison: Comparison, unprepared: dict[DataId, str], displa
 
 
 def do_runs(comparison: Comparison, unprepared: dict[DataId, str], display: Display) -> tuple[RunSpec, ...]:
-    """Search what is to be searched and run all specs; returns them as they ran, with their learning rates."""
+    """Search rates, run all specs, search longest lengths; return the specs with their learning rates."""
     specs, notes = comparison.specs, dict[str, Record]()
     run = partial(
         run_all,

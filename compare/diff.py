@@ -1,10 +1,10 @@
 """What changed between two folders of results, beyond noise.
 
-Scores, times and memory are paired by seed where both sides have two seeds or more in common, else compared as Welch
-does. Few seeds tell little of their own noise: each variance is moderated by those of all other variants (Smyth 2004,
-doi:10.2202/1544-6115.1027), as far as these agree. All of these tests together are held to 5 % by Holm's method: two
-runs of one truth are told as changed one time in twenty at the most. Where a side has one run there is no test: its
-times must lie apart with their quartiles, and a change counts from twice the floor. Counts are compared exactly.
+Where the sides share two seeds or more, scores, times and memory are paired by seed; else Welch's method compares them.
+Few seeds estimate their own noise poorly: each variance is moderated by those of all other variants (Smyth 2004,
+doi:10.2202/1544-6115.1027), as far as these agree. Holm's method holds all of these tests together to 5 %: two folders
+of equal truth show a change at most one time in twenty. A side with one run allows no test: the quartiles of its times
+must not overlap those of the other side, and a change counts from twice the floor. Counts are compared exactly.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from compare.spec import read_spec
 from compare.units import percent
 
 COLOURS = {"worse": "red", "better": "green"}
-WIDE = 160  # columns, where there is no terminal that has a width
+WIDE = 160  # columns, where no terminal sets a width
 HEADER = ("task", "variant", "what", "before", "after", "change", "verdict")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A quantity that has noise, as `diff` tells it.
+    """A quantity with noise, as `diff` shows it.
 
-    worse: 1 where more is worse, -1 where less is.
+    worse: 1 where a higher value is worse, -1 where a lower one is.
     """
 
     quantity: Quantity
@@ -55,18 +55,18 @@ class Measure:
 
     @property
     def in_points(self) -> bool:
-        """Whether what is compared are the values themselves, fractions, and not their logarithms."""
+        """Whether the values are fractions, which are compared as they are; all else is compared as logarithms."""
         return self.show is percent
 
     def limit(self, times: int) -> float:
-        """The floor, some times over, on the scale that is compared: a fraction itself, logarithms of all else."""
+        """``times`` the floor, on the scale of the comparison: fractions as they are, logarithms of all else."""
         floor = times * (self.quantity.floor or 0.0)
         return floor if self.in_points else math.log1p(floor)
 
     def by_seed(self, row: Row) -> dict[str, float]:
-        """On that scale, of the runs that finished, and of what depends on time of those that nothing disturbed."""
-        found = row.fair(self.quantity).by_seed(self.quantity)
-        return found if self.in_points else {seed: math.log(value) for seed, value in found.items() if value > 0}
+        """Seed -> value on that scale, of finished runs; of timed quantities, only of runs that nothing disturbed."""
+        values = row.fair(self.quantity).by_seed(self.quantity)
+        return values if self.in_points else {seed: math.log(value) for seed, value in values.items() if value > 0}
 
     def words(self, change: float, half: float | None) -> str:
         """A change and its interval: "−5.1 ± 1.2 points", "+20 % (+17 to +23)"."""
@@ -89,7 +89,7 @@ COUNTS = tuple(quantity for quantity in QUANTITIES if quantity.floor == 0)
 
 
 def title_of(count: Quantity) -> str:
-    """What a count is called; it is written as a bare number, which bytes need a word for."""
+    """The title of a count. Counts are shown as bare numbers, so the title says which are bytes."""
     return f"{count.title}, bytes" if count.unit == "B" else count.column or count.title
 
 
@@ -103,7 +103,7 @@ class Pair(NamedTuple):
 
 
 class Change(NamedTuple):
-    """One line of what is told, as `HEADER` names it."""
+    """One line of the table, with the columns of `HEADER`."""
 
     where: str
     variant: str
@@ -124,7 +124,7 @@ class MeasuredPair:
     after: Mapping[str, float]
 
     def evidence(self) -> Evidence | None:
-        """None where a side has fewer than two seeds."""
+        """The mean change and its variance; None where a side has fewer than two seeds."""
         before, after = self.before, self.after
         shared = [after[seed] - before[seed] for seed in before if seed in after]
         if len(shared) > 1:
@@ -134,13 +134,13 @@ class MeasuredPair:
             return None
         sides = [np.array(list(side.values())) for side in (before, after)]
         errors = [float(np.var(side, ddof=1)) / len(side) for side in sides]
-        share = sum(1 / len(side) for side in sides) / 2  # variances of differences, as of pairs
+        share = sum(1 / len(side) for side in sides) / 2  # scales variances to those of differences, as for pairs
         parts = sum(error**2 / (len(side) - 1) for error, side in zip(errors, sides, strict=True))
         degrees = sum(errors) ** 2 / parts if parts else sum(map(len, sides)) - 2
         return Evidence(float(np.mean(sides[1]) - np.mean(sides[0])), sum(errors) / share, degrees, share)
 
     def single(self) -> float | None:
-        """The change where a side has one run, if it is large and the quartiles of times lie apart; never a score."""
+        """The change where a side has one run, if it is large and no quartiles overlap; None for scores."""
         before, after = mean_of(self.before), mean_of(self.after)
         if self.measure.is_score or abs(after - before) <= self.measure.limit(2):
             return None
@@ -151,8 +151,8 @@ class MeasuredPair:
             return None
         return after - before
 
-    def told(self, change: float, half: float | None, *, elsewhere: bool) -> Change:
-        """elsewhere: on another machine, where a time is neither better nor worse."""
+    def line(self, change: float, half: float | None, *, elsewhere: bool) -> Change:
+        """The line of the table. elsewhere: the machines differ, so a time is neither better nor worse."""
         pair, measure = self.pair, self.measure
         verdict = "worse" if change * measure.worse > 0 else "better"
         if measure.quantity.timed and elsewhere:
@@ -165,7 +165,7 @@ class MeasuredPair:
 
 @dataclass(frozen=True)
 class Diff:
-    """What came out. remarks: differences of machine, conditions and data, to be said first."""
+    """The result. remarks: differences of machine, conditions and data, which are shown first."""
 
     remarks: Sequence[str]
     changes: Sequence[Change]
@@ -180,18 +180,18 @@ class Diff:
 
     @property
     def summary(self) -> list[str]:
-        told = f"Changed beyond noise: {len(self.changes)}" if self.changes else "Nothing changed beyond noise"
+        count = f"Changed beyond noise: {len(self.changes)} of" if self.changes else "Nothing changed beyond noise in"
         lines = [
-            f"{told}, of {self.compared} comparisons. Tests over seeds are held to 5 % all together (Holm); times "
-            "count from 10 %, memory from 5 %, and from twice that where a side has one run."
+            f"{count} {self.compared} comparisons. All tests over seeds together err in at most 5 % of cases (Holm). "
+            "Times count from a change of 10 %, memory from 5 %; where a side has one run, from twice that."
         ]
         if self.unjudged:
-            lines.append(f"Test scores not judged, for want of two seeds a side: {self.unjudged}.")
+            lines.append(f"Test scores not judged, because a side has fewer than two seeds: {self.unjudged}.")
         named = (("New", self.new), ("Vanished", self.vanished))
         return lines + [f"{word}: {', '.join(rows)}." for word, rows in named if rows]
 
     def markdown(self) -> str:
-        """For a pull request."""
+        """The result as Markdown, for a pull request."""
         parts = [f"> **{markdown(remark)}**" for remark in self.remarks]
         if self.changes:
             marked = [(*change[:-1], f"**{change.verdict}**") for change in self.changes]
@@ -203,86 +203,86 @@ def diff_folders(before: Path, after: Path) -> Diff:
     """Compare two folders of results.
 
     Raises:
-        UsageError: one of them holds no result, or they have nothing in common.
+        UsageError: one folder has no result, or the folders have no variant in common.
     """
-    (mine, warnings), (theirs, others) = read_folder(before), read_folder(after)
-    found = diff(mine, theirs)
-    return replace(found, remarks=[*warnings, *others, *found.remarks])
+    (old, warnings), (new, more_warnings) = read_folder(before), read_folder(after)
+    result = diff(old, new)
+    return replace(result, remarks=[*warnings, *more_warnings, *result.remarks])
 
 
 def read_folder(folder: Path) -> tuple[Source, list[str]]:
-    """Its results and machine, and warnings of what could not be read."""
+    """The results and machine of a folder, and warnings about unreadable parts."""
     path = folder / "records.jsonl"
     if not path.is_file():
-        raise UsageError(f"{folder} holds no records.jsonl")
+        raise UsageError(f"{folder} has no records.jsonl: name a folder that a comparison wrote")
     records, damaged = read_records(path)
     results = [record for record in records if is_result(record)]
     if not results:
-        raise UsageError(f"{path} holds no result that can be read")
+        raise UsageError(f"{path} has no readable result")
     environment, complaints = read_environment(folder / "environment.json")
     return Source(results, environment), damaged + complaints
 
 
 def diff(before: Source, after: Source) -> Diff:
-    """Compare what both have.
+    """Compare the variants that both sides have.
 
     Raises:
-        UsageError: they have nothing in common.
+        UsageError: the sides have no variant in common.
     """
     pairs, remarks, vanished, new = pair_up(before.records, after.records)
     if not pairs:
-        raise UsageError("the two folders have no variant in common on one task at one length")
+        raise UsageError("expected a variant that ran on the same task at the same length in both folders, found none")
     stamps = [[source.environment_of(record) for record in source.records] for source in (before, after)]
     elsewhere = len({machine_name(stamp) for side in stamps for stamp in side}) > 1
     machines = [" and ".join(dict.fromkeys(map(machine_line, side))) for side in stamps]
     if elsewhere or machines[0] != machines[1]:
-        remarks.insert(0, f"Machines differ: {' → '.join(machines)}." + " Times are told, not judged." * elsewhere)
+        remarks.insert(0, f"Machines differ: {' → '.join(machines)}." + " Times are shown, not judged." * elsewhere)
 
     comparisons = [comparison for pair in pairs for comparison in comparisons_of(pair)]
     tested = run_tests(comparisons)
-    limit = holm([found.chance for found in tested if found])
+    limit = holm([test.chance for test in tested if test])
     changes = [change for pair in pairs for change in exact_changes(pair)]
-    for comparison, found in zip(comparisons, tested, strict=True):
-        if found is None:
+    for comparison, test in zip(comparisons, tested, strict=True):
+        if test is None:
             if (change := comparison.single()) is not None:
-                changes.append(comparison.told(change, None, elsewhere=elsewhere))
-        elif found.chance <= limit and abs(found.change) > comparison.measure.limit(1):
-            changes.append(comparison.told(found.change, found.half, elsewhere=elsewhere))
+                changes.append(comparison.line(change, None, elsewhere=elsewhere))
+        elif test.chance <= limit and abs(test.change) > comparison.measure.limit(1):
+            changes.append(comparison.line(test.change, test.half, elsewhere=elsewhere))
     if busy := [f"{row.name} ({pair.where})" for pair in pairs for row in (pair.before, pair.after) if row.disturbed]:
-        remarks.append(f"Disturbed (as by other processes) and left out of times: {', '.join(dict.fromkeys(busy))}.")
+        remarks.append(f"Disturbed (as by other processes) and excluded from times: {', '.join(dict.fromkeys(busy))}.")
     order = {(pair.where, pair.before.name): rank for rank, pair in enumerate(pairs)}
     changes.sort(key=lambda change: order[change.where, change.variant])
     unjudged = sum(
-        comparison.measure.is_score and not found for comparison, found in zip(comparisons, tested, strict=True)
+        comparison.measure.is_score and not test for comparison, test in zip(comparisons, tested, strict=True)
     )
     counted = sum(all(row.by_seed(count) for row in (pair.before, pair.after)) for pair in pairs for count in COUNTS)
     return Diff(remarks, changes, len(comparisons) + counted + len(pairs) - unjudged, unjudged, new, vanished)
 
 
-def show(found: Diff) -> None:
-    """On the terminal: a table for each task."""
+def show(result: Diff) -> None:
+    """Print the result to the terminal: one table for each task."""
     console = Console(highlight=False)
     if not console.file.isatty():
         console.width = WIDE
-    for remark in found.remarks:
+    for remark in result.remarks:
         console.print(Text(remark, style="bold"))
-    for where in dict.fromkeys(change.where for change in found.changes):
+    for where in dict.fromkeys(change.where for change in result.changes):
         table = Table(box=None, title=Text(where, style="bold"), title_justify="left", pad_edge=False)
         for title in HEADER[1:]:
             table.add_column(title, overflow="fold")
-        for change in found.changes:
+        for change in result.changes:
             if change.where == where:
                 table.add_row(*map(Text, change[1:-1]), Text(change.verdict, style=COLOURS.get(change.verdict, "")))
         console.print(table)
-    for line in found.summary:
+    for line in result.summary:
         console.print(Text(line))
 
 
 def pair_up(before: Sequence[Record], after: Sequence[Record]) -> tuple[list[Pair], list[str], list[str], list[str]]:
-    """What to compare with what: the pairs, remarks on unlike conditions and data, what vanished, what is new.
+    """Pair the rows; return the pairs, remarks on conditions and data that differ, vanished rows, and new rows.
 
-    On one task at one length like conditions are paired; where one set of conditions is left on each side, these are
-    compared as well, and their difference is remarked on.
+    On one task at one length, equal conditions are paired. Where one set of conditions remains on each side, these two
+    are paired as well, with a remark on their difference.
     """
     pairs: list[Pair] = []
     remarks, vanished, new = [], [], []
@@ -302,30 +302,30 @@ def pair_up(before: Sequence[Record], after: Sequence[Record]) -> tuple[list[Pai
             mine, theirs = ({row.name: row for row in group.rows} for group in (was[key], now[other]))
             lower = was[key].scale.lower_is_better
             pairs += [Pair(title, mine[name], theirs[name], lower) for name in mine if name in theirs]
-            for found, names in ((vanished, mine.keys() - theirs.keys()), (new, theirs.keys() - mine.keys())):
-                found += [f"{', '.join(sorted(names))} ({title})"] if names else []
+            for listed, names in ((vanished, mine.keys() - theirs.keys()), (new, theirs.keys() - mine.keys())):
+                listed += [f"{', '.join(sorted(names))} ({title})"] if names else []
             if not share_data(was[key], now[other]):
-                remarks.append(f"{title}: not the same data; scores may differ for that.")
+                remarks.append(f"{title}: the data differ, which may change scores.")
     return pairs, remarks, vanished, new
 
 
 def by_conditions(records: Sequence[Record]) -> dict[str, dict[str, Group]]:
     """Task and length in words -> conditions -> group."""
-    found: dict[str, dict[str, Group]] = {}
+    groups: dict[str, dict[str, Group]] = {}
     anywhere = [record | {"machine": None} for record in records]
-    for group in group_records([Source(anywhere, {})], short=False):  # one name in both folders
+    for group in group_records([Source(anywhere, {})], short=False):  # a variant has the same name in both folders
         spec = read_spec(group.records[0])
         conditions = {key: value for key, value in spec.items() if key not in PER_ROW}
         for key, value in conditions.items():
-            if isinstance(value, float) and value.is_integer():  # a budget of 25 is one of 25.0
+            if isinstance(value, float) and value.is_integer():  # a budget of 25 equals one of 25.0
                 conditions[key] = int(value)
         causal = " (causal)" if group.causal else ""
-        found.setdefault(f"{group.task}, length {group.seq_len:,}{causal}", {})[as_key(conditions)] = group
-    return found
+        groups.setdefault(f"{group.task}, length {group.seq_len:,}{causal}", {})[as_key(conditions)] = group
+    return groups
 
 
 def share_data(before: Group, after: Group) -> bool:
-    """Whether every hash that both sides record is the same."""
+    """Whether every hash that both sides record is equal."""
     was, now = data_hashes(before.records), data_hashes(after.records)
     return all(set(was[key]) == set(now[key]) for key in was.keys() & now.keys())
 
@@ -335,7 +335,7 @@ def mean_of(values: Mapping[str, float]) -> float:
 
 
 def exact_changes(pair: Pair) -> list[Change]:
-    """Of what has no noise: status, learning rate, kernel and counts."""
+    """Changes of quantities without noise: status, learning rate, kernel and counts."""
     rows = pair.before, pair.after
     was, now = (len(row.finished) / len(row.records) for row in rows)
     status = "worse" if now < was else "better" if now > was else "changed"
@@ -371,18 +371,18 @@ def rates_of(row: Row) -> str:
 
 
 def comparisons_of(pair: Pair) -> list[MeasuredPair]:
-    """Of every measure that both sides have."""
+    """The comparisons of a pair: one for each measure that both sides have."""
     measures = [LOWER if measure.is_score and pair.lower_is_better else measure for measure in MEASURES]
     sides = [(measure, measure.by_seed(pair.before), measure.by_seed(pair.after)) for measure in measures]
     return [MeasuredPair(pair, measure, before, after) for measure, before, after in sides if before and after]
 
 
 def run_tests(comparisons: Sequence[MeasuredPair]) -> list[Tested | None]:
-    """In their order; those of one measure share what they know of its noise. None where there are too few seeds."""
-    found = [comparison.evidence() for comparison in comparisons]
-    tested: list[Tested | None] = [None] * len(found)
+    """Test each comparison; those of one measure share their estimate of noise. None where there are too few seeds."""
+    evidence = [comparison.evidence() for comparison in comparisons]
+    tested: list[Tested | None] = [None] * len(evidence)
     for measure in (*MEASURES, LOWER):
-        own = {i: each for i, each in enumerate(found) if each and comparisons[i].measure is measure}
+        own = {i: each for i, each in enumerate(evidence) if each and comparisons[i].measure is measure}
         for i, each in zip(own, moderate(list(own.values())), strict=True):
             tested[i] = each
     return tested

@@ -1,6 +1,6 @@
-"""What a comparison shows while it works: a live table on a terminal, plain lines elsewhere, JSON, or errors alone.
+"""Displays of a running comparison: a live table on a terminal, plain lines elsewhere, JSON, or errors only.
 
-Nothing is drawn unless an event came, and at most twice a second: drawing must not take time from what is measured.
+They draw only after an event, and at most twice a second: drawing must not take time from measurements.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from compare.spec import Option, RunSpec
 
 PLAIN_SECONDS = 15.0  # between lines where there is no terminal to draw on
 DRAW_SECONDS = 0.5
-OVERHEAD = 15.0  # seconds of a run beside its budget, until one has ended
-STATE_WIDTH = 24  # at the least, of "training 34%, loss 2.345"
+OVERHEAD = 15.0  # seconds that a run takes beside its budget, assumed until one has ended
+STATE_WIDTH = 24  # least width of a state such as "training 34%, loss 2.345"
 STYLES = {"ok": "green", "failed": "red", "running": "bold", "waiting": "dim"}
 
 
 class Runs:
-    """All runs of a comparison: what ended, what runs, and how long the rest will take, about."""
+    """All runs of a comparison: finished ones, the current one, and an estimate of the time left."""
 
     def __init__(self, specs: Sequence[RunSpec], records: Sequence[Record]) -> None:
         """records: of the runs that ended earlier."""
@@ -65,18 +65,18 @@ class Runs:
         return f"{self.numbers[spec.run_id]}/{len(self.specs)} {spec.label} · {where}"
 
     def task_of(self, spec: RunSpec) -> str:
-        """The task, and those of its options that not all runs of it have."""
+        """The task, with the options in which its runs differ."""
         own = (f"{name}={value}" for name, value in spec.task_options if (name, value) not in self.shared[spec.task])
         return " ".join([spec.task, *own])
 
     def setting_of(self, spec: RunSpec) -> str:
-        """What a run of a search tries."""
+        """The settings that a search run tries; "" for other runs."""
         if spec.kind != "search":
             return ""
         return f" · lr {spec.lr:g}" + f" · weight decay {spec.weight_decay:g}" * (len(self.weight_decays) > 1)
 
     def time_left(self, at: float) -> tuple[float | None, float | None]:
-        """Seconds left of the run that runs and of the comparison; None where nothing tells."""
+        """Seconds left of the current run and of the comparison; None where unknown."""
         estimate = Estimate([(self.specs[r], record["wall_seconds"]) for r, record in self.timed()])
         waiting = [s for run_id, s in self.specs.items() if run_id not in self.records and s is not self.current]
         parts = [estimate.of(spec) for spec in waiting]
@@ -92,13 +92,13 @@ class Runs:
         return of_run, sum(known) if len(known) == len(parts) else None
 
     def timed(self) -> Iterator[tuple[str, Record]]:
-        """Records that say how long the run took; one whose data could not be had does not."""
+        """Records with the duration of the run; a run whose data could not be prepared has none."""
         known = ((r, record) for r, record in self.records.items() if r in self.specs)
         return ((r, record) for r, record in known if record.get("wall_seconds") is not None)
 
 
 class Estimate:
-    """Seconds that whole runs take, from those that ended: of the like with other seeds, else of others."""
+    """Estimates the seconds of whole runs from finished ones: of the same variant and data, else of other runs."""
 
     def __init__(self, took: Sequence[tuple[RunSpec, float]]) -> None:
         self.of_like: dict[object, list[float]] = defaultdict(list)
@@ -107,19 +107,19 @@ class Estimate:
             self.of_like[spec.label, spec.data_id].append(wall)
             self.of_data[spec.data_id].append(wall)
         self.of_all = [wall for _, wall in took]
-        self.beside = [wall - spec.budget for spec, wall in took if spec.budget is not None and wall > spec.budget]
+        self.overheads = [wall - spec.budget for spec, wall in took if spec.budget is not None and wall > spec.budget]
 
     def of(self, spec: RunSpec) -> float | None:
-        """None where nothing tells."""
+        """The estimate for a run; None before any run has ended."""
         alike = self.of_like.get((spec.label, spec.data_id))
         if alike is None and spec.budget is not None:
-            return spec.budget + statistics.fmean(self.beside or [OVERHEAD])
+            return spec.budget + statistics.fmean(self.overheads or [OVERHEAD])
         known = alike or self.of_data.get(spec.data_id) or self.of_all
         return statistics.fmean(known) if known else None
 
 
 class Display:
-    """Plain lines: what a log holds. The others show the same in their own way."""
+    """Plain lines, for a log. Subclasses show the same events in their own way."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -136,12 +136,12 @@ class Display:
         self.console.print(f"[red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
 
     def report(self, path: Path) -> None:
-        """Where the results are to be looked at."""
+        """Say where the report is."""
         self.say(f"charts and tables: {path}")
 
     @contextmanager
     def preparing(self, title: str) -> Iterator[Callable[[float], None]]:
-        """Show the share done, 0 to 1, of what comes before the runs."""
+        """Show the progress, 0 to 1, of preparations before the runs."""
         self.last = time.perf_counter()
 
         def on_progress(done: float) -> None:
@@ -152,7 +152,7 @@ class Display:
 
     @contextmanager
     def comparing(self, specs: Sequence[RunSpec], records: Sequence[Record]) -> Iterator[None]:
-        """Show these runs; ``records`` are of those that ended earlier."""
+        """Show these runs; ``records`` belong to runs that ended earlier."""
         self.runs = Runs(specs, records)
         yield
 
@@ -162,7 +162,7 @@ class Display:
         self.say(f"{self.runs.title(spec)}: started")
 
     def update(self, event: Record) -> None:
-        """An event of the run that was started."""
+        """Show an event of the current run."""
         at = time.perf_counter()
         self.runs.update(event, at)
         if self.is_due(PLAIN_SECONDS):
@@ -174,7 +174,7 @@ class Display:
         self.say(f"{self.runs.title(spec)}: {outcome(record)}")
 
     def is_due(self, seconds: float) -> bool:
-        """Whether so much time has passed since the last time that it had."""
+        """Whether ``seconds`` have passed since the last call that returned True."""
         if time.perf_counter() - self.last < seconds:
             return False
         self.last = time.perf_counter()
@@ -182,7 +182,7 @@ class Display:
 
 
 class TableDisplay(Display):
-    """A live table of all runs; the outcome of each goes by above it and stays."""
+    """A live table of all runs; the outcome of each run is printed above the table and stays."""
 
     @contextmanager
     def preparing(self, title: str) -> Iterator[Callable[[float], None]]:
@@ -214,7 +214,7 @@ class TableDisplay(Display):
             self.live.refresh()
 
     def table(self) -> RenderableType:
-        """As many runs as fit, the current one among them."""
+        """The table: as many runs as fit, including the current one."""
         runs = self.runs
         left = runs.time_left(time.perf_counter())
         room = max(1, self.console.height - 4)
@@ -236,13 +236,13 @@ class TableDisplay(Display):
         return Group(table, Text(cut(self.summary(first, len(shown), left[1]), self.console.width), style="dim"))
 
     def run_name(self, spec: RunSpec, task: str, varied: set[str], width: int) -> str:
-        """The variant, and what else differs among the runs; the variant is cut first."""
+        """The variant and the settings in which runs differ; if the width is short, the variant is cut first."""
         parts = {"task": f" · {task}", "seq_len": f" · N {spec.seq_len}", "seed": f" · seed {spec.seed}"}
         rest = "".join(text for name, text in parts.items() if name in varied) + self.runs.setting_of(spec)
         return cut(cut(spec.label, max(6, width - len(rest))) + rest, width)
 
     def state(self, spec: RunSpec, run_id: str, left: float | None) -> tuple[str, str, str]:
-        """Style of a run, its state in words, and the time that it took or, of the current one, has ``left``."""
+        """Style of a run, its state in words, and the time it took; for the current run, the time ``left``."""
         if spec is self.runs.current:
             return STYLES["running"], describe_phase(self.runs.event), "" if left is None else f"{clock(left)} left"
         record = self.runs.records.get(run_id)
@@ -265,7 +265,7 @@ class TableDisplay(Display):
 
 
 class QuietDisplay(Display):
-    """Nothing but what went wrong, on ``console``, and at the end the path of the report on stdout."""
+    """Only failures, on ``console``, and at the end the path of the report on stdout."""
 
     def say(self, text: str) -> None:
         pass
@@ -319,22 +319,21 @@ class JsonDisplay(Display):
 
     def finished(self, spec: RunSpec, record: Record) -> None:
         self.runs.finish(record)
-        told = ("status", "reason", "metric", "test_score", "train_steps", "wall_seconds")
-        self.send("finished", **self.name(spec), **{name: record.get(name) for name in told})
+        sent = ("status", "reason", "metric", "test_score", "train_steps", "wall_seconds")
+        self.send("finished", **self.name(spec), **{name: record.get(name) for name in sent})
 
     def name(self, spec: RunSpec) -> dict[str, object]:
-        told = ("run_id", "label", "task", "seq_len", "seed")
-        return {name: getattr(spec, name) for name in told}
+        return {name: getattr(spec, name) for name in ("run_id", "label", "task", "seq_len", "seed")}
 
 
 def choose_display(*, quiet: bool, as_json: bool) -> Display:
-    """How this comparison is shown."""
+    """Choose the display by the flags and the terminal."""
     if as_json:
         return JsonDisplay(Console(stderr=True))
     if quiet:
         return QuietDisplay(Console(stderr=True))
     console = Console()
-    # FORCE_COLOR makes a terminal of a log, to rich, and TERM=dumb says that nothing can be drawn again.
+    # With FORCE_COLOR rich takes a log for a terminal. TERM=dumb means that lines cannot be redrawn.
     return TableDisplay(console) if console.is_interactive and console.file.isatty() else Display(console)
 
 
@@ -369,8 +368,8 @@ def outcome(record: Record) -> str:
     if record["status"] != "ok":
         return f"{record['status']}: {record['reason']}"
     if "token_seconds" in record:
-        took = f"{record['wall_seconds']:.0f} s in all"
-        return f"{1e3 * record['token_seconds']:.3g} ms a token, {record['cache_bytes']:,} bytes of state, {took}"
+        took = f"{record['wall_seconds']:.0f} s in total"
+        return f"{1e3 * record['token_seconds']:.3g} ms per token, {record['cache_bytes']:,} bytes of state, {took}"
     parts = []
     if "test_score" in record:
         parts.append(score_text(record, "test_score"))
@@ -380,10 +379,10 @@ def outcome(record: Record) -> str:
         parts.append(f"{record['train_steps']:,} steps")
     if "tokens_per_second" in record:
         parts.append(f"{record['tokens_per_second']:,.0f} tokens/s, step {record['step_seconds']:.3g} s")
-    if not parts:  # it asked whether a length fits
-        return "fits"
+    if not parts:  # a probe of memory
+        return "fits into memory"
     busy = disturbance(record)
     parts.append(
-        f"{record['wall_seconds']:.0f} s in all" + (f"; disturbed (as by other processes): {busy}" if busy else "")
+        f"{record['wall_seconds']:.0f} s in total" + (f"; disturbed (as by other processes): {busy}" if busy else "")
     )
     return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""What a line of records.jsonl may hold: numbers that can have been measured, texts that can be shown."""
+"""What a line of records.jsonl may hold: numbers that a run can measure, strings that a report can show."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from compare.quantities import QUANTITIES
 
 NEEDED = ("run_id", "variant", "task", "seq_len", "seed", "status")
 MOST_DIGITS = 100
-DEEPEST = 20  # lists and objects within one another
-# What no chart, page or terminal shows as it is: control characters, and halves of surrogate pairs.
+DEEPEST = 20  # levels of nested lists and objects
+# Characters that no chart, page or terminal shows as they are: control characters and unpaired surrogates.
 UNSHOWN = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\ufffe\\uffff\\ud800-\\udfff]")
 
 FIELDS: dict[str, Kind] = {
@@ -48,10 +48,10 @@ FIELDS: dict[str, Kind] = {
     **dict.fromkeys(("train_tokens", "loader_seconds", "wall_seconds"), AMOUNT),
     **dict.fromkeys(("measure_others_share", "measure_lost_share"), SHARE),
     **dict.fromkeys(("baselines", "test_slices"), SCORES),
-    "test_lens": Kind("an object of lengths and what was scored there", are_tests),
+    "test_lens": Kind("an object of test results by length", are_tests),
     "metric_scale": SCALE,
     **dict.fromkeys(("spec", "data", "lr_search", "machine"), OBJECT),
-    "data_notes": Kind("a list of texts", lambda value: is_list_of(str, value)),
+    "data_notes": Kind("a list of strings", lambda value: is_list_of(str, value)),
     "curve": Kind("a list of objects", lambda value: is_list_of(dict, value)),
 }
 SPEC_FIELDS: dict[str, Kind] = {
@@ -72,24 +72,24 @@ POINT_FIELDS: dict[str, Kind] = {
 
 
 def parse_record(line: bytes, newest: int) -> dict[str, Any]:
-    """The record of a line, each known field of its kind. Fields that this version does not know stay as they are.
+    """Parse a line into a record, and check its known fields. Fields that this version does not know stay as they are.
 
     Args:
         line: JSON in UTF-8.
-        newest: schema that this version reads.
+        newest: the newest schema that this version reads.
 
     Raises:
-        ValueError: it is damaged, or newer.
+        ValueError: the line is damaged, or its schema is newer.
     """
     record = parse_json(line)
     if not isinstance(record, dict):
         raise ValueError(f"expected a JSON object, got {in_short(record)}")
     schema = record.get("schema", newest)
     if not is_whole(schema) or schema > newest:
-        raise ValueError(f"schema {in_short(schema)}, this version reads up to {newest}")
+        raise ValueError(f"expected schema {newest} or older, got {in_short(schema)}")
     for name in NEEDED:
         if record.get(name) is None:
-            raise ValueError(f"no field {name!r}")
+            raise ValueError(f"missing field {name!r}")
     check(record, FIELDS)
     check(record.get("spec") or {}, SPEC_FIELDS)
     for point in record.get("curve") or []:
@@ -105,36 +105,36 @@ def check(values: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
 
 
 def parse_json(text: bytes) -> Any:
-    r"""What JSON in UTF-8 says, if a report can show it.
+    r"""Parse JSON in UTF-8 into values that a report can show.
 
-    A byte of a file name that is not UTF-8 becomes ``\xe9`` in words, so that two such names stay two.
+    A byte of a file name that is not UTF-8 is written out as ``\xe9``, so that two such names stay distinct.
 
     Raises:
-        ValueError: it is damaged, holds numbers that are not finite, or is nested too deep.
+        ValueError: the text is damaged, holds numbers that are not finite, or is nested too deep.
     """
     try:
         return shown(json.loads(text.decode("utf-8-sig"), parse_int=as_integer))
     except RecursionError:
-        raise ValueError(f"lists and objects within one another, more than {DEEPEST} deep") from None
+        raise ValueError(f"lists and objects are nested more than {DEEPEST} deep") from None
 
 
 def as_integer(digits: str) -> int:
-    if len(digits) > MOST_DIGITS:  # Python neither reads nor writes thousands of them
-        raise ValueError(f"an integer of {len(digits):,} digits is no number that can have been measured")
+    if len(digits) > MOST_DIGITS:  # Python refuses to convert thousands of digits
+        raise ValueError(f"an integer of {len(digits):,} digits cannot be a measured value")
     return int(digits)
 
 
 def shown(value: Any, depth: int = 0) -> Any:
-    """The value, with texts that can be shown.
+    """The value, with strings that can be shown.
 
     Raises:
-        ValueError: it holds half a character, or a number that cannot have been measured.
-        RecursionError: it is nested too deep.
+        ValueError: the value holds an unpaired surrogate, or a number that cannot be a measured value.
+        RecursionError: the value is nested too deep.
     """
     if isinstance(value, str):
         return UNSHOWN.sub(in_words, value)
     if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:
-        raise ValueError(f"{in_short(value)} is no number that can have been measured")
+        raise ValueError(f"{in_short(value)} cannot be a measured value")
     if depth > DEEPEST:
         raise RecursionError
     if isinstance(value, dict):
@@ -142,16 +142,17 @@ def shown(value: Any, depth: int = 0) -> Any:
     return [shown(each, depth + 1) for each in value] if isinstance(value, list) else value
 
 
-def in_words(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def in_words(match: re.Match[str]) -> str:
+    """A character that cannot be shown, as its escape."""
+    code = ord(match[0])
     if 0xDC80 <= code <= 0xDCFF:  # how Python reads a byte that is not UTF-8
         code -= 0xDC00
     if 0xD800 <= code <= 0xDFFF:
-        raise ValueError(f"\\u{code:04x} is half a character")
+        raise ValueError(f"\\u{code:04x} is an unpaired surrogate, not a character")
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def in_short(value: object) -> str:
-    """A value as JSON, in few words."""
+    """A value as JSON, cut to 40 characters."""
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:40]}…"

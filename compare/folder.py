@@ -1,4 +1,4 @@
-"""The folder of a comparison: claimed against others, stamped with what runs in it."""
+"""The folder of a comparison: locked against other processes, stamped with the machine of its runs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from compare.report.facts.grouping import machine_line
 
 @contextmanager
 def claim_folder(folder: Path, command: str, *, resume: bool | None = None) -> Iterator[None]:
-    """Create a folder, and hold it against other processes. Left empty, it is removed again.
+    """Create a folder, and lock it against other processes. A new folder that stays empty is removed.
 
-    resume: whether runs go on in it; None: a report alone is drawn into it.
+    resume: whether to continue the runs in the folder; None: only a report is drawn into it.
 
     Raises:
-        UsageError: it cannot be written, another process holds it, or it holds what must not be replaced.
+        UsageError: the folder cannot be written, another process holds it, or it has files that must not be replaced.
     """
     is_new = not folder.exists()
     if resume and is_new:
-        raise UsageError(f"--resume: there is no folder {folder} to continue in")
+        raise UsageError(f"--resume: folder {folder} does not exist; leave out --resume to start a comparison in it")
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -35,40 +35,40 @@ def claim_folder(folder: Path, command: str, *, resume: bool | None = None) -> I
         except OSError as error:
             raise UsageError(f"--out {folder} cannot be written: {error.strerror}") from error
         if not resume and any((folder / name).exists() for name in ("records.jsonl", "checkpoints")):
-            advice = "leave --out away to draw its report" if resume is None else "add --resume to continue them"
+            advice = "leave out --out to draw its report" if resume is None else "add --resume to continue them"
             raise UsageError(f"--out {folder} holds results already: {advice}, or name another folder")
         if not is_new:
             check_foreign(folder)
         yield
     if is_new:
-        with suppress(OSError):  # it holds something
+        with suppress(OSError):  # the folder is not empty
             folder.rmdir()
 
 
 def check_foreign(folder: Path) -> None:
-    """Raise UsageError where a report would replace what no report wrote."""
-    if found := foreign_files(folder):
+    """Raise UsageError where a report would replace a file that no report wrote."""
+    if foreign := foreign_files(folder):
         raise UsageError(
-            f"{folder / found[0]} was not written by a comparison, and the report would replace it: "
+            f"{folder / foreign[0]} was not written by a comparison, and the report would replace it: "
             "move it, or name another folder"
         )
 
 
 def stamp_folder(folder: Path, machine: dict[str, object], display: Display) -> None:
-    """Write down what runs here from now on; what ran here before stays beside it."""
+    """Record the machine of the next runs; the machines of earlier runs stay beside it."""
     path = folder / "environment.json"
     known = read_environment(path)[0] if path.exists() else {}
     earlier = known.pop("earlier", [])
     if known:
         if machine_line(known) != machine_line(machine):
             display.warn(
-                f"what ran here before ran elsewhere ({machine_line(known)}): the report keeps it apart from what runs "
-                f"now ({machine_line(machine)})"
+                f"earlier runs in this folder come from another machine ({machine_line(known)}): the report separates "
+                f"them from the runs on this one ({machine_line(machine)})"
             )
         machine = machine | {"earlier": [*(earlier if isinstance(earlier, list) else []), known]}
     write_atomically(path, json.dumps(machine, indent=1) + "\n")
 
 
 def go_on(folder: Path) -> str:
-    """How an interrupted comparison is continued, in words."""
+    """How to continue an interrupted comparison, in words."""
     return f"continue with --out {shlex.quote(str(folder))} --resume"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-LARGEST = 1e100  # a number beyond it, or a time or rate nearer to 0 than its inverse, was never measured
+LARGEST = 1e100  # no larger number, and no time or rate below its inverse, can be a measured value
 
 
 class Kind(NamedTuple):
-    """What a field may hold, beside null."""
+    """Values that a field may hold, beside null. words: their name in errors. holds: whether a value is one."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -55,19 +55,19 @@ def are_lengths(value: Any) -> bool:
 
 
 def are_tests(value: Any) -> bool:
-    """ "test_lens": length -> what came of it."""
+    """ "test_lens": length -> result of the test."""
     return isinstance(value, dict) and all(
         length.isdecimal()
-        and isinstance(found, dict)
-        and is_text(found.get("status"))
-        and are_scores(found.get("baselines"))
-        and all(found.get(name) is None or is_number(found[name]) for name in ("score", "loss", "size"))
-        for length, found in value.items()
+        and isinstance(result, dict)
+        and is_text(result.get("status"))
+        and are_scores(result.get("baselines"))
+        and all(result.get(name) is None or is_number(result[name]) for name in ("score", "loss", "size"))
+        for length, result in value.items()
     )
 
 
 def is_scale(value: Any) -> bool:
-    """What a task's `Metric` says of a score beside its name."""
+    """The fields of a task's `Metric`, without its name."""
     if not isinstance(value, dict) or not value.keys() >= {"unit", "lower_is_better", "bounds"}:
         return False
     ends = value["bounds"]
@@ -75,8 +75,8 @@ def is_scale(value: Any) -> bool:
     return bounded and is_text(value["unit"]) and isinstance(value["lower_is_better"], bool)
 
 
-TEXT = Kind("a text", is_text)
-NAME = Kind("a text that is not empty", lambda value: is_text(value) and bool(value.strip()))
+TEXT = Kind("a string", is_text)
+NAME = Kind("a string that is not empty", lambda value: is_text(value) and bool(value.strip()))
 SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
 COUNT = Kind("a whole number of at least 0", lambda value: is_whole(value) and value >= 0)
 LENGTH = Kind("a whole number above 0", lambda value: is_whole(value) and value > 0)

@@ -1,4 +1,4 @@
-"""What there is to compare, as tables on the terminal or in Markdown."""
+"""Tables of all backends and tasks, on the terminal or in Markdown."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from zoo.entry import Entry, format_added, format_bytes
 
 Rows = list[list[str]]
 TASK_HEADERS = ["name", "what it asks", "metric", "causal", "lengths", "default", "options"]
-SUITE_HEADERS = ["suite", "what for", "tasks", "seconds a run"]
+SUITE_HEADERS = ["suite", "purpose", "tasks", "seconds per run"]
 WHAT = ["name", "year", "causal", "what it does", "options"]
 COST = ["name", "time", "memory", "parameters added", "capacity"]
 KEPT = ["name", "directions", "state", "cache"]
 FORM = ["exact", "directions", "exceptions", "options", "source"]
 SHORT = ["name", "what it does", "family", "year", "time", "causal"]
 MARKDOWN = ["name", "what it does", "family", "year", *COST[1:-1], "state", "cache", "capacity", *FORM]
-WRAPPED = ("time", "directions", "what it does", "options", "what it asks", "lengths", "what for", "tasks")
+WRAPPED = ("time", "directions", "what it does", "options", "what it asks", "lengths", "purpose", "tasks")
 
 
 def backends() -> list[Entry]:
-    """The registered backends, families together: exact first, then by their oldest year, controls last."""
+    """The registered backends, grouped by family: exact first, then by the family's oldest year, controls last."""
     entries = [zoo.describe(name) for name in zoo.available()]
     first: dict[str, int] = {}
     for entry in entries:
@@ -45,7 +45,7 @@ def backends() -> list[Entry]:
 
 
 def columns(entry: Entry) -> dict[str, str]:
-    """All that a table may say of a backend, by header."""
+    """Header -> cell, for every column that a table of backends may have."""
     traits, capacity, added = entry.traits, entry.capacity, entry.parameters_added
     return {
         "name": entry.name,
@@ -68,7 +68,7 @@ def columns(entry: Entry) -> dict[str, str]:
 
 
 def task_rows() -> Rows:
-    """One row a registered task, under ``TASK_HEADERS``."""
+    """One row for each registered task, under ``TASK_HEADERS``."""
     rows = []
     for name in tasks.available():
         task = tasks.get(name)
@@ -85,7 +85,7 @@ def task_rows() -> Rows:
 
 
 def suite_rows() -> Rows:
-    """One row a suite, under ``SUITE_HEADERS``."""
+    """One row for each suite, under ``SUITE_HEADERS``."""
     return [
         [
             name,
@@ -98,13 +98,13 @@ def suite_rows() -> Rows:
 
 
 def show() -> None:
-    """Print the backends, by family, with their cost, and the tasks."""
+    """Print the backends by family, their cost, and the tasks."""
     console = Console()
     entries = backends()
     for title, headers in (
         ("Backends: Encoder(attn=NAME), --variants NAME, --set NAME.OPTION=VALUE", WHAT),
-        ("Their cost (all of one: python -m compare list NAME)", COST),
-        ("What they keep of 1,024 positions (cache: in steps)", KEPT),
+        ("Cost (python -m compare list NAME describes one backend)", COST),
+        ("Bytes at 1,024 positions: the state that a query reads, the cache that steps keep", KEPT),
     ):
         table = make_table(title, headers)
         for family, members in groupby(entries, key=lambda entry: entry.traits.family):
@@ -134,7 +134,7 @@ def make_table(title: str, headers: Sequence[str]) -> Table:
 
 
 def markdown() -> dict[str, str]:
-    """The tables of README and docs, by the name of their markers: the zoo's own backends, and the tasks."""
+    """Name of a marker -> table, for README and docs: the zoo's own backends, the tasks and the suites."""
     own = [columns(entry) for entry in backends() if entry.own]
     return {
         "backends": markdown_table(SHORT, [[row[header] for header in SHORT] for row in own]),
@@ -150,12 +150,12 @@ def markdown_table(headers: list[str], rows: Rows) -> str:
 
 
 def results(folder: Path, shown_as: str, chart: str = "") -> str:
-    """A chart of a folder of results and the sentences that its report begins with, as Markdown.
+    """A chart of a folder of results and the first sentences of its report, as Markdown.
 
     Args:
         folder: holds records.jsonl and charts.
-        shown_as: where it lies, seen from the file that shows it.
-        chart: its stem; "" = the one that the report begins with.
+        shown_as: path of the folder, relative to the file that shows the chart.
+        chart: stem of the chart; "" = the first chart of the report.
 
     Raises:
         ValueError: the folder has no such chart.
@@ -163,34 +163,40 @@ def results(folder: Path, shown_as: str, chart: str = "") -> str:
     stem, sentences = in_short(folder)
     path = folder / "charts" / f"{chart or stem}.png"
     if not path.is_file():
-        raise ValueError(f"there is no chart {path}")
+        raise ValueError(f"chart {path} does not exist")
     return f"![{path.stem.replace('_', ' ')}]({shown_as}/charts/{path.name})\n\n{' '.join(sentences)}"
 
 
 def results_in(text: str, folder: Path) -> dict[str, str]:
-    """What belongs between the markers ``<!-- results/… -->`` of a text, by what stands in them: the folder of results,
-    seen from the ``folder`` of the text, and, where another chart than the first is to be shown, its stem."""
-    found = re.findall(r"^<!-- ((?:\.\./)*results/\S+)(?: (\S+))? -->$", text, re.M)
-    return {" ".join(filter(None, (name, chart))): results(folder / name, name, chart) for name, chart in found}
+    """Content of a marker ``<!-- results/… -->`` in a text -> the results that belong after it.
+
+    A marker names a folder of results, relative to the ``folder`` of the text, and the stem of a chart if it shows
+    another chart than the first.
+    """
+    markers = re.findall(r"^<!-- ((?:\.\./)*results/\S+)(?: (\S+))? -->$", text, re.M)
+    return {" ".join(filter(None, (name, chart))): results(folder / name, name, chart) for name, chart in markers}
 
 
 def written(path: Path) -> str:
-    """A file with what belongs between its markers, as ``<!-- backends -->`` and ``<!-- /backends -->``: the tables of
-    ``markdown``, and what ``results_in`` finds.
+    """The text of a file, with the content between its markers written anew.
+
+    Markers are ``<!-- backends -->`` and ``<!-- /backends -->``, for instance. Content comes from ``markdown`` and
+    ``results_in``.
 
     Raises:
-        ValueError: the file has no such markers, or lacks the second of two.
+        ValueError: the file has no such marker, or lacks a closing one.
     """
     text = path.read_text(encoding="utf-8")
     blocks = {name: table for name, table in markdown().items() if f"<!-- {name} -->\n" in text}
     blocks |= results_in(text, path.parent)
     if not blocks:
-        raise ValueError(f"it has no marker: <!-- results/FOLDER -->, or one of {', '.join(markdown())}")
+        known = ", ".join(f"<!-- {name} -->" for name in markdown())
+        raise ValueError(f"expected a marker, <!-- results/FOLDER --> or one of {known}, found none")
     for name, block in blocks.items():
         start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
         before, _, rest = text.partition(start)
         _, closed, after = rest.partition(end)
         if not closed:
-            raise ValueError(f"it has no line {end.strip()} after {start.strip()}")
+            raise ValueError(f"expected a line {end.strip()} after {start.strip()}, found none")
         text = before + start + block + end + after
     return text

@@ -1,4 +1,4 @@
-"""One comparison at a time writes to a folder."""
+"""A lock that lets one comparison at a time write to a folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if sys.platform == "win32":
     import msvcrt
 
     def lock(file: int) -> bool:
-        """Lock a byte far behind the text, which others may read. False: another process holds it."""
+        """Lock a byte far behind the text, which stays readable. False: another process holds the lock."""
         os.lseek(file, 2**30, os.SEEK_SET)
         try:
             msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
@@ -29,7 +29,7 @@ else:
     import fcntl
 
     def lock(file: int) -> bool:
-        """False: another process holds it. A file system that knows no locks refuses nobody."""
+        """Lock the file. False: another process holds the lock. A file system without locks always returns True."""
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -39,11 +39,11 @@ else:
 
 @contextmanager
 def hold(folder: Path, command: str) -> Iterator[None]:
-    """Hold a folder for this process; the system frees it when the process ends, however it does.
+    """Lock a folder for this process; the system frees it when the process ends in any way.
 
     Raises:
-        UsageError: another process holds it, or its .lock is not that of a comparison.
-        OSError: it cannot be written.
+        UsageError: another process holds the folder, or its .lock is not a comparison's.
+        OSError: the folder cannot be written.
     """
     path = folder / ".lock"
     file = take(path)
@@ -61,16 +61,18 @@ def hold(folder: Path, command: str) -> Iterator[None]:
 def take(path: Path) -> int | None:
     """Open the lock file and lock it; None where another process holds it.
 
-    A link, or a file that holds anything but what a comparison left, is not written to.
+    A link, or a file that no comparison wrote, is never changed.
     """
     while True:
         if path.is_symlink() or not is_lock(path):
-            raise UsageError(f"{path} is not a comparison's, which needs that name: remove it, or name another folder")
+            raise UsageError(
+                f"{path} is not the lock file of a comparison but has its name: remove it, or name another folder"
+            )
         file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         if not lock(file):
             os.close(file)
             return None
-        # Who held it may have removed the file between opening and locking it: then it is nobody's lock.
+        # The last holder may remove the file between open and lock; then this lock protects nothing: try again.
         if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
             os.truncate(file, 0)
             return file
@@ -78,7 +80,7 @@ def take(path: Path) -> int | None:
 
 
 def is_lock(path: Path) -> bool:
-    """Whether the file is one that a comparison holds or held: empty, telling its process, or just removed."""
+    """Whether a comparison holds or held this file: it is empty, names a process, or was just removed."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:
@@ -89,7 +91,7 @@ def is_lock(path: Path) -> bool:
 
 
 def holder(path: Path) -> str:
-    """Who holds the folder, in words."""
+    """The process that holds the folder, in words."""
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         return f"process {held['pid']} since {held['since']}: {held['command']}"

@@ -1,4 +1,4 @@
-"""Tests of few seeds that share what they know of their noise (Smyth 2004, doi:10.2202/1544-6115.1027)."""
+"""Tests over few seeds that share their estimates of noise (Smyth 2004, doi:10.2202/1544-6115.1027)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compare.report.facts.stats import SIGNIFICANT
 
 
 class Evidence(NamedTuple):
-    """A mean change, a variance with its degrees of freedom, and what of it is the squared error of the mean."""
+    """A mean change; a variance and its degrees of freedom; share: the squared error of the mean over the variance."""
 
     change: float
     variance: float
@@ -22,18 +22,18 @@ class Evidence(NamedTuple):
 
 
 class Tested(NamedTuple):
-    """A mean change, the half-width of its 95 % interval, and how likely one as large is where there is none."""
+    """A mean change, the half-width of its 95 % interval, and chance: its p-value."""
 
     change: float
     half: float
     chance: float
 
 
-def moderate(found: Sequence[Evidence]) -> list[Tested]:
-    """t tests whose variances are drawn towards a common one, the more the better they agree with it (Smyth 2004)."""
-    variances, degrees = (np.array([getattr(each, name) for each in found]) for name in ("variance", "degrees"))
-    middle = float(np.median(variances)) if len(found) else 0.0
-    if len(found) > 1 and middle > 0:
+def moderate(evidence: Sequence[Evidence]) -> list[Tested]:
+    """t tests with variances shrunk towards a common one: the better they agree, the stronger (Smyth 2004)."""
+    variances, degrees = (np.array([getattr(each, name) for each in evidence]) for name in ("variance", "degrees"))
+    middle = float(np.median(variances)) if len(evidence) else 0.0
+    if len(evidence) > 1 and middle > 0:
         logs = np.log(np.maximum(variances, 1e-5 * middle)) - digamma(degrees / 2) + np.log(degrees / 2)
         excess = float(np.var(logs, ddof=1) - np.mean(polygamma(1, degrees / 2)))
         total = float(degrees.sum())
@@ -43,10 +43,10 @@ def moderate(found: Sequence[Evidence]) -> list[Tested]:
             variances = (prior * common + degrees * variances) / (prior + degrees)
             degrees = np.minimum(prior + degrees, total)
         else:
-            variances = np.full(len(found), float(np.average(variances, weights=degrees)))
-            degrees = np.full(len(found), total)
+            variances = np.full(len(evidence), float(np.average(variances, weights=degrees)))
+            degrees = np.full(len(evidence), total)
     tested = []
-    for each, variance, freedom in zip(found, variances, degrees, strict=True):
+    for each, variance, freedom in zip(evidence, variances, degrees, strict=True):
         error = math.sqrt(variance * each.share)
         half = float(stdtrit(freedom, 1 - SIGNIFICANT / 2)) * error
         chance = (
@@ -57,7 +57,7 @@ def moderate(found: Sequence[Evidence]) -> list[Tested]:
 
 
 def inverse_trigamma(value: float) -> float:
-    """By Newton's method on 1 / trigamma, which is nearly straight."""
+    """The inverse of trigamma, by Newton's method on 1 / trigamma, which is nearly straight."""
     x = 0.5 + 1 / value
     for _ in range(50):
         trigamma = float(polygamma(1, x))
@@ -69,7 +69,7 @@ def inverse_trigamma(value: float) -> float:
 
 
 def holm(chances: Sequence[float]) -> float:
-    """The chance up to which a test stands, so that all of them together err in 5 % of cases; -1 where none does."""
+    """The largest significant p-value if all tests together err in 5 % of cases (Holm's method); -1 where none is."""
     limit = -1.0
     for rank, chance in enumerate(sorted(chances)):
         if chance * (len(chances) - rank) > SIGNIFICANT:

@@ -1,4 +1,4 @@
-"""argparse, with errors of one line that know what was meant."""
+"""argparse with errors of one line that suggest the nearest option or command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UNKNOWN = "unrecognized arguments: "
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line. commands: what may have been meant by a word that is no option."""
+    """A parser whose errors are one line. commands: names to suggest for a mistyped command."""
 
     commands: Sequence[str] = ()
 
@@ -23,23 +23,23 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}{hint} ({self.prog} --help lists the options)")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """As of argparse, but what is unknown is an error here: the parser of a command knows what is close to it."""
-        found, unknown = super().parse_known_args(args, namespace)
+        """As in argparse, but unknown words are an error here: the command's own parser knows the nearest options."""
+        parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(UNKNOWN + " ".join(unknown))
-        return found, unknown
+        return parsed, unknown
 
     def hint(self, words: str) -> str:
-        """What was meant by the first word that is much like an option or a command."""
+        """A suggestion for the first word that resembles an option or a command; "" where none does."""
         known = {option.lstrip("-"): option for action in self._actions for option in action.option_strings}
         known |= {command: command for command in self.commands}
         names = (word.partition("=")[0].lstrip("-–—") for word in words.split())
-        close = next((found[0] for name in names if (found := get_close_matches(name, known, n=1, cutoff=0.7))), None)
+        close = next((near[0] for name in names if (near := get_close_matches(name, known, n=1, cutoff=0.7))), None)
         return f"; did you mean {known[close]}?" if close else ""
 
 
 class Named(argparse.Action):
-    """Keeps a value, and that it was typed."""
+    """Stores a value, and that the flag was typed."""
 
     def __call__(self, _parser: object, namespace: argparse.Namespace, value: object, _option: object = None) -> None:
         setattr(namespace, self.dest, value)
@@ -47,7 +47,7 @@ class Named(argparse.Action):
 
 
 class Version(argparse.Action):
-    """Prints what somebody who reports a bug has, and ends; looked up when it is asked for."""
+    """Prints the versions that a bug report needs, and exits. They are looked up only then."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         import platform

@@ -1,4 +1,4 @@
-"""From the command line's arguments to the runs they ask for."""
+"""Turns the arguments of the command line into runs."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ from zoo import Encoder
 from zoo.contract import Dims
 
 LEAST_MEMORY = 64 * 2**20  # bytes
-SIZES = ("vocab_size", "n_features", "n_classes")  # of a task, that a model is built for
+SIZES = ("vocab_size", "n_features", "n_classes")  # sizes of a task that a model is built for
 
 
 class Planned(NamedTuple):
-    """What the arguments ask for.
+    """The runs that the arguments describe.
 
     Attributes:
-        specs: every run, the seeds outermost, so that an interrupted comparison is balanced.
-        grid: the settings to choose each variant's from; empty = as they are.
-        grid_at: task -> its swept option, and the value of it at which settings are chosen for all values.
+        specs: every run, with seeds as the outer loop, so that an interrupted comparison is balanced.
+        grid: rates and weight decays that the search tries for each variant; empty = no search.
+        grid_at: task -> its swept option, and the value at which one search serves all values.
     """
 
     specs: list[RunSpec]
@@ -56,10 +56,10 @@ class Planned(NamedTuple):
 
 
 def plan_runs(options: argparse.Namespace, device: str, threads: int) -> Planned:
-    """The runs that the arguments ask for, and how their rates are chosen.
+    """Plan the runs that the arguments describe, and the search for their rates.
 
     Raises:
-        UsageError: the arguments are at odds with one another, or with what there is.
+        UsageError: the arguments contradict one another, or name something that does not exist.
     """
     check_flags(options)
     variants = asked_variants(options)
@@ -70,17 +70,19 @@ def plan_runs(options: argparse.Namespace, device: str, threads: int) -> Planned
     sweeps, task_sweeps = read_sweeps(options.sweep)
     grid_at = read_grid_at(options.grid_at, task_sweeps)
     if grid_at and not options.lr_grid:
-        raise UsageError("--grid-at: expected --lr-grid with it: it says where that chooses")
+        raise UsageError("--grid-at needs --lr-grid R,S: it sets the task option at which the rate is chosen")
     check_causal(options, sweeps)
     compared = [*dict.fromkeys([*variants, *(sweep.name for sweep in sweeps)])]
     unused = set(settings) - set(compared) - {name for name, _, _ in chosen}
     if unused:
         among = ", ".join([*compared, *dict.fromkeys(name for name, _, _ in chosen)])
-        raise UsageError(f"--set {min(unused)}.…: {min(unused)!r} is not among what is compared: {among}")
+        raise UsageError(
+            f"--set {min(unused)}.…: expected a variant or task of this comparison ({among}), got {min(unused)!r}"
+        )
     for name in task_sweeps:
         if name not in {task for task, _, _ in chosen}:
             among = ", ".join(dict.fromkeys(task for task, _, _ in chosen))
-            raise UsageError(f"--sweep {name}.…: expected one of the tasks that are run, {among}, got {name!r}")
+            raise UsageError(f"--sweep {name}.…: expected a task of this comparison ({among}), got {name!r}")
     add_data(options, settings, list(dict.fromkeys(name for name, _, _ in chosen)))
     forms = choose_forms(variants, settings, sweeps)
     specs: list[RunSpec] = []
@@ -109,36 +111,35 @@ def plan_runs(options: argparse.Namespace, device: str, threads: int) -> Planned
 
 
 def check_flags(options: argparse.Namespace) -> None:
-    """Raise UsageError where flags are at odds with one another."""
+    """Raise UsageError where flags contradict one another."""
     if options.lr_grid and options.steps == 0:
-        raise UsageError("--lr-grid: with --steps 0 nothing is trained that could choose a rate")
+        raise UsageError("--lr-grid cannot be combined with --steps 0: choosing a rate needs training")
     if options.weight_decay_grid and not options.lr_grid:
-        raise UsageError("--weight-decay-grid: expected --lr-grid with it: both are chosen together")
+        raise UsageError("--weight-decay-grid needs --lr-grid R,S: one search chooses both")
     if options.test_len and options.steps == 0:
-        raise UsageError("--test-len: with --steps 0 nothing is trained that could be tested")
+        raise UsageError("--test-len cannot be combined with --steps 0: it tests trained models")
     if options.memory_limit is not None and options.memory_limit < LEAST_MEMORY:
         raise UsageError(
-            f"--memory-limit: expected a size with its unit, as 500MB or 16GB, and at least {LEAST_MEMORY >> 20}MB, "
-            f"less than loading torch takes; got {options.memory_limit} bytes"
+            f"--memory-limit: expected a size with its unit such as 500MB or 16GB, at least {LEAST_MEMORY >> 20}MB "
+            f"(loading torch alone takes more), got {options.memory_limit} bytes"
         )
 
 
 def check_causal(options: argparse.Namespace, sweeps: list[Sweep]) -> None:
-    """Raise UsageError where a variant that was typed has no causal form, and --causal or a task that was typed asks
-    for one."""
+    """Raise UsageError where --causal or a typed task needs a causal form and a typed variant has none."""
     typed = [*typed_variants(options), *(sweep.typed for sweep in sweeps)]
     unable = [name for name in typed if name != "all" and not find(name, "--variants").traits.causal]
-    asking = ["--causal"] * options.causal
-    asking += [name for name in split(options.tasks, "task", []) if name in tasks.available()]
-    asking = [name for name in asking if name == "--causal" or is_causal(options, tasks.get(name))]
-    if unable and asking and not options.decode:
+    causes = ["--causal"] * options.causal
+    causes += [name for name in split(options.tasks, "task", []) if name in tasks.available()]
+    causes = [name for name in causes if name == "--causal" or is_causal(options, tasks.get(name))]
+    if unable and causes and not options.decode:
         able = ", ".join(name for name in zoo.available() if zoo.describe(name).traits.causal)
         verb = "has" if len(unable) == 1 else "have"
-        raise UsageError(f"{asking[0]}: {', '.join(unable)} {verb} no causal form; leave out, these have one: {able}")
+        raise UsageError(f"{causes[0]}: {', '.join(unable)} {verb} no causal form; variants that have one: {able}")
 
 
 def open_task(name: str, seq_len: int, options: Options) -> Task:
-    """A task as it is asked for."""
+    """Make a task with these options."""
     kind = tasks.get(name)
     try:
         return kind(seq_len, kind.config_type(**dict(options)))
@@ -147,9 +148,9 @@ def open_task(name: str, seq_len: int, options: Options) -> Task:
 
 
 def common_fields(options: argparse.Namespace, task: Task, budget: float) -> dict[str, Any]:
-    """What all specs of a task have in common; what nobody typed is as the task has it.
+    """The fields that all specs of a task share. A flag that was not typed takes the task's default.
 
-    budget: seconds of training, where neither seconds nor steps are asked for.
+    budget: seconds of training, where neither --budget nor --steps was typed.
     """
     defaults = task.defaults
     typed = {name: getattr(options, name) for name in FLAGS}
@@ -161,7 +162,10 @@ def common_fields(options: argparse.Namespace, task: Task, budget: float) -> dic
     except ValueError as error:
         raise UsageError(str(error)) from error
     if common["lr_schedule"] == "inverse-square-root" and options.warmup == 0:
-        raise UsageError("--warmup 0: expected a share above 0 with --lr-schedule inverse-square-root, its peak")
+        raise UsageError(
+            "--warmup 0 cannot be combined with --lr-schedule inverse-square-root, which peaks at the end of the "
+            "warm-up: take a share above 0"
+        )
     check_test_lengths(task, sorted(options.test_len))
     return common | {
         "budget": None if options.steps is not None else options.budget or budget,
@@ -178,24 +182,24 @@ def common_fields(options: argparse.Namespace, task: Task, budget: float) -> dic
 
 
 def choose_lengths(name: LengthSchedule | None, task: Task) -> LengthSchedule:
-    """The schedule of lengths that is asked for, if the task has samples that short; its default where none is."""
+    """The typed schedule of lengths, if the task has samples that short; the task's default where none was typed."""
     if name is None:
         return default_lengths(task.defaults.length_schedule, task.seq_len, task.shortest_train)
     if (shortest := shortest_length(name, task.seq_len)) < task.shortest_train:
         least = (
-            f"has training samples of {task.shortest_train} tokens and more"
+            f"has training samples of {task.shortest_train} tokens or more"
             if task.shortest_train < task.seq_len
-            else "has training samples of its own length alone"
+            else "has training samples of full length only"
         )
         raise UsageError(
             f"--length-schedule {name} ({in_words(name)}) trains at {shortest} of {task.seq_len} tokens, "
-            f"and {task.name} {least}: take another schedule or a longer --seq-len"
+            f"but {task.name} {least}: take another schedule or a longer --seq-len"
         )
     return name
 
 
 def add_data(options: argparse.Namespace, settings: Settings, chosen: list[str]) -> None:
-    """Put ``--data`` and what goes with it among the options of the one task that takes them."""
+    """Add ``--data`` and its companion flags to the options of the one task that takes them."""
     for option in ("data", "text_column", "label_column", "test_split", "tokenizer"):
         value = getattr(options, option)
         if value is None:
@@ -204,47 +208,47 @@ def add_data(options: argparse.Namespace, settings: Settings, chosen: list[str])
         takers = [name for name in chosen if option in tasks.options(name)]
         if not takers:
             known = ", ".join(name for name in tasks.available() if option in tasks.options(name))
-            raise UsageError(f"{flag}: no task among {', '.join(chosen)} takes it; these do: {known}")
+            raise UsageError(f"{flag}: expected a task that takes it ({known}), got {', '.join(chosen)}")
         if len(takers) > 1:
-            raise UsageError(f"{flag}: several tasks take it; say which: --set {takers[0]}.{option}={value}")
-        given = dict(settings.get(takers[0], ())) | {option: value}
-        settings[takers[0]] = tuple(sorted(given.items()))
+            raise UsageError(f"{flag}: several tasks take it; name one, such as --set {takers[0]}.{option}={value}")
+        task_options = dict(settings.get(takers[0], ())) | {option: value}
+        settings[takers[0]] = tuple(sorted(task_options.items()))
 
 
 def check_test_lengths(task: Task, test_lens: Sequence[int]) -> None:
-    """Raise UsageError where the task at one of these lengths is none that a model of its own length can take."""
+    """Raise UsageError where a model built for the task's own length cannot take one of these lengths."""
     for length in test_lens:
         try:
             there = type(task)(length, task.config)
             sizes = [(what, getattr(task, what), getattr(there, what)) for what in SIZES]
-        except (ValueError, OSError) as error:  # where the user's own data tells them, it may be unreadable
+        except (ValueError, OSError) as error:  # sizes may come from the user's data, which may be unreadable
             raise UsageError(f"--test-len {length}: {' '.join(str(error).split())}") from error
         for what, here, other in sizes:
             if here != other:
                 raise UsageError(
-                    f"--test-len {length}: {task.name} has {what} {other} there and {here} at the training length "
-                    f"{task.seq_len}: take lengths that share it"
+                    f"--test-len {length}: {task.name} has {what} {other} at this length and {here} at the training "
+                    f"length {task.seq_len}: take lengths with the same {what}"
                 )
 
 
 def testable(planned: list[RunSpec], named: list[str]) -> list[RunSpec]:
-    """Without the runs of variants that cannot be tested beyond their training length, which are left out of all.
+    """Drop the runs of variants that cannot be tested beyond their training length.
 
     Raises:
-        UsageError: one of them was named.
+        UsageError: one of these variants is among the ``named`` ones.
     """
     unreached = {spec.label: unreached_parameters(spec) for spec in planned if spec.seed == 0}
     for spec in planned:
         if (names := unreached[spec.label]) and spec.variant in named:
             raise UsageError(
                 f"--test-len {spec.max_len}: {spec.label} cannot be tested beyond its training length {spec.seq_len}: "
-                f"it has parameters for each position ({', '.join(names)}), and training would not reach those beyond"
+                f"it has parameters for each position ({', '.join(names)}), and those beyond would stay untrained"
             )
     return [spec for spec in planned if not unreached[spec.label]]
 
 
 def unreached_parameters(spec: RunSpec) -> list[str]:
-    """Names of parameters that have rows for places beyond the training length: their shapes follow ``max_len``."""
+    """Names of parameters with rows for positions beyond the training length: their shapes depend on ``max_len``."""
     if spec.max_len == spec.seq_len:
         return []
 

@@ -1,4 +1,4 @@
-"""Comparisons that others have published, as commands of ours, and the figures that they published."""
+"""Published comparisons as commands of this project, with their published figures."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from compare.errors import closest
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A comparison to repeat.
+    """A published comparison to repeat.
 
     Attributes:
-        summary: what is repeated, and from where.
+        summary: the comparison and its source.
         words: the arguments of ``python -m compare`` that repeat it.
-        published: source -> variant -> its score there, a fraction.
-        departures: what ours does in another way than all of the sources.
-        reasons: variant -> why its score may differ from theirs.
+        published: source -> variant -> its published score, a fraction.
+        departures: sentences on how our runs differ from all sources.
+        reasons: variant -> why its score may differ from the published ones.
     """
 
     summary: str
@@ -46,12 +46,13 @@ PLANS: dict[str, Plan] = {
             BENCH: {"full": 0.788, "mamba2": 0.896, "gated_deltanet": 0.552},
         },
         departures=(
-            "The published figures of mamba2 are Mamba's (arXiv:2312.00752), which this project does not have.",
+            "The published figures under mamba2 are those of Mamba (arXiv:2312.00752), which this project lacks.",
             "All variants have 4 heads of 32 (MAD: 16 of 8 for attention), LayerNorm (MAD: RMSNorm) and float32 (MAD: "
             "bfloat16).",
-            "The best of three rates is chosen on a validation split at a vocabulary of 1024 with one seed, and tested "
-            "with three seeds at each; MAD takes, at each vocabulary, the best of six test scores of one seed.",
-            "Without weight decay: over these 400 steps MAD's other choice, 0.1, takes 2 % of a weight at most.",
+            "The search chooses the best of three rates on a validation split, at a vocabulary of 1024 with one seed; "
+            "the test uses three seeds at each vocabulary. MAD takes the best of six test scores of one seed at each "
+            "vocabulary.",
+            "No weight decay. MAD also tries 0.1, which shrinks a weight by at most 2 % over these 400 steps.",
         ),
         reasons={},
     ),
@@ -59,10 +60,10 @@ PLANS: dict[str, Plan] = {
 
 
 def get(name: str) -> Plan:
-    """The plan of that name.
+    """Return the plan of that name.
 
     Raises:
-        ValueError: for an unknown name, with the closest match and the list.
+        ValueError: the name is unknown; the message has the closest match and the list.
     """
     if name in PLANS:
         return PLANS[name]

@@ -1,6 +1,6 @@
-"""Every quantity that runs measure: its field in the records, what it is called, how it is shown, which way is better.
+"""Every quantity that runs measure: its field in the records, its title, how it is shown, which direction is better.
 
-Whoever adds one needs an entry here and a line where it is measured: the reader of records, the tables of a report,
+A new quantity needs an entry here and a line where it is measured. The reader of records, the tables of a report,
 table.csv, table.tex and `diff` take it from here.
 """
 
@@ -15,7 +15,7 @@ from compare.units import count, percent, plain, seconds, size
 
 
 class Latex(NamedTuple):
-    """A column of the LaTeX tables: its heading, and how the numbers are written there."""
+    """A column of the LaTeX tables: its heading, and the factor and decimals of its numbers."""
 
     heading: str
     factor: float = 1.0
@@ -27,20 +27,20 @@ class Quantity:
     """A field of the records.
 
     Attributes:
-        field: its name in the records.
-        title: what it is called in table.csv, in `diff`, and wherever no other name is given.
-        unit: of the number as it is recorded; "" = table.csv has no column of it.
-        show: writes a value for people to read.
-        words: what sentences and charts call it.
-        holds: what the bytes of a memory are.
-        column: its head in the tables of results; None = they have no column of it.
-        latex: its column in table.tex.
+        field: name in the records.
+        title: name in table.csv, in `diff`, and wherever the quantity has no other name.
+        unit: unit of the recorded number; "" = table.csv has no column for it.
+        show: formats a value for people.
+        words: name in sentences and charts; "" = the title.
+        holds: what the bytes of a memory include.
+        column: heading in the tables of results; None = no column.
+        latex: column in table.tex; None = no column.
         better: which of two values is better; "" where neither is.
         timed: whether a busy machine changes it.
-        quartiles: whether a record has the quartiles of its repetitions as well.
-        floor: the smallest relative change that `diff` tells, points of a score; 0: every change is told, as nothing of
-            it is noise; None: `diff` does not compare it.
-        kind: what its field may hold.
+        quartiles: whether a record also has the quartiles of its repetitions.
+        floor: the smallest relative change that `diff` shows, for a score the smallest difference; 0: `diff` shows
+            every change, because the quantity has no noise; None: `diff` does not compare it.
+        kind: values that the field may hold.
     """
 
     field: str
@@ -59,17 +59,17 @@ class Quantity:
 
     @property
     def spread_field(self) -> str:
-        """The field that holds its quartiles."""
+        """The field of its quartiles."""
         return f"{self.field}_spread"
 
     @property
     def told(self) -> str:
-        """What sentences and charts call it."""
+        """Its name in sentences and charts."""
         return self.words or self.title
 
 
 FRACTION = "fraction"
-"""The unit of scores, but for those of another scale, which have columns of their own in table.csv."""
+"""The unit of scores. Scores on another scale have columns of their own in table.csv."""
 
 TEST_SCORE = Quantity(
     field="test_score",
@@ -146,7 +146,7 @@ STEP_MEMORY = Quantity(
     unit="B",
     show=size,
     words="peak memory of a step",
-    holds="without weights and optimizer state: not all told them",
+    holds="without weights and optimizer state, which some records lack",
     column="peak memory of a step",
     latex=Latex("peak of a step (MiB)", 2**-20, 1),
     better="low",
@@ -170,7 +170,7 @@ LAYER_STATE = Quantity(
     column="state a layer",
     better="low",
 )
-FLOPS = Quantity(field="flops", title="step cost", unit="FLOP", show=count, column="FLOPs/step", floor=0)
+FLOPS = Quantity(field="flops", title="FLOPs of a step", unit="FLOP", show=count, column="FLOPs/step", floor=0)
 TOKEN = Quantity(
     field="token_seconds",
     title="time per token",
@@ -227,11 +227,11 @@ QUANTITIES = (
     Quantity(field="train_cpu_seconds", title="CPU time of training", unit="s", show=seconds),
     Quantity(
         field="train_others_share",
-        title="machine taken by others in training",
+        title="machine time that others took in training",
         unit="share",
         show=percent,
         kind=SHARE,
     ),
     Quantity(field="train_lost_share", title="CPU time lost in training", unit="share", show=percent, kind=SHARE),
-    Quantity(field="train_step_seconds", title="step in training", unit="s", show=seconds, kind=MEASURED),
+    Quantity(field="train_step_seconds", title="time of a step in training", unit="s", show=seconds, kind=MEASURED),
 )

@@ -1,4 +1,4 @@
-"""Records on disk: one JSON line a run, and one file that says what machine it ran on."""
+"""Records on disk: one JSON line for each run, and one file that describes the machine."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from compare.fields import parse_record
 from compare.spec import kind_of
 
 SCHEMA = 3
-"""2: points of a curve count FLOPs. 3: memory of training in all, and what others took of the machine. Older records
-lack them, and are read all the same."""
+"""Schema 2 adds FLOPs to the points of a curve; 3 adds the total memory of training and the CPU time that others took.
+Older records lack these fields and stay readable."""
 TIMED_ON = ("cpu", "cores", "threads", "device", "gpu", "torch", "python")
-"""What of a machine a time depends on."""
+"""Fields of a machine that a time depends on."""
 Record = dict[str, Any]
 
 
 def read_records(path: Path) -> tuple[list[Record], list[str]]:
-    """All records of a file, and a warning for each damaged line, which is skipped.
+    """Read all records of a file. Damaged lines are skipped, with a warning for each.
 
-    Where a run was done again its last record counts.
+    Of several records of one run, the last counts.
     """
     records: dict[str, Record] = {}
     warnings = []
@@ -41,12 +41,12 @@ def read_records(path: Path) -> tuple[list[Record], list[str]]:
 
 
 def is_search(record: Record) -> bool:
-    """Whether the run looked for a learning rate, and is no result."""
+    """Whether the run belongs to the search for a learning rate, and so is no result."""
     return kind_of(_spec(record)) == "search"
 
 
 def is_result(record: Record) -> bool:
-    """Whether the run counts: it looked neither for a learning rate nor for the longest length."""
+    """Whether the run is a result: it belongs neither to the search for a learning rate nor for the longest length."""
     return kind_of(_spec(record)) not in ("search", "probe")
 
 
@@ -56,28 +56,28 @@ def _spec(record: Record) -> Record:
 
 
 def other_data(before: object, now: Mapping[str, Any]) -> str:
-    """What tells the data of a record from that of now, in words; "" where no hash that both have does."""
+    """The first hash in which the data of a record differs from today's, in words; "" where no shared hash does."""
     known = before if isinstance(before, dict) else {}
     for name, value in now.items():
         if name.endswith("sha256") and str(known.get(name, value)) != str(value):
-            return f"{name} {str(known[name])[:8]}, now {str(value)[:8]}"
+            return f"{name} was {str(known[name])[:8]}, is now {str(value)[:8]}"
     return ""
 
 
 def other_machine(before: object, now: Mapping[str, Any]) -> str:
-    """What tells the machine of a record from that of now, in words; "" where nothing does that a time depends on."""
+    """The first field in which a record's machine differs from today's, in words; "" if no field of `TIMED_ON` does."""
     known = before if isinstance(before, dict) else {}
     for name in TIMED_ON:
         if name in known and known[name] != now.get(name):
-            return f"{name} {known[name]}, now {now.get(name)}"
+            return f"{name} was {known[name]}, is now {now.get(name)}"
     return ""
 
 
 def append_record(path: Path, record: Record) -> None:
-    """Add a line and see it to the disk. A line that an interrupted write left open is closed first.
+    """Append a line and flush it to the disk. A line that an interrupted write left open is closed first.
 
     Raises:
-        OSError: it could not be written, and nothing of it is there; ``filename`` says where.
+        OSError: the line could not be written, and no part of it remains; ``filename`` names the file.
     """
     line = json.dumps(record, allow_nan=False).encode() + b"\n"
     with naming(path), path.open("ab+", buffering=0) as file:
@@ -97,10 +97,10 @@ def append_record(path: Path, record: Record) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader sees the old text or the new.
+    """Replace a file in one step: a reader sees the old text or the new one.
 
     Raises:
-        OSError: it could not be written, and the old one is as it was; ``filename`` says where.
+        OSError: the text could not be written, and the old file is unchanged; ``filename`` names the file.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with naming(path):
@@ -113,7 +113,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError from within names the file; that of a write itself does not."""
+    """Add the name of the file to an OSError; one from a write lacks it."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,6 @@
-"""How the learning rate and the length of samples change over a training: by name, the same for every variant.
+"""Schedules of the learning rate and of the length of samples, by name, the same for every variant.
 
-Both follow the share of the training that is done, so that a budget in seconds and one in steps mean the same.
+Both depend on the share of the training that is done, so that a budget in seconds and one in steps mean the same.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from tasks import LengthSchedule, LrSchedule
 
-FIRST_FACTOR = 0.1  # warm-up starts here and not at 0, where the first step of a short training would do nothing
-HELD = 0.85  # of the training
+FIRST_FACTOR = 0.1  # warm-up starts here, not at 0, where the first step of a short training would change nothing
+HELD = 0.85  # share of the training at the peak rate
 SHORTEST_DEFAULT = 128  # tokens; below that a shorter sample saves no time
 
 
 class LrCurve(NamedTuple):
-    """words: what it is. factor: of the share done, 0 to 1, and of the share of warm-up; the peak is 1."""
+    """words: description. factor: (share done, share of warm-up) -> factor on the peak rate; shares are 0 to 1."""
 
     words: str
     factor: Callable[[float, float], float]
@@ -32,17 +32,18 @@ LR_SCHEDULES: dict[LrSchedule, LrCurve] = {
     "cosine": LrCurve("half a cosine to 0", lambda done, _: 0.5 * (1 + math.cos(math.pi * done))),
     "linear": LrCurve("linear to 0", lambda done, _: 1 - done),
     "inverse-square-root": LrCurve(
-        "1 / √share done, from the end of the warm-up on", lambda done, warmup: math.sqrt(warmup / max(done, warmup))
+        "1 / √(share of the training done) after the warm-up",
+        lambda done, warmup: math.sqrt(warmup / max(done, warmup)),
     ),
 }
 
 
 def lr_factor(name: LrSchedule, warmup: float, done: float) -> float:
-    """What the peak learning rate is multiplied by.
+    """The factor on the peak learning rate.
 
     Args:
-        name: of the schedule.
-        warmup: share of the training in which the rate rises from a tenth of the schedule to all of it.
+        name: name of the schedule.
+        warmup: share of the training in which the rate rises from a tenth of the schedule's to all of it.
         done: share of the training that is done; 1 or more counts as 1.
     """
     rising = 1.0 if done >= warmup else FIRST_FACTOR + (1 - FIRST_FACTOR) * done / warmup
@@ -50,8 +51,8 @@ def lr_factor(name: LrSchedule, warmup: float, done: float) -> float:
 
 
 class Phase(NamedTuple):
-    """end: share of the training at which it ends. divisor: samples have N / divisor tokens. tokens: in a micro-batch,
-    as a share of those at N."""
+    """end: share of the training at which it ends. divisor: samples have N / divisor tokens. tokens: tokens of a
+    micro-batch, as a share of those at N."""
 
     end: float
     divisor: int
@@ -63,29 +64,31 @@ LENGTH_SCHEDULES: dict[LengthSchedule, tuple[Phase, ...]] = {
     "from-16th": (Phase(0.5, 16, 0.25), Phase(0.75, 4, 0.25), Phase(1.0, 1, 1.0)),
     "constant": (Phase(1.0, 1, 1.0),),
 }
-"""Many short steps learn what is local, few long ones what is far. The one with the shortest samples comes first.
+"""Many short steps learn local structure, few long ones distant structure. The schedule with the shortest samples comes
+first.
 
-Shorter micro-batches have fewer tokens than those at N, as more steps learn more: full on noisy_recall at 128 tokens is
-below a loss of 1 by 1.0 M tokens in steps of 4,096, by 1.2 M in steps of 8,192, by 1.8 M in steps of 16,384 (one seed).
+Micro-batches of shorter samples have fewer tokens than those at N, because more steps learn more: full on noisy_recall
+at 128 tokens falls below a loss of 1 by 1.0 M tokens in steps of 4,096, by 1.2 M in steps of 8,192, by 1.8 M in steps
+of 16,384 (one seed).
 """
 
 
 def phase_length(seq_len: int, phase: Phase) -> int:
-    """Even where it is shorter than N: some tasks have two equal halves."""
+    """Length of samples in a phase. Below N it is even: some tasks have two equal halves."""
     return seq_len if phase.divisor == 1 else seq_len // (2 * phase.divisor) * 2
 
 
 def shortest_length(name: LengthSchedule, seq_len: int) -> int:
-    """Of all phases."""
+    """Length of the shortest samples of a schedule."""
     return min(phase_length(seq_len, phase) for phase in LENGTH_SCHEDULES[name])
 
 
 def default_lengths(name: LengthSchedule, seq_len: int, shortest_train: int) -> LengthSchedule:
-    """A task's schedule or, where its samples would be too short, the next that starts with longer ones."""
+    """The task's schedule or, if its samples would be too short, the next one that starts with long enough samples."""
     names = list(LENGTH_SCHEDULES)
     least = max(shortest_train, SHORTEST_DEFAULT)
     later = names[names.index(name) :]
-    return next((each for each in later if shortest_length(each, seq_len) >= least), "constant")
+    return next((schedule for schedule in later if shortest_length(schedule, seq_len) >= least), "constant")
 
 
 def in_words(name: LengthSchedule) -> str:

@@ -16,11 +16,11 @@ Settings = dict[str, Options]
 
 
 def choose_forms(variants: dict[str, str], settings: Settings, sweeps: list[Sweep]) -> list[tuple[str, Options]]:
-    """What was typed for a variant, and its options: each variant as it is set, then each value of each sweep.
+    """The forms to run, as (typed variant, options): each variant with its set options, then each value of each sweep.
 
-    What comes twice, as a variant whose own options are among the values of its sweep, runs once, as swept.
+    A form that occurs twice, such as a variant whose own options are a value of its sweep, runs once, as swept.
     """
-    swept: dict[tuple[str, Options], object] = {}  # and the config: what is equal is one
+    swept: dict[tuple[str, Options], object] = {}  # form -> config: equal configs are one form
     for sweep in sweeps:
         for value in sweep.values:
             options = tuple(sorted((dict(settings.get(sweep.name, ())) | {sweep.option: value}).items()))
@@ -40,7 +40,7 @@ def choose_forms(variants: dict[str, str], settings: Settings, sweeps: list[Swee
 def choose_task_forms(
     chosen: list[Chosen], settings: Settings, sweeps: dict[str, Sweep]
 ) -> list[tuple[Chosen, Options]]:
-    """Each chosen task with its options: as they are set, or with each value of its sweep."""
+    """Each chosen task with its set options, or with each value of its sweep."""
     forms = []
     for each in chosen:
         options = dict(settings.get(each[0], ()))
@@ -51,7 +51,7 @@ def choose_task_forms(
 
 
 def read_settings(words: list[str]) -> Settings:
-    """``--set linformer.rank=128`` -> {"linformer": (("rank", 128),)}, checked against the options there are."""
+    """``--set linformer.rank=128`` -> {"linformer": (("rank", 128),)}, checked against the existing options."""
     settings: dict[str, dict[str, Option]] = {}
     for word in words:
         flag = f"--set {word}"
@@ -68,7 +68,7 @@ def read_settings(words: list[str]) -> Settings:
 
 
 class Sweep(NamedTuple):
-    """One option of a variant or a task at several values. name: as registered; typed: that, or ``module:Class``."""
+    """One option of a variant or a task at several values. name: as registered. typed: name or ``module:Class``."""
 
     name: str
     typed: str
@@ -93,31 +93,31 @@ def read_sweeps(words: list[str]) -> tuple[list[Sweep], dict[str, Sweep]]:
         if name not in tasks.available():
             sweeps.append(sweep)
         elif (swept := task_sweeps.get(name, sweep).option) != option:
-            raise UsageError(f"{flag}: expected one swept option of a task, but {name}.{swept} is swept too")
-        else:  # of the same option the last counts, as of any flag: a plan's can be changed
+            raise UsageError(f"{flag}: expected one swept option for each task, but {name}.{swept} is swept too")
+        else:  # of two sweeps of one option the last counts, so that a plan can be changed
             task_sweeps[name] = sweep
     return sweeps, task_sweeps
 
 
 def read_grid_at(words: list[str], sweeps: dict[str, Sweep]) -> At:
-    """``--grid-at noisy_recall.pairs=16`` -> {"noisy_recall": ("pairs", 16)}, of sweeps of tasks."""
-    found = {}
+    """``--grid-at noisy_recall.pairs=16`` -> {"noisy_recall": ("pairs", 16)}, checked against the sweeps of tasks."""
+    chosen: At = {}
     for word in words:
         flag = f"--grid-at {word}"
-        task, option, text = split_setting(flag, word, "VALUE, one that --sweep has of a task")
+        task, option, text = split_setting(flag, word, "VALUE, a task option that --sweep varies and one of its values")
         if task not in sweeps or sweeps[task].option != option:
             swept = ", ".join(f"{name}.{sweep.option}" for name, sweep in sweeps.items()) or "nothing"
-            raise UsageError(f"{flag}: expected an option of a task that --sweep names ({swept}), got {task}.{option}")
+            raise UsageError(f"{flag}: expected a task option that --sweep varies ({swept}), got {task}.{option}")
         values = sweeps[task].values
         value = read_value(flag, text, values[0])
         if value not in values:
             raise UsageError(f"{flag}: expected one of the swept values {', '.join(map(str, values))}, got {text}")
-        found[task] = (option, value)
-    return found
+        chosen[task] = (option, value)
+    return chosen
 
 
 def split_setting(flag: str, word: str, form: str) -> tuple[str, str, str]:
-    """The name, the option and what is asked of it, of NAME.OPTION=…"""
+    """Split NAME.OPTION=VALUE into name, option and value."""
     path, equals, value = word.partition("=")
     typed, dot, option = path.rpartition(".")
     if not (equals and dot):
@@ -132,7 +132,7 @@ def check_option(flag: str, typed: str, option: str, known: dict[str, Option]) -
 
 
 def configurable(name: str, where: str) -> tuple[str, Callable[..., object], dict[str, Option]]:
-    """The task or backend of that name: its name, its config class, the options that take a plain value."""
+    """The registered name, the config class and the options with plain values of a task or backend."""
     if name in tasks.available():
         options = tasks.options(name)
         return name, tasks.get(name).config_type, options
@@ -142,7 +142,7 @@ def configurable(name: str, where: str) -> tuple[str, Callable[..., object], dic
 
 
 def read_values(flag: str, text: str, default: Option) -> list[Option]:
-    """``A:B``, doubling from A up to B where the option is a number, or a list; each value once."""
+    """Read ``A:B``, which doubles from A up to B if the option is a number, or a list; each value once."""
     first, colon, last = text.partition(":")
     if not colon or isinstance(default, bool | str):
         return list(dict.fromkeys(read_value(flag, part.strip(), default) for part in text.split(",")))
@@ -156,7 +156,7 @@ def read_values(flag: str, text: str, default: Option) -> list[Option]:
 
 
 def read_value(flag: str, text: str, default: Option) -> Option:
-    """``text`` as the type of the option's default."""
+    """Read ``text`` as the type of the option's default."""
     if isinstance(default, bool):
         if text.lower() in ("true", "false"):
             return text.lower() == "true"

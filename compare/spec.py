@@ -1,4 +1,4 @@
-"""What one run is. Everything that can change a result is a field here, and nothing else is."""
+"""The specification of one run. Everything that can change a result is a field here, and nothing else is."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Flag:
 
     Attributes:
         option: ``--`` and the field's name.
-        group: of the help: ``shape``, ``training`` (not of ``cost``) or ``switches``.
-        help, metavar, choices: as argparse has them.
-        read: makes the value of what is typed; None = it is a switch, or one of the choices.
-        unasked: the value where nobody types it; None = the task's, or what follows from the task.
+        group: group in the help: ``shape``, ``training`` (absent from ``cost``) or ``switches``.
+        help, metavar, choices: as in argparse.
+        read: converts the typed text to the value; None = the flag is a switch, or takes one of the choices.
+        unasked: the value where the flag is not typed; None = the task's, or derived from the task.
     """
 
     option: str
@@ -42,7 +42,7 @@ class Flag:
     unasked: Any
 
     def words(self, value: Any) -> list[str]:
-        """What is typed to get this value."""
+        """The words to type for this value."""
         if isinstance(value, bool):
             return [self.option] * value
         if value is None:
@@ -63,12 +63,12 @@ def flagged(
     """A field with a ``Flag``.
 
     Args:
-        default: what a record means that leaves it out, and what holds where nobody types it; none = each has it.
-        of_task: where nobody types it, the task says what holds, and not the default.
+        default: the value of records without the field, and where the flag is not typed; none = all records have it.
+        of_task: where the flag is not typed, the task's value holds, not the default.
     """
     unasked = None if of_task or default is MISSING else default
-    told = {"group": group, "help": help, "metavar": metavar, "choices": choices, "read": read, "unasked": unasked}
-    return field(default=default, metadata=told)
+    metadata = {"group": group, "help": help, "metavar": metavar, "choices": choices, "read": read, "unasked": unasked}
+    return field(default=default, metadata=metadata)
 
 
 LR_CURVES = "; ".join(f"{name}: {curve.words}" for name, curve in LR_SCHEDULES.items()).replace("%", "%%")
@@ -82,7 +82,7 @@ class RunSpec:
     Attributes:
         variant: a name from ``zoo.available()``, or ``module:Class`` of a class from outside, which the worker imports.
         options: the variant's options that differ from its defaults, sorted by name.
-        task_options: likewise those of the task.
+        task_options: likewise for the task.
         budget, steps: training stops after this many seconds, or after this many optimizer steps; one is None. With 0
             steps the cost is measured, and nothing is trained or tested.
         batch_size: samples in a micro-batch at ``seq_len``.
@@ -92,14 +92,14 @@ class RunSpec:
         length_schedule: how the length of training samples changes over the training.
         test_lens: lengths beside ``seq_len`` at which the trained model is tested. Where one is longer, the encoder is
             built for the longest.
-        checkpointing: layers are run again in backward instead of kept. reversible: layers add to two streams in turn,
-            and are undone in backward instead of kept. compile: through ``torch.compile``.
-        causal: the encoder sees the past alone.
-        search: it looks for a learning rate: validated, never tested.
-        decode: the cost of the causal encoder that goes position by position up to ``seq_len`` is measured.
-        probe: it asks only whether ``seq_len`` fits into memory: one step, on samples of this length repeated up to
-            ``seq_len``. None = no probe.
-        memory_limit: bytes that the process may hold; None = what the machine has.
+        checkpointing: backward recomputes layers instead of storing them. reversible: layers add to two streams in
+            turn, and backward undoes them instead of storing them. compile: use ``torch.compile``.
+        causal: a position sees itself and earlier positions.
+        search: the run is part of the search for a learning rate: validated, never tested.
+        decode: measure the cost of causal decoding, step by step up to ``seq_len``.
+        probe: test only whether ``seq_len`` fits into memory: one step, on samples of the length ``probe`` repeated up
+            to ``seq_len``. None = no probe.
+        memory_limit: bytes that the process may hold; None = the machine's memory.
         device: ``cpu`` or ``cuda``. dtype: ``float32``, or the autocast type ``bfloat16`` or ``float16``.
         threads: CPU threads of the process.
     """
@@ -119,23 +119,27 @@ class RunSpec:
     conv_width: int | None
     embedding_std: float
     activation: str = flagged(
-        *("shape", "of the feed-forward (%(default)s)"),
+        *("shape", "activation of the feed-forward (default: %(default)s)"),
         default="gelu",
         choices=("gelu", "relu", "swiglu"),
     )
     positions: str = flagged(
-        *("shape", "position embedding (rotary; sinusoidal for pictures)"),
+        *("shape", "position embedding (default: rotary; sinusoidal for pictures)"),
         choices=("sinusoidal", "learned", "rotary", "none"),
     )
     norm: str = "pre"
     dropout: float = 0.0
-    accumulate: int = flagged("training", "micro-batches in a step (%(default)s)", positive, default=1, metavar="K")
+    accumulate: int = flagged(
+        "training", "micro-batches in an optimizer step (default: %(default)s)", positive, default=1, metavar="K"
+    )
     lr: float = flagged("training", "peak learning rate", one_rate, metavar="RATE")
-    weight_decay: float = flagged("training", "of matrices (%(default)g)", amount, default=0.01, metavar="W")
+    weight_decay: float = flagged(
+        "training", "weight decay of matrices (default: %(default)g)", amount, default=0.01, metavar="W"
+    )
     clip_norm: float = 1.0
     lr_schedule: LrSchedule = flagged(
         "training",
-        f"of the learning rate; {LR_CURVES} (the task's own)",
+        f"how the learning rate changes after its warm-up. {LR_CURVES} (default: the task's)",
         default="cosine",
         of_task=True,
         choices=LR_SCHEDULES,
@@ -143,15 +147,15 @@ class RunSpec:
     )
     warmup: float = flagged(
         "training",
-        "share of the training in which the learning rate rises, below 1 (%(default)g)",
+        "share of the training, below 1, in which the learning rate rises (default: %(default)g)",
         share,
         default=0.02,
         metavar="SHARE",
     )
     length_schedule: LengthSchedule = flagged(
         "training",
-        f"how long training samples are; {LENGTH_PHASES} (the task's own or, where that starts below "
-        f"{SHORTEST_DEFAULT} tokens or the shortest that the task has, the next)",
+        f"how the length of training samples changes, where N is the full length. {LENGTH_PHASES} (default: the "
+        f"task's; if it starts below {SHORTEST_DEFAULT} tokens or below the task's shortest sample, the next of these)",
         default="constant",
         of_task=True,
         choices=LENGTH_SCHEDULES,
@@ -160,18 +164,24 @@ class RunSpec:
     test_lens: tuple[int, ...] = ()
     causal: bool = flagged(
         "switches",
-        "the encoder sees the past alone; bytes becomes next_byte. What has no causal form or reading is left out of "
-        "all",
+        "causal encoders: a position sees itself and earlier positions; the task bytes becomes next_byte. Skips "
+        "variants and tasks without a causal form, unless they are named: then it is an error",
         default=False,
     )
-    checkpointing: bool = flagged("switches", "run layers again in backward, not keep them", default=False)
-    reversible: bool = flagged("switches", "two streams: layers are undone in backward, not kept", default=False)
-    compile: bool = flagged("switches", "torch.compile (compiling counts as training time)", default=False)
+    checkpointing: bool = flagged("switches", "recompute layers in backward instead of storing them", default=False)
+    reversible: bool = flagged(
+        "switches", "two-stream layers: backward recomputes their inputs instead of storing them", default=False
+    )
+    compile: bool = flagged("switches", "use torch.compile (compiling counts as training time)", default=False)
     search: bool = False
     decode: bool = False
     probe: int | None = None
     memory_limit: int | None = flagged(
-        "switches", "what a run may hold, as 16GB; beyond it is an oom row", memory, default=None, metavar="SIZE"
+        "switches",
+        "memory that a run may use, such as 16GB; a run beyond it gets status oom",
+        memory,
+        default=None,
+        metavar="SIZE",
     )
     device: str
     dtype: str
@@ -179,18 +189,18 @@ class RunSpec:
 
     @property
     def run_id(self) -> str:
-        """12 hex digits that name this spec. A new field leaves it as it is where its default holds."""
-        told = {name: value for name, value in asdict(self).items() if value != DEFAULTS.get(name, ...)}
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+        """12 hex digits that identify this spec. A new field does not change them where it has its default."""
+        identity = {name: value for name, value in asdict(self).items() if value != DEFAULTS.get(name, ...)}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def kind(self) -> Kind:
-        """What the run is for."""
+        """The purpose of the run."""
         return kind_of(vars(self))
 
     @property
     def is_causal(self) -> bool:
-        """Whether the encoder sees the past alone, as it does where it decodes."""
+        """Whether the encoder is causal; for decoding it always is."""
         return self.causal or self.kind == "decode"
 
     @property
@@ -200,12 +210,12 @@ class RunSpec:
 
     @property
     def data_id(self) -> DataId:
-        """What the data depends on: runs that share it share what has to be prepared."""
+        """The fields that determine the data: runs with equal ids share prepared data."""
         return self.task, self.seq_len, self.task_options
 
     @property
     def label(self) -> str:
-        """The variant and what was set for it: what charts and tables call it."""
+        """The variant and its set options: its name in charts and tables."""
         return " ".join([self.variant, *(f"{name}={value}" for name, value in self.options)])
 
     def to_json(self) -> str:
@@ -213,11 +223,11 @@ class RunSpec:
 
     @classmethod
     def from_json(cls, text: str) -> RunSpec:
-        found = json.loads(text)
+        values = json.loads(text)
         for name in ("options", "task_options"):
-            found[name] = tuple((option, value) for option, value in found[name])
-        found["test_lens"] = tuple(found["test_lens"])
-        return cls(**found)
+            values[name] = tuple((option, value) for option, value in values[name])
+        values["test_lens"] = tuple(values["test_lens"])
+        return cls(**values)
 
     def phases(self) -> list[tuple[float, int, int]]:
         """The phases of training: (share of the training at which it ends, length, samples in a micro-batch)."""
@@ -236,13 +246,13 @@ FLAGS = {
     for each in fields(RunSpec)
     if each.metadata
 }
-"""Fields that are typed as they are: name -> flag."""
+"""Name -> flag, for the fields that have a flag of their own."""
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(RunSpec) if field.default is not MISSING}
-"""Fields that a spec may leave out, and what they are then."""
+"""Fields that a stored spec may leave out -> their values then."""
 
 
 def kind_of(spec: Mapping[str, Any]) -> Kind:
-    """What a run is for, by the fields of its spec, which may leave out some."""
+    """The purpose of a run, from the fields of its spec; some may be missing."""
     if spec.get("probe") is not None:
         return "probe"
     if spec.get("decode"):
@@ -253,9 +263,9 @@ def kind_of(spec: Mapping[str, Any]) -> Kind:
 
 
 def read_spec(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record's spec with what it leaves out; what older versions called otherwise has its present name."""
-    found = record.get("spec")
-    spec = DEFAULTS | (found if isinstance(found, dict) else {})
+    """A record's spec, with defaults for missing fields and today's names for fields of older versions."""
+    stored = record.get("spec")
+    spec = DEFAULTS | (stored if isinstance(stored, dict) else {})
     if "length_warmup" in spec:
         spec["length_schedule"] = "from-16th" if spec.pop("length_warmup") else "constant"
     if "warmup_steps" in spec:
@@ -264,9 +274,9 @@ def read_spec(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reproduce(spec: RunSpec) -> str:
-    """The command that repeats this run alone. Options go by name, and seeds count from 0.
+    """The command that repeats this run. Options are set by name, and seeds count from 0.
 
-    Runs of a search and probes of memory are repeated as ordinary runs at their learning rate and length.
+    Search runs and probes of memory are repeated as ordinary runs at their learning rate and length.
     """
     decode = spec.kind == "decode"
     words = ["python -m compare cost --decode" if decode else "python -m compare", "--no-control"]

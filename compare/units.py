@@ -8,7 +8,7 @@ MISSING = "–"
 
 
 def significant(value: float) -> str:
-    """Three significant digits at most and never an exponent: 1.6, 42.1, 5,120."""
+    """At most three significant digits, never an exponent: 1.6, 42.1, 5,120."""
     if value == 0:
         return "0"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -32,7 +32,7 @@ def size(value: float) -> str:
 
 
 def count(value: float) -> str:
-    """Whole numbers up to 10,000, then k, M, G, T and P (powers of a thousand)."""
+    """Whole numbers below 10,000, then k, M, G, T and P (powers of a thousand)."""
     if value < 10_000:
         return f"{value:,.0f}"
     units = ("", "k", "M", "G", "T", "P", "E")
@@ -54,12 +54,12 @@ def plural(number: int, word: str) -> str:
 
 
 def joined(words: Sequence[str], most: int) -> str:
-    """ "a, b and c"; beyond so many, how many more there are."""
+    """ "a, b and c"; beyond ``most`` words "a, b and 3 more"."""
     rest = len(words) - most
     shown = [*words[:most], f"{rest} more"] if rest > 1 else list(words)
     return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
 
 
 def sentence(text: str) -> str:
-    """With a capital first letter; the others stay."""
+    """The text with a capital first letter."""
     return text[:1].upper() + text[1:]

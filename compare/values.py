@@ -1,4 +1,4 @@
-"""Values as they are typed on the command line: what argparse calls types. Each tells what it expected."""
+"""Readers of values on the command line, which argparse calls types. Their errors say what they expected."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from argparse import ArgumentTypeError
 
 def memory(text: str) -> int:
     """Bytes; KB, MB, GB and TB, with or without an i or the B, are powers of 1024."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])i?)?b?", text.strip().lower())
-    size = float(found[1]) * 1024 ** " kmgt".index(found[2] or " ") if found else 0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])i?)?b?", text.strip().lower())
+    size = float(match[1]) * 1024 ** " kmgt".index(match[2] or " ") if match else 0
     if size < 1:
-        raise ArgumentTypeError(f"expected a size as 500MB or 16GB, got {text!r}")
+        raise ArgumentTypeError(f"expected a size such as 500MB or 16GB, got {text!r}")
     return int(size)
 
 
@@ -23,7 +23,7 @@ def positive(text: str) -> int:
 
 def seeds(text: str) -> int:
     if re.fullmatch(r"\d+([,:]\d+)+", text):
-        raise ArgumentTypeError(f"expected a positive integer, how many there are: 3 runs 0 to 2, got {text!r}")
+        raise ArgumentTypeError(f"expected the number of seeds (3 runs seeds 0, 1 and 2), got {text!r}")
     return positive(text)
 
 
@@ -39,7 +39,7 @@ def length(text: str) -> int:
 
 def lengths(text: str) -> list[int]:
     """``512:2k,3000`` -> [512, 1024, 2048, 3000]."""
-    found = []
+    numbers = []
     for part in text.split(","):
         low, colon, high = part.partition(":")
         start = length(low.strip())
@@ -47,17 +47,17 @@ def lengths(text: str) -> list[int]:
         if start > last:
             raise ArgumentTypeError(f"expected LOW:HIGH with LOW <= HIGH, got {part.strip()!r}")
         while start <= last:
-            found.append(start)
+            numbers.append(start)
             start *= 2
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(numbers))
 
 
 def rates(text: str) -> tuple[float, ...]:
-    """Rising, each once."""
-    found = tuple(sorted({positive_float(part.strip()) for part in text.split(",")}))
-    if len(found) < 2:
-        raise ArgumentTypeError(f"expected two rates or more, as 1e-3,3e-3, got {text!r}")
-    return found
+    """Rates in rising order, each once."""
+    numbers = tuple(sorted({positive_float(part.strip()) for part in text.split(",")}))
+    if len(numbers) < 2:
+        raise ArgumentTypeError(f"expected at least two rates such as 1e-3,3e-3, got {text!r}")
+    return numbers
 
 
 def amount(text: str) -> float:
@@ -66,13 +66,13 @@ def amount(text: str) -> float:
 
 
 def amounts(text: str) -> tuple[float, ...]:
-    """Rising, each once."""
+    """Amounts in rising order, each once."""
     return tuple(sorted({amount(part.strip()) for part in text.split(",")}))
 
 
 def one_rate(text: str) -> float:
     if "," in text:
-        raise ArgumentTypeError(f"expected one rate, got {text!r}; to choose among several: --lr-grid {text}")
+        raise ArgumentTypeError(f"expected one rate, got {text!r}; to choose among several, use --lr-grid {text}")
     return positive_float(text)
 
 
@@ -83,7 +83,7 @@ def share(text: str) -> float:
         value = -1.0
     if 0 <= value < 1:
         return value
-    raise ArgumentTypeError(f"expected a share of the training, from 0 to below 1, got {text!r}")
+    raise ArgumentTypeError(f"expected a share of the training, at least 0 and below 1, got {text!r}")
 
 
 def positive_float(text: str) -> float:

@@ -94,8 +94,11 @@ NEEDLE = ["--tasks", "needle", "--seq-len", "64"]
         (["--sweep", "linformer.rank=8,16", "--variants", "full"], "linformer rank=8 cannot be tested beyond"),
         (["--variants", "full", "--positions", "learned"], r"full cannot be tested beyond .*\(learned positions\)"),
         (["--variants", "full", "--test-len", "16"], "--test-len 16: needle: expected 32 <= seq_len"),
-        (["--variants", "full", "--tasks", "mqar", "--test-len", "4k"], "mqar has vocab_size .* there and"),
-        (["--variants", "full", "--steps", "0"], "--test-len: with --steps 0 nothing is trained"),
+        (["--variants", "full", "--tasks", "mqar", "--test-len", "4k"], "mqar has vocab_size .* at this length and"),
+        (
+            ["--variants", "full", "--steps", "0"],
+            "--test-len cannot be combined with --steps 0: it tests trained models",
+        ),
     ],
 )
 def test_what_cannot_be_tested_is_said_in_one_line_before_anything_runs(words: list[str], message: str) -> None:

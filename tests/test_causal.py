@@ -35,8 +35,8 @@ def test_all_is_what_has_a_causal_form_and_the_rest_is_told() -> None:
     assert {spec.task for spec in found} == {"mqar", "selective_copy", "next_byte"}
     assert all(spec.causal and not spec.decode for spec in found)
     assert set(left_out(run_parser().parse_args(words))) == set(available()) - ABLE
-    assert "for want of a causal form: fnet, linformer" in told(*words)
-    assert "for want of a causal reading: digits" in told(*words)
+    assert "skipped (no causal form): fnet, linformer" in told(*words)
+    assert "skipped tasks (no causal form): digits" in told(*words)
     assert "bytes becomes next_byte" in told(*words)
     assert not any(spec.causal for spec in specs("--variants", "full", "--tasks", "mqar"))
 
@@ -49,7 +49,7 @@ def test_every_task_with_a_causal_reading_is_trained_on_it() -> None:
 
 def test_variants_that_nobody_typed_are_left_out_and_not_refused() -> None:
     assert {spec.variant for spec in specs("--causal", "--tasks", "mqar")} == {"full", "linear", "none"}
-    assert told("--causal", "--tasks", "mqar") == "left out, for want of a causal form: linformer"
+    assert told("--causal", "--tasks", "mqar") == "skipped (no causal form): linformer"
 
 
 def test_a_task_for_causal_encoders_needs_no_flag() -> None:
@@ -57,7 +57,7 @@ def test_a_task_for_causal_encoders_needs_no_flag() -> None:
     by_task = {name: {spec.variant for spec in found if spec.task == name} for name in ("mqar", "next_byte")}
     assert by_task == {"mqar": {"full", "linformer", "linear", "none"}, "next_byte": {"full", "linear", "none"}}
     assert {spec.task for spec in found if spec.causal} == {"next_byte"}
-    assert "left out of next_byte, for want of a causal form: linformer" in told("--tasks", "all")
+    assert "skipped on next_byte (no causal form): linformer" in told("--tasks", "all")
 
 
 @pytest.mark.parametrize(
@@ -65,15 +65,15 @@ def test_a_task_for_causal_encoders_needs_no_flag() -> None:
     [
         (
             "--causal --variants full,linformer",
-            "--causal: linformer has no causal form; leave out, these have one: aft",
+            "--causal: linformer has no causal form; variants that have one: aft",
         ),
         ("--causal --sweep linformer.rank=4,8", "--causal: linformer has no causal form"),
         ("--tasks mqar,next_byte --variants fnet", "next_byte: fnet has no causal form"),
         (
             "--causal --tasks digits",
-            "--causal: digits has no causal reading; these tasks have: adding, bytes, duplicate",
+            "--causal: digits has no causal form; tasks that have one: adding, bytes, duplicate",
         ),
-        ("--causal --tasks lra", "--causal: lra has no causal reading"),
+        ("--causal --tasks lra", "--causal: lra has no causal form"),
     ],
 )
 def test_what_has_no_causal_form_is_one_line(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,7 +88,9 @@ def test_what_has_no_causal_form_is_one_line(words: str, said: str, capsys: pyte
 def test_decoding_is_causal_without_being_told(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["cost", "--decode", "--causal"])
-    assert "--causal says nothing with --decode: steps are those of the causal encoder" in capsys.readouterr().err
+    assert (
+        "--causal cannot be combined with --decode: decoding always runs the causal encoder" in capsys.readouterr().err
+    )
     options = cost_parser().parse_args(["--decode", "--tasks", "next_byte", "--seq-len", "64", "--variants", "full"])
     assert {(spec.decode, spec.causal) for spec in plan_runs(options, "cpu", 1).specs} == {(True, False)}
 

@@ -218,7 +218,7 @@ def test_a_worker_that_dies_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     record = run_one(SPEC, lambda _: None)
-    assert (record["status"], record["reason"]) == ("error", "exit 3, starting: fatal: it broke")
+    assert (record["status"], record["reason"]) == ("error", "exit code 3 in starting: fatal: it broke")
 
 
 def test_where_every_run_fails_the_exit_code_is_1(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_length_may_be_told_in_k(text: str, found: list[int]) -> None:
 
 @pytest.mark.parametrize("text", ["0", "-1GB", "16XB", "much", ""])
 def test_what_is_no_size_of_memory(text: str) -> None:
-    with pytest.raises(UsageError, match="expected a size as 500MB or 16GB"):
+    with pytest.raises(UsageError, match="expected a size such as 500MB or 16GB"):
         run_parser().parse_args([f"--memory-limit={text}"])
 
 
@@ -369,24 +369,27 @@ def test_records_survive_damage(tmp_path: Path) -> None:
         (["--set", "nowhere:MyAttention.rank=3"], "--set: there is no module 'nowhere'"),
         (
             ["--set", "reformer.n_hashes=3"],
-            "'reformer' is not among what is compared: full, linformer, linear, none, noisy_recall",
+            "variant or task of this comparison .full, linformer, linear, none, noisy_recall., got 'reformer'",
         ),
         (["--set", "block_sparse.layout=3"], "block_sparse has no option 'layout'"),
         (
             ["--tasks", "mqar", "--seq-len", "64", "--length-schedule", "from-16th"],
-            r"from-16th \(50 % at N/16, .*\) trains at 4 of 64 tokens, and mqar has training samples of 32 tokens and",
+            r"from-16th \(50 % at N/16, .*\) trains at 4 of 64 tokens, but mqar has training samples of 32 tokens or",
         ),
         (
             ["--tasks", "digits", "--length-schedule", "from-16th"],
-            "trains at .* tokens, and digits has training samples of its own length alone: take another schedule",
+            "trains at .* tokens, and digits has training samples of full length only: take another schedule",
         ),
         (["--length-schedule", "short"], "invalid choice: 'short' .choose from '?from-64th'?, '?from-16th"),
         (["--lr-schedule", "step"], "invalid choice: 'step' .choose from '?constant-then-linear"),
-        (["--warmup", "1"], "expected a share of the training, from 0 to below 1, got '1'"),
-        (["--warmup", "0", "--lr-schedule", "inverse-square-root"], "--warmup 0: expected a share above 0 with"),
-        (["--tasks", "mqar", "--data", "x.csv"], "--data: no task among mqar takes it; these do: .*classify"),
+        (["--warmup", "1"], "expected a share of the training, at least 0 and below 1, got '1'"),
+        (
+            ["--warmup", "0", "--lr-schedule", "inverse-square-root"],
+            "--warmup 0 cannot be combined with --lr-schedule inverse-square-root",
+        ),
+        (["--tasks", "mqar", "--data", "x.csv"], "--data: expected a task that takes it .*classify.*, got mqar"),
         (["--resume"], "--resume needs --out"),
-        (["--resume", "--out", "/nonexistent/x"], "there is no folder /nonexistent/x"),
+        (["--resume", "--out", "/nonexistent/x"], "folder /nonexistent/x does not exist"),
         (["--out", "/proc/x"], "--out /proc/x cannot be written"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
         (["--frobnicate"], r"unrecognized arguments: --frobnicate \(python"),
@@ -399,12 +402,18 @@ def test_records_survive_damage(tmp_path: Path) -> None:
         (["reproduce", "mad-memorise"], r"reproduce: expected a plan among .* .did you mean 'mad-memorize'"),
         (["reproduce", "mad-memorize", "--sedes", "1"], r"did you mean --seeds\?"),
         (["reprot", "results"], r"unrecognized arguments: reprot results; did you mean report\?"),
-        (["--lr", "1e-3,3e-3"], "--lr: expected one rate, got '1e-3,3e-3'; to choose among several: --lr-grid 1e-3,3e"),
-        (["--seeds", "0,1,2"], "--seeds: expected a positive integer, how many there are: 3 runs 0 to 2, got '0,1,2'"),
+        (
+            ["--lr", "1e-3,3e-3"],
+            "--lr: expected one rate, got '1e-3,3e-3'; to choose among several, use --lr-grid 1e-3,3e",
+        ),
+        (["--seeds", "0,1,2"], "--seeds: expected the number of seeds .3 runs seeds 0, 1 and 2., got '0,1,2'"),
         (["--seq-len", "8kk"], "--seq-len: expected a positive integer, got '8kk'"),
         (["--seq-len", "k"], "--seq-len: expected a positive integer, got 'k'"),
-        (["--memory-limit", "16"], "--memory-limit: expected a size with its unit, as 500MB or 16GB, .* got 16 bytes"),
-        (["report", "/nonexistent"], "/nonexistent holds no records.jsonl"),
+        (
+            ["--memory-limit", "16"],
+            "--memory-limit: expected a size with its unit such as 500MB or 16GB, .* got 16 bytes",
+        ),
+        (["report", "/nonexistent"], "/nonexistent has no records.jsonl"),
         (["report"], "required: DIR"),
         (["list", "linfromer"], r"list: unknown attention 'linfromer'. Did you mean 'linformer'\?"),
         (["list", "full", "extra"], "unrecognized arguments: extra"),
@@ -412,7 +421,7 @@ def test_records_survive_damage(tmp_path: Path) -> None:
         (["list", "--write", "/nonexistent/README.md"], "--write /nonexistent/README.md: .*No such file"),
         (
             ["list", "--write", str(ROOT / "LICENSE")],
-            "it has no marker: <!-- results/FOLDER -->, or one of backends, ",
+            "expected a marker, <!-- results/FOLDER --> or one of <!-- backends -->, ",
         ),
     ],
 )
@@ -508,9 +517,9 @@ def test_results_are_written_between_markers_that_name_their_folder(tmp_path: Pa
     below.write_text("<!-- ../results/one -->\nold\n<!-- /../results/one -->\n")
     assert "](../results/one/charts/accuracy_speed_mqar_64.png)" in written(below)
     below.write_text("<!-- ../results/one -->\nold\n")
-    with pytest.raises(ValueError, match=r"it has no line <!-- /\.\./results/one --> after <!-- ../results/one -->"):
+    with pytest.raises(ValueError, match=r"expected a line <!-- /\.\./results/one --> after <!-- ../results/one -->"):
         written(below)
-    with pytest.raises(ValueError, match="there is no chart"):
+    with pytest.raises(ValueError, match=r"chart \S+ does not exist"):
         results(folder, "results/one", "absent")
 
 

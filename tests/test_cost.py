@@ -77,11 +77,11 @@ def test_what_is_about_training_is_refused(words: list[str]) -> None:
 def test_a_memory_that_nobody_has_is_refused_before_anything_runs(tmp_path: Path) -> None:
     done = compare_here("cost", "--memory-limit", "900TB", "--out", str(tmp_path / "out"))
     assert done.returncode == 2
-    assert "--memory-limit: expected at most the memory there is" in done.stderr
+    assert "--memory-limit: expected at most the available memory" in done.stderr
     assert not (tmp_path / "out").exists()
     done = compare_here("cost", "--longest", "4096", "--out", str(tmp_path / "out"))
     assert done.returncode == 2
-    assert "--longest N: expected --memory-limit SIZE with it" in done.stderr
+    assert "--longest needs --memory-limit SIZE" in done.stderr
 
 
 @pytest.mark.parametrize("limit", [600, 1000, 1024, 5000, 23_552, 65_535, 65_536, 10**6])

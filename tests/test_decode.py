@@ -70,7 +70,7 @@ def test_only_what_is_causal_has_steps() -> None:
 
 @pytest.mark.parametrize("flag", [["--compile"], ["--checkpointing"], ["--longest", "4096"]])
 def test_what_says_nothing_of_steps_is_refused_in_one_line(flag: list[str]) -> None:
-    with pytest.raises(UsageError, match=f"{flag[0]} says nothing with --decode") as error:
+    with pytest.raises(UsageError, match=f"{flag[0]} cannot be combined with --decode") as error:
         command_cost(parse(["cost", "--decode", "--memory-limit", "4GB", *flag]), [])
     assert "\n" not in str(error.value)
 
@@ -203,7 +203,7 @@ def test_decoding_from_command_to_page(tmp_path: Path) -> None:
         assert record["cache_bytes"] == 4 * (conv + 2 * encoder.layers[0].attention.cache_size(N))
         assert not {"step_seconds", "test_score", "peak_memory_bytes"} & set(record)
     report = (tmp_path / "report.md").read_text()
-    assert "linformer has no causal form, so it cannot go token by token" in report
+    assert "linformer has no causal form, so it cannot decode step by step" in report
     assert "## Decoding, token by token" in report
     assert "## Cost against length" not in report
     stems = {path.stem for path in (tmp_path / "charts").glob("*.svg")}
@@ -356,4 +356,4 @@ def test_diff_tells_a_state_that_grew_and_a_token_that_takes_longer() -> None:
 
 def test_a_run_that_ended_is_told_in_a_line() -> None:
     record = make_decoded("full", seq_len=512) | {"token_seconds": 0.00042}
-    assert outcome(record) == "0.42 ms a token, 1,048,576 bytes of state, 12 s in all"
+    assert outcome(record) == "0.42 ms per token, 1,048,576 bytes of state, 12 s in total"

@@ -207,7 +207,7 @@ def test_a_side_of_two_machines_is_said_and_its_times_are_not_judged() -> None:
         record["step_seconds"] *= 3
     found = against_small(records)
     assert "Other" in found.remarks[0]
-    assert found.remarks[0].endswith("Times are told, not judged.")
+    assert found.remarks[0].endswith("Times are shown, not judged.")
     assert {change.verdict for change in found.changes if change.what == "step"} == {"other machine"}
 
 
@@ -221,7 +221,7 @@ def test_other_conditions_data_and_machines_are_said_first() -> None:
     assert "2 cores" in machine
     assert "4 cores" in machine
     assert conditions == "bytes, length 1,024: conditions differ: budget=90, d_model=128 → budget=30, d_model=64."
-    assert "not the same data" in data
+    assert "the data differ" in data
     for record in records:
         record["spec"]["budget"] = 90.0
         record["spec"]["d_model"] = 128
@@ -250,7 +250,7 @@ def test_single_runs_are_told_from_twice_the_floor_with_quartiles_apart(
     found = diff(one(1.0), one(factor))
     assert told(found) == ([("full", "step", "worse" if factor > 1 else "better")] if expected else [])
     assert found.unjudged == 1, "a single score was judged"
-    assert "Test scores not judged, for want of two seeds a side: 1." in found.summary
+    assert "Test scores not judged, because a side has fewer than two seeds: 1." in found.summary
 
 
 def test_changes_below_the_floor_are_not_told_however_sure() -> None:
@@ -276,7 +276,7 @@ def test_the_command_tells_and_fails_on_request(tmp_path: Path, capsys: pytest.C
     said = capsys.readouterr().out
     assert "linear" in said
     assert "worse" in said
-    assert "Changed beyond noise: 2, of " in said
+    assert "Changed beyond noise: 2 of " in said
     assert run(*folders, "--fail-on-regression") == 1
     assert run(*reversed(folders), "--fail-on-regression") == 0, "faster is no regression"
     capsys.readouterr()
@@ -306,9 +306,9 @@ def test_what_cannot_be_compared_is_one_line_and_exit_2(tmp_path: Path, capsys: 
     search["spec"] |= {"search": True}
     empty = write_folder(tmp_path / "empty", [search])
     for words, message in (
-        ((str(good), str(tmp_path)), f"{tmp_path} holds no records.jsonl"),
-        ((str(good), str(empty)), "records.jsonl holds no result that can be read"),
-        ((str(good), str(other)), "the two folders have no variant in common"),
+        ((str(good), str(tmp_path)), f"{tmp_path} has no records.jsonl"),
+        ((str(good), str(empty)), "records.jsonl has no readable result"),
+        ((str(good), str(other)), "expected a variant that ran on the same task at the same length in both folders"),
         ((str(good),), "required: B"),
     ):
         assert run(*words) == 2

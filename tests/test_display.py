@@ -146,7 +146,7 @@ def test_outcomes_go_by_above_the_table_and_stay() -> None:
     with display.comparing(specs, []):
         pass
     said = Text.from_ansi(display.console.file.getvalue()).plain  # type: ignore[attr-defined]
-    assert "1/2 full · mqar · N 64 · seed 0: accuracy 49.2%, 1,234 tokens/s, step 0.0123 s, 130 s in all" in said
+    assert "1/2 full · mqar · N 64 · seed 0: accuracy 49.2%, 1,234 tokens/s, step 0.0123 s, 130 s in total" in said
 
 
 def test_time_left_comes_from_runs_that_ended_and_from_budgets() -> None:

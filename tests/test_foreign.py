@@ -106,7 +106,7 @@ def test_results_are_no_place_for_the_report_of_others(tmp_path: Path, capsys: p
     folder = str(write_folder(tmp_path, [short("full")]))
     assert run("report", folder, "--out", folder) == 2
     complaint = capsys.readouterr().err
-    assert "leave --out away to draw its report, or name another folder" in complaint
+    assert "leave out --out to draw its report, or name another folder" in complaint
     assert "--resume" not in complaint
 
 
@@ -115,7 +115,10 @@ def test_a_lock_that_is_a_link_is_not_followed(target: str, tmp_path: Path) -> N
     (tmp_path / "thesis.txt").write_text("mine")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".lock").symlink_to(tmp_path / target)
-    with pytest.raises(UsageError, match=r"\.lock is not a comparison's"), hold(tmp_path / "out", "test"):
+    with (
+        pytest.raises(UsageError, match=r"\.lock is not the lock file of a comparison"),
+        hold(tmp_path / "out", "test"),
+    ):
         pass
     assert (tmp_path / "thesis.txt").read_text() == "mine"
     assert (tmp_path / "out" / ".lock").is_symlink()
@@ -125,12 +128,15 @@ def test_a_lock_that_is_a_link_is_not_followed(target: str, tmp_path: Path) -> N
 def test_a_lock_of_another_program_stays_and_one_that_was_left_is_taken(tmp_path: Path) -> None:
     lock = tmp_path / ".lock"
     lock.write_text("of another program")
-    with pytest.raises(UsageError, match=r"\.lock is not a comparison's, .*: remove it"), hold(tmp_path, "test"):
+    with (
+        pytest.raises(UsageError, match=r"\.lock is not the lock file of a comparison .*: remove it"),
+        hold(tmp_path, "test"),
+    ):
         pass
     assert lock.read_text() == "of another program"
     lock.unlink()
     lock.mkdir()
-    with pytest.raises(UsageError, match=r"\.lock is not a comparison's"), hold(tmp_path, "test"):
+    with pytest.raises(UsageError, match=r"\.lock is not the lock file of a comparison"), hold(tmp_path, "test"):
         pass
     lock.rmdir()
     for left in ("", '{"pid": 1, "since": "", "command": ""}'):

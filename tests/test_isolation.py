@@ -293,7 +293,9 @@ def test_a_full_disk_is_one_line_and_the_comparison_goes_on_later(room: int, tmp
         failed = compare_here(*words)
     assert failed.returncode == 1
     assert failed.stderr.count("\n") == 1, failed.stderr
-    assert re.search(rf"^error: {tmp_path}.*: File too large; what is finished is kept: make room, then", failed.stderr)
+    assert re.search(
+        rf"^error: {tmp_path}.*: File too large; finished runs are kept: free disk space, then", failed.stderr
+    )
     assert records.read_bytes().startswith(before)
     assert read_records(records)[1] == []
     if room == 600:

@@ -65,7 +65,7 @@ def test_memory_is_of_training_in_all_where_every_run_told_it() -> None:
     del records[4]["train_memory_bytes"]
     (group,) = groups_of(records)
     assert memory_of(group.rows) == STEP_MEMORY
-    assert "not all told" in weight_of(group.rows).axis
+    assert "which some records lack" in weight_of(group.rows).axis
     assert "times full's peak memory of a step" in answer_to([group])[0]
 
 

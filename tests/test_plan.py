@@ -91,11 +91,14 @@ def test_options_of_tasks_and_flags_for_data_reach_the_run_and_its_command(tmp_p
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--tasks", "mqar", "--data", "x"], "--data: no task among mqar takes it; these do: .*classify.*text"),
-        (["--tasks", "lra", "--data", "x"], r"--data: several tasks take it; say which: --set listops\.data=x"),
-        (["--tasks", "text", "--tokenizer", "x"], "--tokenizer: no task among text takes it; these do: classify"),
+        (["--tasks", "mqar", "--data", "x"], "--data: expected a task that takes it .*classify.*text.*, got mqar"),
+        (["--tasks", "lra", "--data", "x"], r"--data: several tasks take it; name one, such as --set listops\.data=x"),
+        (["--tasks", "text", "--tokenizer", "x"], "--tokenizer: expected a task that takes it .classify., got text"),
         (["--tasks", "classify"], "classify.data: expected a file, a folder or a hub id, got nothing"),
-        (["--set", "listops.samples=5"], "'listops' is not among what is compared: full, linformer, linear, none, "),
+        (
+            ["--set", "listops.samples=5"],
+            "expected a variant or task of this comparison .full, linformer, linear, none, .*, got 'listops'",
+        ),
         (["--tasks", "listops", "--set", "listops.samples=many"], "expected an integer, got 'many'"),
         (["--tasks", "listops", "--set", "listops.samples=0"], "listops.samples >= 1, got 0"),
         (
@@ -198,11 +201,11 @@ def test_sweeps_of_a_task_and_of_a_variant_multiply_and_leave_other_tasks_alone(
         (["--sweep", "listops.sampels=4"], "listops has no option 'sampels' .did you mean 'samples'..; its options"),
         (
             ["--sweep", "listops.samples=4,8", "--sweep", "listops.data=a,b"],
-            "--sweep listops.data=a,b: expected one swept option of a task, but listops.samples is swept too",
+            "--sweep listops.data=a,b: expected one swept option for each task, but listops.samples is swept too",
         ),
         (
             ["--sweep", "text.data=a,b"],
-            "--sweep text.…: expected one of the tasks that are run, listops, got 'text'",
+            "--sweep text.…: expected a task of this comparison .listops., got 'text'",
         ),
     ],
 )

@@ -595,7 +595,7 @@ def test_nothing_is_drawn_of_records_that_are_all_damaged(tmp_path: Path, *, tog
     before = sorted(tmp_path.rglob("*"))
     done = compare_here("report", str(folder), *(["--out", str(tmp_path / "out")] if together else []))
     assert done.returncode == 1
-    assert done.stderr == f"error: {folder / 'records.jsonl'} holds no record that can be read\n"
+    assert done.stderr == f"error: {folder / 'records.jsonl'} has no readable record\n"
     assert sorted(tmp_path.rglob("*")) == before
 
 

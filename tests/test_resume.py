@@ -161,10 +161,10 @@ def test_a_damaged_checkpoint_is_told_and_ignored(damage: str, tmp_path: Path) -
     assert Checkpoint(path, 30.0, said.append).load(restore) is None
     (warning,) = said
     assert str(path) in warning
-    assert warning.endswith("the run starts anew")
+    assert warning.endswith("the run starts over")
     assert "\n" not in warning
     assert "weights_only" not in warning
-    assert ("it is damaged, or holds more than" in warning) == (damage in ("noise", "a pickle"))
+    assert ("damaged, or holds more than" in warning) == (damage in ("noise", "a pickle"))
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told_once_and_training_goes_on(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_once_and_training_goes_on(t
     assert record["status"] == "ok", record["reason"]
     (warning,) = said
     assert "cannot be written" in warning
-    assert "training goes on without" in warning
+    assert "training continues without a checkpoint" in warning
 
 
 class Last(Checkpoint):
@@ -217,14 +217,14 @@ def test_a_checkpoint_of_other_data_or_of_another_machine_is_not_continued(
     path.write_bytes(kept)
     _, phases, said = go_on(spec, Checkpoint, path, "EPYC")
     assert said == [
-        f"{path} cannot be used (ValueError: it is of another machine: cpu Xeon, now EPYC); the run starts anew"
+        f"{path} cannot be used (ValueError: the machine changed: cpu was Xeon, is now EPYC); the run starts over"
     ]
     assert "measuring" in phases
     path.write_bytes(kept)
     write_texts(tmp_path / "texts.csv", "poor")
     record, phases, said = go_on(spec, Checkpoint, path, "Xeon")
     assert len(said) == 1
-    assert re.search(r"it is of other data: test_sha256 \w{8}, now \w{8}\); the run starts anew", said[0])
+    assert re.search(r"the data changed: test_sha256 was \w{8}, is now \w{8}\); the run starts over", said[0])
     assert "measuring" in phases
     assert [point["step"] for point in record["curve"]] == [1, 2, 3, 4, 5, 6]
 
@@ -259,8 +259,8 @@ def test_finished_runs_of_other_data_run_again_and_it_is_told(tmp_path: Path, mo
     (tmp_path / "texts.csv").write_text("\n".join(turned) + "\n")
     said = " ".join(compare().split())
     assert re.search(
-        r"warning: classify · N 64: the data changed \(rows_sha256 \w{8}, now \w{8}\): "
-        r"finished runs of the old data are run again: 1 1 of 2 runs are already in",
+        r"warning: classify · N 64: the data changed \(rows_sha256 was \w{8}, is now \w{8}\): "
+        r"finished runs on the old data are repeated: 1 1 of 2 runs are already in",
         said,
     ), said
     assert began == [spec, other, spec]

@@ -132,7 +132,8 @@ def test_all_seeds_run_with_the_chosen_rate_and_resume_finds_the_search(worker: 
     assert len(worker) == 6 + 6
     assert "learning rate of full · mqar · N 32: 0.003" in told
     assert (
-        "learning rate of linear · mqar · N 32: 0.003 (every run of the search failed: the middle of the grid)" in told
+        "learning rate of linear · mqar · N 32: 0.003 (every run of the search failed: took the middle of the grid)"
+        in told
     )
     for record in read_records(path)[0]:
         assert is_search(record) is ("lr_search" not in record)
@@ -171,12 +172,12 @@ def test_runs_of_the_search_are_no_results(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["--lr", "1e-3"], "--lr: not allowed with argument --lr-grid"),
-        (["--steps", "0"], "--lr-grid: with --steps 0 nothing is trained"),
+        (["--steps", "0"], "--lr-grid cannot be combined with --steps 0: choosing a rate needs training"),
         (["--weight-decay", "0.1", "--weight-decay-grid", "0,0.1"], "--weight-decay-grid: not allowed"),
         (["--weight-decay-grid", "0,-1"], "--weight-decay-grid: expected a positive number, got '-1'"),
-        (["--lr-grid", "1e-3"], "--lr-grid: expected two rates or more, as 1e-3,3e-3, got '1e-3'"),
+        (["--lr-grid", "1e-3"], "--lr-grid: expected at least two rates such as 1e-3,3e-3, got '1e-3'"),
         (["--lr-grid", "1e-3,much"], "--lr-grid: expected a positive number, got 'much'"),
-        (["--grid-at", "mqar.x=4"], r"expected an option of a task that --sweep names \(nothing\), got mqar.x"),
+        (["--grid-at", "mqar.x=4"], r"expected a task option that --sweep varies \(nothing\), got mqar.x"),
         ([*SWEPT, "--grid-at", "mad_memorize.vocab_size=65"], "expected one of the swept values 64, 128, got 65"),
         (["--lr-grid", "auto"], "--lr-grid: expected a positive number, got 'auto'"),
     ],

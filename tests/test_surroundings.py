@@ -230,7 +230,7 @@ def test_a_containers_cores_and_memory_are_recorded_and_threads_follow(
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     said = io.StringIO()
     assert choose_threads(Display(Console(file=said))) == 64
-    assert said.getvalue() == "warning: OMP_NUM_THREADS: 64 threads on 1.5 cores make times waver; set it to 1\n"
+    assert said.getvalue() == "warning: OMP_NUM_THREADS: 64 threads on 1.5 cores make times noisy; set it to 1\n"
 
 
 def test_each_start_leaves_its_stamp_and_another_machine_is_told(tmp_path: Path) -> None:
@@ -241,7 +241,9 @@ def test_each_start_leaves_its_stamp_and_another_machine_is_told(tmp_path: Path)
         stamp_folder(tmp_path, stamp, display)
     assert said.getvalue() == ""
     stamp_folder(tmp_path, stamps[2], display)
-    assert said.getvalue().startswith("warning: what ran here before ran elsewhere (Xeon): the report keeps it apart")
+    assert said.getvalue().startswith(
+        "warning: earlier runs in this folder come from another machine (Xeon): the report separates them"
+    )
     assert json.loads((tmp_path / "environment.json").read_text()) == stamps[2] | {"earlier": stamps[:2]}
 
 

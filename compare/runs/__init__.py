@@ -1,1 +1,1 @@
-"""One run in a process of its own: who starts and watches it, what it does, and what comes back."""
+"""One run in its own process: starting and watching the process, executing the run, returning its record."""

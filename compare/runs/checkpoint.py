@@ -1,4 +1,4 @@
-"""What a killed run goes on from: one file, replaced in one step while the run trains."""
+"""The checkpoint that a killed run continues from: one file, replaced in one step while the run trains."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import torch
 
 FORMAT = 2
-"""Raise it when what is kept changes: checkpoints of another format are not continued."""
-SHARE = 0.02  # of the training time, that writing may take
+"""Raise it when the content changes: checkpoints of another format are not used."""
+SHARE = 0.02  # of the training time, at most, that writing takes
 Restored = TypeVar("Restored")
 
 
@@ -22,9 +22,9 @@ class Checkpoint:
     """The checkpoint of one run.
 
     Args:
-        path: the file; its folder is made when the first is written.
-        every: seconds of training from one to the next, at least.
-        warn: told in one line what went wrong; the run goes on.
+        path: the file; its folder is made with the first checkpoint.
+        every: seconds of training between checkpoints, at least.
+        warn: called with one line on what went wrong; the run continues.
     """
 
     def __init__(self, path: Path, every: float, warn: Callable[[str], None]) -> None:
@@ -33,26 +33,26 @@ class Checkpoint:
         self.failed = False
 
     def load(self, restore: Callable[[dict[str, Any]], Restored]) -> Restored | None:
-        """What ``restore`` makes of the state; None where there is no state that can be used."""
+        """Return ``restore`` of the stored state; None where there is no usable state."""
         if not self.path.exists():
             return None
         try:
-            # Tensors and plain values alone are read: any other pickle could run anything.
+            # Only tensors and plain values are read: any other pickle could run any code.
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             if state["format"] != FORMAT:
-                raise ValueError(f"format {state['format']}, this version reads {FORMAT}")
+                raise ValueError(f"expected format {FORMAT}, got {state['format']}")
             restored = restore(state)
             self.due = state["seconds"] + self.every
-        except Exception as error:  # whatever torch raises on a damaged file
+        except Exception as error:  # torch raises many types on a damaged file
             reason = f"{type(error).__name__}: {first_line(error)}"
-            if isinstance(error, UnpicklingError):  # torch would advise to trust the file
-                reason = "it is damaged, or holds more than tensors and plain values"
-            self.warn(f"{self.path} cannot be used ({reason}); the run starts anew")
+            if isinstance(error, UnpicklingError):  # torch's own message advises to trust the file
+                reason = "damaged, or holds more than tensors and plain values"
+            self.warn(f"{self.path} cannot be used ({reason}); the run starts over")
             return None
         return restored
 
     def save(self, state: dict[str, Any], seconds: float) -> None:
-        """Replace the file, after so many seconds of training. The first failure is told, and none stops the run."""
+        """Replace the file after ``seconds`` of training. The first failure is a warning; none stops the run."""
         started = time.perf_counter()
         part = self.path.with_name(self.path.name + ".part")
         try:
@@ -62,11 +62,13 @@ class Checkpoint:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, self.path)
-        except (OSError, RuntimeError) as error:  # torch wraps what the file says
+        except (OSError, RuntimeError) as error:  # torch turns some OSErrors into RuntimeErrors
             with suppress(OSError):
                 part.unlink()
             if not self.failed:
-                self.warn(f"{self.path} cannot be written ({first_line(error)}); training goes on without")
+                self.warn(
+                    f"{self.path} cannot be written ({first_line(error)}); training continues without a checkpoint"
+                )
             self.failed = True
         self.due = seconds + max(self.every, (time.perf_counter() - started) / SHARE)
 

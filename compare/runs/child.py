@@ -1,4 +1,4 @@
-"""What a process that a supervisor started does first, and how it speaks to the supervisor: JSON lines on stdout."""
+"""The start of a supervised process, and its messages to the supervisor: JSON lines on stdout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PR_SET_PDEATHSIG = 1
 
 
 class Events:
-    """The line to the parent process."""
+    """Sends events to the supervisor."""
 
     def __init__(self, out: TextIO) -> None:
         self.out = out
@@ -34,7 +34,7 @@ class Events:
         self.send({"phase": name, "done": done, "loss": loss, "step": step})
 
     def still(self, name: str, done: float | None = None) -> None:
-        """The phase is what it was: told twice a second at most."""
+        """Send the progress of an unchanged phase, at most twice a second."""
         if time.perf_counter() - self.last >= 0.5:
             self.phase(name, done)
 
@@ -43,20 +43,20 @@ class Events:
 
 
 def settle_in() -> Events:
-    """Leave stdout to events, and end with the supervisor; call it before anything else."""
-    # Only events go to the supervisor's pipe: whatever a library prints goes to stderr.
+    """Reserve stdout for events, and die with the supervisor. Call it before anything else."""
+    # Only events reach the supervisor's pipe: the prints of libraries go to stderr.
     events = Events(os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)
     warnings.filterwarnings("ignore")
-    if sys.platform == "linux":  # an orphan would train on beside what is measured next
+    if sys.platform == "linux":  # an orphan would keep training and disturb the next run
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     return events
 
 
 def limit_memory(limit: int | None = None) -> None:
-    """Let an allocation that does not fit fail in this process, before the system kills one of its choice.
+    """Make an allocation that does not fit fail in this process, before the system kills a process of its choice.
 
-    limit: bytes of data this process may hold, its libraries included; None = nearly all that is free.
+    limit: bytes of data this process may hold, its libraries included; None = nearly all free memory.
     """
     adjust = Path("/proc/self/oom_score_adj")
     info = Path("/proc/meminfo")

@@ -12,13 +12,13 @@ from tasks import IGNORE, Batch, Task
 
 
 def make_task(spec: RunSpec, seq_len: int | None = None) -> Task:
-    """seq_len: None = that of training."""
+    """Make the task of a run. seq_len: None = the length of its training."""
     kind = tasks.get(spec.task)
     return kind(seq_len or spec.probe or spec.seq_len, kind.config_type(**dict(spec.task_options)))
 
 
 def at_full_length(batch: Batch, seq_len: int) -> Batch:
-    """The batch padded to the task's length, where all its samples are shorter: what the longest cost."""
+    """Pad a batch of shorter samples to the task's length, so that it costs what the longest samples cost."""
     missing = seq_len - batch.inputs.shape[-1]
     if batch.inputs.dtype != np.int64 or missing == 0:
         return batch
@@ -31,7 +31,7 @@ def at_full_length(batch: Batch, seq_len: int) -> Batch:
 
 
 def resized(batch: Batch, length: int) -> Batch:
-    """The first positions of a batch; its samples are repeated where there are not that many."""
+    """The first ``length`` positions of a batch; shorter samples are repeated up to that length."""
     axis = batch.inputs.ndim - 1 if batch.inputs.dtype == np.int64 else 1
     places = np.arange(length) % batch.inputs.shape[axis]
     targets, padding = batch.targets, batch.padding

@@ -1,4 +1,4 @@
-"""What one more token costs a causal encoder that goes position by position: time of a step, and the state it keeps."""
+"""The cost of one more token in causal decoding: the time of a step, and the bytes of the state."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ from tasks import Task
 from zoo import MultiHeadAttention, describe
 from zoo.state import State
 
-WINDOWS = 8  # of steps, timed one after another at the end of the walk
-WINDOW = 128  # steps of each, at most,
-SHARE = 64  # and at most this part of the length: all of them together an eighth
+WINDOWS = 8  # of steps, timed one after another at the end of the sequence
+WINDOW = 128  # steps in a window, at most
+SHARE = 64  # a window is at most the length over this: all windows together are at most an eighth
 
 
 @torch.no_grad()
 def measure_decoding(
     spec: RunSpec, task: Task, inputs: NDArray[Any], on_progress: Callable[[float], None]
 ) -> dict[str, Any]:
-    """Walk ``seq_len`` positions from an empty state, and time the last of them.
+    """Decode ``seq_len`` positions from an empty state, and time the last ones.
 
     Args:
-        spec: one of decoding.
-        task: says what comes in.
-        inputs: as of a batch of the task, ``seq_len`` positions.
-        on_progress: told the share done, but for the steps that are timed.
+        spec: a spec with ``decode``.
+        task: determines the kind of input.
+        inputs: inputs of a batch of the task, ``seq_len`` positions.
+        on_progress: called with the share done, except during the timed steps.
 
     Returns:
-        Fields of a record: ``token_seconds``, of one step (a token for each sample), the median over windows of steps,
-        and its quartiles; ``cache_bytes``, kept of one sample by the whole encoder after ``seq_len`` positions; what
-        others took of the machine meanwhile.
+        Fields of a record: ``token_seconds``, the time of one step (a token for each sample), as median over windows of
+        steps with quartiles; ``cache_bytes``, the state of one sample in the whole encoder after ``seq_len`` positions;
+        the CPU time that other processes took meanwhile.
 
     Raises:
-        NotImplementedError: a backend without a step form.
-        DivergedError: what comes out is not finite.
+        NotImplementedError: the backend has no step form.
+        DivergedError: the output is not finite.
     """
     entry = describe(spec.variant)
     if not entry.steps:
         form = "step form" if entry.traits.causal else "causal form"
-        raise NotImplementedError(f"{entry.name} has no {form}, so it cannot go token by token")
+        raise NotImplementedError(f"{entry.name} has no {form}, so it cannot decode step by step")
     torch.manual_seed(spec.seed)
     device = torch.device(spec.device)
     model = Model(spec, task).to(device).eval()
@@ -59,7 +59,7 @@ def measure_decoding(
     tokens = iter((x.flatten(0, 1) if task.kind == "pair" else x).unbind(1))
 
     def walk(steps: int, state: State) -> tuple[float, Tensor, State]:
-        """Seconds a step, the last output, and the state after it."""
+        """Do steps; return the seconds per step, the last output, and the state after it."""
         start = time.perf_counter()
         for _ in range(steps):
             y, state = model.encoder.step(next(tokens), state)

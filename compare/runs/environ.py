@@ -1,7 +1,7 @@
-"""What a worker inherits of the environment: what a process needs to start, to find files and to reach the network.
+"""The environment variables that a worker inherits: those needed to start, to find files and to reach the network.
 
-Launchers, job queues and notebooks leave variables behind (WORLD_SIZE, PMI_RANK, ACCELERATE_…) which libraries obey in
-silence. What matters to a result is in the spec; all else is dropped.
+Launchers, job queues and notebooks set variables (WORLD_SIZE, PMI_RANK, ACCELERATE_…) that libraries silently obey.
+Everything that changes a result is in the spec; all other variables are dropped.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ HOMEDRIVE HOMEPATH NUMBER_OF_PROCESSORS PROCESSOR_ARCHITECTURE
 """
 KEPT = frozenset(NEEDED.split())
 FAMILIES = ("ATTENTION_ZOO_", "HF_", "LC_", "XDG_", "WANDB_")
-"""Names that begin so are kept too: caches, tokens, languages, and where trackers write."""
+"""Prefixes of further names to keep: caches, tokens, languages, and the folders of trackers."""
 
 
 def worker_environment(spec: RunSpec, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The whole environment of the process that does a run."""
+    """The complete environment of the process that executes a run."""
     kept = {
         name: value
         for name, value in inherited.items()
-        if name.upper() in KEPT or name.upper().startswith(FAMILIES)  # proxies are written small as well
+        if name.upper() in KEPT or name.upper().startswith(FAMILIES)  # proxies may be in lower case
     }
     return kept | {
         "OMP_NUM_THREADS": str(spec.threads),
-        "PYTHONIOENCODING": "utf-8",  # a plug-in may print what it likes
-        "PYTHONSAFEPATH": "1",  # nor do processes that it starts look into the current folder first
+        "PYTHONIOENCODING": "utf-8",  # a plug-in may print any character
+        "PYTHONSAFEPATH": "1",  # its children import nothing from the current folder first
     }

@@ -1,4 +1,4 @@
-"""From the spec of a run to its record, in this process."""
+"""Executes a run in this process: from its spec to its record."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tasks import Task
 
 
 def execute(spec: RunSpec, run_options: RunOptions, events: Events, started: float) -> Record:
-    """Do the run. What fails is told in the record's status and reason; what was measured before stays.
+    """Execute the run. A failure sets the record's status and reason; earlier measurements stay in the record.
 
     started: when the process began, by ``time.perf_counter``.
     """
@@ -46,7 +46,7 @@ def execute(spec: RunSpec, run_options: RunOptions, events: Events, started: flo
         work(spec, record, events, checkpoint, tracking, wall)
     except Exception as error:
         record["status"], record["reason"] = explain(error)
-        if checkpoint is not None:  # it would lead there again, or past what was mended
+        if checkpoint is not None:  # it would repeat the failure, or skip the part that was mended
             checkpoint.discard()
     if tracking is not None:
         tracking.end(record)
@@ -55,10 +55,10 @@ def execute(spec: RunSpec, run_options: RunOptions, events: Events, started: flo
 
 
 def settle_cpu(threads: int) -> None:
-    """Set the number of threads, and count denormal numbers as 0.
+    """Set the number of threads, and treat denormal numbers as 0.
 
-    Processors compute with denormals up to a hundred times slower, and sharp attention and idle states of the optimizer
-    are full of them: at 8,192 tokens steps took twice to three times as long, and a budget in seconds trained less.
+    Processors compute with denormals up to a hundred times slower, and sharp attention and idle optimizer states are
+    full of them: at 8,192 tokens steps took two to three times as long, and a budget in seconds trained less.
     """
     torch.set_flush_denormal(True)  # first: threads inherit it when they start
     torch.set_num_threads(threads)
@@ -72,9 +72,9 @@ def work(
     tracking: Tracking | None,
     wall: Callable[[], float],
 ) -> None:
-    """Measure, train and test, as far as the spec asks for it, filling ``record`` as results come.
+    """Measure, train and test as the spec says, and add each result to ``record``.
 
-    ``wall`` tells the seconds that the run took, those of a process that was killed before it included.
+    ``wall`` returns the seconds that the run took so far, including those of an earlier process that was killed.
     """
     if spec.device == "cuda" and spec.memory_limit:
         share = spec.memory_limit / torch.cuda.get_device_properties(0).total_memory
@@ -112,16 +112,16 @@ def work(
 
 
 def restore(spec: RunSpec, task: Task, record: Record, state: dict[str, Any]) -> tuple[Trainer, dict[int, float]]:
-    """A trainer and the FLOPs counted before, of a checkpoint; what had been recorded goes into ``record``.
+    """Return the trainer and the counted FLOPs of a checkpoint, and copy its results into ``record``.
 
     Raises:
-        ValueError: the checkpoint is of other data or of another machine.
+        ValueError: the checkpoint comes from other data or another machine.
     """
     so_far = json.loads(state["record"])
     if changed := other_data(so_far["data"], record["data"]):
-        raise ValueError(f"it is of other data: {changed}")
+        raise ValueError(f"the data changed: {changed}")
     if changed := other_machine(so_far.get("machine"), record["machine"]):
-        raise ValueError(f"it is of another machine: {changed}")
+        raise ValueError(f"the machine changed: {changed}")
     trainer = Trainer(spec, task)
     trainer.restore(state["trainer"])
     record.update(so_far)
@@ -137,7 +137,7 @@ def train(
     tracking: Tracking | None,
     wall: Callable[[], float],
 ) -> None:
-    """Train to the end, with a checkpoint now and then. counted: length -> FLOPs per token."""
+    """Train to the end, and save checkpoints when due. counted: length -> FLOPs per token."""
     at = trainer.progress
 
     def on_progress(done: float, loss: float | None) -> None:
@@ -155,27 +155,27 @@ def train(
 
 
 def test(trainer: Trainer, record: Record, events: Events) -> None:
-    """What the trained model reaches on the test set, and at other lengths where these are asked for."""
+    """Test the trained model on the test set, and at the other lengths of the spec."""
     events.phase("testing")
-    found = trainer.evaluate("test", lambda: events.still("testing"))
-    record |= {"test_loss": found.loss, "test_score": found.score, "test_size": found.size}
-    if found.slices:
-        record["test_slices"] = found.slices
+    result = trainer.evaluate("test", lambda: events.still("testing"))
+    record |= {"test_loss": result.loss, "test_score": result.score, "test_size": result.size}
+    if result.slices:
+        record["test_slices"] = result.slices
     if lengths := trainer.spec.test_lens:
         record["test_lens"] = {str(n): test_at(n, trainer, events) for n in lengths}
 
 
 def test_at(length: int, trainer: Trainer, events: Events) -> Record:
-    """What the trained model reaches at a length other than its own; where it fails there, how."""
+    """Test the trained model at another length; a failure there becomes a status and a reason."""
     events.phase(f"testing at {length:,}")
     task = make_task(trainer.spec, length)
     baselines = task.facts["baselines"]
     try:
-        found = trainer.evaluate("test", lambda: events.still(f"testing at {length:,}"), task)
+        result = trainer.evaluate("test", lambda: events.still(f"testing at {length:,}"), task)
     except Exception as error:
         status, reason = explain(error)
         return {"status": status, "reason": reason, "baselines": baselines}
     return {
-        **{"status": "ok", "score": found.score, "loss": found.loss, "size": found.size},
+        **{"status": "ok", "score": result.score, "loss": result.loss, "size": result.size},
         "baselines": baselines,
     }

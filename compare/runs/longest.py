@@ -9,7 +9,7 @@ from compare.record import Record
 from compare.runs.outcome import RETRIED
 from compare.spec import RunSpec
 
-FINENESS = 16  # the search ends when what fits and what does not are a sixteenth apart
+FINENESS = 16  # the search ends when a length that fits and one that does not are a sixteenth apart
 
 
 def search_longest(
@@ -18,43 +18,43 @@ def search_longest(
     records: Sequence[Record],
     run: Callable[[Sequence[RunSpec]], list[Record]],
 ) -> None:
-    """Find the longest length of each variant on each task, up to ``cap``, from what was measured on.
+    """Find the longest length that fits, of each variant on each task, from the measured lengths up to ``cap``.
 
-    Each probe is a run in a fresh process with a record of its own, which ``spec.probe`` marks; one that is there
-    already is not repeated.
+    Each probe is a run in a fresh process with a record of its own, which ``spec.probe`` marks. A probe that already
+    has a record is not repeated.
 
     Args:
-        specs: the runs that were measured.
-        cap: no longer length is tried.
-        records: all that there are, probes of before among them.
+        specs: the measured runs.
+        cap: the longest length to try.
+        records: all records so far, including earlier probes.
         run: runs specs and returns their records.
     """
-    found = {record["run_id"]: record["status"] for record in records if record["status"] not in RETRIED}
+    statuses = {record["run_id"]: record["status"] for record in records if record["status"] not in RETRIED}
     alike: dict[tuple[str, str], list[RunSpec]] = {}
     for spec in specs:
         if spec.seed == 0:
             alike.setdefault((spec.label, spec.task), []).append(spec)
     for measured in alike.values():
-        answers = {spec.seq_len: found[spec.run_id] for spec in measured if spec.run_id in found}
+        answers = {spec.seq_len: statuses[spec.run_id] for spec in measured if spec.run_id in statuses}
         fitting = [spec for spec in measured if answers.get(spec.seq_len) == "ok"]
         if fitting:
-            extend(answers, prober(max(fitting, key=lambda spec: spec.seq_len), found, run), cap)
+            extend(answers, prober(max(fitting, key=lambda spec: spec.seq_len), statuses, run), cap)
 
 
 def prober(
-    measured: RunSpec, found: dict[str, str], run: Callable[[Sequence[RunSpec]], list[Record]]
+    measured: RunSpec, statuses: dict[str, str], run: Callable[[Sequence[RunSpec]], list[Record]]
 ) -> Callable[[int], str]:
-    """Length -> status of a probe of it, on the samples that were measured."""
+    """Return a function: length -> status of a probe of it, on the measured samples."""
 
     def probe(length: int) -> str:
         spec = replace(measured, seq_len=length, probe=measured.seq_len)
-        return found.get(spec.run_id) or str(run([spec])[0]["status"])
+        return statuses.get(spec.run_id) or str(run([spec])[0]["status"])
 
     return probe
 
 
 def extend(answers: dict[int, str], probe: Callable[[int], str], cap: int) -> None:
-    """Add to ``answers``, length -> status, until they hold the longest that fits to within a sixteenth.
+    """Probe lengths and add them to ``answers``, length -> status, until the longest that fits is known to a sixteenth.
 
     Lengths double until one does not fit, or up to ``cap``; then the gap is halved. One of ``answers`` must be ok.
     """

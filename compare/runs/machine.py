@@ -1,4 +1,4 @@
-"""What runs run on."""
+"""The machine that runs execute on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "einops", "datasets", "matplotlib", "accelerate", "rich", "
 
 
 def describe_machine(*, device: str, threads: int, gpu: str | None, command: str) -> Record:
-    """What runs run on; each record bears it. Contains no user or host name."""
+    """Describe the machine, for each record. Contains no user or host name."""
     installed = {name: version for name in PACKAGES if (version := version_of(name))}
     return {
         "python": platform.python_version(),

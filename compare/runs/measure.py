@@ -29,7 +29,7 @@ class Timing:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all that was asked of it."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -50,20 +50,20 @@ def time_it(fn: Callable[[], object], device: torch.device, *, warm_up: int = 1,
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs per second of a large square matrix product, the median of several: what the machine can do at its best."""
+    """FLOPs per second of a large square matrix product, the median of several: the peak rate of the machine."""
     size = 4096 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / time_it(lambda: a @ b, device, seconds=1.0).median
 
 
 def saved_bytes(forward: Callable[[], object], module: nn.Module) -> int:
-    """Bytes that ``forward`` keeps for backward: the storages of all saved tensors, each counted once.
+    """Bytes that ``forward`` saves for backward: the storages of all saved tensors, each counted once.
 
-    Parameters and buffers are there anyway and do not count.
+    Parameters and buffers exist anyway and do not count.
     """
     own = {x.untyped_storage().data_ptr() for x in (*module.parameters(), *module.buffers())}
     saved: dict[int, int] = {}
-    alive: list[Tensor] = []  # so that no storage's address is given out twice
+    alive: list[Tensor] = []  # so that no storage's address is reused
 
     def pack(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
@@ -79,10 +79,10 @@ def saved_bytes(forward: Callable[[], object], module: nn.Module) -> int:
 
 
 def peak_memory(step: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes that one ``step`` takes at its peak above what is held before it; None where it cannot be told.
+    """Bytes that one ``step`` adds at its peak to the memory held before it; None where they cannot be measured.
 
     CUDA: the allocator's peak. Linux: the high-water mark of resident memory, reset before the step; memory that
-    earlier steps freed or left as garbage is handed back first, so that it does not hide what this one takes. Call it
+    earlier steps freed or left as garbage is returned first, so that it does not hide the memory of this step. Call it
     after a warm-up.
     """
     if device.type == "cuda":
@@ -113,7 +113,7 @@ def count_flops(step: Callable[[], object]) -> int:
     """Floating-point operations of the matrix products in ``step`` (a multiply-add is two), fused attention included,
     and of its Fourier transforms (5 n log2 n each, half of it where they are real).
 
-    What a custom backward computes again is counted, because it is done.
+    Recomputation in a custom backward counts, because it is executed.
     """
     if INTERPRETED or torch.cuda.is_available():
         load()
@@ -123,9 +123,9 @@ def count_flops(step: Callable[[], object]) -> int:
 
 
 def between(counted: Mapping[int, float]) -> Callable[[int], float]:
-    """FLOPs per token at any length from those counted at some: a straight line between logarithms.
+    """Length -> FLOPs per token: counted ones, joined by straight lines between logarithms.
 
-    Shorter than the shortest costs what the shortest does, longer than the longest what that does.
+    Below the shortest counted length the value is that of the shortest, beyond the longest that of the longest.
     """
     lengths = sorted(counted)
     known = np.log([counted[length] for length in lengths])
@@ -133,23 +133,23 @@ def between(counted: Mapping[int, float]) -> Callable[[int], float]:
 
 
 def _forward_flops(q: Any, k: Any, *_: Any, **__: Any) -> int:
-    """Shapes (B, H, N, D) -> two matrix products."""
+    """FLOPs of two matrix products, from shapes (B, H, N, D)."""
     B, H, N, D = q
     return 4 * int(B * H * N * D * k[-2])
 
 
 def _backward_flops(_grad: Any, q: Any, k: Any, *_: Any, **__: Any) -> int:
-    """The same of backward: five matrix products, the logits computed again."""
+    """FLOPs of backward: five matrix products, including the recomputed logits."""
     return _forward_flops(q, k) * 5 // 2
 
 
 def _real_transform(x: Any, dim: Any, *_: Any, **__: Any) -> int:
-    """The shape of the real side, and the dimensions that are transformed."""
+    """FLOPs from the shape of the real side and the transformed dimensions."""
     return int(2.5 * math.prod(x) * math.log2(math.prod(x[d] for d in dim)))
 
 
 def _real_inverse(x: Any, dim: Any, _normalisation: Any, last: int, *_: Any, **__: Any) -> int:
-    """The shape of the complex side, and how many real numbers come out in the last of the dimensions."""
+    """FLOPs from the shape of the complex side and ``last``, the real numbers in the last transformed dimension."""
     real = list(x)
     real[dim[-1]] = last
     return _real_transform(real, dim)
@@ -169,13 +169,13 @@ FORMULAS = {
 
 
 def _of_xformers() -> dict[Any, Callable[..., int]]:
-    """Formulas for the kernels that xformers calls: torch has none for some, and reads (B, N, H, D) as (B, H, N, D)."""
+    """Formulas for the kernels of xformers: torch lacks some, and reads (B, N, H, D) as (B, H, N, D) in others."""
 
     def formula(q: int, starts: int, products: int) -> Callable[..., int]:
-        """From the places of two arguments, and the number of matrix products."""
+        """Make a formula from the positions of two arguments and the number of matrix products."""
 
-        def flops(*given: Any, **_: Any) -> int:
-            return products * _product_flops(given[q], given[starts])
+        def flops(*arguments: Any, **_: Any) -> int:
+            return products * _product_flops(arguments[q], arguments[starts])
 
         flops._get_raw = True  # type: ignore[attr-defined]  # it sees tensors, not shapes
         return flops
@@ -185,12 +185,13 @@ def _of_xformers() -> dict[Any, Callable[..., int]]:
         aten._efficient_attention_forward: formula(0, 4, 2),
         aten._efficient_attention_backward: formula(1, 6, 5),
     }
-    if hasattr(flash, "flash_fwd"):  # xformers is loaded, and has it
+    if hasattr(flash, "flash_fwd"):  # xformers is loaded and has these kernels
         formulas |= {flash.flash_fwd: formula(0, 3, 2), flash.flash_bwd: formula(2, 7, 5)}
     return formulas
 
 
 def _product_flops(q: Tensor, starts: Tensor | None) -> int:
-    """Of q (B, N, H, D), or (…, N, H, D) with samples one after another, where each starts and the last ends."""
+    """FLOPs of a product of q (B, N, H, D), or of q (…, N, H, D) with samples one after another: each begins at one of
+    ``starts``, and the last of these is the end."""
     lengths = [q.shape[1]] * len(q) if starts is None else starts.diff().tolist()
     return sum(2 * q.shape[-2] * q.shape[-1] * n**2 for n in lengths)

@@ -1,4 +1,4 @@
-"""The model that is trained: an encoder, and the head that a task asks for."""
+"""The trained model: an encoder and the head that a task needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zoo.heads import ClassificationHead, PairHead, RestoreHead, TokenHead
 
 
 class Model(nn.Module):
-    """An encoder and the head that the task asks for."""
+    """An encoder and the head that the task needs."""
 
     def __init__(self, spec: RunSpec, task: Task) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Model(nn.Module):
             self.head = ClassificationHead(spec.d_model, task.n_classes)
 
     def forward(self, inputs: Tensor, targets: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Predictions and targets of what is asked: (asked, n_classes), (asked,)."""
+        """Predictions (asked, n_classes) and targets (asked,) of all that the task asks for."""
         if isinstance(self.head, PairHead):
             both = inputs.flatten(0, 1)  # (B, 2, N) -> (2B, N)
             padding = None if padding is None else padding.flatten(0, 1)

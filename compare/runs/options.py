@@ -1,4 +1,4 @@
-"""How a run is carried out."""
+"""How a run is executed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from compare.spec import RunSpec
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a run is carried out. Nothing here changes what comes out of it.
+    """How a run is executed. Nothing here changes its results.
 
     Attributes:
         out: the folder of the results, for checkpoints and trackers; None = neither.
-        checkpoint_every: seconds of training from one checkpoint to the next, at least.
-        timeout: seconds after which the run is ended; None = never.
-        track: names of trackers, as ``tensorboard``.
-        machine: what it runs on, of ``describe_machine``; empty = nobody asks.
+        checkpoint_every: seconds of training between checkpoints, at least.
+        timeout: seconds after which the run is stopped; None = never.
+        track: names of trackers, such as ``tensorboard``.
+        machine: the result of ``describe_machine``; empty = unknown.
     """
 
     out: str | None = None
@@ -37,5 +37,5 @@ class RunOptions:
         return cls(**fields | {"track": tuple(fields["track"])})
 
     def checkpoint_of(self, spec: RunSpec) -> Path | None:
-        """The file that the run goes on from."""
+        """The file of the run's checkpoint; None without a folder of results."""
         return None if self.out is None else Path(self.out) / "checkpoints" / f"{spec.run_id}.pt"

@@ -13,7 +13,7 @@ from compare.spec import RunSpec
 
 Status = Literal["ok", "oom", "diverged", "timeout", "unsupported", "error"]
 RETRIED = ("timeout", "error")
-"""Runs that ended so are tried again; every other status is final."""
+"""Statuses of runs that are tried again; every other status is final."""
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
 
 
@@ -22,21 +22,21 @@ class DivergedError(Exception):
 
 
 def new_record(spec: RunSpec, status: Status, reason: str) -> Record:
-    """The fields that every record has, whatever became of its run."""
+    """The fields that every record has, whatever the outcome of its run."""
     started = now()
     kind = tasks.get(spec.task)
     try:
         traits = zoo.describe(spec.variant).traits
-        family, unturned = traits.family, spec.positions == "rotary" and not traits.rotary
-    except ValueError:  # a backend that cannot be found, which the run tells itself
-        family, unturned = None, None
+        family, without_effect = traits.family, spec.positions == "rotary" and not traits.rotary
+    except ValueError:  # an unknown backend: the run itself reports it
+        family, without_effect = None, None
     return {
         "schema": SCHEMA,
         "run_id": spec.run_id,
         "variant": spec.variant,
         "label": spec.label,
         "family": family,
-        "rotary_without_effect": unturned,
+        "rotary_without_effect": without_effect,
         "task": spec.task,
         "task_summary": kind.summary,
         "remark": kind.remarks.get(spec.variant, ""),
@@ -51,7 +51,7 @@ def new_record(spec: RunSpec, status: Status, reason: str) -> Record:
 
 
 def explain(error: Exception) -> tuple[Status, str]:
-    """Status and a one-line reason for what went wrong."""
+    """Status and one-line reason of a failure."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, MemoryError) or any(words in text.lower() for words in OUT_OF_MEMORY):
         return "oom", text
@@ -67,7 +67,8 @@ def record_of_crash(
 ) -> Record:
     """The record of a run whose process died without writing one.
 
-    last_words: of its stderr. where: what it was at. no_memory: the system may have killed it for want of memory.
+    last_words: last line of its stderr. where: its last phase. no_memory: the system may have killed it because memory
+    ran out.
     """
     oom = returncode == -9 and no_memory
     if oom:
@@ -76,5 +77,5 @@ def record_of_crash(
         name = signal.Signals(-returncode).name
         reason = f"killed by signal {-returncode} ({name}) in {where}: {last_words}"
     else:
-        reason = f"exit {returncode}, {where}: {last_words}"
+        reason = f"exit code {returncode} in {where}: {last_words}"
     return new_record(spec, "oom" if oom else "error", reason) | {"wall_seconds": wall_seconds}

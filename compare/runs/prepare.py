@@ -1,4 +1,4 @@
-"""Build the data of a comparison before its runs, once each."""
+"""Builds the data of a comparison before its runs, each data set once."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tasks.cache import DamagedCacheWarning
 
 
 def prepare_data(specs: Sequence[RunSpec], display: Display) -> dict[DataId, str]:
-    """Bring the data of all runs into the cache, and say what came of it.
+    """Build the data of all runs in the cache; show errors, warnings and notes.
 
     Returns:
-        What could not be prepared, and why, in one line.
+        Data that could not be prepared -> the reason, in one line.
     """
     failed, runs = {}, Runs(specs, [])
     wanted = {(spec.data_id, length): spec for spec in specs for length in (spec.seq_len, *spec.test_lens)}

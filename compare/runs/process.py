@@ -22,6 +22,6 @@ def main() -> None:
     if spec.device == "cpu":
         limit_memory(spec.memory_limit)
     events.phase("loading torch")
-    from compare.runs.execute import execute  # brings torch: after the limit is set and the phase is told
+    from compare.runs.execute import execute  # imports torch: after the limit is set and the phase is sent
 
     events.send({"record": execute(spec, run_options, events, started)})

@@ -1,4 +1,4 @@
-"""A learning rate, and where it is asked for a weight decay, for each variant from one grid, chosen on validation."""
+"""Chooses a learning rate, and optionally a weight decay, for each variant from one grid, by validation score."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import NamedTuple
 from compare.record import Record
 from compare.spec import Option, RunSpec
 
-SEED = 0  # of the runs that search
+SEED = 0  # of the search runs
 At = dict[str, tuple[str, Option]]
-"""Task -> its swept option, and the value of it at which rates are chosen for all values."""
+"""Task -> its swept option, and the value at which one search chooses the rates for all values."""
 
 
 class GridPoint(NamedTuple):
-    """A rate and a weight decay to try. weight_decay: None = as the spec has it."""
+    """A rate and a weight decay to try. weight_decay: None = that of the spec."""
 
     lr: float
     weight_decay: float | None = None
@@ -29,7 +29,7 @@ class GridPoint(NamedTuple):
 
 
 def make_grid(rates: Sequence[float], weight_decays: Sequence[float]) -> list[GridPoint]:
-    """Every rate with every weight decay, the rates outermost, both rising."""
+    """Every rate with every weight decay, rates in the outer loop, both rising."""
     return [GridPoint(rate, decay) for rate in rates for decay in weight_decays or (None,)]
 
 
@@ -40,25 +40,25 @@ def search_rates(
     say: Callable[[str], None],
     at: At,
 ) -> tuple[tuple[RunSpec, ...], dict[str, Record]]:
-    """Run the search; its runs are records like others, so that ``--resume`` finds them.
+    """Run the search. Its runs have records like all others, so that ``--resume`` finds them.
 
     Args:
         specs: the runs that need a rate.
-        grid: of ``make_grid``.
+        grid: from ``make_grid``.
         run: runs specs and returns their records.
-        say: tells a line.
-        at: where a task is swept and one search stands for all values.
+        say: shows a line.
+        at: swept tasks for which one search serves all values.
 
     Returns:
-        the specs with their learning rates, and what to add to the record of each: run_id -> {"lr_search": …}.
+        The specs with their learning rates, and fields to add to the record of each: run_id -> {"lr_search": …}.
     """
     wanted = search_specs(specs, grid, at)
-    say(f"choosing learning rates: {len(wanted)} runs with seed {SEED}, validated and not tested")
-    found = {record["run_id"]: record for record in run(wanted)}
+    say(f"choosing learning rates: {len(wanted)} runs with seed {SEED}, validated but not tested")
+    by_id = {record["run_id"]: record for record in run(wanted)}
     chosen, notes = [], {}
     for spec in specs:
         tried = search_specs([replace(spec, seed=SEED)], grid, at)
-        search = choose([found[run.run_id] for run in tried], grid)
+        search = choose([by_id[run.run_id] for run in tried], grid)
         if spec.task in at:
             search["at"] = "{}={}".format(*at[spec.task])
         point = GridPoint(search["chosen"], search["chosen_weight_decay"])
@@ -71,13 +71,13 @@ def search_rates(
 
 
 def search_specs(specs: Sequence[RunSpec], grid: Sequence[GridPoint], at: At) -> list[RunSpec]:
-    """A run for each point of the grid of everything that is to run with the seed of the search."""
+    """The search runs: one for each point of the grid, of every spec with the seed of the search."""
     searched = dict.fromkeys(stand_in(spec, at) for spec in specs if spec.seed == SEED)
     return [replace(point.of(spec), search=True) for spec in searched for point in grid]
 
 
 def stand_in(spec: RunSpec, at: At) -> RunSpec:
-    """The run that is searched for this one: the same, with the swept option of its task as ``at`` has it."""
+    """The spec whose search serves this one: its task has the swept option at the value in ``at``."""
     if spec.task not in at:
         return spec
     option, value = at[spec.task]
@@ -85,16 +85,15 @@ def stand_in(spec: RunSpec, at: At) -> RunSpec:
 
 
 def choose(runs: Sequence[Record], grid: Sequence[GridPoint]) -> Record:
-    """The point with the best validation score at the end, of two the smaller rate, then the smaller decay.
+    """Choose the point with the best final validation score; of equal ones the smaller rate, then the smaller decay.
 
     Args:
-        runs: a record for each point of the grid; one that failed has lost.
-        grid: of ``make_grid``.
+        runs: one record for each point of the grid; a failed run cannot win.
+        grid: from ``make_grid``.
 
     Returns:
-        the rates and weight decays of the grid, those chosen (the middle of the grid where every run failed), how many
-        runs it took and their seconds, the validation scores (None where a run failed), and a note where there is
-        something to know.
+        The rates and weight decays of the grid, the chosen ones (the middle of the grid where every run failed), the
+        number of runs and their seconds, the validation scores (None where a run failed), and a note, which may be "".
     """
     rates = sorted({point.lr for point in grid})
     scores = [run.get("val_score") if run["status"] == "ok" else None for run in runs]
@@ -103,9 +102,9 @@ def choose(runs: Sequence[Record], grid: Sequence[GridPoint]) -> Record:
     best = grid[min(ranked)[1] if ranked else (len(grid) - 1) // 2]
     note = ""
     if not ranked:
-        note = "every run of the search failed: the middle of the grid"
+        note = "every run of the search failed: took the middle of the grid"
     elif len(rates) > 1 and best.lr in (rates[0], rates[-1]):
-        note = "at the edge of the grid: a wider one may hold a better rate"
+        note = "at the edge of the grid: a wider grid may hold a better rate"
     return {
         "grid": rates,
         "chosen": best.lr,

@@ -1,4 +1,4 @@
-"""Run specs one after another, each in a fresh process, and write a record as each ends."""
+"""Runs specs one after another, each in a fresh process, and writes a record after each."""
 
 from __future__ import annotations
 
@@ -25,17 +25,16 @@ def run_all(
     run_options: RunOptions,
     notes: Mapping[str, Record] | None = None,
 ) -> list[Record]:
-    """Run what has no record yet; ``records`` holds the finished runs at any moment.
+    """Run the specs that have no record yet; ``records`` holds the finished runs at any moment.
 
-    Runs with ``unprepared`` data become records of status ``error``, with the reason given. Runs that ended in
-    ``error`` or ``timeout`` are tried again; every other status is a finished run. ``notes``: what to add to a record,
-    by run_id.
+    Runs with ``unprepared`` data get a record with status ``error`` and the reason. Runs with status ``error`` or
+    ``timeout`` are tried again; every other status is a finished run. ``notes``: run_id -> fields to add to its record.
 
     Returns:
         One record for each spec.
 
     Raises:
-        OSError: a record could not be written; ``filename`` says where.
+        OSError: a record could not be written; ``filename`` names the file.
     """
     finished = {}
     if records.exists():
@@ -44,7 +43,7 @@ def run_all(
             display.warn(warning)
         finished = {r["run_id"]: r for r in known if r["status"] not in RETRIED}
         for what, stale in of_other_data(specs, finished, unprepared).items():
-            display.warn(f"{what}: finished runs of the old data are run again: {len(stale)}")
+            display.warn(f"{what}: finished runs on the old data are repeated: {len(stale)}")
             finished = {run_id: record for run_id, record in finished.items() if run_id not in stale}
     done = [finished[s.run_id] for s in specs if s.run_id in finished]
     if done:
@@ -62,7 +61,7 @@ def run_all(
             append_record(records, record)
             checkpoint = run_options.checkpoint_of(spec)
             if checkpoint is not None and record["status"] not in RETRIED:
-                with suppress(OSError):  # the folder holds others, or no checkpoint was made
+                with suppress(OSError):  # the folder has other checkpoints, or none was made
                     checkpoint.unlink(missing_ok=True)
                     checkpoint.parent.rmdir()
             finished[spec.run_id] = record
@@ -73,8 +72,8 @@ def run_all(
 def of_other_data(
     specs: Sequence[RunSpec], finished: Mapping[str, Record], unprepared: Mapping[DataId, str]
 ) -> dict[str, list[str]]:
-    """The run_ids of finished runs whose data is not that of now, by what changed."""
-    found: dict[str, list[str]] = {}
+    """What changed -> the run_ids of finished runs whose data differs from today's."""
+    stale: dict[str, list[str]] = {}
     data: dict[DataId, Record] = {}
     for spec in specs:
         of_record = finished.get(spec.run_id, {}).get("data")
@@ -83,5 +82,5 @@ def of_other_data(
                 data[spec.data_id] = make_task(spec).facts["data"]
             if changed := other_data(of_record, data[spec.data_id]):
                 what = f"{spec.task} · N {spec.seq_len}: the data changed ({changed})"
-                found.setdefault(what, []).append(spec.run_id)
-    return found
+                stale.setdefault(what, []).append(spec.run_id)
+    return stale

@@ -1,4 +1,4 @@
-"""What a step of training costs: kernel, parameters, state, time, memory and FLOPs; and whether it fits into memory."""
+"""The cost of a training step: kernel, parameters, state, time, memory and FLOPs; and whether it fits into memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from tasks import Batch
 
 
 def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
-    """What a training costs, before it; of a search FLOPs alone: the runs that use what it finds measure the rest.
+    """Measure the cost of a training before it starts.
+
+    For a search run, count only FLOPs: the runs that use its result measure the rest.
 
     Returns:
-        Length -> FLOPs per token of forward and backward, at some lengths that come up in training.
+        Length -> FLOPs per token of forward and backward, at some lengths that occur in training.
     """
     spec = trainer.spec
     first = at_full_length(next(trainer.task.train_batches(spec.batch_size, spec.seq_len, spec.seed)), spec.seq_len)
@@ -28,7 +30,7 @@ def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
 
 
 def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
-    """Kernel, parameters, state, time and memory of a micro-batch at full length."""
+    """Measure kernel, parameters, state, time and memory of a micro-batch at full length."""
     spec, task, device = trainer.spec, trainer.task, trainer.device
     before = clocks()
     if spec.kind == "cost":
@@ -58,7 +60,7 @@ def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
         for _ in range(spec.accumulate):
             step()
 
-    whole_step()  # after it the optimizer holds its state
+    whole_step()  # creates the state of the optimizer
     record["peak_memory_bytes"] = added = measure.peak_memory(whole_step, device)
     record["train_memory_bytes"] = None if added is None else trainer.held_bytes() + added
     record["saved_bytes"] = measure.saved_bytes(lambda: Tally(task.metric).add(*trainer.forward(batch)), trainer.model)
@@ -72,7 +74,7 @@ def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
 
 
 def count_step(trainer: Trainer, first: Batch, record: Record) -> dict[int, float]:
-    """FLOPs of forward and backward of a micro-batch at full length; returns what ``measure_costs`` does."""
+    """Count the FLOPs of forward and backward of a micro-batch at full length; return the same as ``measure_costs``."""
 
     spec, task = trainer.spec, trainer.task
     lengths = {spec.seq_len, *(length for _, length, _ in spec.phases())}
@@ -90,7 +92,7 @@ def count_step(trainer: Trainer, first: Batch, record: Record) -> dict[int, floa
 
 
 def try_length(trainer: Trainer) -> None:
-    """A step at the task's length, after which the optimizer holds its state, and one at full length."""
+    """Do a step at the task's length, which creates the state of the optimizer, and one at full length."""
     spec, task = trainer.spec, trainer.task
     first = at_full_length(next(task.train_batches(spec.batch_size, task.seq_len, spec.seed)), task.seq_len)
     for length in (task.seq_len, spec.seq_len):

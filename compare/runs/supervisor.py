@@ -1,4 +1,4 @@
-"""Starts processes, each for one thing, watches them, and ends them: a run is a record, whatever becomes of it."""
+"""Starts, watches and ends processes, one for each job. Every run gets a record, whatever its outcome."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ OnEvent = Callable[[Record], None]
 
 @dataclass
 class Worker:
-    """A process that works. is_late: it was ended because it took too long."""
+    """A process that does a job. is_late: whether it was ended because it took too long."""
 
     process: subprocess.Popen[str]
     stderr: IO[str]
     is_late: bool = False
 
     def answer(self, field: str, on_event: OnEvent) -> Record | None:
-        """What the event with this field holds, other events being told on the way; None where it dies before."""
+        """Return this field of the first event that has it, and pass on the events before; None if the process dies."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             event = json.loads(line)
@@ -46,7 +46,7 @@ class Worker:
         return None
 
     def last_words(self) -> str:
-        """The last line that it wrote to stderr."""
+        """The last line that the process wrote to stderr."""
         self.stderr.seek(0)
         lines = self.stderr.read().splitlines()
         return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
@@ -56,7 +56,7 @@ class Worker:
         self.end()
 
     def end(self) -> None:
-        """Kill it if it lives, and what it started."""
+        """Kill the process, if it is alive, and its children."""
         if self.process.poll() is not None:
             return
         if sys.platform == "win32":
@@ -73,9 +73,9 @@ def start(
     """A fresh Python that runs the ``main`` of a module; leaving the context ends it.
 
     Args:
-        module: its name; its ``main`` begins with ``compare.runs.child.settle_in``.
-        message: what it reads on stdin.
-        environment: all of its environment; None = that of this process.
+        module: name of the module; its ``main`` begins with ``compare.runs.child.settle_in``.
+        message: text for its stdin.
+        environment: its complete environment; None = that of this process.
         timeout: seconds after which it is ended; None = never.
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
@@ -94,19 +94,19 @@ def start(
         alarm.daemon = True
         alarm.start()
         try:
-            with suppress(BrokenPipeError):  # it died at once; its exit says why
+            with suppress(BrokenPipeError):  # it died at once; its exit code says why
                 process.stdin.write(message)
                 process.stdin.close()
             yield worker
         finally:
             alarm.cancel()
-            worker.end()  # which has nothing left to do where its answer came, and would take seconds to say so
+            worker.end()  # after its answer it has nothing left to do, and would take seconds to exit
             process.wait()
 
 
 def python_command(module: str) -> list[str]:
-    """Python that looks for modules where this process does, and in the current folder last: a plug-in is found there,
-    and a user's tasks.py or random.py hides nothing."""
+    """A Python with the module path of this process, and the current folder last: it finds plug-ins in that folder, but
+    a user's tasks.py or random.py hides no other module."""
     code = f"import sys; sys.path[:] = dict.fromkeys(sys.argv[1:] + sys.path); from {module} import main; main()"
     return [sys.executable, "-P", "-c", code, *dict.fromkeys([*sys.path, os.getcwd()])]
 
@@ -117,7 +117,7 @@ def run_one(
     run_options: RunOptions | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Record:
-    """Run one spec in a fresh Python and return its record, whatever becomes of it."""
+    """Run one spec in a fresh Python and return its record, whatever the outcome."""
     run_options = run_options or RunOptions()
     last: Record = {}
 
@@ -145,7 +145,7 @@ def run_one(
 
 
 def oom_kills() -> int | None:
-    """Processes that the system ended for want of memory since it started; None where it does not count them."""
+    """Processes that the system killed for lack of memory since boot; None where it does not count them."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
@@ -154,7 +154,7 @@ def oom_kills() -> int | None:
 
 
 def place_of(event: Record) -> str:
-    """Where a run was at its last event, in words."""
+    """Phase and step of a run at its last event, in words."""
     if not event:
         return "starting"
     return f"{event['phase']}, after step {event['step']}" if event["step"] is not None else str(event["phase"])

@@ -18,7 +18,7 @@ TRACKERS = ("tensorboard", "wandb")
 
 
 def check_trackers(names: list[str]) -> tuple[str, ...]:
-    """These trackers, each once.
+    """Check these trackers, and return each once.
 
     Raises:
         UsageError: one is unknown, or its library is not installed.
@@ -34,7 +34,7 @@ def check_trackers(names: list[str]) -> tuple[str, ...]:
 class Tracking:
     """The trackers of one run, which write below ``folder``; wandb stays offline.
 
-    What fails while they write is told to ``warn``, and the run goes on.
+    A failure while they write is a warning, and the run continues.
     """
 
     def __init__(self, names: tuple[str, ...], folder: Path, spec: RunSpec, warn: Callable[[str], None]) -> None:
@@ -52,25 +52,25 @@ class Tracking:
         self.accelerator.init_trackers("attention-zoo", config=plain, init_kwargs={"wandb": wandb})
 
     def log(self, point: dict[str, Any], step: int) -> None:
-        """A point of the curve."""
-        with self.told():
+        """Log a point of the curve."""
+        with self.warning_of_errors():
             self.accelerator.log(numbers(point), step=step)
 
     def end(self, record: Record) -> None:
-        """The figures of the run that ended; then all is seen to the disk."""
-        with self.told():
+        """Log the final figures of the run, and flush everything to disk."""
+        with self.warning_of_errors():
             final = {f"final/{name}": value for name, value in numbers(record).items()}
             self.accelerator.log(final, step=record.get("train_steps"))
             self.accelerator.end_training()
 
     @contextmanager
-    def told(self) -> Iterator[None]:
+    def warning_of_errors(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever a tracker raises
+        except Exception as error:  # trackers raise many types
             self.warn(f"tracking: {' '.join(str(error).split()) or type(error).__name__}")
 
 
 def numbers(fields: dict[str, Any]) -> dict[str, float]:
-    """What a tracker can draw."""
+    """The fields that a tracker can plot."""
     return {name: value for name, value in fields.items() if isinstance(value, int | float)}

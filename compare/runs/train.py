@@ -28,19 +28,19 @@ from tasks.base import BITS_PER_BYTE, EXPLAINED_VARIANCE, Metric
 
 CURVE_POINTS = 100
 VALIDATIONS = 10
-TIMED_STEPS = 1000  # the latest at full length, whose median is compared with what was measured before
+TIMED_STEPS = 1000  # the latest at full length; their median is compared with the measurement before training
 FEWEST_TIMED = 3
-TOLD_SECONDS = 0.5  # from one word on the progress to the next, between points of the curve
+PROGRESS_SECONDS = 0.5  # between reports of progress, beside those at points of the curve
 VALIDATION_SHARE = 0.1  # of the training time, at most, apart from the last validation
-TEST_TOKENS = 2**19  # at a length that was not trained at, at most: softmax at 65,536 takes minutes for them
+TEST_TOKENS = 2**19  # at most, at another length than that of training: softmax at 65,536 takes minutes for them
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 class Tally:
-    """Loss and score summed over predictions, on the device until they are read.
+    """Sums of loss and score over predictions, kept on the device until they are read.
 
-    Accuracy counts predictions that are right; explained variance is 1 - squared error / variance of the targets; bits
-    per byte are the loss to the base 2.
+    Accuracy counts right predictions; explained variance is 1 - squared error / variance of the targets; bits per byte
+    are the loss to the base 2.
     """
 
     def __init__(self, metric: Metric) -> None:
@@ -49,22 +49,22 @@ class Tally:
         self.sums: dict[str, Tensor | float] = dict.fromkeys(("loss", "correct", "target", "square"), 0.0)
 
     def add(self, predicted: Tensor, targets: Tensor) -> Tensor:
-        """Count a batch, (asked, n_classes) and (asked,); returns its mean loss."""
+        """Add a batch, (asked, n_classes) and (asked,), and return its mean loss."""
         predicted = predicted.float()
         if self.metric == EXPLAINED_VARIANCE:
             loss = F.mse_loss(predicted.squeeze(-1), targets)
-            found = {"target": targets.double().sum(), "square": targets.double().square().sum()}
+            sums = {"target": targets.double().sum(), "square": targets.double().square().sum()}
         else:
             loss = F.cross_entropy(predicted, targets)
-            found = {"correct": (predicted.detach().argmax(-1) == targets).sum()}
-        found["loss"] = loss.detach() * len(targets)
-        for name, value in found.items():
+            sums = {"correct": (predicted.detach().argmax(-1) == targets).sum()}
+        sums["loss"] = loss.detach() * len(targets)
+        for name, value in sums.items():
             self.sums[name] = self.sums[name] + value
         self.count += len(targets)
         return loss
 
     def read(self) -> tuple[float, float]:
-        """Mean loss, and the score.
+        """Return the mean loss and the score.
 
         Raises:
             DivergedError: the loss is not finite.
@@ -94,14 +94,14 @@ class Progress:
     """How far a training has come.
 
     Attributes:
-        step, tokens, flops, seconds: trained.
-        loading: seconds of these in which batches were made. validating: seconds beside them.
-        cpu: CPU seconds of the process in these.
-        spent: seconds of the process and of the machine, validation included, as `compare.load` counts them.
-        full: seconds of the latest steps at full length, loading left out, a micro-batch each.
-        seq_len, taken: the length of the current phase, and the micro-batches taken of it.
+        step, tokens, flops, seconds: totals of the training so far.
+        loading: part of these seconds in which batches were made. validating: seconds of validation, beside them.
+        cpu: CPU seconds of the process in these seconds.
+        spent: seconds of the process and of the machine, validation included, as `clocks` counts them.
+        full: seconds per micro-batch of the latest steps at full length, without loading.
+        seq_len, taken: the length of the current phase, and the micro-batches taken in it.
         curve: its points so far.
-        tally: of the steps since the last point.
+        tally: loss and score of the steps since the last point.
     """
 
     tally: Tally
@@ -151,7 +151,7 @@ class Trainer:
         return inputs, targets, padding
 
     def held_bytes(self) -> int:
-        """Bytes of weights, buffers and the optimizer's state, each storage counted once: what is held between steps.
+        """Bytes of weights, buffers and optimizer state, which are held between steps; each storage is counted once.
 
         The optimizer has its state after its first step.
         """
@@ -164,7 +164,7 @@ class Trainer:
         return logits, targets
 
     def step(self, batch: tuple[Tensor, Tensor, Tensor | None], tally: Tally) -> None:
-        """Forward, backward and, where the micro-batches are complete, the optimizer."""
+        """Run forward, backward and, after the last micro-batch of a step, the optimizer."""
         with self.accelerator.accumulate(self.model):
             self.accelerator.backward(tally.add(*self.forward(batch)))
             if self.accelerator.sync_gradients:
@@ -178,7 +178,7 @@ class Trainer:
     ) -> Evaluation:
         """Loss and score over all of a split.
 
-        elsewhere: the task at another length, of which at most ``TEST_TOKENS`` tokens are taken.
+        elsewhere: the task at another length; at most ``TEST_TOKENS`` of its tokens are evaluated.
         """
         self.model.eval()
         task, size, most = self.task, self.spec.batch_size, None
@@ -206,26 +206,26 @@ class Trainer:
         flops_per_token: Callable[[int], float] = lambda _: 0.0,
         on_step: Callable[[float], None] = lambda _: None,
     ) -> dict[str, Any]:
-        """Train to the end of the budget, from where ``progress`` says.
+        """Train from ``progress`` to the end of the budget.
 
         Args:
             on_progress: called at each point of the curve, and now and then between, with the share done, 0 to 1, and
                 the latest mean loss.
-            flops_per_token: of forward and backward, at a length.
-            on_step: called between steps, outside what counts as training time, with the seconds trained.
+            flops_per_token: length -> FLOPs of forward and backward per token.
+            on_step: called between steps, outside training time, with the seconds trained.
 
         Returns:
-            steps, seconds, tokens and FLOPs trained, and the seconds of these in which batches were made; CPU seconds
-            of the process, what others took of the machine, and the time of a step at full length (None where there
-            were too few); the curve; the last validation's loss, score and size. Time spent on validation is not
-            training time.
+            Steps, seconds, tokens and FLOPs of the training, and the part of its seconds in which batches were made;
+            CPU seconds of the process, CPU time that others took, and the time of a step at full length (None where
+            there were too few); the curve; loss, score and size of the last validation. Validation is not training
+            time.
 
         Raises:
             DivergedError: the loss is not finite.
         """
         spec, at = self.spec, self.progress
         batches: Iterator[Batch] | None = None
-        told, read = time.perf_counter(), clocks()
+        reported, read = time.perf_counter(), clocks()
         self.model.train()
         while (done := share_done(spec, at.step, at.seconds)) < 1 or at.step == 0:
             wanted, size = next((length, size) for end, length, size in spec.phases() if done < end)
@@ -260,8 +260,8 @@ class Trainer:
             if at_point:
                 at.curve.append(self.point(done))
                 at.spent, read = add_since(at.spent, read, now := clocks()), now
-            if at_point or time.perf_counter() - told >= TOLD_SECONDS:
-                told = time.perf_counter()
+            if at_point or time.perf_counter() - reported >= PROGRESS_SECONDS:
+                reported = time.perf_counter()
                 on_progress(min(done, 1.0), at.curve[-1]["train_loss"] if at.curve else None)
             on_step(at.seconds)
         return {
@@ -280,7 +280,7 @@ class Trainer:
         }
 
     def point(self, done: float) -> dict[str, Any]:
-        """The next point of the curve: what was trained since the last, and validation where it is due."""
+        """The next point of the curve: training since the last point, and validation where it is due."""
         at = self.progress
         loss, score = at.tally.read()
         at.tally = Tally(self.task.metric)
@@ -290,13 +290,13 @@ class Trainer:
         validated = sum(p["val_loss"] is not None for p in at.curve)
         if done >= 1 or (done * VALIDATIONS >= validated + 1 and at.validating <= VALIDATION_SHARE * at.seconds):
             begun = time.perf_counter()
-            found = self.evaluate("validation")
-            point |= {"val_loss": found.loss, "val_score": found.score, "val_size": found.size}
+            result = self.evaluate("validation")
+            point |= {"val_loss": result.loss, "val_score": result.score, "val_size": result.size}
             at.validating += time.perf_counter() - begun
         return point
 
     def state(self) -> dict[str, Any]:
-        """All that a training goes on from, as tensors and plain values."""
+        """All that a training continues from, as tensors and plain values."""
         at = self.progress
         scaler = self.accelerator.scaler
         return {
@@ -310,7 +310,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state`` of another process returned."""
+        """Continue from the ``state`` that another process returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] is not None:
@@ -325,5 +325,5 @@ class Trainer:
 
 
 def share_done(spec: RunSpec, step: int, seconds: float) -> float:
-    """How much of the training is done, from 0 to 1 and, by the last step of a budget, a little above."""
+    """The share of the training that is done: 0 to 1, or a little above after the last step of a budget."""
     return step / spec.steps if spec.steps is not None else seconds / (spec.budget or math.inf)
