@@ -59,9 +59,9 @@ def at_equal(group: Group, match: Match) -> Group:
     scores = {run: score for run, points in curves.items() if (score := read(points, x)) is not None}
     note = f"Equal {match.words}: {match.show(x)}, the least of any run ({name_of(shortest)})."
     if missing := [name_of(run) for run in curves if run not in reached]:
-        note += f" Left out, without validation scores by {match.words}: {'; '.join(missing)}."
+        note += f" Left out (no validation scores by {match.words}): {'; '.join(missing)}."
     if late := [name_of(run) for run in reached if run not in scores]:
-        note += f" Without a score there, being first validated later: {'; '.join(late)}."
+        note += f" No score there (first validated later): {'; '.join(late)}."
     return with_scores(group, scores, ScoreBasis("validation", f"{at} ({match.show(x)})", note))
 
 

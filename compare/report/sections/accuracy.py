@@ -308,18 +308,18 @@ def accuracy_notes(plot: Scatter) -> list[str]:
     notes = [seeds_note({spot.row.name: spot.score for spot in spots})]
     if group.test_size:
         half = max(group.test_noise(spot.score.mean) for spot in spots)
-        notes[0] += f" Scored on {group.scored_on}: ± {100 * half:.1f} points by itself (binomial)."
+        notes[0] += f" Scored on {group.scored_on}: sampling noise ± {100 * half:.1f} points (binomial)."
     drawn = {spot.row.name for spot in spots}
     if missing := [f"{row.name} ({row.status})" for row in group.rows if row.name not in drawn]:
-        notes.append(f"Not drawn, for lack of a score or a value: {', '.join(missing)}.")
+        notes.append(f"Not drawn (no score, or no value on the other axis): {', '.join(missing)}.")
     if plot.against is SPEED and (unweighed := [spot.row.name for spot in spots if not spot.memory]):
         notes.append(f"Hollow: memory not measured ({', '.join(unweighed)}).")
     if any(spot.score.solved is not None for spot in spots):
-        notes.append("Rings: each seed, where some solved the task and others are far from it; the mark is their mean.")
+        notes.append("Rings: each seed, where some solved the task and others are far off; the mark is their mean.")
     if far := near_baselines(group.baselines, plot.scores, group.scale)[1]:
-        notes.append(f"Far below the axis, hence not drawn: {', '.join(far)}.")
+        notes.append(f"Far below the axis, not drawn: {', '.join(far)}.")
     if sweeps_of([spot.row for spot in spots]):
-        notes.append("Joined: one option at several values, written beside the points; the last bears the name.")
+        notes.append("Joined points: one option at several values, written beside them; the last has the name.")
     if len(plot.front) > 1:
         drawn_out = any(not group.is_fair(spot.row, plot.against.quantity) for spot in spots)
         notes.append(f"Thin line: Pareto front, controls {'and disturbed runs ' * drawn_out}left out.")

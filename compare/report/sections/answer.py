@@ -24,11 +24,11 @@ from compare.units import plain, plural, sentence, significant
 GOOD = f"within {100 * WITHIN:g} {plural(round(100 * WITHIN), 'point')} of full"
 DECODED = (("Fastest", TOKEN), ("smallest state", STATE))
 EXPLAINED = (
-    "full is ordinary softmax attention, with which the others are compared on the same seeds. A variant is said to be "
-    f"{GOOD} where, at 95 % confidence, its score is at most {100 * WITHIN:g} percentage "
-    f"{plural(round(100 * WITHIN), 'point')} worse (each by itself), or {100 * WITHIN:g} % worse where scores are no "
-    "percentages; clearly better or worse, where the difference is "
-    "beyond noise (all variants of a table judged together)."
+    "full is ordinary softmax attention; every variant is compared with it on the same seeds. "
+    f'"{sentence(GOOD)}" means: at 95 % confidence, the score is at most {100 * WITHIN:g} percentage '
+    f"{plural(round(100 * WITHIN), 'point')} worse ({100 * WITHIN:g} % worse where scores are not percentages); each "
+    'variant is tested alone. "Clearly better" and "clearly worse" mean: the difference is beyond noise; all variants '
+    "of a table are tested together."
 )
 
 
@@ -89,8 +89,8 @@ def sentences(group: Group) -> list[str]:
         return ["Only the control has a score: there is nothing to compare."]
     if not scores_of(group):
         if group.decodes:
-            return ["Decoding, without scores.", *cheapest(group, rivals(group), ""), kept(group)]
-        return ["Cost alone, without scores.", *cheapest(group, rivals(group), "")]
+            return ["Decoding costs only, no scores.", *cheapest(group, rivals(group), ""), kept(group)]
+        return ["Costs only, no scores.", *cheapest(group, rivals(group), "")]
     full = group.fair_score(group.reference) if group.reference else None
     if full is None:
         why = "was not run"
@@ -101,13 +101,13 @@ def sentences(group: Group) -> list[str]:
         alone = "No variant but full has a score" if rivals(group) else "Full is the only variant here that attends"
         return [f"{alone}, so nothing can be compared with it.", *sobering(group)]
     if not any(row.name in group.against_full for row in rivals(group)):
-        return ["Nothing shares a seed with full, so nothing can be compared with it.", *sobering(group)]
+        return ["No variant shares a seed with full, so nothing can be compared with it.", *sobering(group)]
     if not can_be_judged(group):
         n = max(found.n for found in group.against_full.values())
         word = "good" if group.scale.lower_is_better else "accurate"
         return [
-            f"With {n} {plural(n, 'seed')} it cannot be said who is as {word} as full ({score_words(group, full)}); "
-            f"{ENOUGH_SEEDS} are needed.",
+            f"{n} {plural(n, 'seed')} cannot show which variants are as {word} as full ({score_words(group, full)}): "
+            f"at least {ENOUGH_SEEDS} are needed.",
             *sobering(group),
         ]
     return [*as_good(group, full), *clearly(group), *sobering(group)]
@@ -121,11 +121,11 @@ def disturbed(group: Group) -> list[str]:
     names = []
     for row in rows:
         some, n, score = len(row.disturbed), len(row.finished), group.score(row)
-        stands = f", {score_words(group, score)} as it stands" if score and row.by_budget and row.slowed else ""
-        names.append(f"{row.name} ({some} of {n} {plural(n, 'run')}{stands})")
+        whole = f"; score with them {score_words(group, score)}" if score and row.by_budget and row.slowed else ""
+        names.append(f"{row.name} ({some} of {n} {plural(n, 'run')}{whole})")
     scores = rows[0].by_budget and any(row.slowed for row in rows)
-    what = "verdicts by time, budgets in seconds included" if scores else "verdicts by time"
-    return [f"Disturbed (as by other processes) and left out of {what}: {', '.join(names)}. {REPEAT}"]
+    what = "verdicts on time, and on scores under a time budget" if scores else "verdicts on time"
+    return [f"Disturbed (e.g. by other processes) and left out of {what}: {', '.join(names)}. {REPEAT}"]
 
 
 def as_good(group: Group, full: Estimate) -> list[str]:
@@ -161,7 +161,7 @@ def beside_full(group: Group, row: Row, value: float, quantity: Quantity) -> str
     found = group.differences(group.reference, quantity).get(row.name)
     unsure = found is not None and found.n >= ENOUGH_SEEDS and not found.beyond
     return f", {significant(value / full.mean)} times full's {quantity.told}" + (
-        " (within noise of it)" if unsure else ""
+        " (within noise of full)" if unsure else ""
     )
 
 
@@ -181,13 +181,13 @@ def clearly(group: Group) -> list[str]:
     said = (
         ("Clearly better than full", better),
         ("Clearly worse", worse),
-        ("Solved with some seeds only", [f"{name} ({score.solved} of {score.n})" for name, score in partly.items()]),
+        ("Solved by some seeds only", [f"{name} ({score.solved} of {score.n})" for name, score in partly.items()]),
         ("Inconclusive: the interval is too wide", [name for name, d in unclear.items() if not d.solved]),
         (
-            "Inconclusive: full's seeds fall apart",
+            "Inconclusive: only some of full's seeds solve the task",
             [name for name, d in unclear.items() if d.solved and name not in partly],
         ),
-        ("No verdict, for want of seeds", few),
+        ("No verdict: too few seeds", few),
     )
     return [f"{words}: {short(names)}." for words, names in said if names]
 
@@ -213,9 +213,7 @@ def sobering(group: Group) -> list[str]:
         above = group.score_differences(group.control)
         if not any(may_be_ahead(group, above[row.name]) for row, _ in scores if row.name in above):
             control = f"the control without attention ({group.scale.show(alone.mean)})"
-            said.append(
-                f"No variant is shown to be {ahead} {control}: that attention gains anything here cannot be said."
-            )
+            said.append(f"No variant is shown to be {ahead} {control}: no evidence that attention helps here.")
     return said
 
 
@@ -242,12 +240,13 @@ def crossovers(series: Sequence[Group]) -> str:
     said = (
         (f"at every length from {plain(shortest)} on", always),
         ("from some length on", sometime),
-        (f"at none of the longest, up to {plain(longest)}", never),
-        ("inconclusive, within noise", unclear),
+        (f"not at the longest length measured (up to {plain(longest)})", never),
+        ("inconclusive (within noise)", unclear),
     )
     words = "; ".join(f"{what}: {', '.join(names)}" for what, names in said if names)
     where = f"{series[0].task} (causal)" if series[0].causal else series[0].task
-    text = f"{where} against length: faster than full ({quantity.told}) {words or 'cannot be said'}."
+    text = f"{where} against length: "
+    text += f"faster than full ({quantity.told}) {words}." if words else "no variant can be compared with full."
     return " ".join([text, *disturbed_note(cells)])
 
 

@@ -9,7 +9,7 @@ from compare.units import MISSING
 
 BUSY = "Runs on a busy machine"
 REPEAT = f'Repeat them on an idle machine with the commands under "{BUSY}".'
-HEADER = ("task", "variant", "seed", "by what", "repeat it on an idle machine")
+HEADER = ("task", "variant", "seed", "disturbed by", "command to repeat it")
 
 
 def sections(overview: Overview) -> list[Section]:

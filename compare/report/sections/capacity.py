@@ -14,12 +14,12 @@ from compare.units import MISSING, seconds, size
 STATE = Against(
     quantities.LAYER_STATE,
     "capacity_state",
-    "what one layer keeps of the other positions (logarithmic; further left is lighter)",
+    "state of one layer, per sample (logarithmic; further left is smaller)",
 )
 SAVED = Against(
     quantities.SAVED,
     "capacity_state",
-    "saved for backward: not all have told their state (logarithmic; further left is lighter)",
+    "saved for backward, as not all recorded their state (logarithmic; further left is smaller)",
 )
 STEP = Against(
     quantities.STEP,
@@ -64,7 +64,7 @@ def sweep_table(group: Group) -> Table | None:
         "sweep",
         "values",
         f"{'lowest' if scale.lower_is_better else 'highest'} {group.basis.words('score')}",
-        "smallest within noise of it",
+        "smallest value within noise of that",
         "its state a layer",
         "its step",
     ]

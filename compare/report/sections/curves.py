@@ -93,7 +93,7 @@ def draw_curves(group: Group, axis: str, courses: Sequence[Course], styles: Mapp
     notes = []
     if False in kinds:
         smoothed = [c.row.name for c in courses if not all(curve.validated for curve in c.curves)]
-        notes.append(f"Running mean of the training score, for want of validation scores: {', '.join(smoothed)}.")
+        notes.append(f"Running mean of the training score (no validation scores): {', '.join(smoothed)}.")
     every_seed = len(courses) <= MOST_TOGETHER
     if any(len(course.curves) > 1 for course in courses):
         notes.append(
@@ -107,7 +107,7 @@ def draw_curves(group: Group, axis: str, courses: Sequence[Course], styles: Mapp
     if changes is None and every_seed:
         notes.append(f"Rings: the training length changes ({lengths}).")
     elif changes and not together:
-        notes.append(f"Upright lines: the training length changes ({lengths}).")
+        notes.append(f"Vertical lines: the training length changes ({lengths}).")
     if group.baselines:
         scores = ", ".join(f"{name} {group.scale.show(value)}" for name, value in group.baselines.items())
         notes.append(f"Dashed: trivial predictors, scored on the test set{'' if together else f' ({scores})'}.")

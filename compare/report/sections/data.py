@@ -1,4 +1,4 @@
-"""What the runs were made from."""
+"""The data and the commands that the runs came from."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from compare.report.facts.values import as_mapping
 
 
 def mixed_data(groups: Sequence[Group]) -> list[str]:
-    """A warning for each group whose runs were not made from the same data."""
+    """A warning for each group whose runs used different data."""
     return [
         f"{group.title}: the runs do not share one {key} ({', '.join(sorted(value[:8] for value in values))}); "
         "their scores are not comparable."

@@ -78,7 +78,7 @@ def draw_decoding(group: Group, styles: Mapping[str, Style]) -> Figure:
     spots = [(row, *found[row.name]) for row, *_ in measured(group) if found[row.name][0] > 0]
     notes = ["Mean over seeds; further left and lower is cheaper. State: all that the encoder keeps of one sample."]
     if nothing := [name for name, (state, _) in found.items() if state <= 0]:
-        notes.append(f"Not drawn, for want of any state: {', '.join(nothing)}.")
+        notes.append(f"Not drawn (no state): {', '.join(nothing)}.")
     if absent := [f"{row.name} ({row.status})" for row in group.rows if row.name not in found]:
         notes.append(f"Nothing measured: {', '.join(absent)}.")
     rows = [row for row, _, _ in spots]
@@ -127,7 +127,7 @@ def growth_table(series: Sequence[Group], title: str) -> Table:
     exponents = {quantity: fit_exponents(cells, quantity) for quantity in (TOKEN, STATE)}
     crossovers = find_crossovers(cells, TOKEN)
     header = ["variant", "family", "power of N, time", "power of N, state", f"time per token at {plain(longest)}"]
-    header += ["ratio to full", "faster than full from N", f"state at {plain(longest)}", "share of full's"]
+    header += ["ratio to full", "faster than full from N", f"state at {plain(longest)}", "share of full's state"]
     body = []
     for label, rows in cells.items():
         there, first = rows.get(longest), next(iter(rows.values()))
@@ -159,10 +159,10 @@ def lengths_table(series: Sequence[Group], title: str) -> Table:
     ]
     batches = sorted({batch_of(group) for group in series})
     notes = [
-        "Time per token: of one step of the causal encoder, after a walk from an empty state up to this length; the "
-        "median over windows of the last steps, which together are an eighth of the length at most. A step makes a "
-        f"token for each sample of the batch ({', '.join(batches)}).",
-        "State: bytes that all layers together, and the convolution before them, keep of one sample after this length.",
+        "Time per token: one step of the causal encoder, after steps from an empty state up to this length; the "
+        "median over windows of the last steps, at most an eighth of the length in all. A step makes one token for "
+        f"each sample of the batch ({', '.join(batches)}).",
+        "State: bytes that all layers and the convolution before them keep of one sample after this length.",
     ]
     return cost_table(f"At each length: {title}", ["variant", *map(plain, measured_at)], body, notes)
 

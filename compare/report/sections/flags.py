@@ -12,11 +12,11 @@ from compare.units import plural
 UNLIKE = 0.1  # of full's parameters
 MEANINGS = {
     "*": "another kernel ran",
-    "†": "more than 10 % more or fewer parameters than full",
+    "†": "parameters differ from full's by more than 10 %",
     "‡": "runs that did not finish",
-    "§": "other seeds than full, so that few pairs are left",
-    "¶": "other data",
-    "‖": "disturbed (as by other processes) and left out of verdicts by time",
+    "§": "seeds differ from full's, so there are fewer pairs to compare",
+    "¶": "data differs from full's",
+    "‖": "disturbed (e.g. by other processes) and left out of verdicts on time",
 }
 
 
@@ -87,7 +87,7 @@ def seeds(row: Row, group: Group) -> Flag | None:
     if own == full:
         return None
     detail = f"{len(own & full)} of its {len(own)} shared, full has {len(full)}"
-    return Flag("§", detail, f"other seeds than full: {detail}")
+    return Flag("§", detail, f"seeds differ from full's: {detail}")
 
 
 def busy(row: Row, group: Group) -> Flag | None:
@@ -97,7 +97,7 @@ def busy(row: Row, group: Group) -> Flag | None:
     seed, words = next(iter(row.disturbed.items()))
     share = f"{len(row.disturbed)} of {len(row.finished)} {plural(len(row.finished), 'run')}"
     detail = f"{share}: {words}" if len(row.disturbed) == 1 else f"{share}; seed {seed}: {words}"
-    return Flag("‖", detail, f"disturbed (as by other processes): {share}")
+    return Flag("‖", detail, f"disturbed (e.g. by other processes): {share}")
 
 
 def data(row: Row, group: Group) -> Flag | None:
@@ -108,4 +108,4 @@ def data(row: Row, group: Group) -> Flag | None:
         for value in values
         if key in usual and value != usual[key][0]
     ]
-    return Flag("¶", ", ".join(other), f"other data: {', '.join(other)}") if other else None
+    return Flag("¶", ", ".join(other), f"data differs: {', '.join(other)}") if other else None

@@ -30,7 +30,7 @@ EMPTY = "#d9d9d9"
 CELL = 34.0  # least height of a line, pixels
 SMALLEST = 8.0  # points
 HATCHES = {"noise": "////", "few": "....", "busy": "xxx", "": ""}
-OPTIONS_DIFFER = "† its options differ between the tasks; the tables of results name them."
+OPTIONS_DIFFER = "† this variant's options differ between tasks; the tables of results name them."
 MARKS = {
     "noise": "within noise of full",
     "busy": "on a busy machine: no verdict",
@@ -167,7 +167,7 @@ def sections(overview: Overview) -> list[Section]:
                     *(heat.title, *heat_table(heat)),
                     notes=heat_notes(heat),
                     anchor=f"heat-{number}",
-                    folded="The same as a table",
+                    folded="This chart as a table",
                 )
             ],
             charts=[Chart(heat.stem, heat.alt, partial(draw_heat_map, heat), f"heat-{number}")],
@@ -251,7 +251,7 @@ def heat_notes(heat: HeatMap) -> list[str]:
     marks = {cell.mark for line in heat.lines for cell in line.cells}
     notes = ["Points above (+) or below (−) full on the same seeds, ± half of the 95 % interval."]
     if any(cell.found and not cell.relative for line in heat.lines for cell in line.cells):
-        notes.append("White, without a sign: the score itself in %, for full and where full has none.")
+        notes.append("White, without a sign: the score in %, of full and where full has no score.")
     names = zip(column_names(heat.groups), heat.groups, strict=True)
     lower = [
         f"{name} (in {g.scale.unit}, full colour at ± {furthest_of(heat, g.scale.unit):.{g.scale.decimals}f})"
@@ -261,13 +261,13 @@ def heat_notes(heat: HeatMap) -> list[str]:
     if lower:
         notes.append(f"Lower is better, so − is better than full: {', '.join(lower)}. Blue is better everywhere.")
     if "noise" in marks:
-        notes.append("Hatched: within noise of full, the test set's own included.")
+        notes.append("Hatched: within noise of full, including the sampling noise of the test set.")
     if "busy" in marks:
-        notes.append("Crossed: disturbed (as by other processes), so no verdict where the budget is in seconds.")
+        notes.append("Crossed: disturbed (e.g. by other processes), so no verdict on scores under a time budget.")
     if "few" in marks:
         notes.append(f"Dotted: fewer than {ENOUGH_SEEDS} seeds, so no ranking.")
     if marks & {"failed", "absent"}:
-        notes.append("Grey: no run finished, and how they ended; or not run (–).")
+        notes.append("Grey: no run finished (the cell says how the runs ended), or not run (–).")
     if any(line.options_differ for line in heat.lines):
         notes.append(OPTIONS_DIFFER)
     return notes

@@ -96,10 +96,8 @@ def orderings(plan: Plan, scores: Scores) -> list[str]:
         other = [words for words, d in found.items() if d.beyond and d.mean < 0]
         open_ = [words for words in families if words not in same + other]
         parts = [f"the same here: {', '.join(same)}"] if same else []
-        parts += [f"the other way round here: {', '.join(other)}"] if other else []
-        parts += (
-            [f"cannot be told here (noise, or fewer than {ENOUGH_SEEDS} seeds): {', '.join(open_)}"] if open_ else []
-        )
+        parts += [f"reversed here: {', '.join(other)}"] if other else []
+        parts += [f"inconclusive here (noise, or fewer than {ENOUGH_SEEDS} seeds): {', '.join(open_)}"] if open_ else []
         said.append(f"{source} orders {len(pairs)} {plural(len(pairs), 'pair')}; {'; '.join(parts)}.")
     return said
 
@@ -123,7 +121,7 @@ def apart(plan: Plan, ours: dict[str, Estimate]) -> list[str]:
             unexplained.append(variant)
     if unexplained:
         said.append(
-            "Further from every published figure than our interval, for a reason that is not known: "
+            "Different from every published figure by more than our interval, for unknown reasons: "
             f"{short(unexplained)}."
         )
     return said

@@ -88,7 +88,7 @@ def leader(
     tied = [row.name for row, _ in rest if not (row.name in differences and differences[row.name].beyond)]
     if tied:
         return f"{number}: {name}, but within noise of {short(tied)}: no ranking among these."
-    return f"{claim}: {name}, beyond noise ahead of {second.name}, {say(runner)}."
+    return f"{claim}: {name}, ahead of {second.name}, {say(runner)}, beyond noise."
 
 
 def baseline_differences(group: Group, scores: Measured) -> tuple[str, Differences]:

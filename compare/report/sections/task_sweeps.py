@@ -75,7 +75,7 @@ def kept_state(sweep: TaskSweep) -> str:
     states = {name: state.mean for name in sweep.rows if (state := sweep.state(name))}
     ranked = sorted(states, key=lambda name: -states[name])
     told = short([f"{name} {size(states[name])}" for name in ranked])
-    return f"What a layer keeps of one sample: {told}." if states else ""
+    return f"State of one layer, per sample: {told}." if states else ""
 
 
 def describe_sweep(sweep: TaskSweep) -> str:
@@ -188,7 +188,7 @@ def draw_states(sheet: Sheet, states: Mapping[str, float], styles: Mapping[str, 
     axes = sheet.axes(left, 48, WIDTH - left - right, height)
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.set_yticks([])
-    axes.set_xlabel("state: what one layer keeps of a sample (logarithmic)")
+    axes.set_xlabel("state of one layer, per sample (logarithmic)")
     positive = [state for state in states.values() if state > 0] or [1.0]
     low, high = min(positive) / 2, max(positive) * 1.2
     axes.set_xlim(low, high)

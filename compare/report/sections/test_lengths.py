@@ -116,7 +116,7 @@ def chart_notes(group: Group) -> list[str]:
     rows = [row for row in group.rows if row.name in found]
     sizes = [f"{plain(size)} at {n:,}" for n in test_lengths(group) if (size := size_at(group, n))]
     notes = [
-        f"Upright line: the training length. {seeds_note({row.name: max_seeds(found[row.name]) for row in rows})}",
+        f"Vertical line: the training length. {seeds_note({row.name: max_seeds(found[row.name]) for row in rows})}",
         f"Predictions scored: {', '.join(sizes)}.",
     ]
     if baselines_of(group):

@@ -46,7 +46,7 @@ def fallback_notes(rows: Sequence[Row]) -> list[str]:
     ran = {row.name: row.kernels or "another kernel" for row in rows if row.fell_back}
     notes = [f"* {name} ran {kernel}" for name, kernel in ran.items()]
     if busy := [row.name for row in rows if row.disturbed]:
-        notes.append(f"‖ disturbed (as by other processes): {', '.join(busy)}.")
+        notes.append(f"‖ disturbed (e.g. by other processes): {', '.join(busy)}.")
     return notes
 
 
