@@ -152,7 +152,7 @@ def machine_name(environment: Mapping[str, Any]) -> str:
         return str(gpu)
     cpu = re.sub(r"\((R|TM)\)|\bCPU\b", "", str(environment.get("cpu") or "unknown machine"))
     cores = environment.get("cores")
-    return " ".join(cpu.split()) + (f", {cores} cores" if cores else "")
+    return " ".join(cpu.split()) + (f", {cores} {plural(cores, 'core')}" if cores else "")
 
 
 def machine_line(environment: Mapping[str, Any]) -> str:
