@@ -151,7 +151,7 @@ def test_a_disturbed_run_is_flagged_everywhere_and_the_report_repeats_it(tmp_pat
         assert "Runs on a busy machine" in page
         assert page.count("40 % of its CPU time lost to others in training") >= 3
         assert page.count(ENVIRONMENT["command"]) >= 3
-    assert "disturbed (e.g. by other processes): 3 of 3 runs" in csv_table([group])
+    assert "3 of 3 runs disturbed, e.g. by other processes" in csv_table([group])
     said = answer_to([group])[0]
     assert "Disturbed (e.g. by other processes) and left out of verdicts on time" in said
     assert "linear (3 of 3 runs; score with them 4" in said

@@ -1,4 +1,4 @@
-"""The whole report in a few sentences: which attention to take, and how far that can be said at all."""
+"""The whole report in a few sentences: which attention to choose, and how certain that is."""
 
 import math
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def sections(overview: Overview) -> list[Section]:
 
 
 def answer(overview: Overview) -> list[str]:
-    """Sentences for the top of a report: one for each task and length, and one over all of them."""
+    """Sentences for the top of a report: a line for each task and length, one over all of them, one for each series."""
     lines = [f"{sweep.title}: {held(sweep)} {kept_state(sweep)}".strip() for sweep in overview.sweeps]
     groups = overview.unswept
     judged = [group for group in groups if can_be_judged(group)]
@@ -54,22 +54,22 @@ def can_be_judged(group: Group) -> bool:
 
 
 def rivals(group: Group) -> list[Row]:
-    """What attends and is not the reference."""
+    """The rows that attend, without the reference."""
     return [row for row in group.rows if row.attends and row is not group.reference]
 
 
 def sound(group: Group) -> list[Row]:
-    """Of these, those whose scores nothing disturbed."""
+    """The rivals none of whose scores was disturbed."""
     return [row for row in rivals(group) if len(group.fair_scores(row)) == len(row.scores)]
 
 
 def good(scale: Scale) -> str:
-    """What a variant is called that is as good as full."""
+    """How a sentence calls variants that are as good as full."""
     return GOOD if scale.is_fraction else f"within {100 * WITHIN:g} % of full's {scale.unit}"
 
 
 def is_within(found: Difference | None, scale: Scale = FRACTION, full: float = 1.0) -> bool:
-    """Not worse than full, whose score is given, by more than the margin, at 95 % confidence."""
+    """Whether a variant is, at 95 % confidence, no more than the margin worse than full. full: the score of full."""
     if found is None or found.solved is not None or found.n < ENOUGH_SEEDS or found.half is None:
         return False
     return scale.better(found.mean) - found.half > -scale.margin(full)
@@ -114,7 +114,7 @@ def sentences(group: Group) -> list[str]:
 
 
 def disturbed(group: Group) -> list[str]:
-    """Whose runs others disturbed, and how to repeat them."""
+    """The rows with disturbed runs, and how to repeat these runs."""
     rows = [row for row in group.rows if row.disturbed]
     if not rows:
         return []
@@ -129,7 +129,7 @@ def disturbed(group: Group) -> list[str]:
 
 
 def as_good(group: Group, full: Estimate) -> list[str]:
-    """Who is within reach of full, and the fastest and the lightest of them."""
+    """The variants that are as good as full, with the fastest and the lightest of them; else the nearest variant."""
     found = {name: d for name, d in group.against_full.items() if d.half is not None and d.n >= ENOUGH_SEEDS}
     reached = [row for row in rivals(group) if is_as_good(group, row.name)]
     scale = group.scale
@@ -143,7 +143,7 @@ def as_good(group: Group, full: Estimate) -> list[str]:
 
 
 def cheapest(group: Group, rows: Sequence[Row], among: str) -> list[str]:
-    """Which of the rows is fastest, which takes least memory, and what that is beside full."""
+    """The fastest row and the row with the least memory or state, each with its ratio to full."""
     said = []
     trained = (("Fastest", SPEED), ("lightest", memory_of(group.rows)))
     for most, quantity in DECODED if group.decodes else trained:
@@ -166,7 +166,7 @@ def beside_full(group: Group, row: Row, value: float, quantity: Quantity) -> str
 
 
 def clearly(group: Group) -> list[str]:
-    """Who differs from full beyond noise, and who cannot be told from it."""
+    """The variants that differ from full beyond noise, and those without a verdict, by reason."""
     names = [row.name for row in rivals(group)]
     found = {name: group.against_full[name] for name in names if name in group.against_full}
     gains = {name: group.scale.better(d.mean) for name, d in found.items()}
@@ -182,12 +182,12 @@ def clearly(group: Group) -> list[str]:
         ("Clearly better than full", better),
         ("Clearly worse", worse),
         ("Solved by some seeds only", [f"{name} ({score.solved} of {score.n})" for name, score in partly.items()]),
-        ("Inconclusive: the interval is too wide", [name for name, d in unclear.items() if not d.solved]),
+        ("Inconclusive (the interval is too wide)", [name for name, d in unclear.items() if not d.solved]),
         (
-            "Inconclusive: only some of full's seeds solve the task",
+            "Inconclusive (only some of full's seeds solve the task)",
             [name for name, d in unclear.items() if d.solved and name not in partly],
         ),
-        ("No verdict: too few seeds", few),
+        ("No verdict (too few seeds)", few),
     )
     return [f"{words}: {short(names)}." for words, names in said if names]
 
@@ -201,7 +201,7 @@ def points_words(group: Group, found: Difference) -> str:
 
 
 def sobering(group: Group) -> list[str]:
-    """Where no variant does better than what needs no attention."""
+    """Sentences for a group in which no variant is shown to beat the best trivial predictor, or the control."""
     scores = scores_of(group)
     said = []
     ahead = "better than" if group.scale.lower_is_better else "above"
@@ -251,12 +251,12 @@ def crossovers(series: Sequence[Group]) -> str:
 
 
 def may_be_ahead(group: Group, found: Difference) -> bool:
-    """Beyond noise, or with too few seeds to tell."""
+    """Whether the variant is better, either beyond noise or on too few seeds for a verdict."""
     return group.scale.better(found.mean) > 0 and (found.beyond or found.n < ENOUGH_SEEDS)
 
 
 def over_tasks(groups: Sequence[Group]) -> list[str]:
-    """On how many of the comparisons each variant is as good as full."""
+    """In how many of the comparisons each variant is as good as full."""
     if len(groups) < 2:
         return []
     counts: dict[str, list[bool]] = {}

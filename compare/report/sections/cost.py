@@ -65,7 +65,7 @@ def charts_of(series: Series) -> list[Chart]:
 
 
 def training_table(series: Sequence[Group], told_apart: str) -> Table:
-    """Exponents, the cost at the longest length of the reference, crossovers, and how near to the machine's best."""
+    """Exponents, cost at the reference's longest length, crossovers, and the share of the machine's matrix rate."""
     cells = rows_by_length(series)
     reference = reference_of(cells)
     longest = longest_of(series, reference)

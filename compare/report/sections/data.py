@@ -19,8 +19,8 @@ def mixed_data(groups: Sequence[Group]) -> list[str]:
 
 
 def commands(groups: Sequence[Group]) -> list[str]:
-    """The exact commands the runs came from, each once, in order."""
+    """The commands that a user typed, else those of the runs: each once, in order."""
     found = [str(record["command"]) for group in groups for record in group.records if record.get("command")]
     stamps = [as_mapping(record.get("machine")) or group.environment for group in groups for record in group.records]
-    asked = [str(stamp["command"]) for stamp in stamps if stamp.get("command")]
-    return list(dict.fromkeys(asked or found))
+    typed = [str(stamp["command"]) for stamp in stamps if stamp.get("command")]
+    return list(dict.fromkeys(typed or found))

@@ -1,4 +1,4 @@
-"""Decoding, token by token: time per token and state, as a chart of one against the other, as tables and in words."""
+"""Decoding, token by token: time per token and state, in charts, tables and words."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -39,7 +39,7 @@ from compare.report.sections.section import Chart, Section, Table
 from compare.report.sections.wording import fallback_notes, means, short, shown_name, span
 from compare.units import MISSING, plain, seconds, sentence, significant, size
 
-PLACE = 64.0  # square points, of a mark
+PLACE = 64.0  # area of a mark, in square points
 
 
 def sections(overview: Overview) -> list[Section]:
@@ -65,7 +65,7 @@ def charts_of(series: Series) -> list[Chart]:
 
 
 def time_against_state(group: Group) -> Chart | None:
-    """None where no state was measured beside a time."""
+    """None where no row has both a state above 0 and a time."""
     if not any(state.mean > 0 for _, state, _ in measured(group)):
         return None
     alt = f"Time per token against state: {group.title}. {describe_decoding(group)}".strip()
@@ -73,7 +73,7 @@ def time_against_state(group: Group) -> Chart | None:
 
 
 def draw_decoding(group: Group, styles: Mapping[str, Style]) -> Figure:
-    """Where each variant stands between a small state and a short time."""
+    """Draws the time per token of each variant against its state."""
     found = {row.name: (state.mean, time.mean) for row, state, time in measured(group)}
     spots = [(row, *found[row.name]) for row, *_ in measured(group) if found[row.name][0] > 0]
     notes = ["Mean over seeds; further left and lower is cheaper. State: all that the encoder keeps of one sample."]
@@ -113,13 +113,13 @@ def measured(group: Group) -> list[tuple[Row, Estimate, Estimate]]:
 
 
 def decode_tables(series: Sequence[Group], told_apart: str) -> list[Table]:
-    """How it grows and compares to full, and all that was measured."""
+    """A table of growth and ratios to full, and one with the costs at each length."""
     title = table_title(series, told_apart)
     return [growth_table(series, title), lengths_table(series, title)]
 
 
 def growth_table(series: Sequence[Group], title: str) -> Table:
-    """Exponents, and at the longest length of the reference what a token costs and how much is kept."""
+    """Exponents, crossovers, and time per token and state at the reference's longest length."""
     cells = rows_by_length(series)
     reference = reference_of(cells)
     longest = longest_of(series, reference)
@@ -173,7 +173,7 @@ def cost_of(row: Row) -> str:
 
 
 def kept(group: Group) -> str:
-    """How much full keeps of a sample, and how much the others, the least first."""
+    """The state of one sample in full and in the other variants, the smallest first."""
     found = sorted(
         (state.mean, row.name) for row, state, _ in measured(group) if row.attends and row is not group.reference
     )
@@ -184,6 +184,6 @@ def kept(group: Group) -> str:
 
 
 def describe_decoding(group: Group) -> str:
-    """The ends of both axes of time per token against state."""
+    """The chart of time per token against state in words: the ends of both axes."""
     parts = [(quantity, means(group.rows, quantity)) for quantity in (TOKEN, STATE)]
     return " ".join(f"{sentence(q.told)}: {span(found, q.show)}." for q, found in parts if found)

@@ -1,4 +1,4 @@
-"""Growth with length and crossovers in words."""
+"""Words for exponents and crossovers, shared by training and decoding."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def number_links(overview: Overview, groups: Sequence[Group]) -> Links:
 
 
 def crossover_text(found: Crossover) -> str:
-    """In words: "1,240 (1,050 to 1,400)"."""
+    """The crossover and its interval in words: "1,240 (1,050 to 1,400)"."""
     if found.within_noise:
         return NOISE
     text = length_text(found.length, found)
@@ -52,7 +52,7 @@ def exponent_text(fit: Fit | None) -> str:
 
 
 def disturbed_note(cells: RowsByLength) -> list[str]:
-    """Which times no power and no crossover rests on."""
+    """The disturbed runs, whose times no power and no crossover uses."""
     found = {
         n: [row.name for rows in cells.values() if (row := rows.get(n)) and row.disturbed] for n in lengths_of(cells)
     }

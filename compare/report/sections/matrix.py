@@ -1,4 +1,4 @@
-"""Several tasks at a glance: a table of variants and tasks, in each cell a verdict against full."""
+"""Several tasks in one table: a row for each variant, a column for each task, a verdict against full in each cell."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ SIGNS = {"better": "▲", "as good": "≈", "worse": "▼", "inconclusive": "?",
 
 
 def sections(overview: Overview) -> list[Section]:
-    """A table for each machine on which two tasks or more were scored."""
+    """A table for each machine on which two tasks or more have scores."""
     tables = [table_of(overview, groups) for groups in scored_by_machine(overview.once)]
     return [Section("Every variant on every task", "matrix", tables=tables)] if tables else []
 
@@ -51,7 +51,7 @@ def cell_of(line: Line, index: int, group: Group, anchor: str) -> Cell:
 
 
 def verdict_of(line: Line, index: int, group: Group) -> str:
-    """A key of SIGNS; "" where there is nothing to judge."""
+    """A key of SIGNS; "" without a difference to full."""
     cell = line.cells[index]
     if cell.mark == "busy":
         return "no verdict"

@@ -1,4 +1,4 @@
-"""What a plan's variants scored here, beside the figures that others published."""
+"""The scores of a plan's variants beside published figures."""
 
 import itertools
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def settings_of(groups: Sequence[Group], name: str) -> dict[str, Scores]:
 
 
 def over_settings(settings: Sequence[Scores]) -> Scores:
-    """The mean over all settings, of each seed that has a score in each of them."""
+    """For each variant and seed, the mean score over all settings, where each setting has one."""
     scores: Scores = {}
     for variant in dict.fromkeys(variant for setting in settings for variant in setting):
         seeds = [setting.get(variant, {}) for setting in settings]
@@ -74,7 +74,7 @@ def table_of(name: str, plan: Plan, scores: Scores, settings: Sequence[str]) -> 
 
 
 def orderings(plan: Plan, scores: Scores) -> list[str]:
-    """For each source, of how many pairs of variants ours says the same."""
+    """For each source, which pairs of variants our scores order in the same way."""
     said = []
     for source, figures in plan.published.items():
         pairs = [
@@ -107,7 +107,7 @@ def shared(scores: Scores, one: str, other: str) -> list[str]:
 
 
 def apart(plan: Plan, ours: dict[str, Estimate]) -> list[str]:
-    """What lies further from every published figure than our own interval, and why that may be."""
+    """The variants that differ from every published figure by more than our interval, with known reasons."""
     said, unexplained = [], []
     for variant, mean in ours.items():
         figures = [source[variant] for source in plan.published.values() if variant in source]
@@ -128,7 +128,7 @@ def apart(plan: Plan, ours: dict[str, Estimate]) -> list[str]:
 
 
 def in_lines(groups: Sequence[Group]) -> list[str]:
-    """The same for a terminal."""
+    """The tables as lines for a terminal."""
     return [
         line
         for table in published_tables(groups)

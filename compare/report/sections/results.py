@@ -1,4 +1,4 @@
-"""The results of a group as a table, and how to read it."""
+"""The results of a group as a table, with notes on how to read it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ def against_full(row: Row, group: Group) -> Cell:
 
 
 def verdict(found: Difference, scale: Scale = FRACTION) -> str:
-    """In plain words, what may be said of a row's paired difference to full."""
+    """A row's verdict against full in plain words, with its paired difference."""
     if found.n < ENOUGH_SEEDS:
         return f"no verdict: {found.n} shared {plural(found.n, 'seed')} ({scale.change(found)})"
     if found.solved:
@@ -92,7 +92,7 @@ def params(row: Row, group: Group) -> Cell:
 
 
 def steps(row: Row, group: Group) -> Cell:
-    """Where a budget in seconds decided how many there were."""
+    """The number of training steps, where a budget in seconds decided it."""
     return measured(TRAINING_STEPS)(row, group) if row.by_budget else Cell(MISSING, None)
 
 
@@ -123,12 +123,12 @@ COLUMNS = (
 
 
 def unit_of(group: Group) -> str:
-    """Of the scores in a head of a table, and which way is better where that is not what all expect."""
+    """The unit of scores in a table's header; says so where lower is better."""
     return group.scale.axis(group.metric) if group.scale.lower_is_better else group.scale.unit
 
 
 def columns_of(group: Group) -> list[Column]:
-    """The columns in which at least one row has something: no scores where nothing was trained."""
+    """The columns in which at least one row has a value."""
     columns, unit = list(COLUMNS), unit_of(group)
     columns[2] = Column(f"{group.basis.words('score')}, {unit}", score)
     if group.basis != ScoreBasis():
@@ -185,7 +185,7 @@ def notes(group: Group) -> list[str]:
 
 
 def search_notes(group: Group) -> list[str]:
-    """How the learning rates were found, where they were searched for: a line for each grid."""
+    """For each grid that was searched, a line with the learning rates chosen from it."""
     grids: dict[str, list[str]] = {}
     costs: list[float] = []
     for row in group.rows:

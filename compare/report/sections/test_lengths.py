@@ -1,4 +1,4 @@
-"""Train short, test long: accuracy against the length of test samples, as a chart, a table and in words."""
+"""Train short, test long: accuracy against the length of test samples, in a chart, a table and words."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -97,7 +97,7 @@ def draw_by_length(group: Group, styles: Mapping[str, Style]) -> Figure:
 
 
 def set_axes(axes: Axes, group: Group) -> None:
-    """Axes with the training length as an upright line."""
+    """Sets the axes, with a vertical line at the training length."""
     lengths = test_lengths(group)
     axes.set_xlim(lengths[0] / 1.12, lengths[-1] * 1.04)
     log_ticks(axes, "x", lengths, lambda n: f"{n:,.0f}")
@@ -127,7 +127,7 @@ def chart_notes(group: Group) -> list[str]:
 
 
 def baselines_of(group: Group) -> dict[int, float]:
-    """Length -> the best trivial predictor's score, where it is known."""
+    """Length -> the best trivial predictor's score, where it is recorded."""
     return {n: value for n in test_lengths(group) if (value := baseline_at(group, n)) is not None}
 
 
@@ -155,7 +155,7 @@ def cell(row: Row, length: int, scale: Scale) -> str:
 
 
 def carried_over(group: Group) -> list[str]:
-    """A sentence on the longest test length: who keeps the score of the training length there, and who does not."""
+    """A sentence on the longest test length: which variants keep the score of the training length there."""
     lengths, found = test_lengths(group), courses(group)
     if not lengths or lengths[-1] == group.seq_len:
         return []
