@@ -1,4 +1,4 @@
-"""All tasks of a report in one map: a row for each variant, a column for each task, each cell the difference to full."""
+"""All tasks of a report in one map: rows are variants, columns tasks, and each cell is the difference to full."""
 
 import math
 from collections.abc import Mapping, Sequence
