@@ -1,4 +1,4 @@
-"""Tests of few seeds that share what they know of their noise (Smyth 2004, doi:10.2202/1544-6115.1027)."""
+"""Moderated t tests of few seeds, which share estimates of their noise (Smyth 2004, doi:10.2202/1544-6115.1027)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compare.report.facts.stats import SIGNIFICANT
 
 
 class Evidence(NamedTuple):
-    """A mean change, a variance with its degrees of freedom, and what of it is the squared error of the mean."""
+    """A mean change, a variance with its degrees of freedom, and the squared error of the mean as a share of it."""
 
     change: float
     variance: float
@@ -22,7 +22,7 @@ class Evidence(NamedTuple):
 
 
 class Tested(NamedTuple):
-    """A mean change, the half-width of its 95 % interval, and how likely one as large is where there is none."""
+    """A mean change, the half-width of its 95 % interval, and its p-value."""
 
     change: float
     half: float
@@ -30,7 +30,7 @@ class Tested(NamedTuple):
 
 
 def moderate(found: Sequence[Evidence]) -> list[Tested]:
-    """t tests whose variances are drawn towards a common one, the more the better they agree with it (Smyth 2004)."""
+    """t tests with variances shrunk towards a common one, the more the better they agree with it (Smyth 2004)."""
     variances, degrees = (np.array([getattr(each, name) for each in found]) for name in ("variance", "degrees"))
     middle = float(np.median(variances)) if len(found) else 0.0
     if len(found) > 1 and middle > 0:
@@ -57,7 +57,7 @@ def moderate(found: Sequence[Evidence]) -> list[Tested]:
 
 
 def inverse_trigamma(value: float) -> float:
-    """By Newton's method on 1 / trigamma, which is nearly straight."""
+    """The inverse of trigamma, by Newton's method on 1 / trigamma, which is nearly linear."""
     x = 0.5 + 1 / value
     for _ in range(50):
         trigamma = float(polygamma(1, x))
@@ -69,7 +69,7 @@ def inverse_trigamma(value: float) -> float:
 
 
 def holm(chances: Sequence[float]) -> float:
-    """The chance up to which a test stands, so that all of them together err in 5 % of cases; -1 where none does."""
+    """The largest significant p-value by Holm's method, with a family-wise error of 5 %; -1 if none is significant."""
     limit = -1.0
     for rank, chance in enumerate(sorted(chances)):
         if chance * (len(chances) - rank) > SIGNIFICANT:

@@ -179,7 +179,7 @@ def notes(group: Group) -> list[str]:
         spread = " to ".join(dict.fromkeys(f"{ratio:.2f}" for ratio in (ratios[0], ratios[-1])))
         lines.append(
             f"Training steps of {len(ratios)} {plural(len(ratios), 'run')} took {spread} times as long as measured, "
-            "though other processes took hardly any CPU time: times on this machine vary by that much."
+            "though they lost hardly any CPU time to other processes: times on this machine vary by that much."
         )
     return [*lines, *remarks(group), *flag_notes(group.rows, group), *search_notes(group), *group.data_notes]
 
