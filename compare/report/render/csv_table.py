@@ -93,7 +93,7 @@ def measured(quantity: Quantity, row: Row, group: Group) -> Estimate | None:
 
 def flags(row: Row, group: Group) -> list[str]:
     """The row's flags in words, and a warning of too few seeds."""
-    told = [flag.words for flag in flags_of(row, group)]
+    words = [flag.words for flag in flags_of(row, group)]
     if 0 < len(row.finished) < ENOUGH_SEEDS:
-        told.append(f"fewer than {ENOUGH_SEEDS} seeds: no ranking")
-    return told
+        words.append(f"fewer than {ENOUGH_SEEDS} seeds: no ranking")
+    return words

@@ -67,8 +67,8 @@ def powers_note(series: Sequence[Group]) -> str:
         return "The batch size differs between lengths: no powers are fitted, and costs are of a whole batch."
     return (
         f"Power of N: slope of log(cost) against log(N) over the longest lengths, here {plain(lengths[0])} "
-        f"to {plain(lengths[-1])}, ± half of its 95 % interval (from the residuals). Shorter lengths are left out: "
-        "fixed overheads flatten the slope there."
+        f"to {plain(lengths[-1])} (fixed overheads flatten it at shorter ones), ± half of its 95 % interval, from the "
+        "residuals."
     )
 
 
@@ -79,6 +79,6 @@ def crossover_note(word: str, cells: RowsByLength, quantity: Quantity) -> str:
     )
     if deviation := noise_of(cells, quantity).deviation:
         repeated = any(len(row.finished) > 1 for rows in cells.values() for row in rows.values())
-        source = "processes of one length differ" if repeated else "points lie off smooth curves"
-        text += f" The interval assumes times uncertain by {percent(deviation)}: by that much {source}."
+        source = "processes at one length differ" if repeated else "points lie off smooth curves"
+        text += f" The interval assumes times to be uncertain by {percent(deviation)}, by which {source}."
     return text

@@ -24,7 +24,7 @@ from compare.report.sections.section import Chart, Section, Table
 from compare.units import sentence
 
 COLUMNS = 8  # in one figure
-COLOURS = colormaps["RdBu"]  # red below full, blue above: also told apart without red or green cones
+COLOURS = colormaps["RdBu"]  # red below full, blue above: distinct for red-green colour blindness too
 ENDS = (0.15, 0.85)  # the part of the colour map in use: every number stays readable on its cell
 EMPTY = "#d9d9d9"
 CELL = 34.0  # least height of a row, pixels
@@ -145,11 +145,11 @@ class HeatMap:
         """What the figure shows, with its extremes."""
         pairs = ((line, zip(line.cells, self.groups, strict=True)) for line in self.lines)
         cells = [(cell, line.name, group) for line, found in pairs for cell, group in found]
-        told = [item for item in cells if item[0].relative and item[0].found]
+        differences = [item for item in cells if item[0].relative and item[0].found]
         marks = [cell.mark for cell, _, _ in cells]
         text = f"{self.title}: {len(self.lines)} variants on {len(self.groups)} tasks."
         for scale in self.scales:
-            of_scale = sorted((item for item in told if item[2].scale == scale), key=lambda item: item[0].gain)
+            of_scale = sorted((item for item in differences if item[2].scale == scale), key=lambda item: item[0].gain)
             if of_scale:
                 ends = of_scale[0], of_scale[-1]
                 low, high = (f"{name} on {group.task} {cell.words}" for cell, name, group in ends)

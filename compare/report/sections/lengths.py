@@ -288,7 +288,7 @@ def draw_crossovers(
     """Draws, for each variant, the length from which it is faster than full, with its interval; earliest on top."""
     cells = rows_by_length(series)
     order = sorted(found, key=lambda label: (found[label].within_noise, found[label].length, found[label].high, label))
-    told = {label: NOISE if c.within_noise else length_text(c.length, c) for label, c in found.items()}
+    texts = {label: NOISE if c.within_noise else length_text(c.length, c) for label, c in found.items()}
     rows = {label: next(iter(cells[label].values())) for label in order}
     shortest, longest = min(c.measured[0] for c in found.values()), max(c.measured[1] for c in found.values())
     sheet = Sheet(
@@ -304,7 +304,7 @@ def draw_crossovers(
         body=20.0 * len(order) + 58,
     )
     left = 26 + max(text_size(row.name, SMALL)[0] for row in rows.values())
-    right = 26 + max(text_size(text, SMALL)[0] for text in told.values())
+    right = 26 + max(text_size(text, SMALL)[0] for text in texts.values())
     axes = sheet.axes(left, 48, WIDTH - left - right, 20.0 * len(order))
     outside = (longest / shortest) ** 0.06  # how far beyond the measured lengths the marks for "below" and "above" are
     low, high = shortest / outside, longest * outside
@@ -324,7 +324,7 @@ def draw_crossovers(
             axes.plot(ends[1], place, color=style.colour, marker=style.marker, markersize=6)
         height = float(axes.transData.transform((1, place))[1])
         write(sheet.figure, rows[label].name, box.x0 - 8, height, ha="right")
-        write(sheet.figure, told[label], box.x1 + 8, height, ha="left")
+        write(sheet.figure, texts[label], box.x1 + 8, height, ha="left")
     return sheet.figure
 
 

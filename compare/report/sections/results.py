@@ -73,8 +73,8 @@ def verdict(found: Difference, scale: Scale = FRACTION) -> str:
         return f"no verdict: {found.n} shared {plural(found.n, 'seed')} ({scale.change(found)})"
     if found.solved:
         mine, theirs = (f"{count} of {found.n}" for count in found.solved)
-        told = f"{mine} seeds solved, full {theirs}"
-        return f"{'above' if found.mean > 0 else 'below'} full: {told}" if found.beyond else f"no verdict: {told}"
+        counts = f"{mine} seeds solved, full {theirs}"
+        return f"{'above' if found.mean > 0 else 'below'} full: {counts}" if found.beyond else f"no verdict: {counts}"
     if found.beyond:
         amount = scale.change(found).lstrip("+−")
         where = "above" if found.mean > 0 else "below"

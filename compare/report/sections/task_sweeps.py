@@ -74,26 +74,26 @@ def kept_state(sweep: TaskSweep) -> str:
     """One sentence on the state of each variant, the largest first; "" where no record has it."""
     states = {name: state.mean for name in sweep.rows if (state := sweep.state(name))}
     ranked = sorted(states, key=lambda name: -states[name])
-    told = short([f"{name} {size(states[name])}" for name in ranked])
-    return f"State of one layer, per sample: {told}." if states else ""
+    sizes = short([f"{name} {size(states[name])}" for name in ranked])
+    return f"State of one layer, per sample: {sizes}." if states else ""
 
 
 def describe_sweep(sweep: TaskSweep) -> str:
     """The chart in words: the first and the last point of each line."""
-    told = []
+    lines = []
     for name, found in sweep.scores.items():
         scored = [(value, score.mean) for value, score in found.items()]
         if scored:
             (first, start), (last, end) = scored[0], scored[-1]
-            told.append(f"{name} from {sweep.scale.show(start)} at {first:g} to {sweep.scale.show(end)} at {last:g}")
-    return f"{sweep.heading}. {short(told)}. {kept_state(sweep)}".strip()
+            lines.append(f"{name} from {sweep.scale.show(start)} at {first:g} to {sweep.scale.show(end)} at {last:g}")
+    return f"{sweep.heading}. {short(lines)}. {kept_state(sweep)}".strip()
 
 
 def sections(overview: Overview) -> list[Section]:
     return [
         Section(
             *(sweep.heading, f"sweep-{number}"),
-            sentences=[told for told in (held(sweep), kept_state(sweep)) if told],
+            sentences=[words for words in (held(sweep), kept_state(sweep)) if words],
             tables=[Table(sweep.heading, *task_sweep_table(sweep), anchor=sweep.stem)],
             charts=[sweep_chart(sweep)] if any(sweep.scores.values()) else [],
             parts=[value_section(overview, sweep, value, group) for value, group in sweep.points],

@@ -105,10 +105,10 @@ def set_axes(axes: Axes, group: Group) -> None:
     means = [mean.mean for scores in courses(group).values() for mean in scores.values()]
     score_axis(axes, f"test {group.metric}", [*means, *baselines_of(group).values()], group.scale)
     axes.axvline(group.seq_len, color="#bbbbbb", linewidth=1, zorder=1)
-    box, told = axes.get_window_extent(), f"trained at {group.seq_len:,}"
+    box, label = axes.get_window_extent(), f"trained at {group.seq_len:,}"
     middle = float(axes.transData.transform((group.seq_len, 0))[0])
-    (centre,) = spread([middle], [text_size(told, SMALL)[0]], box.x0, box.x1)
-    write(figure_of(axes), told, centre, box.y1 + 9, ha="center")
+    (centre,) = spread([middle], [text_size(label, SMALL)[0]], box.x0, box.x1)
+    write(figure_of(axes), label, centre, box.y1 + 9, ha="center")
 
 
 def chart_notes(group: Group) -> list[str]:
@@ -142,8 +142,8 @@ def table_by_length(group: Group) -> tuple[list[str], list[list[str]]]:
     body = [[row.name, *(cell(row, n, group.scale) for n in lengths)] for row in group.rows if row.name in found]
     baselines = [baseline_at(group, n) for n in lengths]
     if any(value is not None for value in baselines):
-        told = (MISSING if value is None else group.scale.number(Estimate(value, None, 1)) for value in baselines)
-        body.append([BASELINE, *told])
+        scores = (MISSING if value is None else group.scale.number(Estimate(value, None, 1)) for value in baselines)
+        body.append([BASELINE, *scores])
     return header, body
 
 

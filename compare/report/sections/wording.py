@@ -79,5 +79,5 @@ def score_text(found: Estimate | None, scale: Scale) -> str:
 
 def options_set(group: Group) -> list[str]:
     """One sentence with the options that are set but not part of a row's name; empty without any."""
-    told = [f"{row.name} {options}" for row in group.rows if (options := options_in_words(row)) not in row.name]
-    return [f"Options set: {'; '.join(told)}."] if told else []
+    rows = [f"{row.name} {options}" for row in group.rows if (options := options_in_words(row)) not in row.name]
+    return [f"Options set: {'; '.join(rows)}."] if rows else []
