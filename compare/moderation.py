@@ -1,4 +1,4 @@
-"""Tests over few seeds that share their estimates of noise (Smyth 2004, doi:10.2202/1544-6115.1027)."""
+"""Moderated t tests of few seeds, which share estimates of their noise (Smyth 2004, doi:10.2202/1544-6115.1027)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compare.report.facts.stats import SIGNIFICANT
 
 
 class Evidence(NamedTuple):
-    """A mean change; a variance and its degrees of freedom; share: the squared error of the mean over the variance."""
+    """A mean change, a variance with its degrees of freedom, and the squared error of the mean as a share of it."""
 
     change: float
     variance: float
@@ -22,7 +22,7 @@ class Evidence(NamedTuple):
 
 
 class Tested(NamedTuple):
-    """A mean change, the half-width of its 95 % interval, and chance: its p-value."""
+    """A mean change, the half-width of its 95 % interval, and its p-value."""
 
     change: float
     half: float
@@ -30,7 +30,7 @@ class Tested(NamedTuple):
 
 
 def moderate(evidence: Sequence[Evidence]) -> list[Tested]:
-    """t tests with variances shrunk towards a common one: the better they agree, the stronger (Smyth 2004)."""
+    """t tests with variances shrunk towards a common one, the more the better they agree with it (Smyth 2004)."""
     variances, degrees = (np.array([getattr(each, name) for each in evidence]) for name in ("variance", "degrees"))
     middle = float(np.median(variances)) if len(evidence) else 0.0
     if len(evidence) > 1 and middle > 0:
@@ -46,7 +46,7 @@ def moderate(evidence: Sequence[Evidence]) -> list[Tested]:
             variances = np.full(len(evidence), float(np.average(variances, weights=degrees)))
             degrees = np.full(len(evidence), total)
     tested = []
-    for each, variance, freedom in zip(evidence, variances, degrees, strict=True):
+    for each, variance, freedom in zip(found, variances, degrees, strict=True):
         error = math.sqrt(variance * each.share)
         half = float(stdtrit(freedom, 1 - SIGNIFICANT / 2)) * error
         chance = (
@@ -57,7 +57,7 @@ def moderate(evidence: Sequence[Evidence]) -> list[Tested]:
 
 
 def inverse_trigamma(value: float) -> float:
-    """The inverse of trigamma, by Newton's method on 1 / trigamma, which is nearly straight."""
+    """The inverse of trigamma, by Newton's method on 1 / trigamma, which is nearly linear."""
     x = 0.5 + 1 / value
     for _ in range(50):
         trigamma = float(polygamma(1, x))
@@ -69,7 +69,7 @@ def inverse_trigamma(value: float) -> float:
 
 
 def holm(chances: Sequence[float]) -> float:
-    """The largest significant p-value if all tests together err in 5 % of cases (Holm's method); -1 where none is."""
+    """The largest significant p-value by Holm's method, with a family-wise error of 5 %; -1 if none is significant."""
     limit = -1.0
     for rank, chance in enumerate(sorted(chances)):
         if chance * (len(chances) - rank) > SIGNIFICANT:

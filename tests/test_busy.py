@@ -110,7 +110,7 @@ def test_a_machine_whose_times_waver_by_themselves_is_told_and_judged() -> None:
     for record in records:
         record["train_step_seconds"] = (1.3 if record["variant"] == "linear" else 1.0) * record["step_seconds"]
     (group,) = groups_of(records)
-    assert "Steps of 3 runs took 1.30 times as long in training as measured" in " ".join(notes(group))
+    assert "Training steps of 3 runs took 1.30 times as long as measured" in " ".join(notes(group))
     assert not any(row.disturbed for row in group.rows)
     assert "linear" in group.against_full
 
@@ -120,10 +120,10 @@ def test_an_older_record_is_unknown_and_not_idle() -> None:
     assert not any("disturbed" in line for line in notes(groups_of(records)[0]))
     for record in records[:3]:
         record.update(dict.fromkeys([*LOAD, "train_cpu_seconds"]))
-    assert "Not recorded, whether other processes disturbed full." in notes(groups_of(records)[0])
+    assert "The records do not say whether other processes disturbed full." in notes(groups_of(records)[0])
     for record in records:
         record.update(dict.fromkeys(LOAD))
-    assert "Not recorded, whether other processes disturbed any run." in notes(groups_of(records)[0])
+    assert "The records do not say whether other processes disturbed any run." in notes(groups_of(records)[0])
 
 
 @pytest.mark.parametrize(("field", "value"), [("train_lost_share", "1.5"), ("train_cpu_seconds", "-1")])
@@ -144,18 +144,17 @@ def test_a_disturbed_run_is_flagged_everywhere_and_the_report_repeats_it(tmp_pat
     (group,) = groups_of(disturb(runs(), "linear"))
     figure = words_of(drawn(accuracy_chart(group, SPEED), [group]))
     assert "linear‖" in figure
-    assert "‖ disturbed (as by other processes)" in figure
+    assert "‖ disturbed (e.g. by other processes)" in figure
     assert "disturbed runs left out" in figure
     for page in (markdown_of([group]), page_of([group])):
         assert "linear‖" in page
         assert "Runs on a busy machine" in page
         assert page.count("40 % of its CPU time lost to others in training") >= 3
         assert page.count(ENVIRONMENT["command"]) >= 3
-    assert "disturbed (as by other processes): 3 of 3 runs" in csv_table([group])
+    assert "3 of 3 runs disturbed, e.g. by other processes" in csv_table([group])
     said = answer_to([group])[0]
-    assert "Disturbed (as by other processes) and left out of verdicts by time" in said
-    assert "linear (3 of 3 runs, 4" in said
-    assert " as it stands)" in said
+    assert "Disturbed (e.g. by other processes) and left out of verdicts on time" in said
+    assert "linear (3 of 3 runs; score with them 4" in said
     assert 'with the commands under "Runs on a busy machine"' in said
 
 
@@ -194,7 +193,7 @@ def test_a_disturbed_measurement_leaves_the_scores_of_a_budget_in_seconds_alone(
     (group,) = groups_of(records)
     assert "linear" in group.against_full
     assert "linear" not in fastest(records).split(",")[0]
-    assert "left out of verdicts by time: linear (3 of 3 runs)" in answer_to([group])[0]
+    assert "left out of verdicts on time: linear (3 of 3 runs)" in answer_to([group])[0]
 
 
 def test_without_an_undisturbed_run_of_full_nothing_is_compared() -> None:
@@ -216,8 +215,8 @@ def test_no_crossover_rests_on_a_disturbed_run() -> None:
     assert find_crossovers(rows_by_length(series.groups), FORWARD_BACKWARD).keys() == {"local"}
     chart = words_of(drawn(cost_against_length(series, TIME), series.groups))
     assert "linear‖" in chart
-    assert "left out of powers and crossovers by time: at 512 linear; at 1,024 linear; at 2,048 linear." in chart
-    assert "left out of powers and crossovers by time" in answer_to(series.groups)[-1] + answer_to(series.groups)[-2]
+    assert "left out of crossovers and powers of time: at 512 linear; at 1,024 linear; at 2,048 linear." in chart
+    assert "left out of crossovers and powers of time" in answer_to(series.groups)[-1] + answer_to(series.groups)[-2]
 
 
 def test_steps_are_told_where_the_budget_is_in_seconds() -> None:
@@ -249,7 +248,7 @@ def test_a_comparison_beside_a_hog_is_flagged(tmp_path: Path) -> None:
     assert record["train_cpu_seconds"] > 0
     report = (tmp_path / "out/report.md").read_text()
     assert "| full‖ |" in report
-    assert "Disturbed (as by other processes) and left out of verdicts by time: full (1 of 1 run)." in report
+    assert "Disturbed (e.g. by other processes) and left out of verdicts on time: full (1 of 1 run)." in report
     assert record["command"] in report
     (group,) = groups_of([record])
     assert "full‖" in words_of(drawn(accuracy_chart(group, SPEED), [group]))

@@ -507,8 +507,8 @@ def test_results_are_written_between_markers_that_name_their_folder(tmp_path: Pa
     names = ("results/one", "results/one other")
     page.write_text("".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in names))
     first, other = results(folder, "results/one"), results(folder, "results/one", "other")
-    assert first.startswith("![accuracy speed mqar 64](results/one/charts/accuracy_speed_mqar_64.png)\n\nAfter ")
-    assert other.startswith("![other](results/one/charts/other.png)\n\nAfter ")
+    assert first.startswith("![accuracy speed mqar 64](results/one/charts/accuracy_speed_mqar_64.png)\n\nTask: ")
+    assert other.startswith("![other](results/one/charts/other.png)\n\nTask: ")
     assert written(page) == "".join(
         f"<!-- {name} -->\n{text}\n<!-- /{name} -->\n" for name, text in zip(names, (first, other), strict=True)
     )

@@ -159,8 +159,8 @@ def test_cost_measures_searches_and_resumes(tmp_path: Path) -> None:
         assert record["matrix_rate_flops"] > 0
     report = (tmp_path / "report.md").read_text()
     assert "longest N in 3\xa0GiB" in report
-    assert "128 (no longer was tried)" in report
-    assert "of matrix rate" in report
+    assert "128 (no longer length tried)" in report
+    assert "share of matrix rate" in report
 
     lines = (tmp_path / "records.jsonl").read_text().splitlines()
     (tmp_path / "records.jsonl").write_text("\n".join(lines[:-1]) + "\n")

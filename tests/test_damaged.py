@@ -115,9 +115,9 @@ def check_folder(folder: Path, lines: list[bytes], *, drawn: bool) -> None:
         page = page_of(groups, warnings)
         for text in (page, markdown_of(groups, warnings), csv_table(groups), latex_tables(groups)):
             text.encode("utf-8")
-    told = re.search(r'id="told">(.*?)</script>', page, re.DOTALL)
-    assert told
-    strict(told[1])
+    details = re.search(r'id="run-details">(.*?)</script>', page, re.DOTALL)
+    assert details
+    strict(details[1])
     for one, other in (("good", "bad"), ("bad", "good")):
         with suppress(UsageError):
             diff_folders(folder / one, folder / other).markdown().encode("utf-8")

@@ -248,7 +248,7 @@ def test_the_tables_of_decoding() -> None:
     assert found["linear"]["power of N, time"].lstrip("−").startswith("0.00")
     assert found["full"]["state at 16,384"] == "32\xa0MiB"
     assert found["linear"]["state at 16,384"] == "64\xa0KiB"
-    assert found["linear"]["share of full's"] == "0.00195"
+    assert found["linear"]["share of full's state"] == "0.00195"
     assert found["none (control)"]["state at 16,384"] == "0\xa0B"
     assert found["none (control)"]["power of N, state"] == "–"
     assert found["linear"]["ratio to full"] == "0.272"
@@ -265,7 +265,7 @@ def test_the_tables_of_decoding() -> None:
 def test_the_answer_in_words() -> None:
     lines = answer_to(groups_of(planted()))
     (longest,) = [line for line in lines if "Decoding" in line]
-    assert longest.startswith("bytes, length 16,384: Decoding, without scores. Fastest: linear, 0.27")
+    assert longest.startswith("bytes, length 16,384: Decoding costs only, no scores. Fastest: linear, 0.27")
     assert "smallest state: linear, 0.00195 times full's state" in longest
     assert "State of one sample: full 32\xa0MiB; linear 64\xa0KiB." in longest
     (crossing,) = [line for line in lines if "against length" in line]
@@ -302,7 +302,7 @@ def test_the_charts_name_everyone_without_overlap(variants: tuple[str, ...]) -> 
         named = " ".join(name.replace("\n", " ") for name, _ in labels_of(figure))
         assert {name for name in measured - QUADRATIC if name not in named} == set()
     notes = " ".join(text.get_text().replace("\n", " ") for text in both.texts)
-    assert "for want of any state: none (control)" in notes
+    assert "Not drawn (no state): none (control)" in notes
     assert "linformer (unsupported)" in notes
     assert "performer (timeout)" in notes
     assert "0 at every length: none (control)" in " ".join(text.get_text() for text in states.texts)

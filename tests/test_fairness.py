@@ -78,9 +78,9 @@ PLANTED = [
         "linear (2 of 4: 1 diverged, 1 oom)",
         "2 of 4 seeds did not finish: 1 diverged, 1 oom",
     ),
-    (other_seeds, "§", "linear (2 of its 4 shared, full has 4)", "other seeds than full: 2 of its 4 shared"),
+    (other_seeds, "§", "linear (2 of its 4 shared, full has 4)", "seeds differ from full's: 2 of its 4 shared"),
     (another_kernel, "*", "linear (plain loops)", "linear (ran plain loops)"),
-    (other_data, "¶", "linear (corpus_sha256 a0a0a0a0 instead of 5f5f5f5f)", "other data: corpus_sha256 a0a0a0a0"),
+    (other_data, "¶", "linear (corpus_sha256 a0a0a0a0 instead of 5f5f5f5f)", "data differs: corpus_sha256 a0a0a0a0"),
 ]
 
 
@@ -165,7 +165,7 @@ def test_nothing_is_read_before_the_first_validation() -> None:
     (group,) = groups_of(records)
     view = match_scores(group, "steps")
     assert [row.scores for row in view.rows] == [{"0": 0.4}, {}]
-    assert view.basis.note.endswith("Without a score there, being first validated later: linear, seed 0.")
+    assert view.basis.note.endswith("No score there (first validated later): linear, seed 0.")
 
 
 def test_a_run_that_failed_does_not_shorten_what_is_equal() -> None:
@@ -228,7 +228,7 @@ def test_some_runs_without_flops_are_left_out_by_name() -> None:
     (group,) = groups_of(records)
     view = match_scores(group, "flops")
     assert [len(row.scores) for row in view.rows] == [2, 1]
-    assert "Left out, without validation scores by FLOPs: linear, seed 1." in view.basis.note
+    assert "Left out (no validation scores by FLOPs): linear, seed 1." in view.basis.note
 
 
 def test_a_size_that_is_not_recorded_is_not_made_up() -> None:
@@ -329,11 +329,11 @@ def test_how_learning_rates_were_chosen_is_noted() -> None:
             }
         if record["variant"] == "local":
             record["lr_search"] = "damaged"
-    took = f" The search took 75{NO_BREAK}s a variant."
+    took = f" The search took 75{NO_BREAK}s per variant."
     assert [line for line in notes(groups_of(records)[0]) if line.startswith("Learning rate")] == [
-        f"Learning rate chosen of 0.001, 0.002, 0.004 on validation: full 0.002.{took}",
-        "Learning rate chosen of 0.001, 0.002, 0.004 at pairs=16 on validation: linear 0.004 (at the edge of the grid)."
-        + took,
+        f"Learning rate chosen on validation from 0.001, 0.002, 0.004: full 0.002.{took}",
+        "Learning rate chosen on validation from 0.001, 0.002, 0.004 at pairs=16: linear 0.004 (at the edge of the "
+        "grid)." + took,
     ]
 
 
@@ -369,8 +369,8 @@ def test_the_answer_says_what_embarrasses_everybody() -> None:
 @pytest.mark.parametrize(
     ("records", "words"),
     [
-        (runs(seeds=[0, 1]), "With 2 seeds it cannot be said who is as accurate as full"),
-        (runs(seeds=[0]), "With 1 seed it cannot be said who is as accurate as full"),
+        (runs(seeds=[0, 1]), "2 seeds cannot show which variants are as accurate as full"),
+        (runs(seeds=[0]), "1 seed cannot show which variants are as accurate as full"),
         (runs(("linear", "local")), "Full was not run, so nothing can be compared with it."),
         (
             runs(("linear",)) + runs(("full",), status="oom"),
@@ -393,7 +393,7 @@ def test_the_answer_on_cost_alone_claims_no_accuracy() -> None:
     for record in records:
         record |= {"test_score": None, "curve": []}
     (line,) = answer_to(groups_of(records))
-    assert line.startswith("bytes, length 1,024: Cost alone, without scores. Fastest: linear, ")
+    assert line.startswith("bytes, length 1,024: Costs only, no scores. Fastest: linear, ")
 
 
 def test_the_answer_counts_the_tasks_on_which_a_variant_is_as_good() -> None:
@@ -448,4 +448,4 @@ def test_the_answer_says_from_which_length_a_variant_is_faster() -> None:
     records += [at("local", n, n * 1e-7 * 20) for n in lengths] + [at("performer", n, n**2 * 4e-7) for n in lengths]
     said = next(line for line in answer_to(groups_of(records)) if "against length" in line)
     assert "at every length from 256 on: local; from some length on: linear from 70" in said.replace(NO_BREAK, " ")
-    assert "at none of the longest, up to 4,096: performer." in said
+    assert "not at the longest length measured (up to 4,096): performer." in said

@@ -33,13 +33,13 @@ def scored(**scores: float) -> str:
 def test_three_sentences_say_what_was_asked_who_can_and_at_what_cost() -> None:
     asked, solved, cost = first([make_recall(variant) for variant in RECALL])
     assert asked == (
-        "After 60 s of training each model was asked, with inputs of 8,192 tokens: "
-        "say which value stands beside each of 16 keys that are hidden in noise."
+        "Task: say which value stands beside each of 16 keys that are hidden in noise. "
+        "Each model trained for 60 s; inputs have 8,192 tokens."
     )
     assert solved == (
-        "In this run full reaches 100.0 % test accuracy; linear (97.5 %) stays within 5 points of it; linformer "
-        "(0.9 %) does not solve it, at most 5 points above the control without attention (0.9 %; most frequent value "
-        "1.7 %)."
+        "In this run full reaches 100.0 % test accuracy; linear (97.5 %) stays within 5 points of full; linformer "
+        "(0.9 %) does not solve the task: at most 5 points above the control without attention (0.9 %; most frequent "
+        "value 1.7 %)."
     )
     assert cost == (
         "A training step of full takes 1.31 s (memory of training 10.9 GiB); linear takes 0.34 times the time and 0.1 "
@@ -51,15 +51,15 @@ def test_three_sentences_say_what_was_asked_who_can_and_at_what_cost() -> None:
 @pytest.mark.parametrize(
     ("scores", "words"),
     [
-        ({"full": 0.4, "linear": 0.9, "none": 0.01}, "linear (90.0 %) is more than 5 points above it."),
+        ({"full": 0.4, "linear": 0.9, "none": 0.01}, "linear (90.0 %) is more than 5 points above full."),
         (
             {"full": 0.9, "linear": 0.4, "none": 0.01},
-            "full reaches 90.0 % test accuracy; linear (40.0 %) falls behind.",
+            "full reaches 90.0 % test accuracy; linear (40.0 %) falls behind full.",
         ),
         (
             {"full": 0.49, "linear": 0.57, "none": 0.57},
-            "In this run no model solves it: none is more than 5 points above the control without attention (57.0 %; "
-            "most frequent value 1.7 %); test accuracy: linear (57.0 %) and full (49.0 %).",
+            "In this run no model solves the task: none is more than 5 points above the control without attention "
+            "(57.0 %; most frequent value 1.7 %); test accuracy: linear (57.0 %) and full (49.0 %).",
         ),
         (
             {"full": 0.52, "linear": 0.46, "none": 0.44},
@@ -67,9 +67,10 @@ def test_three_sentences_say_what_was_asked_who_can_and_at_what_cost() -> None:
         ),
         (
             {"full": 0.03, "linear": 0.8, "none": 0.01},
-            "In this run linear (80.0 %) reaches test accuracy; full (3.0 %) does not solve it",
+            "In this run linear (80.0 %) beats the control without attention by more than 5 points in test accuracy; "
+            "full (3.0 %) does not solve the task",
         ),
-        ({"linear": 0.8, "none": 0.01}, "In this run linear (80.0 %)"),
+        ({"linear": 0.8, "none": 0.01}, "In this run linear (80.0 %) beats the control without attention (1"),
         (
             {"full": 0.9, "linear": 0.02},
             "5 points above the best trivial predictor (most frequent value 1.7 %).",
@@ -82,25 +83,25 @@ def test_scores_are_told_beside_full_and_beside_what_needs_no_attention(scores: 
 
 def test_without_a_control_and_baselines_nobody_is_said_to_fail() -> None:
     records = [make_recall("full", score=0.9) | {"baselines": {}}, make_recall("linear", score=0.1) | {"baselines": {}}]
-    assert first(records)[1] == "In this run full reaches 90.0 % test accuracy; linear (10.0 %) falls behind."
+    assert first(records)[1] == "In this run full reaches 90.0 % test accuracy; linear (10.0 %) falls behind full."
 
 
 def test_a_baseline_above_the_control_does_not_measure_who_solves_it() -> None:
     records = [make_recall(variant, score=score) for variant, score in (("full", 0.9), ("linear", 0.85), ("none", 0.6))]
     told = first([record | {"baselines": {"logistic regression": 0.95}} for record in records])[1]
-    assert told == "In this run full reaches 90.0 % test accuracy; linear (85.0 %) stays within 5 points of it."
+    assert told == "In this run full reaches 90.0 % test accuracy; linear (85.0 %) stays within 5 points of full."
 
 
 def test_a_record_that_does_not_know_what_was_asked_names_its_task() -> None:
     asked = first([make_recall(variant) | {"task_summary": None} for variant in RECALL])[0]
-    assert asked == "After 60 s of training each model was tested on noisy_recall, with inputs of 8,192 tokens."
+    assert asked == "Task: noisy_recall. Each model trained for 60 s; inputs have 8,192 tokens."
 
 
 def test_full_without_a_score_is_told_and_no_cost_beside_it() -> None:
     records = [make_recall(variant) for variant in RECALL]
     records[0] |= {"status": "oom", "test_score": None, "step_seconds": None}
     asked, solved = first(records)
-    assert solved.startswith("In this run full has no score (oom); linear (97.5 %) reaches test accuracy; linformer")
+    assert solved.startswith("In this run full has no score (oom); linear (97.5 %) beats the control without attention")
     assert (
         first([record | dict.fromkeys(("peak_memory_bytes", "train_memory_bytes"), 0) for record in records[1:]])[0]
         == asked
@@ -127,7 +128,7 @@ def test_of_many_variants_the_fastest_and_the_lightest_that_solve_it_stand_for_t
 
 def test_a_report_of_several_comparisons_begins_with_the_longest_and_says_so() -> None:
     records = [make_recall(variant) for variant in RECALL] + [make_record(v, seq_len=512) for v in ("full", "none")]
-    assert first(records)[3] == "This is about noisy_recall, length 8,192; 1 other comparison below."
+    assert first(records)[3] == "These lines describe noisy_recall, length 8,192; 1 other comparison below."
     assert first(swept_recall())[1].startswith("Accuracy of 90 % or more with pairs")
     assert first([record | {"test_score": None} for record in records]) == []
     scale = {"unit": "bits", "lower_is_better": True, "bounds": [0, None]}

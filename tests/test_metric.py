@@ -250,6 +250,7 @@ def test_the_first_sentences_rank_by_fewer_bits() -> None:
     assert lead is not None
     said = lead.sentences[1]
     assert "full reaches 2.000 test bits per byte" in said
-    assert "linear (2.060) stays within 5 % of it" in said
-    assert "local (2.500) falls behind" in said
-    assert "performer (3.900) does not solve it, at most 5 % better than the control without attention (4.000" in said
+    assert "linear (2.060) stays within 5 % of full" in said
+    assert "local (2.500) falls behind full" in said
+    assert "performer (3.900) does not solve the task: at most 5 % better than the control without attention" in said
+    assert "the control without attention (4.000" in said

@@ -292,7 +292,7 @@ def test_the_first_screen_holds_the_sentences_and_their_chart(
     for width, height in ((1280, 800), (400, 800)):
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        *told, chart = find(browser, ".first .told p, .first img")
+        *told, chart = find(browser, ".first .sentences p, .first img")
         assert len(told) == 3
         assert chart == find(browser, "img")[0]
         for part in (*told, chart):

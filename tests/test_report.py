@@ -652,11 +652,11 @@ def test_what_ran_alone_is_said_so() -> None:
     assert "Full is the only variant here that attends, so nothing can be compared with it." in short(*full)
     assert "Full is the only variant here that attends" in short(*full, control)
     assert "No variant but full has a score" in short(*full, failed)
-    assert "Nothing shares a seed with full" in short(full[0], make_record("linear", seed=1))
+    assert "No variant shares a seed with full" in short(full[0], make_record("linear", seed=1))
     assert "Only the control has a score: there is nothing to compare." in short(control)
     assert "Only the control has a score" in short(control, failed)
     cost = control | {"test_score": None, "curve": []}
-    assert "Cost alone, without scores." in short(cost)
+    assert "Costs only, no scores." in short(cost)
 
 
 def test_letters_that_no_font_has_flood_no_terminal(tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ def test_scores_are_means_over_all_settings_beside_the_published_ones(folder):
 
 def test_each_source_is_told_which_orders_are_the_same(folder):
     text = told(folder)
-    assert "A orders 3 pairs; the same here: full above linear; cannot be told here" in text
-    assert "B orders 1 pair; the other way round here: linear above full." in text
+    assert "A orders 3 pairs; the same here: full above linear; inconclusive here" in text
+    assert "B orders 1 pair; reversed here: linear above full." in text
 
 
 def test_what_lies_beyond_our_interval_has_a_reason_or_is_said_to_have_none(folder):

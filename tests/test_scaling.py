@@ -167,7 +167,7 @@ def test_the_table_of_costs() -> None:
     assert cells["full"]["power of N, time"].startswith("1.8")
     assert cells["linear"]["cheaper than full from N"].startswith("2,7")
     assert cells["full"]["cheaper than full from N"] == "–"
-    assert cells["linear"]["of matrix rate"] == "0.25"
+    assert cells["linear"]["share of matrix rate"] == "0.25"
     assert "forward + backward at 32,768" in table.header
     assert any("processes of one length differ" in note for note in table.notes)
 
@@ -184,7 +184,7 @@ def test_batches_that_differ_have_no_exponent() -> None:
         record["spec"]["batch_size"] = 32_768 // record["seq_len"]
     (table,) = tables_of(group_records([Source(records, ENVIRONMENT)]), "cost")
     assert not any(title.startswith("power of N") for title in table.header)
-    assert table.notes[0].startswith("The batch is not the same at all lengths")
+    assert table.notes[0].startswith("The batch size differs between lengths")
 
 
 def probe(length: int, status: str) -> Record:
@@ -203,7 +203,7 @@ def test_probes_are_in_no_table_but_that_of_the_longest_length() -> None:
     assert sum(len(group.records) for group in groups) == len(records)
     (table,) = tables_of(groups, "cost")
     assert table.header[-1] == "longest N in 1\xa0GiB"
-    assert [line[-1] for line in table.rows] == ["32,768 (no longer was tried)", "49,152 (53,248: oom)"]
+    assert [line[-1] for line in table.rows] == ["32,768 (no longer length tried)", "49,152 (53,248: oom)"]
     report = markdown_of(groups)
     assert "49,152 (53,248: oom)" in report
     assert "Runs that did not finish" not in report

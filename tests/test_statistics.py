@@ -312,8 +312,8 @@ def test_seeds_that_fall_apart_get_counts_and_no_interval_in_words() -> None:
     group = group_of(scores, metric="accuracy")
     assert verdict(group.against_full["linear"]) == "no verdict: 2 of 3 seeds solved, full 3 of 3"
     said = " ".join(clearly(group))
-    assert "Solved with some seeds only: linear (2 of 3)." in said
-    assert "Inconclusive: the interval is too wide: local." in said
+    assert "Solved by some seeds only: linear (2 of 3)." in said
+    assert "Inconclusive (the interval is too wide): local." in said
     assert "linear (2 of 3 solved)" not in said.partition("Inconclusive")[2]
     assert not is_within(group.against_full["linear"])
     sure = group_of({"full": [1.0] * 8, "linear": [0.02] * 7 + [0.97]}, metric="accuracy")

@@ -122,7 +122,7 @@ def test_capacity_shows_what_is_swept_and_what_it_is_measured_by() -> None:
 def test_capacity_is_against_state_or_for_all_alike_against_saved_bytes() -> None:
     records = swept()
     figure = chart(records, "capacity_state")
-    assert "what one layer keeps" in figure.axes[0].get_xlabel()
+    assert "state of one layer" in figure.axes[0].get_xlabel()
     texts = [text.replace("\n", " ") for text, _ in labels_of(figure)]
     assert any(text.startswith("none (control)") and text.endswith("at 0") for text in texts), (
         "0 has no place on the axis"
@@ -131,14 +131,14 @@ def test_capacity_is_against_state_or_for_all_alike_against_saved_bytes() -> Non
     assert points == {16 * 1024, 4 * 1024}
     del records[5]["state_bytes"]
     figure = chart(records, "capacity_state")
-    assert "saved for backward: not all have told their state" in figure.axes[0].get_xlabel()
+    assert "saved for backward, as not all recorded their state" in figure.axes[0].get_xlabel()
     assert min(point for line in figure.axes[0].lines for point in line.get_xdata() if point > 1) > 1e7
 
 
 def test_nothing_swept_leaves_the_charts_as_they_are(tmp_path: Path) -> None:
     write_report(write_folder(tmp_path, [make_record(name) for name in ("full", "linear", "none")]))
     assert not list((tmp_path / "charts").glob("capacity*"))
-    assert "smallest within noise" not in (tmp_path / "report.md").read_text()
+    assert "smallest value within noise" not in (tmp_path / "report.md").read_text()
 
 
 def test_the_table_names_the_smallest_value_within_noise_of_the_best() -> None:
@@ -162,7 +162,7 @@ def test_reports_in_both_forms_hold_table_and_charts(tmp_path: Path) -> None:
     write_report(write_folder(tmp_path, swept()))
     for page in ("report.md", "report.html"):
         text = (tmp_path / page).read_text()
-        assert "smallest within noise of it" in text
+        assert "smallest value within noise of that" in text
         assert "Capacity: test score against bytes of state" in text
 
 

@@ -1,6 +1,6 @@
-"""Reports drawn from records alone: charts, a markdown report, a self-contained page and tables.
+"""Reports drawn from records alone: charts, a Markdown report, a self-contained page and tables.
 
-Nothing here imports torch: a report can be drawn anywhere the records can be read.
+Nothing here imports torch: a report needs only the records.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from compare.report.sections.published import in_lines
 
 __all__ = ["Report", "foreign_files", "in_short", "write_report", "write_report_many"]
 
-# What the beginning of each file that a report writes says.
+# Each file that a report writes has this text near its beginning.
 MARKS = {
     "report.md": f"# {TITLE}",
     "report.html": f"<title>{TITLE}</title>",
@@ -38,7 +38,7 @@ BEGINNING = 1000  # bytes
 
 
 class Report(NamedTuple):
-    """A report that was drawn: the warnings and the sentences that it begins with."""
+    """The warnings and the first sentences of a written report."""
 
     warnings: list[str]
     sentences: list[str]
@@ -57,19 +57,22 @@ def beginning(path: Path) -> str:
 
 
 def write_report(folder: Path, match: str = "end") -> Report:
-    """Draw the report of one folder into that folder, and say how it begins.
+    """Draw the report of one folder into that folder.
 
     Args:
         folder: holds records.jsonl and environment.json; receives report.md, report.html, table.csv, table.tex,
             charts/ and charts.txt, which lists them.
-        match: which score counts in charts and reports: the test score at the "end" of each run's own training, or the
-            validation score at equal "steps", "time" or "flops". The tables for papers hold the test score.
+        match: the score that charts and reports compare: the test score at the "end" of each run's own training, or
+            the validation score at equal "steps", "time" or "flops". The tables for papers hold the test score.
+
+    Returns:
+        The warnings, and the sentences that the report begins with.
     """
     return write_report_many([folder], folder, match)
 
 
 def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") -> Report:
-    """Draw one report of several folders. What ran on different machines is kept apart.
+    """Draw one report of several folders. Runs of different machines are in different groups.
 
     Args:
         folders: each holds records.jsonl and environment.json.
@@ -77,7 +80,7 @@ def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") ->
         match: as in `write_report`.
 
     Returns:
-        How it begins: warnings of what could not be read or is not comparable; what a newcomer reads first.
+        The warnings, on what could not be read or compared, and the sentences that the report begins with.
     """
     sources, warnings = [], []
     for folder in folders:
@@ -98,8 +101,10 @@ def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") ->
 
 
 def in_short(folder: Path) -> tuple[str, list[str]]:
-    """The chart that the report of a folder begins with, its stem ("" where nothing was scored), and its first
-    sentences: those for a newcomer or, of costs alone, from which length on what is faster than full."""
+    """The stem of the chart that the report of a folder begins with, and the report's first sentences.
+
+    Without scores the stem is "", and each sentence names the lengths from which variants are faster than full.
+    """
     records, _ = read_records(folder / "records.jsonl")
     groups = group_records([Source(records, read_environment(folder / "environment.json")[0])])
     if lead := lead_of(Overview(groups)):
@@ -108,7 +113,7 @@ def in_short(folder: Path) -> tuple[str, list[str]]:
 
 
 def read_environment(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The environment stamp, or an empty one and why."""
+    """The environment stamp, or an empty one with a warning."""
     try:
         found = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:

@@ -1,1 +1,1 @@
-"""What the records say: numbers, and the names of what they belong to. No finding, no colour and no drawing."""
+"""Facts of the records: numbers and names. No sentences, no colours, no drawing."""

@@ -1,8 +1,8 @@
-"""Scores at equal terms: at as many steps, as much training time or as many FLOPs as all runs of a group had.
+"""Scores at equal terms: at the most steps, training time or FLOPs that every run of a group reached.
 
-They are read from the learning curves, between the two nearest validations of each run, and never beyond its first or
-last one. The learning rate was annealed for each run's own budget, so what is read in mid-course is below what a run
-of that length would end with.
+The scores are interpolated on the learning curves, between the two nearest validations of each run, and never beyond
+its first or last one. The learning rate was annealed over each run's own budget, so a score read midway is below the
+final score of a run of that length.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from compare.units import count, plain, seconds
 
 @dataclass(frozen=True)
 class Match:
-    """What may be made equal: a field of the points of a curve, in words, and how to write its values."""
+    """A quantity to hold equal. field: of a curve's points. words: its name. show: writes its values."""
 
     field: str
     words: str
@@ -32,15 +32,15 @@ MATCHES = {
 
 
 def match_scores(group: Group, match: str) -> Group:
-    """The group with the scores that count where runs are matched by "steps", "time" or "flops"; "end": as it is.
+    """The group with its scores at equal "steps", "time" or "flops"; with "end", the group itself.
 
-    Where nothing can be read, the rows have no scores and the notes of the terms say why.
+    Without validation scores the rows have no scores, and the note of the group's basis says why.
     """
     return group if match == "end" else at_equal(group, MATCHES[match])
 
 
 def at_equal(group: Group, match: Match) -> Group:
-    """The group with its validation scores at the largest x that every validated run of it reached."""
+    """The group with its validation scores at the largest x that all its validated runs reached."""
     curves = {
         (row.name, str(record.get("seed"))): validations(record, match.field)
         for row in group.rows
@@ -59,9 +59,9 @@ def at_equal(group: Group, match: Match) -> Group:
     scores = {run: score for run, points in curves.items() if (score := read(points, x)) is not None}
     note = f"Equal {match.words}: {match.show(x)}, the least of any run ({name_of(shortest)})."
     if missing := [name_of(run) for run in curves if run not in reached]:
-        note += f" Left out, without validation scores by {match.words}: {'; '.join(missing)}."
+        note += f" Left out (no validation scores by {match.words}): {'; '.join(missing)}."
     if late := [name_of(run) for run in reached if run not in scores]:
-        note += f" Without a score there, being first validated later: {'; '.join(late)}."
+        note += f" No score there (first validated later): {'; '.join(late)}."
     return with_scores(group, scores, ScoreBasis("validation", f"{at} ({match.show(x)})", note))
 
 
@@ -80,7 +80,7 @@ def name_of(run: tuple[str, str]) -> str:
 
 
 def validations(record: Record, field: str) -> list[tuple[float, float]]:
-    """The validated points of a run's curve: (steps, seconds or FLOPs, score), rising."""
+    """The validated points of a run's curve: (steps, seconds or FLOPs; score), with rising x."""
     curve = record.get("curve")
     points = (point for point in (curve if isinstance(curve, list) else []) if isinstance(point, dict))
     found = ((as_number(p.get(field)), as_number(p["val_score"])) for p in points if p.get("val_score") is not None)
@@ -88,7 +88,7 @@ def validations(record: Record, field: str) -> list[tuple[float, float]]:
 
 
 def read(points: Sequence[tuple[float, float]], at: float) -> float | None:
-    """The score between the two points nearest to `at`; None before the first and after the last."""
+    """The score at `at`, interpolated between the two nearest points; None before the first and after the last."""
     if not points or not points[0][0] <= at <= points[-1][0]:
         return None
     return float(np.interp(at, [x for x, _ in points], [score for _, score in points]))

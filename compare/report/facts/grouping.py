@@ -1,9 +1,8 @@
-"""Records in, groups out: which runs may be compared, and what they are called.
+"""From records to groups: which runs may be compared, and the names of groups and rows.
 
-A group is everything measured on one machine, on one task, at one length, under one set of conditions
-(steps or budget, width, depth, batch, dtype …). Within it a row is one variant, its seeds together.
-Its records say what its scores are, and which way is better (`Group.scale`). Runs that searched for a learning rate
-count for no row.
+A group holds all runs on one machine, on one task, at one length, under one set of conditions (steps or budget, width,
+depth, batch, dtype …). A row of a group is one variant with all its seeds. The records of a group say what its scores
+are, and which way is better (`Group.scale`). Runs that searched for a learning rate are in no row.
 """
 
 import json
@@ -28,9 +27,9 @@ from compare.report.facts.values import (
 from compare.spec import read_spec
 from compare.units import plural
 
-# Spec fields that may differ between the rows of one group. All others are conditions and split it.
+# Spec fields that may differ between the rows of one group. All other fields are conditions: they separate groups.
 PER_ROW = frozenset({"variant", "options", "lr", "weight_decay", "seed", "task", "seq_len", "probe"})
-# Conditions that do not change what one forward and backward pass costs, or that follow the length.
+# Conditions that do not change the cost of one forward and backward pass, or that follow the length.
 NOT_COST = frozenset(
     {
         *("steps", "budget", "batch_size", "accumulate", "weight_decay", "clip_norm"),
@@ -41,13 +40,13 @@ NOT_COST = frozenset(
 
 @dataclass(frozen=True)
 class Source:
-    """One folder of results as read. environment: its newest stamp; "earlier" holds those before."""
+    """One folder of results. environment: its newest stamp; the key "earlier" holds the older ones."""
 
     records: Sequence[Record]
     environment: Mapping[str, Any]
 
     def environment_of(self, record: Record) -> Mapping[str, Any]:
-        """What a record was measured on: it bears it, or, where it is old, its time tells by the folder's stamps."""
+        """The environment of a record: its own, or, in an old record, the folder's last stamp before its start."""
         if own := as_mapping(record.get("machine")):
             return own
         earlier = self.environment.get("earlier")
@@ -58,10 +57,11 @@ class Source:
 
 
 def group_records(sources: Sequence[Source], *, short: bool = True) -> list[Group]:
-    """Sort records into groups and rows. Of two runs of the same thing with the same seed the later counts.
+    """Sort records into groups and rows. Of two runs with the same settings and seed, the later counts.
 
     Args:
-        short: names hold options only where they tell variants of these sources apart; else all that were set.
+        sources: the folders, as read.
+        short: names have options only where these distinguish variants of the sources; else all options that were set.
     """
     machines: dict[str, Mapping[str, Any]] = {}
     cells: dict[tuple[str, str, int, str], dict[tuple[str, str], dict[str, Record]]] = {}
@@ -80,12 +80,12 @@ def group_records(sources: Sequence[Source], *, short: bool = True) -> list[Grou
             if spec["probe"] is not None:
                 probes.setdefault((machine, str(record.get("task")), cost_key(conditions)), []).append(record)
                 continue
-            own = {key: value for key, value in spec.items() if key in {"options", "lr", "weight_decay"}}
+            settings = {key: value for key, value in spec.items() if key in {"options", "lr", "weight_decay"}}
             cell = cells.setdefault(
                 (machine, str(record.get("task")), int(as_number(record.get("seq_len")) or 0), as_key(conditions)), {}
             )
             label = label_of(record)
-            row = cell.setdefault((shorter.get(label, label), as_key(own)), {})
+            row = cell.setdefault((shorter.get(label, label), as_key(settings)), {})
             row[str(record.get("seed"))] = record
 
     where = tell_machines_apart(machines)
@@ -94,19 +94,19 @@ def group_records(sources: Sequence[Source], *, short: bool = True) -> list[Grou
     for machine, task, seq_len, setting in sorted(cells, key=lambda key: (*key[:3], natural(key[3]))):
         cell = cells[machine, task, seq_len, setting]
         rivals = [key[3] for key in cells if key[:3] == (machine, task, seq_len)]
-        told_apart = conditions_in_words(setting, rivals)
+        conditions_text = conditions_in_words(setting, rivals)
         cost = cost_key(json.loads(setting))
         rows, tried = make_rows(cell, families), tuple(probes.get((machine, task, cost), ()))
-        of = machine, where[machine], machines[machine]
-        groups.append(Group(task, seq_len, told_apart, cost, *of, rows, probes=tried, setting=setting))
+        place = machine, where[machine], machines[machine]
+        groups.append(Group(task, seq_len, conditions_text, cost, *place, rows, probes=tried, setting=setting))
     slugs = distinct_slugs([(g.task, str(g.seq_len), g.where, g.conditions) for g in groups])
     return [replace(group, slug=slug) for group, slug in zip(groups, slugs, strict=True)]
 
 
 def short_labels(records: Iterable[Record]) -> dict[str, str]:
-    """What to call each label: the variant alone, where no other options of it are in the report.
+    """Label -> the variant alone, for each variant that occurs with one set of options only.
 
-    The reference keeps its options, so that all can see what was compared with.
+    The reference keeps its options: every reader must see what the variants are compared with.
     """
     labels: dict[str, set[str]] = {}
     for record in records:
@@ -120,12 +120,12 @@ def label_of(record: Record) -> str:
 
 
 def cost_key(conditions: Mapping[str, Any]) -> str:
-    """The conditions that change what a step costs, as text."""
+    """The conditions that change the cost of a step, as a key."""
     return as_key({key: value for key, value in conditions.items() if key not in NOT_COST})
 
 
 def families_of(records: Iterable[Record]) -> dict[str, str]:
-    """The family of each variant. One record that names it is enough: old ones do not."""
+    """The family of each variant. One record that names it is enough, since old records do not."""
     found = {CONTROL: CONTROL_FAMILY}
     for record in records:
         if isinstance(family := record.get("family"), str) and family.strip():
@@ -134,7 +134,7 @@ def families_of(records: Iterable[Record]) -> dict[str, str]:
 
 
 def make_rows(cell: Mapping[tuple[str, str], Mapping[str, Record]], families: Mapping[str, str]) -> tuple[Row, ...]:
-    """Rows with the reference first and the control last; two of one label are told apart by their settings."""
+    """Rows, the reference first and the control last; a suffix distinguishes rows with the same label."""
     rows = []
     for (label, own), seeds in cell.items():
         suffix = tell_apart(own, [key[1] for key in cell if key[0] == label])
@@ -146,17 +146,17 @@ def make_rows(cell: Mapping[tuple[str, str], Mapping[str, Record]], families: Ma
 
 
 def machine_name(environment: Mapping[str, Any]) -> str:
-    """Short: the processor that did the work and how much of it."""
+    """The GPU, or the CPU and its number of cores."""
     gpu = environment.get("gpu")
     if gpu and environment.get("device") != "cpu":
         return str(gpu)
     cpu = re.sub(r"\((R|TM)\)|\bCPU\b", "", str(environment.get("cpu") or "unknown machine"))
     cores = environment.get("cores")
-    return " ".join(cpu.split()) + (f", {cores} cores" if cores else "")
+    return " ".join(cpu.split()) + (f", {cores} {plural(cores, 'core')}" if cores else "")
 
 
 def machine_line(environment: Mapping[str, Any]) -> str:
-    """The machine and software on which a time means something."""
+    """The machine and the software that a time depends on."""
     parts = [machine_name(environment)]
     if threads := environment.get("threads"):
         parts.append(f"{threads} {plural(threads, 'thread')}")
@@ -167,7 +167,7 @@ def machine_line(environment: Mapping[str, Any]) -> str:
 
 
 def tell_machines_apart(machines: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What to call each machine in titles and file names: nothing where there is only one."""
+    """Machine -> its name in titles and file names: "" for a single machine."""
     names = {line: machine_name(environment) for line, environment in machines.items()}
     if len(names) == 1:
         return dict.fromkeys(names, "")
@@ -176,7 +176,7 @@ def tell_machines_apart(machines: Mapping[str, Mapping[str, Any]]) -> dict[str, 
 
 
 def data_hashes(records: Iterable[Record]) -> dict[str, list[str]]:
-    """The hashes of the data that runs were made from, each once, under the name that they are recorded by."""
+    """Name of a recorded hash -> the different hashes of the data that the runs used."""
     found: dict[str, list[str]] = {}
     for record in records:
         for key, value in as_mapping(record.get("data")).items():

@@ -1,4 +1,4 @@
-"""Groups and their rows: runs that may be compared with one another, and what they came to."""
+"""Groups and their rows: runs that may be compared with one another, and their results."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,15 +26,20 @@ from compare.report.facts.values import Record, as_mapping, as_number, as_pairs,
 from compare.units import plain
 
 CONTROL_FAMILY = "control"
-UNKNOWN_FAMILY = "other"  # what a record says nothing of
+UNKNOWN_FAMILY = "other"  # of a variant whose records name no family
 CONTROL = "none"
 REFERENCE = "full"
 
 
 @dataclass(frozen=True)
 class ScoreBasis:
-    """Which score of a run counts: on the test set after its own training, or on the validation split where all runs
-    of the group had had the same (`at`, in words; the note says what that leaves out)."""
+    """Which score of a run counts.
+
+    Attributes:
+        split: "test", after the run's own training, or "validation", at equal terms.
+        at: these terms in words; "" after the run's own training.
+        note: what the terms leave out.
+    """
 
     split: str = "test"
     at: str = ""
@@ -47,7 +52,7 @@ class ScoreBasis:
 
 @dataclass(frozen=True)
 class Row:
-    """One variant in one group: its runs, one a seed, and the score of each seed that counts."""
+    """One variant in one group: its runs, one for each seed, and seed -> the score that counts."""
 
     label: str
     suffix: str
@@ -67,12 +72,12 @@ class Row:
 
     @property
     def attends(self) -> bool:
-        """Whether it is a competitor: no control of any kind."""
+        """Whether it is a competitor and not a control."""
         return self.family != CONTROL_FAMILY
 
     @property
     def is_reference(self) -> bool:
-        """The reference with its usual settings, of which there is one."""
+        """Whether it is the reference with its usual settings; a group has at most one such row."""
         return self.variant == REFERENCE and self.name == self.label
 
     @property
@@ -81,21 +86,21 @@ class Row:
 
     @cached_property
     def disturbed(self) -> dict[str, str]:
-        """The seeds whose runs others disturbed, and by what."""
+        """Seed -> what disturbed its run, for each disturbed run."""
         return {str(record.get("seed")): words for record in self.finished if (words := disturbance(record))}
 
     @cached_property
     def slowed(self) -> set[str]:
-        """The seeds of these that were disturbed in training."""
+        """The seeds whose runs were slowed in training."""
         return {str(record.get("seed")) for record in self.finished if slowed(record)}
 
     @property
     def by_budget(self) -> bool:
-        """Whether its runs trained for so many seconds: then a busy machine changes scores too."""
+        """Whether its runs trained for a budget in seconds: then a busy machine changes scores too."""
         return any(as_mapping(record.get("spec")).get("budget") is not None for record in self.records)
 
     def fair(self, quantity: Quantity) -> "Row":
-        """What of it a verdict on a quantity may rest on: without disturbed runs where that depends on time."""
+        """The row with the runs that a verdict on a quantity may use: without disturbed ones where time matters."""
         if quantity is TEST_SCORE and self.by_budget and self.slowed:
             return replace(self, records=tuple(record for record in self.records if not slowed(record)))
         if not self.disturbed or not quantity.timed:
@@ -118,7 +123,7 @@ class Row:
         return kinds[0] if len(found) == 1 or kinds == ["ok"] else ", ".join(f"{found.count(k)} {k}" for k in kinds)
 
     def by_seed(self, quantity: Quantity) -> dict[str, float]:
-        """The quantity of each seed that finished and has it."""
+        """Seed -> the quantity, for each finished run that has it."""
         values = {str(record.get("seed")): as_number(record.get(quantity.field)) for record in self.finished}
         return {seed: value for seed, value in values.items() if value is not None}
 
@@ -163,11 +168,11 @@ class Group:
     rows: tuple[Row, ...]
     basis: ScoreBasis = ScoreBasis()
     probes: tuple[Record, ...] = ()
-    """Runs that asked which length fits, under these conditions at any length: in no row and in no table of runs."""
+    """Runs that searched for the longest length that fits, under these conditions; in no row and in no list of runs."""
     setting: str = "{}"
-    """All its conditions, the options of the task among them, as `as_key` writes them."""
+    """All its conditions, with the options of the task, as `as_key` writes them."""
     slug: str = ""
-    """What its files are called; no two groups of a report share it."""
+    """Ends its file names; no two groups of a report share it."""
 
     @property
     def title(self) -> str:
@@ -184,7 +189,7 @@ class Group:
 
     @property
     def decodes(self) -> bool:
-        """Whether its runs went token by token."""
+        """Whether its runs decoded token by token."""
         return json.loads(self.cost_conditions).get("decode") is True
 
     @property
@@ -193,21 +198,21 @@ class Group:
 
     @property
     def scale(self) -> Scale:
-        """How its scores are told and compared."""
-        told = next((as_mapping(r["metric_scale"]) for r in self.records if r.get("metric_scale")), None)
-        if told is None:
+        """The scale of its scores: their unit, their bounds, and which way is better."""
+        recorded = next((as_mapping(r["metric_scale"]) for r in self.records if r.get("metric_scale")), None)
+        if recorded is None:
             return OLDER.get(self.metric, FRACTION)
-        low, high = told["bounds"]
-        return Scale(told["unit"], told["lower_is_better"], (low, high))
+        low, high = recorded["bounds"]
+        return Scale(recorded["unit"], recorded["lower_is_better"], (low, high))
 
     @property
     def causal(self) -> bool:
-        """Whether its encoders see the past alone."""
+        """Whether its encoders are causal."""
         return json.loads(self.cost_conditions).get("causal") is True
 
     @property
     def baselines(self) -> dict[str, float]:
-        """Trivial predictors and their scores, the worst first: the mean where they were measured once a seed."""
+        """Trivial predictors and their scores, the worst first; the mean where each seed measured its own."""
         found: dict[str, list[float]] = {}
         for record in self.records:
             for name, value in as_mapping(record.get("baselines")).items():
@@ -218,14 +223,15 @@ class Group:
 
     @property
     def data_notes(self) -> list[str]:
-        """What was left out of the data or cut, each once."""
+        """What a task left out of its data or cut; each note once."""
         lists = (record.get("data_notes") for record in self.records)
         return list(dict.fromkeys(str(note) for notes in lists if isinstance(notes, list) for note in notes))
 
     @property
     def test_size(self) -> float | None:
-        """The smallest number of scored predictions of any run, on the split that counts (old records do not have it
-        for validation: then on the test set): the noisiest one counts. None where the score is not a share of them."""
+        """The number of scored predictions on the split that counts: of the run with the fewest, whose score is the
+        noisiest. Old records lack it for validation: then that of the test set. None where the score is not a share of
+        the predictions."""
         if not self.scale.is_share:
             return None
         validated = numbers(self.records, "val_size") if self.basis.split == "validation" else []
@@ -233,7 +239,7 @@ class Group:
 
     @property
     def scored_on(self) -> str:
-        """That size in words."""
+        """The size and the split in words."""
         size = plain(self.test_size or 0)
         if self.basis.split == "validation" and not numbers(self.records, "val_size"):
             return f"a validation split of a size that is not recorded, taken as that of the test set ({size})"
@@ -248,46 +254,46 @@ class Group:
         return next((row for row in self.rows if row.is_control), None)
 
     def test_noise(self, score: float) -> float:
-        """Half-width of the test set's own sampling noise at this score; 0 where its size is unknown."""
+        """Half-width of the 95 % interval from the test set's sampling noise at this score; 0 for an unknown size."""
         return binomial_half(score, self.test_size) if self.test_size else 0.0
 
     def fair_scores(self, row: Row) -> Mapping[str, float]:
-        """The scores that a verdict may rest on. Those of slowed runs do not count where all had the same time."""
+        """The scores that a verdict may use: without those of slowed runs where all runs had the same time."""
         timed = row.by_budget and (self.basis == ScoreBasis() or "time" in self.basis.at)
         return {seed: score for seed, score in row.scores.items() if not (timed and seed in row.slowed)}
 
     @cached_property
     def bounds(self) -> tuple[float, float]:
-        """Of a score."""
+        """The bounds of a score."""
         return self.scale.limits
 
     @cached_property
     def gain(self) -> tuple[float, float]:
-        """Scores of the best trivial predictor, 0 without one, and of the best run."""
+        """The scores of the best trivial predictor (0 without one) and of the best run."""
         floor = max(self.baselines.values(), default=0.0)
         return floor, max((score for row in self.rows for score in row.scores.values()), default=floor)
 
     def splits(self, scores: Sequence[float]) -> bool:
-        """Whether the scores of one variant's seeds fall into solved and not; never where they are no fractions."""
+        """Whether some seeds of a variant solve the task and others are far off; False unless scores are fractions."""
         return self.scale.is_fraction and fall_apart(scores, *self.gain)
 
     def estimate_of(self, scores: Mapping[str, float]) -> Estimate | None:
-        """The mean of scores of one variant, by seed."""
+        """The estimate from one variant's scores, given by seed."""
         values = list(scores.values())
         solved = sum(solved_by(values, *self.gain)) if self.splits(values) else None
         found = estimate(values)
         return found and found._replace(bounds=self.bounds, solved=solved)
 
     def score(self, row: Row) -> Estimate | None:
-        """Of all runs, disturbed or not."""
+        """The estimate from all runs, disturbed or not."""
         return self.estimate_of(row.scores)
 
     def fair_score(self, row: Row) -> Estimate | None:
-        """Of the runs that a verdict may rest on."""
+        """The estimate from the runs that a verdict may use."""
         return self.estimate_of(self.fair_scores(row))
 
     def score_differences(self, anchor: Row) -> dict[str, Difference]:
-        """By name, each other row's score minus the anchor's, paired over the seeds that both have."""
+        """Name -> the row's score minus the anchor's, paired over the seeds that both have, for all other rows."""
         size, theirs = self.test_size, self.fair_scores(anchor)
         families, splits = {}, {}
         for row in self.rows:
@@ -304,7 +310,7 @@ class Group:
         return judge(families, self.aside, splits, (low - high, high - low))
 
     def differences(self, anchor: Row, quantity: Quantity) -> dict[str, Difference]:
-        """The same of another quantity."""
+        """As `score_differences`, for another quantity."""
         theirs = anchor.fair(quantity).by_seed(quantity)
         families = {
             row.name: ([mine[seed] - theirs[seed] for seed in mine if seed in theirs], 0.0)
@@ -314,18 +320,18 @@ class Group:
         return judge(families, self.aside)
 
     def is_fair(self, row: Row, quantity: Quantity) -> bool:
-        """Whether a place by this quantity and the score may be given to a row: no run of it was disturbed, or none of
-        what was measured depends on time."""
+        """Whether a row may be ranked by this quantity and its score: no run was disturbed, or neither depends on
+        time."""
         return not row.disturbed or (row.fair(quantity) is row and len(self.fair_scores(row)) == len(row.scores))
 
     @property
     def aside(self) -> set[str]:
-        """Names that do not count in a family of tests: no competitors."""
+        """The names of the controls, which are left out of a family of tests."""
         return {row.name for row in self.rows if not row.attends}
 
     @cached_property
     def against_full(self) -> dict[str, Difference]:
-        """By name, each row's score minus that of full."""
+        """Name -> the row's score minus that of full."""
         return self.score_differences(self.reference) if self.reference else {}
 
 
@@ -334,7 +340,7 @@ Differences = Mapping[str, Difference]
 
 
 def scores_of(group: Group) -> Measured:
-    """What attends, and its scores that a verdict may rest on."""
+    """The rows that attend, with the scores that a verdict may use."""
     return [(row, found) for row in group.rows if row.attends and (found := group.fair_score(row))]
 
 

@@ -1,4 +1,4 @@
-"""Learning curves as they were recorded."""
+"""Learning curves of the records."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,7 +10,11 @@ from compare.report.facts.values import Record, as_number
 
 
 class Curve(NamedTuple):
-    """A learning curve: where it was read, what was read, and where the training length changed."""
+    """A learning curve.
+
+    x: steps or seconds. score: at each x. changes: (x, new training length) pairs. validated: whether the scores are
+    validation scores.
+    """
 
     x: list[float]
     score: list[float]

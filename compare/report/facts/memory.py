@@ -1,4 +1,4 @@
-"""Which memory charts and sentences speak of: what training holds in all, where the records tell it."""
+"""Which memory charts and sentences show: that of all training where the records have it."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from compare.report.facts.values import numbers
 
 
 def memory_of(rows: Sequence[Row]) -> Quantity:
-    """What a machine must hold to train, where each run with a peak told it; else what a step adds, of all of them."""
+    """The memory of training, if every run with a peak memory recorded it; else the peak memory of a step."""
     finished = [record for row in rows for record in row.finished]
     whole, added = (len(numbers(finished, memory.field)) for memory in (TRAINING_MEMORY, STEP_MEMORY))
     return TRAINING_MEMORY if whole and whole >= added else STEP_MEMORY

@@ -1,4 +1,4 @@
-"""What is seen of all groups of a report together."""
+"""All groups of a report, with their sweeps and series."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ class Overview:
 
     @cached_property
     def unswept(self) -> list[Group]:
-        """The groups that are no value of a sweep."""
+        """The groups outside sweeps."""
         return unswept(self.groups, self.sweeps)
 
     @cached_property
     def once(self) -> list[Group]:
-        """Of each sweep only its largest value: what a step costs is told once."""
+        """All groups, but of each sweep only the largest value, so that a report shows the cost of a step once."""
         return representatives(self.groups, self.sweeps)
 
     @cached_property
@@ -37,5 +37,5 @@ class Overview:
         return next(number for number, each in enumerate(self.groups) if each is group)
 
     def anchor(self, group: Group) -> str:
-        """Of its table of results."""
+        """The anchor of its table of results."""
         return f"table-{self.number(group)}"

@@ -1,4 +1,4 @@
-"""How the scores of a group are told, and which of two is the better one."""
+"""The scale of a group's scores: how to write them, and which of two is better."""
 
 import math
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from compare.report.facts.stats import Difference, Estimate
 from compare.units import percent
 
-WITHIN = 0.01  # of full's score, in points or as a share of it: what counts as being as good
+WITHIN = 0.01  # a variant this much worse than full is still as good: in points, or as a share of full's score
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What a record says of its metric beside the name; older records say nothing, and have fractions.
+    """The scale of a metric, from the records; old records have none, and their scores are fractions.
 
     Attributes:
-        unit: "%" where scores are fractions, told in percent, else the unit that they are in.
-        lower_is_better: which of two scores is the better one.
-        bounds: the least and the largest score that there can be; None = none.
+        unit: "%" for fractions, which are written in percent; else the unit of the scores.
+        lower_is_better: whether the lower of two scores is better.
+        bounds: the least and the largest possible score; None is unbounded.
     """
 
     unit: str = "%"
@@ -25,7 +25,7 @@ class Scale:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The bounds, infinite where there are none."""
+        """The bounds, infinite where a side is unbounded."""
         low, high = self.bounds
         return -math.inf if low is None else low, math.inf if high is None else high
 
@@ -35,17 +35,17 @@ class Scale:
 
     @property
     def is_share(self) -> bool:
-        """Whether it counts how many of the predictions are right: then the size of the test set tells its noise."""
+        """Whether a score is the share of right predictions; the size of the test set then gives its noise."""
         return self.bounds == (0.0, 1.0)
 
     @property
     def sign(self) -> int:
-        """What a difference is multiplied by, so that more is better."""
+        """The factor on a difference that makes more better."""
         return -1 if self.lower_is_better else 1
 
     @property
     def factor(self) -> float:
-        """From a score to the number that is shown."""
+        """The factor from a score to the number shown."""
         return 100.0 if self.is_fraction else 1.0
 
     @property
@@ -58,7 +58,7 @@ class Scale:
         return "points" if self.is_fraction else self.unit
 
     def better(self, difference: float) -> float:
-        """By how much the first of two is better, given its score minus the other's."""
+        """How much better the first of two scores is, from the first minus the second."""
         return self.sign * difference
 
     def show(self, score: float) -> str:
@@ -70,7 +70,7 @@ class Scale:
         return percent(score) if self.is_fraction else f"{score:.{self.decimals}f}"
 
     def lead(self, score: float, other: float) -> float:
-        """By how much a score is better than another: in points as a fraction, else as a share of the other."""
+        """How much better a score is than another: their difference for fractions, else a share of the other."""
         return self.better(score - other) / (1.0 if self.is_fraction else other)
 
     def number(self, found: Estimate) -> str:
@@ -82,21 +82,21 @@ class Scale:
         return in_points(found, self.factor, self.decimals)
 
     def margin(self, full: float) -> float:
-        """How much worse than full still counts as being as good."""
+        """How much worse than full a variant may be and still be as good, in units of the score."""
         return WITHIN if self.is_fraction else WITHIN * full
 
     def axis(self, words: str) -> str:
-        """The label of an axis: the best is at its top."""
+        """The label of an axis of scores, whose top is the best."""
         return f"{words}, %" if self.is_fraction else f"{words}{' (lower is better)' * self.lower_is_better}"
 
 
 FRACTION = Scale()
 OLDER = {"explained variance": Scale(bounds=(None, 1.0))}
-"""Of metrics that records named before they told more."""
+"""The scales of metrics in old records, which name the metric only."""
 
 
 def in_points(found: Estimate | Difference, factor: float = 100, decimals: int = 1) -> str:
-    """A difference of scores, in percentage points where nothing else is said, with its sign: "−4.1 ± 1.2"."""
+    """A difference of scores with its sign, by default in percentage points: "−4.1 ± 1.2"."""
     ends = (found.mean, *found.ends)
     mean, low, high = (f"{round(factor * value, decimals) or 0.0:+.{decimals}f}".replace("-", "−") for value in ends)
     if isinstance(found, Difference) and found.solved:
@@ -107,8 +107,8 @@ def in_points(found: Estimate | Difference, factor: float = 100, decimals: int =
 
 
 def in_numbers(found: Estimate, factor: float = 100, decimals: int = 1) -> str:
-    """A score and its interval, in percent where nothing else is said, without the unit: "97.2 ± 1.2", "98.8 (94.9 to
-    100.0)", "2 of 3 solved"."""
+    """A score and its interval without the unit, by default in percent: "97.2 ± 1.2", "98.8 (94.9 to 100.0)", "2 of 3
+    solved"."""
     mean, low, high = (f"{factor * value:.{decimals}f}" for value in (found.mean, *found.ends))
     if found.solved is not None:
         return f"{found.solved} of {found.n} solved"

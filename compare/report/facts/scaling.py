@@ -1,4 +1,4 @@
-"""How cost grows with length: exponents, and from which length on a variant is cheaper than full."""
+"""How cost grows with length: exponents, and the length from which a variant is cheaper than full."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from compare.report.facts.values import as_mapping, as_number, conditions_in_wor
 FIT_SPAN = 8  # exponents are fitted from an eighth of the longest length on
 FEWEST = 3  # lengths that a fit needs
 DRAWS = 2000
-STEPS_BETWEEN = 10  # places looked at between two lengths
+STEPS_BETWEEN = 10  # places between two lengths at which ratios are interpolated
 IQR_OF_NORMAL = 1.349  # in standard deviations
 FloatArray = NDArray[np.float64]
 RowsByLength = Mapping[str, Mapping[int, Row]]
@@ -34,9 +34,9 @@ class Fit(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """What one process's cost differs from another's by: the standard deviation of its logarithm.
+    """How much costs differ between processes: the standard deviation of their logarithm.
 
-    degrees: of freedom that it was estimated with; infinite where it is 0 because nothing tells it.
+    degrees: of freedom of the estimate; infinite where the deviation is 0 because nothing gives an estimate.
     """
 
     deviation: float
@@ -54,11 +54,11 @@ class Crossover(NamedTuple):
     """The length from which on a variant is cheaper than the reference, up to the longest measured for both.
 
     Attributes:
-        length: 0 where it is cheaper at every length, infinite where it is not at the longest.
+        length: 0 if the variant is cheaper at every length, infinite if it is not cheaper at the longest.
         low, high: ends of the 95 % interval.
         measured: the shortest and the longest length measured for both.
         crossings: how often one overtakes the other.
-        within_noise: at no length do they differ beyond noise, all lengths looked at together.
+        within_noise: whether no length shows a difference beyond noise, with all lengths tested together.
     """
 
     length: float
@@ -70,7 +70,7 @@ class Crossover(NamedTuple):
 
 
 def length_series(groups: Sequence[Group]) -> list[list[Group]]:
-    """Groups of one task that differ in length and in nothing a step's cost depends on: two lengths or more."""
+    """Lists of groups, of two lengths or more, that differ in length but in no other condition of a step's cost."""
     found: dict[tuple[str, str, str], list[Group]] = {}
     for group in groups:
         found.setdefault((group.machine, group.task, group.cost_conditions), []).append(group)
@@ -78,15 +78,18 @@ def length_series(groups: Sequence[Group]) -> list[list[Group]]:
 
 
 def series_note(series: Sequence[Group], groups: Sequence[Group]) -> str:
-    """What tells a series from others of its task, if there are any, and that its encoders see the past alone."""
+    """The conditions that distinguish a series from others of its task, and "causal" for causal encoders."""
     first = series[0]
     rivals = [g.cost_conditions for g in groups if (g.machine, g.task) == (first.machine, first.task)]
     return conditions_in_words(first.cost_conditions, rivals)
 
 
 class Series(NamedTuple):
-    """Groups that differ in length alone, what tells them from other series of their task, and what their files are
-    called: no two series of a report share it."""
+    """Groups that differ in length only.
+
+    note: the conditions that distinguish them from other series of their task. slug: ends the file names; no two series
+    of a report share it.
+    """
 
     groups: list[Group]
     note: str
@@ -105,7 +108,7 @@ def series_of(groups: Sequence[Group]) -> list[Series]:
 
 
 def rows_by_length(series: Sequence[Group]) -> dict[str, dict[int, Row]]:
-    """Label -> length -> the runs of that variant, whatever their learning rate: it costs nothing."""
+    """Label -> length -> the runs of that variant with any learning rate, which does not change the cost."""
     cells: dict[str, dict[int, Row]] = {}
     for group in series:
         for row in group.rows:
@@ -125,17 +128,17 @@ def batch_of(group: Group) -> str:
 
 
 def one_batch(series: Sequence[Group]) -> bool:
-    """Whether a batch holds as many samples at every length: else its cost does not grow with N alone."""
+    """Whether all lengths have the same batch size; otherwise cost does not grow with N alone."""
     return len({batch_of(group) for group in series}) == 1
 
 
 def positive(row: Row, quantity: Quantity) -> list[float]:
-    """What the finished runs measured, of times those that nothing disturbed; logarithms are taken of it."""
+    """The values above 0, fit for logarithms, of the finished runs; of a time, without disturbed runs."""
     return [value for value in numbers(row.fair(quantity).finished, quantity.field) if value > 0]
 
 
 def fit_exponents(cells: RowsByLength, quantity: Quantity) -> dict[str, Fit]:
-    """The exponent of each variant that was measured at enough lengths."""
+    """Label -> the exponent, for each variant measured at enough lengths."""
     fits = {}
     for label, rows in cells.items():
         if fit := fit_exponent({n: costs for n, row in rows.items() if (costs := positive(row, quantity))}):
@@ -147,7 +150,7 @@ def fit_exponent(costs: Mapping[int, Sequence[float]]) -> Fit | None:
     """Least squares of log(cost) on log(N) over the longest lengths, with the t interval of its residuals.
 
     Args:
-        costs: length -> what was measured there, one number a process, all above 0.
+        costs: length -> the costs measured there, one for each process, all above 0.
     """
     lengths = fitted(costs)
     if len(lengths) < FEWEST:
@@ -162,9 +165,9 @@ def fit_exponent(costs: Mapping[int, Sequence[float]]) -> Fit | None:
 
 
 def fitted(lengths: Mapping[int, object]) -> list[int]:
-    """The lengths that a fit takes: from an eighth of the longest on, and three at the least where there are three.
+    """The lengths of a fit: from an eighth of the longest on, but at least the three longest.
 
-    What is shorter is left out because overheads that do not grow with N flatten it.
+    At shorter lengths, overheads that do not grow with N flatten the slope.
     """
     known = sorted(lengths)
     within = [n for n in known if n * FIT_SPAN >= known[-1]]
@@ -174,8 +177,8 @@ def fitted(lengths: Mapping[int, object]) -> list[int]:
 def noise_of(cells: RowsByLength, quantity: Quantity) -> Noise:
     """The noise between processes, from all variants of a series together.
 
-    Where some length was measured by several processes: what these differ by. Otherwise: how far the points of each
-    variant lie off a parabola through the logarithms, which a cost that grows smoothly does not leave.
+    If several processes measured one length: how much these differ. Otherwise: how far each variant's points lie off a
+    parabola through the logarithms, which fits any cost that grows smoothly.
     """
     logs = [
         {n: np.log(found) for n, row in rows.items() if (found := positive(row, quantity))} for rows in cells.values()
@@ -190,8 +193,8 @@ def noise_of(cells: RowsByLength, quantity: Quantity) -> Noise:
 
 
 def levels(rows: Mapping[int, Row], quantity: Quantity, noise: Noise) -> dict[int, Level]:
-    """The cost at each length where it was measured. Its error is that between processes, or that between the
-    repetitions where these differ by more."""
+    """The cost at each measured length. Its error is the larger of two: that between processes, and that between
+    repetitions."""
     found = {}
     for n, row in rows.items():
         if costs := positive(row, quantity):
@@ -204,9 +207,9 @@ def levels(rows: Mapping[int, Row], quantity: Quantity, noise: Noise) -> dict[in
 def find_crossover(
     variant: Mapping[int, Row], reference: Mapping[int, Row], quantity: Quantity, noise: Noise
 ) -> Crossover | None:
-    """From which length on the variant costs less, between the lengths measured; None without two of them.
+    """The length from which the variant costs less, within the lengths measured for both; None without two of them.
 
-    The interval holds the middle 95 % of the crossovers of costs drawn anew within their errors.
+    The interval holds the middle 95 % of the crossovers of costs that are redrawn within their errors.
     """
     mine, theirs = levels(variant, quantity, noise), levels(reference, quantity, noise)
     lengths = [n for n in mine if n in theirs]
@@ -230,7 +233,7 @@ def find_crossover(
 
 
 def find_crossovers(cells: RowsByLength, quantity: Quantity) -> dict[str, Crossover]:
-    """Of every variant but the reference that was measured at two of its lengths."""
+    """Label -> the crossover, for each variant measured at two lengths of the reference."""
     reference, noise = reference_of(cells), noise_of(cells, quantity)
     found = {
         label: find_crossover(rows, reference, quantity, noise)
@@ -241,7 +244,7 @@ def find_crossovers(cells: RowsByLength, quantity: Quantity) -> dict[str, Crosso
 
 
 def student(degrees: float, size: int) -> FloatArray:
-    """(DRAWS, size) standard normals over one estimate of their deviation a draw; the same ones on every call."""
+    """(DRAWS, size) samples of Student's t with one estimated deviation for each draw; the same on every call."""
     rng = np.random.default_rng(0)
     normal = rng.standard_normal((DRAWS, size))
     if math.isinf(degrees):
@@ -250,7 +253,10 @@ def student(degrees: float, size: int) -> FloatArray:
 
 
 def last_crossing(logs: FloatArray, ratios: FloatArray) -> FloatArray:
-    """Where each row of ratios (D, L) over lengths (L,) falls below 0 for good: -inf if always there, inf if never."""
+    """Where each row of ratios (D, L) over lengths (L,) falls below 0 for the last time.
+
+    -inf if it is always below 0; inf if it is not below 0 at the longest length.
+    """
     places, weights = between(logs)
     ratios = ratios @ weights
     above = ratios > 0
@@ -263,9 +269,10 @@ def last_crossing(logs: FloatArray, ratios: FloatArray) -> FloatArray:
 
 
 def between(logs: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Places (P,) from the first to the last of logs (L,), and what each value at logs counts at them, (L, P).
+    """Places (P,) from the first to the last of logs (L,), and the weight of each value at logs in each place, (L, P).
 
-    A cubic through the two points on either side: a straight line would put crossings of bent curves too low.
+    Interpolates by a cubic through the two points on either side: with straight lines, crossings of bent curves would
+    come out too low.
     """
     places, weights = [], []
     for i in range(len(logs) - 1):
@@ -281,7 +288,7 @@ def between(logs: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def matrix_share(row: Row) -> float | None:
-    """FLOPs of forward and backward a second, as a share of what a large matrix product reached in that process."""
+    """FLOPs per second of forward + backward, as a share of the rate of a large matrix product in the same process."""
     shares = [
         flops / time / rate
         for record in row.finished
@@ -293,7 +300,7 @@ def matrix_share(row: Row) -> float | None:
 
 
 def longest_of(series: Sequence[Group], reference: Mapping[int, Row] | None) -> int:
-    """The longest length that the reference was measured at, or, without it, that there is."""
+    """The longest length at which the reference was measured or, without a reference, the longest of all."""
     measured = [n for n, row in (reference or {}).items() if row.finished]
     return max(measured or [group.seq_len for group in series])
 
@@ -303,7 +310,7 @@ def lengths_of(cells: RowsByLength) -> list[int]:
 
 
 def longest_decoded(groups: Sequence[Group]) -> list[Group]:
-    """Of the groups that were decoded, those with the longest length of their kind."""
+    """The decoding groups with the longest length, one for each machine, task and set of cost conditions."""
     longest: dict[tuple[str, str, str], Group] = {}
     for group in groups:
         kind = group.machine, group.task, group.cost_conditions

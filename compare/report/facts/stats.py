@@ -1,4 +1,4 @@
-"""The arithmetic of few seeds: means and paired differences with 95 % intervals, and many verdicts at once."""
+"""Statistics of few seeds: means and paired differences with 95 % intervals, and many verdicts at once."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -9,18 +9,18 @@ from scipy.special import bdtr, stdtr, stdtrit
 
 ENOUGH_SEEDS = 3
 SIGNIFICANT = 0.05
-CERTAIN = 10**6  # degrees of freedom of what is not estimated from seeds
+CERTAIN = 10**6  # degrees of freedom of an error that is not estimated from seeds
 UNBOUNDED = (-math.inf, math.inf)
-SOLVED, FAR = 0.9, 0.5  # of the gain that the best run has over the best trivial predictor
-APART = 0.2  # of a score
-LEAST = 1e-12  # differences up to this are rounding
+SOLVED, FAR = 0.9, 0.5  # shares of the gain that the best run has over the best trivial predictor
+APART = 0.2  # difference between two scores
+LEAST = 1e-12  # differences up to this are rounding errors
 
 
 class Estimate(NamedTuple):
     """A mean over n seeds and the half-width of its 95 % t interval (None from a single seed).
 
-    bounds: of what was measured. solved: how many of the seeds solved the task, where some did and others did not: then
-    neither the mean nor its interval says what to expect of a seed.
+    bounds: of the measured quantity. solved: how many seeds solved the task, where some did and others were far off:
+    then neither the mean nor its interval predicts a seed. None elsewhere.
     """
 
     mean: float
@@ -31,20 +31,20 @@ class Estimate(NamedTuple):
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Of the interval; the mean twice where there is none."""
+        """The ends of the interval; the mean twice without one."""
         return cut_interval(self.mean, self.half, self.bounds)
 
     @property
     def is_cut(self) -> bool:
-        """Whether the bounds cut the interval, so that it is not as long on either side."""
+        """Whether the bounds cut the interval, which is then shorter on one side."""
         return self.ends != cut_interval(self.mean, self.half, UNBOUNDED)
 
 
 class Difference(NamedTuple):
     """A mean paired difference over n shared seeds, the half-width of its 95 % interval (None from a single seed),
-    and whether it is beyond noise, judged together with the others of its family.
+    and whether it is beyond noise, tested together with the others of its family.
 
-    solved: how many of the seeds solved the task on either side, where the seeds of one side fall apart.
+    solved: how many seeds solved the task on either side, where some seeds of one side did and others were far off.
     """
 
     mean: float
@@ -64,7 +64,7 @@ class Difference(NamedTuple):
 
 
 class Split(NamedTuple):
-    """How many shared seeds solved a task on either side, and how likely it is by chance that these differ so."""
+    """How many shared seeds solved a task on either side, and the p-value of that difference."""
 
     mine: int
     theirs: int
@@ -74,36 +74,36 @@ class Split(NamedTuple):
 def cut_interval(mean: float, half: float | None, bounds: tuple[float, float]) -> tuple[float, float]:
     """The ends of an interval, cut at the bounds of what was measured.
 
-    The mean of what lies within bounds lies within them: what is cut off could not hold it, so the interval covers it
-    as often as before. As the mean of the seeds lies within them too, something is always left (Mandelkern 2002,
-    doi:10.1214/ss/1030550859, warns of data for which cutting leaves nothing).
+    The true mean of a bounded quantity lies within the bounds. The part that is cut off cannot hold it, so the coverage
+    stays the same. The mean of the seeds lies within the bounds too, so a part of the interval always remains
+    (Mandelkern 2002, doi:10.1214/ss/1030550859, warns of data for which cutting leaves nothing).
     """
     half = half or 0.0
     return max(mean - half, min(bounds[0], mean)), min(mean + half, max(bounds[1], mean))
 
 
 def solved_by(scores: Iterable[float], floor: float, top: float) -> list[bool]:
-    """Which scores solve a task: those with at least 90 % of the gain that the best run of the table has over the best
-    trivial predictor.
+    """Whether each score solves the task: reaches 90 % of the gain that the table's best run has over the best trivial
+    predictor.
 
     Args:
-        scores: of seeds.
-        floor: of the best trivial predictor; 0 where there is none.
-        top: of the best run.
+        scores: the scores of seeds.
+        floor: the score of the best trivial predictor; 0 without one.
+        top: the score of the best run.
     """
     return [score - floor >= SOLVED * (top - floor) for score in scores]
 
 
 def fall_apart(scores: Sequence[float], floor: float, top: float) -> bool:
-    """Whether seeds fall into solved and not: at least one solves the task, and at least one has less than half of the
-    gain and 20 points less than another."""
+    """Whether some seeds solve the task and others are far off: at least one solves it, and at least one has less than
+    half of the gain and 20 points less than another."""
     low, high = min(scores, default=0.0), max(scores, default=0.0)
     return any(solved_by(scores, floor, top)) and low - floor < FAR * (top - floor) and high - low >= APART
 
 
 def sign_test(mine: Sequence[bool], theirs: Sequence[bool]) -> Split:
-    """The exact test of McNemar (1947, doi:10.1007/BF02295996) on seeds of which just one side solved the task: either
-    side is as likely where there is no difference."""
+    """The exact test of McNemar (1947, doi:10.1007/BF02295996) on the seeds for which only one side solved the task:
+    without a difference, either side is equally likely."""
     won = sum(own and not other for own, other in zip(mine, theirs, strict=True))
     lost = sum(other and not own for own, other in zip(mine, theirs, strict=True))
     chance = min(1.0, 2 * float(bdtr(min(won, lost), won + lost, 0.5))) if won + lost else 1.0
@@ -116,7 +116,7 @@ def t95(degrees: float) -> float:
 
 
 def t_tails(t: float, degrees: float) -> float:
-    """How likely Student's t is beyond t on either side."""
+    """The two-sided p-value of t."""
     return float(2 * stdtr(degrees, -abs(t)))
 
 
@@ -131,26 +131,25 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def binomial_half(score: float, size: float) -> float:
-    """95 % half-width of a share counted over `size` independent predictions."""
+    """Half-width of the 95 % interval of a share of `size` independent predictions."""
     return 1.96 * math.sqrt(max(score * (1 - score), 0.0) / size)
 
 
 def paired_noise(scores: Iterable[float], size: float | None) -> float:
-    """Standard error that a test set of `size` predictions leaves in the difference of two scores on it.
+    """Standard error of the difference of two scores that comes from a test set of `size` predictions.
 
-    Of predictions paired on one test set only those count that one model has right and the other wrong. How many
-    these are is not in the records. What is taken is the number if the two were right independently of one another:
-    the sum of both binomial variances. Models find the same samples hard, so the truth is below it, and noise is
-    rather over- than understated. 0 where the size is not known.
+    Only predictions that one model has right and the other wrong contribute. The records do not say how many these are,
+    so this takes their number for two independent models: the sum of both binomial variances. Models find the same
+    samples hard, so the true error is smaller, and the noise is rather overstated. 0 for an unknown size.
     """
     return math.sqrt(sum(max(score * (1 - score), 0.0) for score in scores) / size) if size else 0.0
 
 
 def paired(values: Sequence[float], noise: float = 0.0) -> tuple[Estimate, float] | None:
-    """Mean and interval of differences over seeds, and how likely a mean as far from 0 is where there is none.
+    """Mean and interval of differences over seeds, and the p-value of that mean.
 
-    All seeds are tested on one test set, so its luck does not show in their spread: it comes on top. Both variances
-    are added (never less than either), with the degrees of freedom of Welch and Satterthwaite.
+    All seeds share one test set, so their spread does not show its sampling noise. Both variances are added (never less
+    than either), with the degrees of freedom of Welch and Satterthwaite.
 
     Args:
         values: one difference for each shared seed.
@@ -171,11 +170,14 @@ def paired(values: Sequence[float], noise: float = 0.0) -> tuple[Estimate, float
 
 
 def discoveries(chances: Mapping[str, float]) -> set[str]:
-    """The names that stand out, by the method of Benjamini and Hochberg: of those named, one in twenty is so by chance
-    on average, at the most; and where none differs, any is named in one of twenty reports.
+    """The names that are significant by the method of Benjamini and Hochberg.
 
-    Holm's method, which also bounds the chance of a single false name among true ones, would ask three seeds of 22
-    variants for t = 20.9: it would call 18 % and 100 % the same.
+    On average at most one in twenty of them is due to chance; if none differs in truth, one report in twenty names any.
+    Holm's method, which bounds the chance of even one false name, would need t = 20.9 for three seeds of 22 variants:
+    it would find no difference between 18 % and 100 %.
+
+    Args:
+        chances: name -> the p-value of its test.
     """
     ranked = sorted(chances, key=lambda name: chances[name])
     last = max(
@@ -190,14 +192,13 @@ def judge(
     splits: Mapping[str, Split] | None = None,
     bounds: tuple[float, float] = UNBOUNDED,
 ) -> dict[str, Difference]:
-    """Paired differences and which of them are beyond noise: judged together, all with enough seeds.
+    """Paired differences, with those beyond noise among all that have enough seeds, tested together.
 
     Args:
-        families: under each name, one difference for each shared seed, and the standard error from the test set.
-        aside: names that are no members of the family, as controls: each is judged by itself, and makes no verdict on
-            another stricter or milder.
-        splits: names whose seeds fall into solved and not, on either side: the t test, which takes noise for normal,
-            gives way to the exact one on these counts.
+        families: name -> one difference for each shared seed, and the standard error from the test set.
+        aside: names outside the family, such as controls: each is tested alone and does not change other verdicts.
+        splits: for names of which some seeds solve the task and others are far off, the exact test on these counts,
+            which replaces the t test: t assumes normal noise.
         bounds: of a difference.
     """
     splits = splits or {}
@@ -217,7 +218,7 @@ def judge(
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices, by rising x, of the points that no other point beats: both coordinates better when larger."""
+    """Indices, by rising x, of the points that no other point beats; larger is better in both coordinates."""
     best = -math.inf
     front = []
     for index in sorted(range(len(points)), key=lambda i: (points[i][0], points[i][1]), reverse=True):

@@ -10,7 +10,7 @@ from compare.report.facts.values import as_key, as_mapping, as_number, as_pairs,
 
 
 class Sweep(NamedTuple):
-    """Rows of one variant that differ in one option, by its rising value."""
+    """Rows of one variant that differ in one option. points: (value, row), by rising value."""
 
     variant: str
     option: str
@@ -30,12 +30,12 @@ def options_of(row: Row) -> dict[str, object]:
 
 
 def options_in_words(row: Row) -> str:
-    """ "rank=16 sharing=none", the options that were set."""
+    """The options that were set: "rank=16 sharing=none"."""
     return " ".join(f"{name}={as_word(value)}" for name, value in options_of(row).items())
 
 
 def sweeps_of(rows: Sequence[Row]) -> list[Sweep]:
-    """Every option of a variant that has two numbers or more among the rows, all else that is set being equal."""
+    """A sweep for every option that has two numeric values or more among rows of equal other options."""
     found: dict[tuple[str, str, str], list[tuple[float, Row]]] = {}
     for row in rows:
         options = options_of(row)
@@ -53,7 +53,7 @@ def sweeps_of(rows: Sequence[Row]) -> list[Sweep]:
 
 
 def capacity_group(group: Group) -> Group | None:
-    """What the charts of capacity show: the swept rows, the reference and the control; None where nothing is swept."""
+    """The group with the rows of its capacity charts: swept ones, reference and control; None without a sweep."""
     swept = {row.name for sweep in sweeps_of(group.rows) for row in sweep.rows}
     rows = tuple(row for row in group.rows if row.name in swept or row.is_reference or row.is_control)
     return replace(group, rows=rows) if swept else None

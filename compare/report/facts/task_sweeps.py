@@ -14,13 +14,13 @@ from compare.units import sentence
 
 @dataclass(frozen=True)
 class TaskSweep:
-    """Groups that differ in one option of their task, by its rising value.
+    """Groups that differ in one option of their task.
 
     Attributes:
-        option: of the task.
-        points: the values and their groups.
-        title: what all of them share.
-        slug: what its files are called; no two sweeps of a report share it.
+        option: the option of the task.
+        points: its values and their groups, by rising value.
+        title: the task, length and conditions that the groups share.
+        slug: ends its file names; no two sweeps of a report share it.
     """
 
     option: str
@@ -50,7 +50,7 @@ class TaskSweep:
 
     @property
     def score_words(self) -> str:
-        """What is scored; of what it was read at only as much as all values share."""
+        """The name of the score. At equal terms that differ between values, it leaves these out."""
         first = self.groups[0]
         if len({group.basis for group in self.groups}) == 1:
             return first.basis.words(first.metric)
@@ -62,7 +62,7 @@ class TaskSweep:
 
     @property
     def rows(self) -> dict[str, dict[float, Row]]:
-        """Name -> value -> the row there; the reference first, the control last."""
+        """Name -> value -> row; the reference first, the control last."""
         found: dict[str, dict[float, Row]] = {}
         for value, group in self.points:
             for row in group.rows:
@@ -71,7 +71,7 @@ class TaskSweep:
 
     @property
     def scores(self) -> dict[str, dict[float, Estimate]]:
-        """Name -> value -> the score there, where there is one."""
+        """Name -> value -> score, where there is one."""
         groups = dict(self.points)
         return {
             name: {value: found for value, row in rows.items() if (found := groups[value].score(row))}
@@ -79,13 +79,14 @@ class TaskSweep:
         }
 
     def state(self, name: str) -> Estimate | None:
-        """Bytes that one layer keeps of the other positions."""
+        """State of one layer, in bytes, over all values; None without records of it."""
         values = [found.mean for row in self.rows[name].values() if (found := row.over_seeds(LAYER_STATE))]
         return estimate(values)
 
 
 def task_sweeps(groups: Sequence[Group]) -> list[TaskSweep]:
-    """Every option of a task that has two numbers or more among scored groups, all other conditions being equal."""
+    """A sweep for every option of a task that has two numeric values or more among scored groups of equal other
+    conditions."""
     found: dict[tuple[str, str, int, str, str], list[tuple[float, Group]]] = {}
     for group in groups:
         if any(row.scores for row in group.rows):
@@ -113,19 +114,19 @@ def without(group: Group, option: str) -> str:
 
 
 def unswept(groups: Sequence[Group], sweeps: Sequence[TaskSweep]) -> list[Group]:
-    """The groups that are no value of a sweep."""
+    """The groups outside the sweeps."""
     swept = {id(group) for sweep in sweeps for group in sweep.groups}
     return [group for group in groups if id(group) not in swept]
 
 
 def representatives(groups: Sequence[Group], sweeps: Sequence[TaskSweep]) -> list[Group]:
-    """As `groups`, but of each sweep only its largest value: what a step costs is told once."""
+    """The groups, but of each sweep only the largest value, so that a report shows the cost of a step once."""
     others = {id(group) for sweep in sweeps for group in sweep.groups[:-1]}
     return [group for group in groups if id(group) not in others]
 
 
 def baseline_lines(points: Sequence[tuple[float, Group]]) -> dict[str, list[tuple[float, float]]]:
-    """Trivial predictors and their scores at each value."""
+    """Name of a trivial predictor -> (value, score) pairs."""
     found: dict[str, list[tuple[float, float]]] = {}
     for value, group in points:
         for name, score in group.baselines.items():

@@ -9,7 +9,7 @@ from compare.report.facts.values import Record, as_mapping, as_number
 
 
 def tested_at(record: Record, length: int) -> Record:
-    """What came of a test at a length: status, score, size and baselines."""
+    """The result of a test at a length: status, score, size and baselines."""
     if length == as_number(record.get("seq_len")):
         own = {"score": "test_score", "size": "test_size", "baselines": "baselines"}
         return {"status": "ok"} | {name: record.get(field) for name, field in own.items()}
@@ -17,32 +17,32 @@ def tested_at(record: Record, length: int) -> Record:
 
 
 def test_lengths(group: Group) -> list[int]:
-    """Every length that a run of the group was tested at, its own among them; empty where there is no other."""
+    """Every length at which a run of the group was tested, with the training length; empty if it is the only one."""
     found = {int(length) for record in group.records for length in as_mapping(record.get("test_lens"))}
     return sorted({*found, group.seq_len}) if found - {group.seq_len} else []
 
 
 def seeds_at(row: Row, length: int) -> dict[str, float]:
-    """The score of each seed at a length."""
+    """Seed -> the score at a length."""
     found = {str(record.get("seed")): as_number(tested_at(record, length).get("score")) for record in row.finished}
     return {seed: score for seed, score in found.items() if score is not None}
 
 
 def size_at(group: Group, length: int) -> float | None:
-    """Predictions that are scored there: the fewest of any run."""
+    """The number of scored predictions at a length, of the run with the fewest."""
     sizes = (as_number(tested_at(record, length).get("size")) for record in group.records)
     return min((size for size in sizes if size), default=None)
 
 
 def baseline_at(group: Group, length: int) -> float | None:
-    """The best trivial predictor's score there."""
+    """The best trivial predictor's score at a length."""
     scores = (as_mapping(tested_at(record, length).get("baselines")).values() for record in group.records)
     known = [value for found in scores for score in found if (value := as_number(score)) is not None]
     return max(known, key=group.scale.better, default=None)
 
 
 def courses(group: Group) -> dict[str, dict[int, Estimate]]:
-    """The name of each row that was tested at several lengths -> length -> its score."""
+    """Row name -> length -> score, for each row with a score."""
     found = {
         row.name: {n: mean for n in test_lengths(group) if (mean := estimate(list(seeds_at(row, n).values())))}
         for row in group.rows
@@ -51,7 +51,7 @@ def courses(group: Group) -> dict[str, dict[int, Estimate]]:
 
 
 def changes(group: Group, rows: Sequence[Row], longest: int) -> dict[str, Difference]:
-    """By name, the score at the longest length minus that at the training length, paired over seeds."""
+    """Row name -> the score at the longest length minus that at the training length, paired over seeds."""
     families = {}
     sizes = [size_at(group, n) if group.scale.is_share else None for n in (group.seq_len, longest)]
     for row in rows:

@@ -1,4 +1,4 @@
-"""Reading values out of records, of which old and failed ones lack some; keys of settings; names of files."""
+"""Values of records, where old and failed records lack some; keys of settings; file names."""
 
 import hashlib
 import json
@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Record = dict[str, Any]
-LONGEST_SLUG = 120  # letters; a file name holds 255 bytes
+LONGEST_SLUG = 120  # letters; a file name can have 255 bytes
 
 
 def as_number(value: object) -> float | None:
-    """The value as a finite float; None for anything else, so that old or failed records never crash."""
+    """The value as a finite float; None for anything else, so that old or failed records never raise."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
@@ -24,7 +24,7 @@ def as_mapping(value: object) -> dict[str, Any]:
 
 
 def as_pairs(value: object) -> list[tuple[str, Any]]:
-    """Options as they are recorded, a list of [name, value]."""
+    """Options from a record's list of [name, value]."""
     return [(str(pair[0]), pair[1]) for pair in value or [] if len(pair) == 2] if isinstance(value, list) else []
 
 
@@ -38,13 +38,13 @@ def status_of(record: Record) -> str:
 
 
 def as_key(config: Mapping[str, Any]) -> str:
-    """A config as text, the same for equal configs: 25 and 25.0 are one number."""
+    """A config as text, the same for equal configs; 25 and 25.0 are equal."""
     whole = {key: int(v) if isinstance(v, float) and v.is_integer() else v for key, v in config.items()}
     return json.dumps(whole, sort_keys=True)
 
 
 def tell_apart(key: str, rivals: Iterable[str]) -> str:
-    """The settings of one config in which it and its rivals (keys from `as_key`) differ, as "key=value" words."""
+    """The settings of one config that differ in one of its rivals (keys from `as_key`), as "key=value" words."""
     own, others = json.loads(key), [json.loads(rival) for rival in rivals]
     names = sorted({name for config in (own, *others) for name in config})
     varying = [name for name in names if any(config.get(name) != own.get(name) for config in others)]
@@ -52,7 +52,7 @@ def tell_apart(key: str, rivals: Iterable[str]) -> str:
 
 
 def conditions_in_words(key: str, rivals: Iterable[str]) -> str:
-    """What tells a group or a series from its rivals, and "causal" where encoders see the past alone, rivals or not."""
+    """The settings that distinguish a group or a series from its rivals; "causal" is always named."""
 
     def rest(config: str) -> str:
         return as_key({name: value for name, value in json.loads(config).items() if name != "causal"})
@@ -66,24 +66,24 @@ def as_word(value: object) -> str:
 
 
 def natural(name: str) -> list[str | int]:
-    """What to sort names by so that 16 comes before 128."""
+    """A sort key for names that puts 16 before 128."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def slug(*parts: str) -> str:
-    """Words fit for a file name."""
+    """Words as part of a file name."""
     words = (re.sub(r"[^A-Za-z0-9.=-]+", "-", part).strip("-") for part in parts)
     return "_".join(word for word in words if word)
 
 
 def distinct_slugs(names: Sequence[tuple[str, ...]]) -> list[str]:
-    """A slug for each name. What is too long for a file name, or would be the same file as another, ends in a hash."""
+    """A slug for each name. A slug that is too long for a file name, or equal to another, ends in a hash."""
     whole = [slug(*parts) for parts in names]
-    met = Counter(word.casefold() for word in whole)  # some file systems know no capitals
+    met = Counter(word.casefold() for word in whole)  # some file systems ignore case
     found: list[str] = []
     for word, parts in zip(whole, names, strict=True):
         if met[word.casefold()] > 1 or len(word) > LONGEST_SLUG:
-            told = json.dumps([*parts, names[: len(found)].count(parts)])
-            word = f"{word[:LONGEST_SLUG]}_{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+            full_name = json.dumps([*parts, names[: len(found)].count(parts)])
+            word = f"{word[:LONGEST_SLUG]}_{hashlib.sha256(full_name.encode()).hexdigest()[:8]}"
         found.append(word)
     return found

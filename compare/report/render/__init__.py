@@ -1,1 +1,1 @@
-"""Files of a report: each goes through its sections, and knows no task and no subject."""
+"""Renderers of a report's files. Each loops over the sections and knows no task and no subject."""

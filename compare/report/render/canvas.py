@@ -1,6 +1,6 @@
-"""What all charts are made of: the sheet, looks by family, labels beside lines and marks, axes with round ticks.
+"""The parts of all charts: the sheet, styles by family, labels beside lines and marks.
 
-All measures of the page are in pixels of a figure 800 wide (100 to the inch); a PNG holds twice as many.
+All lengths are in pixels of a figure 800 wide (100 to the inch); a PNG has twice as many.
 """
 
 import itertools
@@ -30,7 +30,7 @@ SMALL = 9.5  # points, of labels
 Dash = str | tuple[float, tuple[float, ...]]
 DASHES: tuple[Dash, ...] = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (7, 2, 1.5, 2)), (0, (11, 3)), (0, (4, 1.5, 1, 1.5)))
 TRIVIAL: Dash = (0, (4, 3))
-LEVEL: Dash = (0, (1, 2.5))  # from where a curve ends to the margin
+LEVEL: Dash = (0, (1, 2.5))  # of the line from the end of a curve to the margin
 MARKERS = ("o", "s", "^", "D", "v", "P", "h", "<")
 CONTROL_MARKER = "X"
 STYLE = {
@@ -46,7 +46,7 @@ STYLE = {
     "svg.hashsalt": "attention zoo",
     "svg.fonttype": "path",
 }
-# Of each group one is on most machines; they are asked in turn for letters that DejaVu Sans lacks.
+# Fonts for letters that DejaVu Sans lacks, in order of preference; most machines have one of each line.
 FURTHER_FONTS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei"),
     *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic"),
@@ -57,7 +57,7 @@ FURTHER_FONTS = (
 
 @dataclass(frozen=True)
 class Style:
-    """The colour says the family, marker and dash which of its variants."""
+    """The look of a variant: the colour shows its family, marker and dash distinguish it within the family."""
 
     colour: str
     dash: Dash
@@ -68,7 +68,7 @@ class Style:
 
 @dataclass(frozen=True)
 class MarginLabel:
-    """A text right of the axes, tied by a thin line to a height, or to a point where x is given."""
+    """A text right of the axes, joined by a thin line to the point (x, y), or to the height y where x is None."""
 
     x: float | None
     y: float
@@ -77,7 +77,7 @@ class MarginLabel:
 
 
 def choose_styles(groups: Sequence[Group]) -> dict[str, Style]:
-    """A look for every name, the same on all charts of a report."""
+    """Name -> style, the same on all charts of a report."""
     rows = {name: row for group in groups for row in group.rows for name in (row.name, row.label)}
     styles: dict[str, Style] = {}
     used: Counter[str] = Counter()
@@ -97,17 +97,17 @@ def choose_styles(groups: Sequence[Group]) -> dict[str, Style]:
 
 
 def fonts() -> list[str]:
-    """The font that comes with matplotlib, and those of this machine that have more letters."""
+    """The font of matplotlib, then this machine's fonts with more letters."""
     installed = set(get_font_names())
     return ["DejaVu Sans", *(name for name in FURTHER_FONTS if name in installed)]
 
 
 class Legend:
-    """The families on a chart and their colours, flowing over as many lines as they need."""
+    """The families on a chart with their colours, over as many lines as they need."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         names = in_order({row.family for row in rows})
-        # The control is named beside its mark; one family alone needs no colour explained.
+        # A chart of one family needs no legend; the control is named beside its mark.
         shown = names if len({row.family for row in rows if not row.is_control}) > 1 else []
         self.items: list[tuple[float, int, str]] = []  # left edge, line, family
         x, line = 14.0, 0
@@ -125,20 +125,20 @@ class Legend:
 
 
 def write_family(figure: Figure, name: str, x: float, y: float, weight: str = "normal") -> None:
-    """A family's name behind a square of its colour."""
+    """Writes a family's name behind a square of its colour."""
     draw_line(figure, [(x + 5, y)], colour_of(name), "none", marker="s", marker_size=7.5)
     write(figure, name, x + 16, y, ha="left", va="center_baseline", weight=weight)
 
 
 class Sheet:
-    """An empty chart: title, machine and families above, notes below, all of it measured so that nothing collides.
+    """An empty chart: title, machine and families above, notes below, placed so that nothing overlaps.
 
     Args:
-        title: what the axes are, and of what.
+        title: names the axes and the comparison.
         machine: where it was measured.
-        notes: what the reader must know; wrapped.
-        rows: what is drawn; their families are explained.
-        body: height kept for the axes with all that is written round them.
+        notes: what the reader must know; wrapped to the width.
+        rows: the rows on the chart, whose families the legend shows.
+        body: height for the axes with their labels.
     """
 
     def __init__(self, title: str, machine: str, notes: Sequence[str], rows: Sequence[Row], *, body: float) -> None:
@@ -162,7 +162,7 @@ class Sheet:
         legend.draw(self.figure, self.height - head)
 
     def axes(self, left: float, bottom: float, width: float, height: float) -> Axes:
-        """Axes at a place in pixels, `bottom` counted from the notes."""
+        """Axes at a place in pixels, with `bottom` measured from the notes."""
         place_at = (left / WIDTH, (self.foot + bottom) / self.height, width / WIDTH, height / self.height)
         axes = self.figure.add_axes(place_at, facecolor="white")
         axes.grid(visible=True, color="#ececec", linewidth=0.8)
@@ -180,7 +180,7 @@ def text_size(text: str, points: float, weight: str = "normal") -> tuple[float, 
 
 
 def wrap_to_page(text: str, points: float, weight: str = "normal") -> list[str]:
-    """The lines of a text that runs over the width of the sheet."""
+    """A text in lines that fit the width of the sheet."""
     lines: list[str] = []
     for word in text.split(" "):
         longer = f"{lines[-1]} {word}" if lines else word
@@ -197,12 +197,12 @@ def folded(name: str, width: int = 24) -> str:
 
 
 def bend_width(labels: int) -> float:
-    """How far leaders reach from the axes to their labels: further where many fan out."""
+    """Length of the leaders from the axes to the labels: the more labels, the longer."""
     return min(24 + 1.6 * labels, 70)
 
 
 def margin_width(texts: Sequence[str]) -> float:
-    """How much room labels right of the axes need."""
+    """Width of the labels right of the axes, with their leaders."""
     return bend_width(len(texts)) + 24 + max((text_size(text, SMALL, "bold")[0] for text in texts), default=0)
 
 
@@ -211,7 +211,7 @@ def margin_height(texts: Sequence[str]) -> float:
 
 
 def draw_margin(axes: Axes, labels: Sequence[MarginLabel]) -> None:
-    """Write labels in a column right of the axes, in the order of their points, none over another."""
+    """Writes labels in a column right of the axes, in the order of their points, without overlaps."""
     figure, box = figure_of(axes), axes.get_window_extent()
     points = [
         (
@@ -274,7 +274,7 @@ def write(
     weight: str = "normal",
     halo: bool = False,
 ) -> None:
-    """A label at a place in pixels, its middle at y. A halo sets it off from lines, and makes most of a file's size."""
+    """Writes a label at a place in pixels. A halo sets it off from lines, but makes the file much larger."""
     x, y = figure.dpi_scale_trans.inverted().transform((x, y))
     figure.text(
         *(x, y, text),
@@ -291,8 +291,11 @@ def write(
 
 @dataclass(frozen=True)
 class Name:
-    """A text to be written beside a point in data, round which `radius` pixels are kept free; left out where it would
-    stand further than `reach` from them."""
+    """A text to write beside a point in data coordinates.
+
+    radius: pixels to keep free around the point. reach: the text is left out if it cannot be within so many pixels of
+    them.
+    """
 
     text: str
     x: float
@@ -304,7 +307,7 @@ class Name:
 
 
 def draw_names(axes: Axes, names: Sequence[Name], marks: Sequence[Box], lines: Sequence[Box]) -> None:
-    """Write each name beside its point, off all points and `marks`, with a thin leader where it had to move away."""
+    """Writes each name beside its point, clear of all points and `marks`, with a thin leader if it is further away."""
     area = axes.get_window_extent()
     anchors = []
     for name in names:
@@ -324,13 +327,13 @@ def draw_names(axes: Axes, names: Sequence[Name], marks: Sequence[Box], lines: S
 
 
 def boxes_at(axes: Axes, points: Sequence[tuple[float, float]], radius: float) -> list[Box]:
-    """Squares round points in data."""
+    """Squares around points in data coordinates."""
     pixels = axes.transData.transform(np.array(points, dtype=float).reshape(-1, 2))
     return [Box(x - radius, y - radius, x + radius, y + radius) for x, y in pixels]
 
 
 def box_along(axes: Axes, start: tuple[float, float], stop: tuple[float, float]) -> Box:
-    """The box of a level or upright line."""
+    """The box of a horizontal or vertical line."""
     first, last = boxes_at(axes, [start, stop], 2)
     return Box(
         *(min(first.left, last.left), min(first.bottom, last.bottom)),
@@ -339,7 +342,7 @@ def box_along(axes: Axes, start: tuple[float, float], stop: tuple[float, float])
 
 
 def boxes_along(axes: Axes, points: Sequence[tuple[float, float]]) -> list[Box]:
-    """Small boxes every few pixels along a line through points in data."""
+    """Small boxes every few pixels along a line through points in data coordinates."""
     corners = axes.transData.transform(np.array(points, dtype=float))
     boxes = []
     for start, end in itertools.pairwise(corners):
@@ -350,7 +353,7 @@ def boxes_along(axes: Axes, points: Sequence[tuple[float, float]]) -> list[Box]:
 
 
 def draw_baselines(axes: Axes, baselines: Mapping[str, float], texts: Mapping[str, str]) -> list[MarginLabel]:
-    """Dashed lines for the trivial predictors, and what to call them."""
+    """Draws dashed lines for the trivial predictors, and returns their labels."""
     labels = []
     for name, value in baselines.items():
         axes.axhline(value, color=SOFT, linewidth=1.0, linestyle=TRIVIAL, zorder=1)

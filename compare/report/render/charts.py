@@ -1,4 +1,4 @@
-"""The files of charts."""
+"""The chart files."""
 
 import os
 import re
@@ -19,14 +19,14 @@ SUFFIXES = (".png", ".svg")
 def write_charts(charts: Sequence[Chart], styles: Mapping[str, Style], out: Path) -> None:
     """Draw the charts as PNG and SVG into the folder ``charts``.
 
-    Of the files there those go that an earlier report drew, as charts.txt lists them; all others stay.
+    Removes the charts of an earlier report, which charts.txt lists, and no other file.
     """
     folder, written = out / "charts", out / "charts.txt"
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()  # not those of a user's matplotlibrc
+        matplotlib.rcdefaults()  # ignores the user's matplotlibrc
         matplotlib.rcParams.update(STYLE | {"font.family": fonts()})
-        # A letter that no font here has is a box on the chart, and not a line for each time that it is drawn.
+        # A letter that no font has shows as a box on the chart; a warning for each drawing of it would only be noise.
         warnings.filterwarnings("ignore", r"Glyph .* missing from|Matplotlib currently does not support .* natively")
         for chart in charts:
             save(chart.draw(styles), folder / chart.stem)
@@ -37,7 +37,7 @@ def write_charts(charts: Sequence[Chart], styles: Mapping[str, Style], out: Path
 
 
 def listed(path: Path) -> set[str]:
-    """The charts that a list names, whatever else was written into it."""
+    """The chart files that the list at `path` names; other lines are ignored."""
     if not path.is_file():
         return set()
     names = path.read_text(encoding="utf-8", errors="replace").splitlines()

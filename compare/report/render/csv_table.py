@@ -1,4 +1,4 @@
-"""The results as one tidy CSV of all groups."""
+"""The results of all groups as one tidy CSV."""
 
 import csv
 import io
@@ -28,12 +28,15 @@ TEXT = (
 COUNTS = ("runs", "finished runs")
 DIFFERENCE = ("difference to full [fraction]", "difference to full half [fraction]", "seeds of the difference")
 REACH = ("test score low [fraction]", "test score high [fraction]", "seeds that solved")
-FORMULA = ("=", "+", "-", "@", "\t")  # how a cell begins that spreadsheets run
+FORMULA = ("=", "+", "-", "@", "\t")  # a cell that begins so runs as a formula in spreadsheets
 
 
 def csv_table(groups: Sequence[Group]) -> str:
-    """One line for each variant of each group: means and half intervals in plain units, empty where not measured, and
-    where an interval is not as long on either side, or seeds fall apart: its ends, and how many solved the task."""
+    """One line for each variant of each group: means and half intervals in plain units, empty where not measured.
+
+    A half interval is empty, too, where bounds cut the interval or only some seeds solve the task: the interval's ends
+    and the number of seeds that solved have columns of their own.
+    """
     numbers = [f"{q.title}{half} [{q.unit}]" for q in RECORDED for half in ("", " half")]
     units = list(dict.fromkeys(group.scale.unit for group in groups if not group.scale.is_fraction))
     beside = [f"{title}{half} [{unit}]" for unit in units for title in SCORES for half in ("", " half")]
@@ -71,7 +74,7 @@ def csv_table(groups: Sequence[Group]) -> str:
 
 
 def as_text(value: str | int) -> str | int:
-    """A text in one line that no spreadsheet runs as a formula; numbers stay."""
+    """A text in one line, escaped so that no spreadsheet runs it as a formula; numbers stay numbers."""
     if not isinstance(value, str):
         return value
     line = " ".join(value.splitlines())
@@ -89,8 +92,8 @@ def measured(quantity: Quantity, row: Row, group: Group) -> Estimate | None:
 
 
 def flags(row: Row, group: Group) -> list[str]:
-    """What must be said beside a row's numbers."""
-    told = [flag.words for flag in flags_of(row, group)]
+    """The row's flags in words, and a warning of too few seeds."""
+    words = [flag.words for flag in flags_of(row, group)]
     if 0 < len(row.finished) < ENOUGH_SEEDS:
-        told.append(f"fewer than {ENOUGH_SEEDS} seeds: no ranking")
-    return told
+        words.append(f"fewer than {ENOUGH_SEEDS} seeds: no ranking")
+    return words

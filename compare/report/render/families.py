@@ -4,8 +4,8 @@ from zlib import crc32
 
 from compare.report.facts.groups import CONTROL_FAMILY, UNKNOWN_FAMILY
 
-# In the order of legends. Any two differ by 0.085 or more in OKLab, also to eyes without red or green cones; each
-# stands out from white. Black is the family of the reference, grey the control's, slate what is not known.
+# In the order of legends. Any two differ by 0.085 or more in OKLab, also for red-green colour blindness, and each
+# contrasts with white. Black is the reference's family, grey the control's, slate an unknown one.
 COLOURS = {
     "exact": "#000000",
     "fixed sparse": "#e0a000",
@@ -20,7 +20,7 @@ COLOURS = {
     UNKNOWN_FAMILY: "#395571",
     CONTROL_FAMILY: "#999999",
 }
-# For families that are not known here. The name alone decides, so that a family keeps its colour; two may share one.
+# For families of plug-ins. The name alone decides, so a family keeps its colour; two families may share one.
 EXTERNAL = ("#3d00e7", "#9e61ff", "#c67b00", "#a6bd98")
 
 
@@ -29,7 +29,7 @@ def colour_of(family: str) -> str:
 
 
 def in_order(families: set[str]) -> list[str]:
-    """As legends and panels show them: the known ones, those from elsewhere by name, the unknown, the control."""
+    """The order of legends and panels: built-in families, those of plug-ins by name, the unknown one, the control."""
     last = (UNKNOWN_FAMILY, CONTROL_FAMILY)
     known = [name for name in COLOURS if name in families and name not in last]
     return [*known, *sorted(families - set(COLOURS)), *(name for name in last if name in families)]

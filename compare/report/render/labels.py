@@ -1,4 +1,4 @@
-"""Where to write names so that they cover neither one another nor the marks they name.
+"""Placement of names, so that they cover neither one another nor the marks.
 
 Everything here is plain geometry in pixels, y upwards, and deterministic.
 """
@@ -20,7 +20,7 @@ class Box(NamedTuple):
 
 
 class Anchor(NamedTuple):
-    """A mark to be named: its centre, its radius, and the width and height of the name."""
+    """A mark to name: its centre, its radius, and the width and height of the name."""
 
     x: float
     y: float
@@ -30,18 +30,19 @@ class Anchor(NamedTuple):
 
 
 GAP = 4.0  # between a mark and its name, and between names
-LINE_COST = 0.15  # pixels a name moves away rather than cover one square pixel of a line
-CROSSING_COST = 50.0  # the same for a leader that crosses a name, a mark or another leader
-MISTAKEN_COST = 30.0  # the same for each other mark that a name could be taken for
-TOUCHING_COST = 1e4  # the same for one square pixel of a mark or another name
-SWEEPS = 3  # times that every name is placed anew among the others
+# Costs in pixels of distance between a name and its mark:
+LINE_COST = 0.15  # of each square pixel of a line that a name covers
+CROSSING_COST = 50.0  # of each name, mark or other leader that a leader crosses
+MISTAKEN_COST = 30.0  # of each other mark that a name could belong to
+TOUCHING_COST = 1e4  # of each square pixel of a mark or another name that a name covers
+SWEEPS = 3  # how often every name is placed again among the others
 ANGLES = np.deg2rad(np.arange(0, 360, 22.5))
 REACHES = np.concatenate([np.arange(0, 60, 5), np.arange(60, 200, 14), np.arange(200, 1000, 80)])
-SAMPLES = np.linspace(0.1, 0.95, 12)  # where a leader is looked at
+SAMPLES = np.linspace(0.1, 0.95, 12)  # points on a leader that are checked, as shares of its length
 
 
 def shared_areas(boxes: FloatArray, others: FloatArray) -> FloatArray:
-    """Area that each of `boxes` (K, 4) shares with all of `others` (M, 4) together: (K,)."""
+    """The area (K,) that each of `boxes` (K, 4) shares with all `others` (M, 4) together."""
     width = np.minimum(boxes[:, None, 2], others[:, 2]) - np.maximum(boxes[:, None, 0], others[:, 0])  # (K, M)
     height = np.minimum(boxes[:, None, 3], others[:, 3]) - np.maximum(boxes[:, None, 1], others[:, 1])
     areas: FloatArray = (np.clip(width, 0, None) * np.clip(height, 0, None)).sum(axis=1)
@@ -49,7 +50,7 @@ def shared_areas(boxes: FloatArray, others: FloatArray) -> FloatArray:
 
 
 def leaders(starts: FloatArray, boxes: FloatArray) -> FloatArray:
-    """From points (…, 2) to the nearest points of their boxes (…, 4): the points between, (…, S, 2)."""
+    """Samples (…, S, 2) on the lines from points (…, 2) to the nearest points of their boxes (…, 4)."""
     nearest = np.clip(starts, boxes[..., :2], boxes[..., 2:])
     between: FloatArray = starts[..., None, :] + SAMPLES[:, None] * (nearest - starts)[..., None, :]
     return between
@@ -82,8 +83,8 @@ def as_boxes(boxes: Sequence[Box]) -> FloatArray:
 
 
 def mistaken(index: int, boxes: FloatArray, points: FloatArray, radii: FloatArray) -> FloatArray:
-    """How many other marks, at `points` (M, 2), each of `boxes` (K, 4) of the one at `index` is about as near to as to
-    its own: (K,)."""
+    """For each of the boxes (K, 4) of the mark at `index`, how many other marks at `points` (M, 2) are about as near to
+    the box as its own mark: (K,)."""
     nearest = np.clip(points, boxes[:, None, :2], boxes[:, None, 2:])  # (K, M, 2)
     away = np.linalg.norm(nearest - points, axis=-1) - radii
     found: FloatArray = (away < away[:, index, None] + 2 * GAP).sum(axis=1) - 1.0  # its own is among them
@@ -91,27 +92,27 @@ def mistaken(index: int, boxes: FloatArray, points: FloatArray, radii: FloatArra
 
 
 def place(anchors: Sequence[Anchor], area: Box, marks: Sequence[Box], lines: Sequence[Box]) -> list[Box]:
-    """A box for each anchor's name, as near to it as can be.
+    """A box for each anchor's name, as near to the anchor as possible.
 
-    Names keep off the marks and off each other wherever the area has room left; lines are avoided where that costs
-    little, and leaders keep off other names, other marks and other leaders where that costs no more than a detour. A
-    name stands clearly nearer to its own mark than to others where it can.
+    Names do not touch marks or each other as long as the area has room. They avoid lines where that costs little.
+    Leaders avoid other names, marks and leaders where a detour is cheap enough. If possible, a name is clearly nearer
+    to its own mark than to others.
 
     Args:
-        anchors: the marks to be named, in order of precedence.
-        area: the box all names stay in.
-        marks: boxes no name may touch (markers, text already there).
-        lines: boxes better left free (small boxes along lines and error bars).
+        anchors: the marks to name, in order of precedence.
+        area: the box that holds all names.
+        marks: boxes that no name may touch (markers, existing text).
+        lines: boxes that names should avoid (small boxes along lines and error bars).
     """
     fixed, soft = as_boxes(marks), as_boxes(lines)
     points = np.array([(anchor.x, anchor.y) for anchor in anchors]).reshape(-1, 2)
     radii = np.array([anchor.radius for anchor in anchors])
     around = [candidates(anchor, area) for anchor in anchors]
-    standing = []  # what does not depend on where the other names are
+    fixed_costs = []  # costs that do not depend on the places of other names
     for index, ((reach, boxes), point) in enumerate(zip(around, points, strict=True)):
         elsewhere = fixed[~((fixed[:, :2] <= point) & (fixed[:, 2:] >= point)).all(axis=1)]
         passed = hits(leaders(np.broadcast_to(point, (len(boxes), 2)), boxes), elsewhere).sum(axis=1)
-        standing.append(
+        fixed_costs.append(
             reach
             + LINE_COST * shared_areas(boxes, soft)
             + TOUCHING_COST * shared_areas(boxes, fixed)
@@ -121,7 +122,7 @@ def place(anchors: Sequence[Anchor], area: Box, marks: Sequence[Box], lines: Seq
 
     placed: dict[int, FloatArray] = {}
     for _ in range(1 + SWEEPS):
-        for index, ((_, boxes), cost) in enumerate(zip(around, standing, strict=True)):
+        for index, ((_, boxes), cost) in enumerate(zip(around, fixed_costs, strict=True)):
             others = [other for other in placed if other != index]
             if others:
                 names = np.array([placed[other] for other in others])  # (M, 4)
@@ -135,7 +136,7 @@ def place(anchors: Sequence[Anchor], area: Box, marks: Sequence[Box], lines: Seq
 
 
 def candidates(anchor: Anchor, area: Box) -> tuple[FloatArray, FloatArray]:
-    """Boxes (K, 4) around an anchor, kept inside the area, and how far each is from the anchor (K,)."""
+    """Candidate boxes (K, 4) around an anchor, inside the area, and their distances from the anchor (K,)."""
     half = np.array([anchor.width, anchor.height]) / 2
     low, high = np.array(area[:2]) + half, np.array(area[2:]) - half
     directions = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)  # (A, 2)
@@ -147,10 +148,10 @@ def candidates(anchor: Anchor, area: Box) -> tuple[FloatArray, FloatArray]:
 
 
 def spread(centres: Sequence[float], heights: Sequence[float], low: float, high: float) -> list[float]:
-    """Centres moved as little as keeps a column of labels from overlapping, between `low` and `high`.
+    """The centres of a column of labels between `low` and `high`, moved as little as possible to avoid overlaps.
 
-    Labels that would collide are pooled into a stack around their common mean, and stacks that then
-    collide are pooled again. The order of the wishes is kept.
+    Labels that would overlap are pooled into a stack around their common mean, and stacks that then overlap are pooled
+    again. The order stays.
     """
     order = sorted(range(len(centres)), key=lambda i: centres[i])
     stacks: list[tuple[list[int], float, float]] = []  # members, bottom, height

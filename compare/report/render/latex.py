@@ -15,15 +15,15 @@ from compare.report.sections.wording import options_set
 Part = list[list[str]]
 """A head and rows of cells, as LaTeX."""
 LEAST_LINES, MOST_LINES = 12, 46  # of a table on one page, with its caption and notes
-LINE = 345  # points, of an article's line
-WIDEST_NAME = 110  # points; a longer one goes on in the next line
+LINE = 345  # width of an article's line, in points
+WIDEST_NAME = 110  # points; a longer name wraps
 WIDTHS = {
     **dict.fromkeys(".,:;'il|![]()", 3.4),
     **dict.fromkeys("mwMW%@", 7.5),
     **dict.fromkeys("{}$\\", 0.0),
     " ": 3.0,
 }
-UNSET = re.compile("[^\\x00-\\u017f]")  # what plain LaTeX has no letter for
+UNSET = re.compile("[^\\x00-\\u017f]")  # letters that plain LaTeX lacks
 LONGEST_WORD = 20  # letters
 BREAK = r"\allowbreak{}"
 BREAKS = frozenset("_=/-")
@@ -40,7 +40,7 @@ TEX = str.maketrans(
 
 
 def latex_tables(groups: Sequence[Group]) -> str:
-    """A booktabs table for each group; the best is bold where no other comes near it beyond noise."""
+    """A booktabs table for each group; the best value is bold where all others are worse beyond noise."""
     head = f"% Means over seeds, with half of the 95 % t interval. {NEEDS}\n"
     return head + "".join(f"\n{latex_table(group)}" for group in groups)
 
@@ -54,7 +54,7 @@ class Shown(NamedTuple):
 
 
 def shown_in(group: Group) -> list[Shown]:
-    """The columns that some row has; the score as this group's scores are told."""
+    """The columns in which some row has a value, with the score in this group's unit."""
     scale = group.scale
     found = [
         Shown(quantity, quantity.latex, quantity.better)
@@ -69,7 +69,7 @@ def shown_in(group: Group) -> list[Shown]:
 
 
 def latex_table(group: Group) -> str:
-    """Where the columns do not fit into the line, what is left follows below, under the same variants."""
+    """The table of a group. Columns that do not fit into the line follow below, again with the variants."""
     shown = shown_in(group)
     scored = [group.against_full.get(row.name) for row in group.rows]
     best = [best_of(group, column) for column in shown]
@@ -114,7 +114,7 @@ def latex_table(group: Group) -> str:
 
 
 def latex_float(parts: Sequence[Part], caption: str, label: str, notes: str) -> str:
-    """A table of parts one below the other, in one set of columns. label: "" continues the table before it."""
+    """A table whose parts stand one below the other in one set of columns. label: "" continues the previous table."""
     columns = max(len(part[0]) for part in parts)
     body = []
     for index, (head, *rows) in enumerate(parts):
@@ -141,7 +141,7 @@ def latex_float(parts: Sequence[Part], caption: str, label: str, notes: str) -> 
 
 
 def fold(table: Sequence[Sequence[str]]) -> list[Part]:
-    """The table in parts, each with the first column and as many others as fit into the line.
+    """The table in parts, each with the first column and as many others as fit into a line.
 
     Args:
         table: the head and the rows, as LaTeX.
@@ -161,7 +161,7 @@ def fold(table: Sequence[Sequence[str]]) -> list[Part]:
 
 
 def height_of(part: Part) -> int:
-    """About how many lines it takes."""
+    """About how many lines a part takes."""
     return 1 + sum(math.ceil(width_of(row[0]) / (WIDEST_NAME + 60)) for row in part)
 
 
@@ -174,7 +174,7 @@ def in_a_line(cells: Sequence[str], columns: int) -> str:
 
 
 def width_of(tex: str) -> float:
-    """About how many points a text takes in 8 point type, rather too many."""
+    """About how many points wide a text is in 8 point type, rather overestimated."""
     plain = re.sub(r"\\(mathbf|textsuperscript|allowbreak)\b|\{,\}", lambda found: "," * (found[0] == "{,}"), tex)
     plain = re.sub(r"\\pm", "wi", plain)  # with the space on either side
     plain = re.sub(r"\\[A-Za-z]+(\{\})?", "w", plain)
@@ -182,7 +182,7 @@ def width_of(tex: str) -> float:
 
 
 def breakable(text: str) -> str:
-    """A text whose long words may go on in the next line, behind a sign of `BREAKS` or after some letters."""
+    """A text whose long words can wrap after a sign of `BREAKS` or after some letters."""
     return " ".join(broken(word) if len(word) > LONGEST_WORD else escape_tex(word) for word in text.split(" "))
 
 
@@ -193,7 +193,7 @@ def broken(word: str) -> str:
 
 
 def best_of(group: Group, column: Shown) -> Row | None:
-    """The best of those that attend, if every other lies behind it beyond noise, and all have seeds enough."""
+    """The best row that attends, if all others are worse beyond noise, which needs enough seeds of each."""
     quantity = column.quantity
     rows = [row for row in group.rows if row.attends]
     found = [(row, measured.mean) for row in rows if (measured := row.fair(quantity).over_seeds(quantity))]
@@ -207,7 +207,7 @@ def best_of(group: Group, column: Shown) -> Row | None:
 def number(
     found: Estimate | Difference | None, factor: float, decimals: int, *, bold: bool = False, sign: bool = False
 ) -> str:
-    """A mean and its half interval in LaTeX; no interval where all runs agree, as they do on parameters."""
+    """A mean and its half interval in LaTeX; no interval where all runs agree, for example on parameters."""
     if found is None:
         return "--"
     mean = f"{round(factor * found.mean, decimals) or 0.0:{'+' if sign else ''},.{decimals}f}".replace(",", "{,}")
@@ -223,7 +223,7 @@ def number(
 
 
 def letter(index: int) -> str:
-    """a to z, then aa and on."""
+    """a to z, then aa, ab …"""
     return ("" if index < 26 else letter(index // 26 - 1)) + chr(ord("a") + index % 26)
 
 

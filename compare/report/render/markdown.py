@@ -11,7 +11,7 @@ BRACKETS = str.maketrans({"[": r"\[", "]": r"\]"})
 
 
 def markdown(text: str) -> str:
-    """Words in one line of Markdown as they are: no HTML, no code, no link or picture, no second line."""
+    """A text in one line of Markdown, escaped: no HTML, no code, no link or image, no second line."""
     return " ".join(text.translate(SIGNS).replace("](", "]\\(").splitlines())
 
 
@@ -23,13 +23,13 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def code(command: str) -> str:
-    """A command as a block, fenced by more backticks than it holds."""
+    """A command as a code block, with a fence longer than any run of backticks in it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
     return f"{fence}sh\n{command}\n{fence}"
 
 
 def markdown_report(report: Document) -> str:
-    """The whole of report.md."""
+    """The whole text of report.md."""
     parts = [f"# {TITLE}", *(f"> **Warning:** {markdown(warning)}" for warning in report.warnings)]
     for section in report.opening:
         parts += section_parts(section, 2)
@@ -45,7 +45,7 @@ def markdown_report(report: Document) -> str:
 
 
 def section_parts(section: Section, level: int) -> list[str]:
-    """A section under a heading of this level. One that has nothing but parts with titles of their own needs none."""
+    """A section under a heading of this level; without a heading if it consists of titled parts only."""
     tables = [part for table in section.tables if not table.folded for part in table_parts(table, level + 1)]
     images = [image(chart) for chart in section.charts]
     words = [bullets(section.sentences)] if section.sentences else []

@@ -20,26 +20,26 @@ for (const table of all("table.results")) {
   }));
 }
 
-// The part of the address behind # is an anchor and what is filtered: #group-1&q=lin&without=kernel&failed=hidden
+// The hash of the address holds an anchor, then the filter: #group-1&q=lin&without=kernel&failed=hidden
 const form = byId("filters"), text = byId("filter-text"), failed = byId("hide-failed");
 const families = form ? all("[name=family]", form) : [];
 const splitHash = () => location.hash.slice(1).split(/&(.*)/s);
 
 function readFilter() {
-  const asked = new URLSearchParams(splitHash()[1] ?? "");
-  const without = (asked.get("without") ?? "").split(",");
-  text.value = asked.get("q") ?? "";
+  const params = new URLSearchParams(splitHash()[1] ?? "");
+  const without = (params.get("without") ?? "").split(",");
+  text.value = params.get("q") ?? "";
   for (const box of families) box.checked = !without.includes(box.value);
-  failed.checked = asked.get("failed") === "hidden";
+  failed.checked = params.get("failed") === "hidden";
 }
 
 function writeFilter() {
-  const asked = new URLSearchParams();
+  const params = new URLSearchParams();
   const without = families.filter(box => !box.checked).map(box => box.value);
-  if (text.value) asked.set("q", text.value);
-  if (without.length) asked.set("without", without);
-  if (failed.checked) asked.set("failed", "hidden");
-  const filter = asked.size ? `&${asked}` : "";
+  if (text.value) params.set("q", text.value);
+  if (without.length) params.set("without", without);
+  if (failed.checked) params.set("failed", "hidden");
+  const filter = params.size ? `&${params}` : "";
   const hash = splitHash()[0] + filter;
   if (location.hash.slice(1) !== hash) history.replaceState(null, "", `#${hash}`);
 }
@@ -78,30 +78,30 @@ if (form) {
   filter();
 }
 
-const told = JSON.parse(byId("told").textContent);
+const runDetails = JSON.parse(byId("run-details").textContent);
 const asText = value => JSON.stringify(value, null, 2);
 
 function element(tag, content, properties = {}) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(content);
-  return made;
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(content);
+  return node;
 }
 
 function fill(details) {
-  const run = told.runs[details.dataset.run];
-  const copied = element("span", "", {className: "soft"});
-  copied.setAttribute("role", "status");
+  const run = runDetails.runs[details.dataset.run];
+  const status = element("span", "", {className: "soft"});
+  status.setAttribute("role", "status");
   const command = element("pre", run.command);
   const copy = element("button", "Copy the command", {type: "button", className: "plain copy"});
   copy.addEventListener("click", () => {
     getSelection().selectAllChildren(command);
-    copied.textContent = document.execCommand("copy") ? " copied" : " selected: copy it with your keyboard";
+    status.textContent = document.execCommand("copy") ? " copied" : " selected: copy it with your keyboard";
   });
   const blocks = {
     Measured: asText(run.measured),
-    Configuration: asText({...told.shared, ...run.spec}),
-    Data: asText(told.data[run.data]),
-    Environment: asText(told.environments[run.environment]),
+    Configuration: asText({...runDetails.shared, ...run.spec}),
+    Data: asText(runDetails.data[run.data]),
+    Environment: asText(runDetails.environments[run.environment]),
   };
   const grid = element("div", "", {className: "blocks"});
   for (const [title, content] of Object.entries(blocks)) {
@@ -110,7 +110,7 @@ function fill(details) {
     grid.append(block);
   }
   details.replaceChildren(
-    details.firstElementChild, element("h4", "Command to reproduce"), command, copy, copied,
+    details.firstElementChild, element("h4", "Command to reproduce"), command, copy, status,
     element("h4", "Kernel"), element("pre", run.kernel), grid);
 }
 
@@ -151,7 +151,7 @@ addEventListener("hashchange", () => {
 });
 visit();
 
-// The drawing that is shown is the file: nothing has to lie beside the page.
+// The download is made from the image itself, so the page needs no files beside it.
 for (const link of all("a.svg")) {
   link.addEventListener("click", () => {
     const source = link.closest("figure").querySelector("img").src;

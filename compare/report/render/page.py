@@ -1,4 +1,4 @@
-"""One self-contained HTML page: no network, no files beside it, readable on a phone, on paper and by ear."""
+"""One self-contained HTML page, without network or files beside it, for screens, phones, paper and screen readers."""
 
 import re
 from functools import cache
@@ -10,26 +10,28 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from compare.report.render.families import colour_of, in_order
-from compare.report.render.runs import list_runs, told_of
+from compare.report.render.runs import details_of, list_runs
 from compare.report.sections import TITLE, Document
 from compare.report.sections.section import Section
 
 HERE = Path(__file__).parent
 IN_A_URL = {ord(sign): f"%{ord(sign):02X}" for sign in "%#'&:"}
 RUNS = Section("Every run", "runs")
-COMMANDS = Section("The commands that made this", "commands")
+COMMANDS = Section("Commands that produced this report", "commands")
 
 
 class Drawing(NamedTuple):
-    """An SVG file fit for a data URL in single quotes, and its width and height as attributes, so that nothing on the
-    page moves when it appears."""
+    """An SVG file as a data URL within single quotes, and its width and height as attributes of the image.
+
+    With its size known, nothing on the page moves when the image loads.
+    """
 
     data: Markup
     size: Markup
 
 
 def html_page(report: Document, folder: Path) -> str:
-    """The whole page. folder: where the charts' SVG files lie, to be embedded."""
+    """The whole page. folder: holds the SVG files of the charts, which the page embeds."""
     groups = report.groups
     runs = list_runs(groups)
     families = in_order({row.family for group in groups for row in group.rows})
@@ -43,13 +45,13 @@ def html_page(report: Document, folder: Path) -> str:
             report=report,
             contents=contents,
             families=[(family, colour_of(family)) for family in families],
-            numbers={f"table-{number}": number for number in range(len(groups))},
-            first_runs={run.row_id: run.anchor for run in reversed(runs)},
+            group_numbers={f"table-{number}": number for number in range(len(groups))},
+            first_run_anchors={run.row_id: run.anchor for run in reversed(runs)},
             drawing=lambda stem: embedded(folder / f"{stem}.svg"),
-            runs=RUNS,
-            run_groups=[(group, [run for run in runs if run.group is group]) for group in groups],
-            commands=COMMANDS,
-            told=Markup(told_of(runs)),
+            runs_section=RUNS,
+            runs_by_group=[(group, [run for run in runs if run.group is group]) for group in groups],
+            commands_section=COMMANDS,
+            run_details=Markup(details_of(runs)),
             style=Markup(asset("page.css")),
             script=Markup(asset("page.js")),
         )
@@ -58,7 +60,7 @@ def html_page(report: Document, folder: Path) -> str:
 
 @cache
 def environment() -> Environment:
-    """Of the templates beside this file."""
+    """The Jinja2 environment of the templates beside this file."""
     found = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -73,7 +75,7 @@ def environment() -> Environment:
 
 
 def breakable(name: str) -> Markup:
-    """A name that may go on in the next line behind an underscore."""
+    """A name as HTML that can wrap after an underscore."""
     return Markup(escape(name).replace("_", "_<wbr>"))
 
 
@@ -82,7 +84,7 @@ def asset(name: str) -> str:
 
 
 def embedded(path: Path) -> Drawing:
-    """Two decimals of a point are enough on a page."""
+    """The drawing in an SVG file, with its coordinates cut to two decimals of a point."""
     lines = re.compile(r' d="[^"]*"')
     text = lines.sub(lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), path.read_text(encoding="utf-8"))
     data = " ".join(text.split()).translate(IN_A_URL)

@@ -1,4 +1,4 @@
-"""What the page knows of each run: a line that leads to it, and all that was recorded, as JSON."""
+"""The runs of a page: an anchor for each, and the details of all as JSON."""
 
 import json
 from collections import Counter
@@ -11,16 +11,15 @@ from compare.report.facts.values import Record, as_mapping, as_pairs, slug, stat
 from compare.spec import read_spec
 from compare.units import MISSING
 
-# Fields that the details of a run show elsewhere.
-TOLD = frozenset({"schema", "variant", "label", "family", "task", "seq_len", "seed", "kernel", "command"}) | {
-    "task_summary",
-    "remark",
-}
+# Fields that the page shows elsewhere than under "Measured".
+SHOWN_ELSEWHERE = frozenset(
+    {"schema", "variant", "label", "family", "task", "seq_len", "seed", "kernel", "command", "task_summary", "remark"}
+)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One record of the page and what leads to it. number: its place among all runs. row_id: of its line in a table."""
+    """One record on the page. row_id: of its row in a table of results. number: its index among all runs."""
 
     record: Record
     group: Group
@@ -40,7 +39,7 @@ class Run:
 
 
 def list_runs(groups: Sequence[Group]) -> list[Run]:
-    """Every record, with an anchor of its own: folders reported together may hold the same run twice."""
+    """Every record under an anchor of its own, even where folders reported together hold the same run twice."""
     runs: list[Run] = []
     used = Counter[str]()
     for number, group in enumerate(groups):
@@ -53,8 +52,8 @@ def list_runs(groups: Sequence[Group]) -> list[Run]:
     return runs
 
 
-def told_of(runs: Sequence[Run]) -> str:
-    """What is known of the runs as JSON, each environment, data set and common setting once."""
+def details_of(runs: Sequence[Run]) -> str:
+    """The details of all runs as JSON, with each environment, data set and common setting once."""
     specs = [read_spec(run.record) for run in runs]
     specs = [spec | {name: dict(as_pairs(spec.get(name))) for name in ("options", "task_options")} for spec in specs]
     shared = {
@@ -62,13 +61,13 @@ def told_of(runs: Sequence[Run]) -> str:
     }
     environments: dict[str, int] = {}
     data: dict[str, int] = {}
-    told = []
+    details = []
     for run, spec in zip(runs, specs, strict=True):
         kernel = str(run.record.get("kernel") or MISSING)
-        told.append(
+        details.append(
             {
                 "command": str(run.record.get("command") or MISSING),
-                "kernel": kernel + (" (not the one it is named for)" if run.record.get("kernel_fallback") else ""),
+                "kernel": kernel + (" (a fallback)" if run.record.get("kernel_fallback") else ""),
                 "spec": {key: value for key, value in spec.items() if key not in shared},
                 "measured": measured(run.record),
                 "data": data.setdefault(as_json(as_mapping(run.record.get("data"))), len(data)),
@@ -79,14 +78,18 @@ def told_of(runs: Sequence[Run]) -> str:
         "shared": shared,
         "environments": [json.loads(text) for text in environments],
         "data": [json.loads(text) for text in data],
-        "runs": told,
+        "runs": details,
     }
     return as_json(whole).replace("<", "\\u003c")
 
 
 def measured(record: Record) -> dict[str, Any]:
-    """The numbers and words of a record that have no part of the page of their own."""
-    return {key: v for key, v in record.items() if key not in TOLD and isinstance(v, int | float | str) and v != ""}
+    """The numbers and texts of a record that the page shows nowhere else."""
+    return {
+        key: value
+        for key, value in record.items()
+        if key not in SHOWN_ELSEWHERE and isinstance(value, int | float | str) and value != ""
+    }
 
 
 def as_json(value: Mapping[str, object]) -> str:

@@ -1,7 +1,7 @@
-"""What a report says: one file for each subject, with its sentences, tables and charts and their alt texts.
+"""The content of a report: one file for each subject, with its sentences, tables, charts and alt texts.
 
-`document` puts them in order. A subject of a whole report gives `sections`; one of a single group gives a `part`, which
-`groups.SUBJECTS` lists.
+`document` orders them. The file of a subject of the whole report defines `sections`. The file of a subject of one group
+defines `part`, which `groups.SUBJECTS` lists.
 """
 
 from collections.abc import Sequence
@@ -36,17 +36,17 @@ AFTER = (cost, decoding, heat_map, baselines, failures, busy, reading)
 
 @dataclass(frozen=True)
 class Document:
-    """A report before it is written.
+    """A report that no renderer has written yet.
 
     Attributes:
-        groups: what was run.
+        groups: the groups of runs.
         warnings: what could not be read, or cannot be compared.
-        machines: on which it ran.
-        commands: that made it.
-        opening: the sections before all else.
-        lead: what a newcomer reads first, and its chart, which no other section has; None where nothing was scored.
-        before, results, after: the sections, of which `results` has the tables that the page filters.
-        charts: of all sections.
+        machines: the machines that it ran on.
+        commands: the commands that produced its records.
+        opening: the sections at the top.
+        lead: what a newcomer reads first, with its chart, which no other section shows; None without scores.
+        before, results, after: the other sections, in order; the page filters the tables of `results`.
+        charts: the charts of all sections.
     """
 
     groups: Sequence[Group]
@@ -61,8 +61,8 @@ class Document:
     charts: Sequence[Chart]
 
 
-def document(found: Sequence[Group], warnings: Sequence[str]) -> Document:
-    overview = Overview(found)
+def document(all_groups: Sequence[Group], warnings: Sequence[str]) -> Document:
+    overview = Overview(all_groups)
     opening, before, results, after = (
         [section for subject in subjects for section in subject.sections(overview)]
         for subjects in (OPENING, BEFORE, RESULTS, AFTER)
@@ -71,10 +71,10 @@ def document(found: Sequence[Group], warnings: Sequence[str]) -> Document:
     lead = lead_of(overview)
     first = [chart for chart in charts if lead and chart.stem == lead.stem]
     return Document(
-        groups=found,
+        groups=all_groups,
         warnings=warnings,
-        machines=list(dict.fromkeys(group.machine for group in found)),
-        commands=commands(found),
+        machines=list(dict.fromkeys(group.machine for group in all_groups)),
+        commands=commands(all_groups),
         opening=opening,
         lead=Section("The main result", "first", lead.sentences, charts=first, notes=lead.remarks) if lead else None,
         before=before,

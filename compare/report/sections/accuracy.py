@@ -1,4 +1,4 @@
-"""Accuracy against what it costs: speed, memory."""
+"""Accuracy against cost: training speed and memory."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -49,14 +49,14 @@ from compare.units import sentence, size
 
 LARGEST_MARKER = 520.0  # square points, where few variants are shown
 PLAIN_MARKER = 80.0
-VALUE_REACH = 12.0  # pixels from a point to the value of its option, at the most: else it is left out
+VALUE_REACH = 12.0  # pixels from a point to its option's value; a value that must stand further off is not written
 
 
 @dataclass(frozen=True)
 class Against:
-    """What accuracy is drawn against.
+    """The cost on the other axis.
 
-    stem: of its files. axis: its label. pareto: whether the front of those that no other beats is drawn.
+    stem: begins the file names. axis: its label. pareto: whether to draw the Pareto front.
     """
 
     quantity: Quantity
@@ -82,7 +82,7 @@ SPEED = Against(
 
 
 def weight_of(rows: Sequence[Row]) -> Against:
-    """Memory: of training in all, where the records tell it."""
+    """The memory axis: of all training where the records have it, else of a step."""
     memory = memory_of(rows)
     axis = f"{memory.told}: {memory.holds} (logarithmic)"
     return Against(memory, "accuracy_memory", axis, pareto=True)
@@ -90,7 +90,7 @@ def weight_of(rows: Sequence[Row]) -> Against:
 
 @dataclass(frozen=True)
 class Spot:
-    """Where one row stands on a chart of accuracy."""
+    """The place of one row on a chart of accuracy."""
 
     row: Row
     cost: Estimate
@@ -99,7 +99,7 @@ class Spot:
 
     @property
     def reach(self) -> tuple[float, float]:
-        """From where to where its scores are drawn: the interval, or the seeds where these fall apart."""
+        """The ends of its vertical line: of the interval, or of the seeds where only some solve the task."""
         seeds = self.row.scores.values()
         return self.score.ends if self.score.solved is None else (min(seeds), max(seeds))
 
@@ -108,8 +108,8 @@ class Spot:
 class Scatter:
     """What a chart of accuracy shows.
 
-    spots: of rows that cost anything. free: of those that cost nothing, which no logarithmic axis has a place for.
-    front: of the spots, those that no other beats, by rising cost.
+    spots: of the rows with a cost above 0. free: of the rows with cost 0, which a logarithmic axis cannot show.
+    front: the Pareto front of the spots, by rising cost.
     """
 
     group: Group
@@ -124,7 +124,7 @@ class Scatter:
 
     @cached_property
     def values(self) -> dict[str, str]:
-        """Of the rows of a sweep the value of the option, but of the last, which bears the name."""
+        """Row name -> its option's value, for every row of a sweep but the last, which is labelled with its name."""
         named = {sweep.rows[-1].name for sweep in self.sweeps}
         points = (point for sweep in self.sweeps for point in sweep.points)
         return {row.name: f"{value:g}" for value, row in points if row.name not in named}
@@ -139,7 +139,7 @@ class Scatter:
 
     @property
     def span(self) -> tuple[float, float]:
-        """Of the axis of costs."""
+        """The ends of the cost axis."""
         means = [spot.cost.mean for spot in self.spots]
         edges = [edge for spot in self.spots for edge in spot.cost.ends]
         low, high = max(min(edges), min(means) / 1.6), min(max(edges), max(means) * 1.6)
@@ -148,11 +148,11 @@ class Scatter:
 
     @property
     def largest(self) -> float:
-        """Marker."""
+        """The area of the largest marker, in square points."""
         return LARGEST_MARKER if len(self.spots) <= 12 else LARGEST_MARKER / 2
 
     def area(self, spot: Spot) -> float:
-        """Of its marker, square points."""
+        """The area of its marker, in square points."""
         if spot.memory:
             return self.largest * spot.memory.mean / max(self.memories)
         return 30.0 if self.against is SPEED else PLAIN_MARKER
@@ -160,7 +160,7 @@ class Scatter:
 
 @dataclass
 class Taken:
-    """What is drawn already, as names have to keep off it, and the names themselves."""
+    """The names to place, and what is already drawn, which names must not cover."""
 
     names: list[Name]
     marks: list[Box]
@@ -173,7 +173,7 @@ def part(group: Group) -> Section:
 
 
 def accuracy_chart(group: Group, against: Against, begin: str = "") -> Chart | None:
-    """None where no row has a score and a cost. begin: how the words on it begin."""
+    """None where no row has both a score and a cost. begin: begins the alt text."""
     plot = scatter_of(group, against)
     if not plot.spots:
         return None
@@ -237,7 +237,7 @@ def set_axes(axes: Axes, plot: Scatter, scores: Sequence[float]) -> None:
 
 
 def draw_spot(axes: Axes, plot: Scatter, spot: Spot, style: Style, taken: Taken) -> None:
-    """The mark of a row with its intervals, or its seeds where these fall apart."""
+    """Draws a row's mark with its intervals, or with its seeds where only some solve the task."""
     x, y = spot.cost.mean, spot.score.mean
     area = plot.area(spot)
     shape, reach = marker_shape(style.marker)
@@ -270,7 +270,7 @@ def draw_spot(axes: Axes, plot: Scatter, spot: Spot, style: Style, taken: Taken)
 
 
 def name_of(plot: Scatter, spot: Spot, radius: float, style: Style) -> Name:
-    """What is written beside a mark: the row's name, or the value of its option in a sweep."""
+    """The text beside a mark: the row's name or, in a sweep, its option's value."""
     text, reach = plot.values.get(spot.row.name), VALUE_REACH
     if text is None:
         solved = "" if spot.score.solved is None else f" {plot.group.scale.number(spot.score)}"
@@ -279,7 +279,7 @@ def name_of(plot: Scatter, spot: Spot, radius: float, style: Style) -> Name:
 
 
 def draw_lines(axes: Axes, plot: Scatter, looks: Mapping[str, Style], taken: Taken) -> None:
-    """Through the values of each sweep, and along the Pareto front."""
+    """Draws lines through the values of each sweep, and along the Pareto front."""
     places = {spot.row.name: (spot.cost.mean, spot.score.mean) for spot in plot.spots}
     for sweep in plot.sweeps:
         corners, style = [places[row.name] for row in sweep.rows], looks[sweep.rows[0].name]
@@ -294,8 +294,8 @@ def draw_lines(axes: Axes, plot: Scatter, looks: Mapping[str, Style], taken: Tak
 def near_baselines(
     baselines: Mapping[str, float], scores: Sequence[float], scale: Scale = FRACTION
 ) -> tuple[dict[str, float], list[str]]:
-    """The best trivial predictor and those it is worth to stretch the axis for; the names of those far below."""
-    heights = {name: scale.better(value) for name, value in baselines.items()}  # as they stand on the axis
+    """The best trivial predictor and others near enough to stretch the axis for, with scores; the names of the rest."""
+    heights = {name: scale.better(value) for name, value in baselines.items()}  # larger is higher on the axis
     best = max(heights.values(), default=scale.better(scores[0]))
     drawn = [*map(scale.better, scores), best]
     low, high = min(drawn), max(drawn)
@@ -308,18 +308,18 @@ def accuracy_notes(plot: Scatter) -> list[str]:
     notes = [seeds_note({spot.row.name: spot.score for spot in spots})]
     if group.test_size:
         half = max(group.test_noise(spot.score.mean) for spot in spots)
-        notes[0] += f" Scored on {group.scored_on}: ± {100 * half:.1f} points by itself (binomial)."
+        notes[0] += f" Scored on {group.scored_on}: sampling noise ± {100 * half:.1f} points (binomial)."
     drawn = {spot.row.name for spot in spots}
     if missing := [f"{row.name} ({row.status})" for row in group.rows if row.name not in drawn]:
-        notes.append(f"Not drawn, for lack of a score or a value: {', '.join(missing)}.")
+        notes.append(f"Not drawn (no score, or no value on the other axis): {', '.join(missing)}.")
     if plot.against is SPEED and (unweighed := [spot.row.name for spot in spots if not spot.memory]):
         notes.append(f"Hollow: memory not measured ({', '.join(unweighed)}).")
     if any(spot.score.solved is not None for spot in spots):
-        notes.append("Rings: each seed, where some solved the task and others are far from it; the mark is their mean.")
+        notes.append("Rings: each seed, where some solved the task and others are far off; the mark is their mean.")
     if far := near_baselines(group.baselines, plot.scores, group.scale)[1]:
-        notes.append(f"Far below the axis, hence not drawn: {', '.join(far)}.")
+        notes.append(f"Far below the axis, not drawn: {', '.join(far)}.")
     if sweeps_of([spot.row for spot in spots]):
-        notes.append("Joined: one option at several values, written beside the points; the last bears the name.")
+        notes.append("Joined points: one option at several values, written beside them; the last has the name.")
     if len(plot.front) > 1:
         drawn_out = any(not group.is_fair(spot.row, plot.against.quantity) for spot in spots)
         notes.append(f"Thin line: Pareto front, controls {'and disturbed runs ' * drawn_out}left out.")
@@ -332,7 +332,7 @@ def accuracy_notes(plot: Scatter) -> list[str]:
 
 @cache
 def marker_shape(marker: str) -> tuple[float, float]:
-    """What to scale a marker's size by so that all shapes have a circle's area, and its reach in units of that size."""
+    """The factor on a marker's size that gives its shape a circle's area, and its reach in units of that size."""
     style = MarkerStyle(marker)
     (outline,) = style.get_path().transformed(style.get_transform()).to_polygons()
     x, y = np.array(outline).T
@@ -341,7 +341,7 @@ def marker_shape(marker: str) -> tuple[float, float]:
 
 
 def draw_size_legend(axes: Axes, memories: Sequence[float], largest: float, words: str) -> None:
-    """Below the axes: sample markers with their memory, which words name."""
+    """Draws sample markers with their memory below the axes. words: name that memory."""
     if not memories:
         return
     heaviest, lightest = max(memories), min(memories)
@@ -365,7 +365,7 @@ def draw_size_legend(axes: Axes, memories: Sequence[float], largest: float, word
 
 
 def describe_accuracy(group: Group, against: Against) -> str:
-    """What stands on a chart of accuracy: how many, and the ends of both axes."""
+    """A chart of accuracy in words: how many variants, and the ends of both axes."""
     rows = [row for row in group.rows if row.scores and row.over_seeds(against.quantity)]
     if not rows:
         return ""

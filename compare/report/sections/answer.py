@@ -1,4 +1,4 @@
-"""The whole report in a few sentences: which attention to take, and how far that can be said at all."""
+"""The whole report in a few sentences: which attention to choose, and how certain that is."""
 
 import math
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ from compare.units import plain, plural, sentence, significant
 GOOD = f"within {100 * WITHIN:g} {plural(round(100 * WITHIN), 'point')} of full"
 DECODED = (("Fastest", TOKEN), ("smallest state", STATE))
 EXPLAINED = (
-    "full is ordinary softmax attention, with which the others are compared on the same seeds. A variant is said to be "
-    f"{GOOD} where, at 95 % confidence, its score is at most {100 * WITHIN:g} percentage "
-    f"{plural(round(100 * WITHIN), 'point')} worse (each by itself), or {100 * WITHIN:g} % worse where scores are no "
-    "percentages; clearly better or worse, where the difference is "
-    "beyond noise (all variants of a table judged together)."
+    "full is ordinary softmax attention; every variant is compared with it on the same seeds. "
+    f'"{sentence(GOOD)}" means: at 95 % confidence, the score is at most {100 * WITHIN:g} percentage '
+    f"{plural(round(100 * WITHIN), 'point')} worse ({100 * WITHIN:g} % worse where scores are not percentages); each "
+    'variant is tested alone. "Clearly better" and "clearly worse" mean: the difference is beyond noise; all variants '
+    "of a table are tested together."
 )
 
 
@@ -37,7 +37,7 @@ def sections(overview: Overview) -> list[Section]:
 
 
 def answer(overview: Overview) -> list[str]:
-    """Sentences for the top of a report: one for each task and length, and one over all of them."""
+    """Sentences for the top of a report: a line for each task and length, one over all of them, one for each series."""
     lines = [f"{sweep.title}: {held(sweep)} {kept_state(sweep)}".strip() for sweep in overview.sweeps]
     groups = overview.unswept
     judged = [group for group in groups if can_be_judged(group)]
@@ -54,22 +54,22 @@ def can_be_judged(group: Group) -> bool:
 
 
 def rivals(group: Group) -> list[Row]:
-    """What attends and is not the reference."""
+    """The rows that attend, without the reference."""
     return [row for row in group.rows if row.attends and row is not group.reference]
 
 
 def sound(group: Group) -> list[Row]:
-    """Of these, those whose scores nothing disturbed."""
+    """The rivals none of whose scores was disturbed."""
     return [row for row in rivals(group) if len(group.fair_scores(row)) == len(row.scores)]
 
 
 def good(scale: Scale) -> str:
-    """What a variant is called that is as good as full."""
+    """How a sentence calls variants that are as good as full."""
     return GOOD if scale.is_fraction else f"within {100 * WITHIN:g} % of full's {scale.unit}"
 
 
 def is_within(found: Difference | None, scale: Scale = FRACTION, full: float = 1.0) -> bool:
-    """Not worse than full, whose score is given, by more than the margin, at 95 % confidence."""
+    """Whether a variant is, at 95 % confidence, no more than the margin worse than full. full: the score of full."""
     if found is None or found.solved is not None or found.n < ENOUGH_SEEDS or found.half is None:
         return False
     return scale.better(found.mean) - found.half > -scale.margin(full)
@@ -89,8 +89,8 @@ def sentences(group: Group) -> list[str]:
         return ["Only the control has a score: there is nothing to compare."]
     if not scores_of(group):
         if group.decodes:
-            return ["Decoding, without scores.", *cheapest(group, rivals(group), ""), kept(group)]
-        return ["Cost alone, without scores.", *cheapest(group, rivals(group), "")]
+            return ["Decoding costs only, no scores.", *cheapest(group, rivals(group), ""), kept(group)]
+        return ["Costs only, no scores.", *cheapest(group, rivals(group), "")]
     full = group.fair_score(group.reference) if group.reference else None
     if full is None:
         why = "was not run"
@@ -101,35 +101,35 @@ def sentences(group: Group) -> list[str]:
         alone = "No variant but full has a score" if rivals(group) else "Full is the only variant here that attends"
         return [f"{alone}, so nothing can be compared with it.", *sobering(group)]
     if not any(row.name in group.against_full for row in rivals(group)):
-        return ["Nothing shares a seed with full, so nothing can be compared with it.", *sobering(group)]
+        return ["No variant shares a seed with full, so nothing can be compared with it.", *sobering(group)]
     if not can_be_judged(group):
         n = max(found.n for found in group.against_full.values())
         word = "good" if group.scale.lower_is_better else "accurate"
         return [
-            f"With {n} {plural(n, 'seed')} it cannot be said who is as {word} as full ({score_words(group, full)}); "
-            f"{ENOUGH_SEEDS} are needed.",
+            f"{n} {plural(n, 'seed')} cannot show which variants are as {word} as full ({score_words(group, full)}): "
+            f"at least {ENOUGH_SEEDS} are needed.",
             *sobering(group),
         ]
     return [*as_good(group, full), *clearly(group), *sobering(group)]
 
 
 def disturbed(group: Group) -> list[str]:
-    """Whose runs others disturbed, and how to repeat them."""
+    """The rows with disturbed runs, and how to repeat these runs."""
     rows = [row for row in group.rows if row.disturbed]
     if not rows:
         return []
     names = []
     for row in rows:
         some, n, score = len(row.disturbed), len(row.finished), group.score(row)
-        stands = f", {score_words(group, score)} as it stands" if score and row.by_budget and row.slowed else ""
-        names.append(f"{row.name} ({some} of {n} {plural(n, 'run')}{stands})")
+        whole = f"; score with them {score_words(group, score)}" if score and row.by_budget and row.slowed else ""
+        names.append(f"{row.name} ({some} of {n} {plural(n, 'run')}{whole})")
     scores = rows[0].by_budget and any(row.slowed for row in rows)
-    what = "verdicts by time, budgets in seconds included" if scores else "verdicts by time"
-    return [f"Disturbed (as by other processes) and left out of {what}: {', '.join(names)}. {REPEAT}"]
+    what = "verdicts on time, and on scores under a time budget" if scores else "verdicts on time"
+    return [f"Disturbed (e.g. by other processes) and left out of {what}: {', '.join(names)}. {REPEAT}"]
 
 
 def as_good(group: Group, full: Estimate) -> list[str]:
-    """Who is within reach of full, and the fastest and the lightest of them."""
+    """The variants that are as good as full, with the fastest and the lightest of them; else the nearest variant."""
     found = {name: d for name, d in group.against_full.items() if d.half is not None and d.n >= ENOUGH_SEEDS}
     reached = [row for row in rivals(group) if is_as_good(group, row.name)]
     scale = group.scale
@@ -143,7 +143,7 @@ def as_good(group: Group, full: Estimate) -> list[str]:
 
 
 def cheapest(group: Group, rows: Sequence[Row], among: str) -> list[str]:
-    """Which of the rows is fastest, which takes least memory, and what that is beside full."""
+    """The fastest row and the row with the least memory or state, each with its ratio to full."""
     said = []
     trained = (("Fastest", SPEED), ("lightest", memory_of(group.rows)))
     for most, quantity in DECODED if group.decodes else trained:
@@ -161,12 +161,12 @@ def beside_full(group: Group, row: Row, value: float, quantity: Quantity) -> str
     found = group.differences(group.reference, quantity).get(row.name)
     unsure = found is not None and found.n >= ENOUGH_SEEDS and not found.beyond
     return f", {significant(value / full.mean)} times full's {quantity.told}" + (
-        " (within noise of it)" if unsure else ""
+        " (within noise of full)" if unsure else ""
     )
 
 
 def clearly(group: Group) -> list[str]:
-    """Who differs from full beyond noise, and who cannot be told from it."""
+    """The variants that differ from full beyond noise, and those without a verdict, by reason."""
     names = [row.name for row in rivals(group)]
     found = {name: group.against_full[name] for name in names if name in group.against_full}
     gains = {name: group.scale.better(d.mean) for name, d in found.items()}
@@ -181,13 +181,13 @@ def clearly(group: Group) -> list[str]:
     said = (
         ("Clearly better than full", better),
         ("Clearly worse", worse),
-        ("Solved with some seeds only", [f"{name} ({score.solved} of {score.n})" for name, score in partly.items()]),
-        ("Inconclusive: the interval is too wide", [name for name, d in unclear.items() if not d.solved]),
+        ("Solved by some seeds only", [f"{name} ({score.solved} of {score.n})" for name, score in partly.items()]),
+        ("Inconclusive (the interval is too wide)", [name for name, d in unclear.items() if not d.solved]),
         (
-            "Inconclusive: full's seeds fall apart",
+            "Inconclusive (only some of full's seeds solve the task)",
             [name for name, d in unclear.items() if d.solved and name not in partly],
         ),
-        ("No verdict, for want of seeds", few),
+        ("No verdict (too few seeds)", few),
     )
     return [f"{words}: {short(names)}." for words, names in said if names]
 
@@ -201,7 +201,7 @@ def points_words(group: Group, found: Difference) -> str:
 
 
 def sobering(group: Group) -> list[str]:
-    """Where no variant does better than what needs no attention."""
+    """Sentences for a group in which no variant is shown to beat the best trivial predictor, or the control."""
     scores = scores_of(group)
     said = []
     ahead = "better than" if group.scale.lower_is_better else "above"
@@ -213,9 +213,7 @@ def sobering(group: Group) -> list[str]:
         above = group.score_differences(group.control)
         if not any(may_be_ahead(group, above[row.name]) for row, _ in scores if row.name in above):
             control = f"the control without attention ({group.scale.show(alone.mean)})"
-            said.append(
-                f"No variant is shown to be {ahead} {control}: that attention gains anything here cannot be said."
-            )
+            said.append(f"No variant is shown to be {ahead} {control}: no evidence that attention helps here.")
     return said
 
 
@@ -242,22 +240,23 @@ def crossovers(series: Sequence[Group]) -> str:
     said = (
         (f"at every length from {plain(shortest)} on", always),
         ("from some length on", sometime),
-        (f"at none of the longest, up to {plain(longest)}", never),
-        ("inconclusive, within noise", unclear),
+        (f"not at the longest length measured (up to {plain(longest)})", never),
+        ("inconclusive (within noise)", unclear),
     )
     words = "; ".join(f"{what}: {', '.join(names)}" for what, names in said if names)
     where = f"{series[0].task} (causal)" if series[0].causal else series[0].task
-    text = f"{where} against length: faster than full ({quantity.told}) {words or 'cannot be said'}."
+    text = f"{where} against length: "
+    text += f"faster than full ({quantity.told}) {words}." if words else "no variant can be compared with full."
     return " ".join([text, *disturbed_note(cells)])
 
 
 def may_be_ahead(group: Group, found: Difference) -> bool:
-    """Beyond noise, or with too few seeds to tell."""
+    """Whether the variant is better, either beyond noise or on too few seeds for a verdict."""
     return group.scale.better(found.mean) > 0 and (found.beyond or found.n < ENOUGH_SEEDS)
 
 
 def over_tasks(groups: Sequence[Group]) -> list[str]:
-    """On how many of the comparisons each variant is as good as full."""
+    """In how many of the comparisons each variant is as good as full."""
     if len(groups) < 2:
         return []
     counts: dict[str, list[bool]] = {}

@@ -1,4 +1,4 @@
-"""Runs that others disturbed, and how to repeat them."""
+"""Disturbed runs, and how to repeat them."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from compare.units import MISSING
 
 BUSY = "Runs on a busy machine"
 REPEAT = f'Repeat them on an idle machine with the commands under "{BUSY}".'
-HEADER = ("task", "variant", "seed", "by what", "repeat it on an idle machine")
+HEADER = ("task", "variant", "seed", "disturbed by", "command to repeat it")
 
 
 def sections(overview: Overview) -> list[Section]:
@@ -18,7 +18,7 @@ def sections(overview: Overview) -> list[Section]:
 
 
 def busy_runs(groups: Sequence[Group]) -> list[tuple[str, str, str, str, str]]:
-    """Every run that others disturbed: group, variant, seed, by what, and the command that repeats it."""
+    """Every disturbed run: group, variant, seed, what disturbed it, and the command that repeats it."""
     return [
         (group.title, row.name, str(record.get("seed")), words, str(record.get("command") or MISSING))
         for group in groups

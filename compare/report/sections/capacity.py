@@ -1,4 +1,4 @@
-"""Capacity: what the values of an option that was swept buy."""
+"""Capacity: what score each value of a swept option buys, and at what cost."""
 
 from collections.abc import Sequence
 
@@ -14,12 +14,12 @@ from compare.units import MISSING, seconds, size
 STATE = Against(
     quantities.LAYER_STATE,
     "capacity_state",
-    "what one layer keeps of the other positions (logarithmic; further left is lighter)",
+    "state of one layer, per sample (logarithmic; further left is smaller)",
 )
 SAVED = Against(
     quantities.SAVED,
     "capacity_state",
-    "saved for backward: not all have told their state (logarithmic; further left is lighter)",
+    "saved for backward, as not all recorded their state (logarithmic; further left is smaller)",
 )
 STEP = Against(
     quantities.STEP,
@@ -29,7 +29,7 @@ STEP = Against(
 
 
 def state_of(rows: Sequence[Row]) -> Against:
-    """What stands for the state that rows keep: their own word for it, where every run that finished gave it."""
+    """The axis for the rows' state: its recorded size, or bytes saved for backward if a finished run lacks it."""
     finished = [record for row in rows for record in row.finished]
     return STATE if len(numbers(finished, STATE.quantity.field)) == len(finished) else SAVED
 
@@ -42,8 +42,10 @@ def part(group: Group) -> Section:
 
 
 def sweep_table(group: Group) -> Table | None:
-    """Of each sweep the best score, and the smallest value whose score is within noise of it; None where nothing is
-    swept and scored."""
+    """For each sweep, the best score and the smallest value whose score is within noise of it.
+
+    None without a sweep that has two scores.
+    """
     body, scale = [], group.scale
     for sweep in sweeps_of(group.rows):
         scored = [(value, row, found) for value, row in sweep.points if (found := group.score(row))]
@@ -64,7 +66,7 @@ def sweep_table(group: Group) -> Table | None:
         "sweep",
         "values",
         f"{'lowest' if scale.lower_is_better else 'highest'} {group.basis.words('score')}",
-        "smallest within noise of it",
+        "smallest value within noise of that",
         "its state a layer",
         "its step",
     ]

@@ -34,12 +34,12 @@ from compare.units import MISSING, plain, seconds, size
 
 
 def longest_that_fits(rows: Mapping[int, Row], probes: Sequence[Record]) -> str:
-    """The longest length that went through and the next one that did not: "23,552 (24,576: oom)"."""
+    """The longest length that finished and the shortest longer one that did not: "23,552 (24,576: oom)"."""
     found = {n: status_of(row.records[-1]) for n, row in rows.items()}
     found |= {int(as_number(probe.get("seq_len")) or 0): status_of(probe) for probe in probes}
     fitting = max((n for n, status in found.items() if status == "ok"), default=0)
     failed = min((n for n in found if n > fitting), default=None)
-    ending = "no longer was tried" if failed is None else f"{plain(failed)}: {found[failed]}"
+    ending = "no longer length tried" if failed is None else f"{plain(failed)}: {found[failed]}"
     return f"{plain(fitting)} ({ending})" if fitting else f"none ({ending})"
 
 
@@ -65,7 +65,7 @@ def charts_of(series: Series) -> list[Chart]:
 
 
 def training_table(series: Sequence[Group], told_apart: str) -> Table:
-    """Exponents, the cost at the longest length of the reference, crossovers, and how near to the machine's best."""
+    """Exponents, cost at the reference's longest length, crossovers, and the share of the machine's matrix rate."""
     cells = rows_by_length(series)
     reference = reference_of(cells)
     longest = longest_of(series, reference)
@@ -77,7 +77,7 @@ def training_table(series: Sequence[Group], told_apart: str) -> Table:
         "power of N, memory of a step",
         f"forward + backward at {plain(longest)}",
     ]
-    header += ["ratio to full", "cheaper than full from N", "whole step cheaper from N", "of matrix rate"]
+    header += ["ratio to full", "cheaper than full from N", "whole step cheaper from N", "share of matrix rate"]
     limit = as_number(json.loads(series[0].cost_conditions).get("memory_limit"))
     probes = series[0].probes
     header += [f"longest N in {size(limit)}"] if limit and probes else []
@@ -114,7 +114,7 @@ def table_notes(series: Sequence[Group], cells: RowsByLength) -> list[str]:
     lines += disturbed_note(cells)
     if any(matrix_share(row) for rows in cells.values() for row in rows.values()):
         lines.append(
-            "Of matrix rate: FLOPs of forward + backward (matrix products alone) over their time, as a share of what a "
-            "large square matrix product reaches in the same process, dtype and threads."
+            "Share of matrix rate: FLOPs of forward + backward (matrix products only) divided by their time, as a "
+            "share of the rate of a large square matrix product in the same process, dtype and threads."
         )
     return lines

@@ -1,4 +1,4 @@
-"""Learning curves: all on one pair of axes while they are few, else a panel for each family."""
+"""Learning curves: all on one pair of axes if they are few, else a panel for each family."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -36,14 +36,14 @@ from compare.report.sections.section import Chart, Section
 from compare.report.sections.wording import count, fallback_notes, shown_name, span
 from compare.units import plain
 
-MOST_TOGETHER = 8  # with more variants than this, each family has a panel, and means only are drawn
+MOST_TOGETHER = 8  # with more variants than this, each family has a panel, which shows means only
 BACKGROUND = "#dddddd"
-PANEL_FOLD = 17  # characters, of names in a panel
+PANEL_FOLD = 17  # characters in a line of a name in a panel
 
 
 @dataclass(frozen=True)
 class Course:
-    """The learning curves of one row, and their mean where they overlap."""
+    """The learning curves of one row, and their mean over the range that all of them cover."""
 
     row: Row
     curves: tuple[Curve, ...]
@@ -53,7 +53,7 @@ class Course:
 
 @dataclass(frozen=True)
 class Look:
-    """What the panels of one figure share."""
+    """What the axes of one figure have in common."""
 
     group: Group
     axis: str
@@ -93,7 +93,7 @@ def draw_curves(group: Group, axis: str, courses: Sequence[Course], styles: Mapp
     notes = []
     if False in kinds:
         smoothed = [c.row.name for c in courses if not all(curve.validated for curve in c.curves)]
-        notes.append(f"Running mean of the training score, for want of validation scores: {', '.join(smoothed)}.")
+        notes.append(f"Running mean of the training score (no validation scores): {', '.join(smoothed)}.")
     every_seed = len(courses) <= MOST_TOGETHER
     if any(len(course.curves) > 1 for course in courses):
         notes.append(
@@ -107,7 +107,7 @@ def draw_curves(group: Group, axis: str, courses: Sequence[Course], styles: Mapp
     if changes is None and every_seed:
         notes.append(f"Rings: the training length changes ({lengths}).")
     elif changes and not together:
-        notes.append(f"Upright lines: the training length changes ({lengths}).")
+        notes.append(f"Vertical lines: the training length changes ({lengths}).")
     if group.baselines:
         scores = ", ".join(f"{name} {group.scale.show(value)}" for name, value in group.baselines.items())
         notes.append(f"Dashed: trivial predictors, scored on the test set{'' if together else f' ({scores})'}.")
@@ -164,7 +164,7 @@ def panels(
     styles: Mapping[str, Style],
     families: Sequence[str],
 ) -> Figure:
-    """Two panels in a row, one a family: its curves among those of all others in light grey."""
+    """Panels, two side by side, one for each family; the curves of other families are light grey."""
     baselines = {name: folded(name, PANEL_FOLD) for name in look.group.baselines}
     texts = {course.row.name: folded(course_name(course.row), PANEL_FOLD) for course in courses}
     shown = {
@@ -227,7 +227,7 @@ def end_labels(
 
 
 def course_of(row: Row, axis: str) -> Course | None:
-    """Curves of the runs that finished; of the failed ones where none did."""
+    """The curves of the finished runs, or of the failed ones where none finished; None without a curve."""
     curves = tuple(curve for record in row.finished or row.records if (curve := learning_curve(record, axis)))
     if not curves:
         return None
@@ -242,7 +242,7 @@ def course_name(row: Row) -> str:
 
 
 def mean_line(course: Course) -> tuple[Sequence[float], Sequence[float]]:
-    """The mean where the seeds overlap, else the longest of them."""
+    """The mean curve where the seeds overlap, else the longest curve."""
     if course.x:
         return course.x, course.score
     longest = max(course.curves, key=lambda curve: curve.x[-1])
@@ -250,12 +250,12 @@ def mean_line(course: Course) -> tuple[Sequence[float], Sequence[float]]:
 
 
 def joined(lines: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[list[float], list[float]]:
-    """Many lines as one with gaps, which is drawn in a fraction of the time."""
+    """Many lines as one line with gaps: drawing one line takes a fraction of the time."""
     return [v for x, _ in lines for v in (*x, math.nan)], [v for _, y in lines for v in (*y, math.nan)]
 
 
 def shared_changes(curves: Sequence[Curve], furthest: float) -> list[tuple[float, int]] | None:
-    """Where the training length changes, if it does so at about the same place for all; None if it does not."""
+    """The places where the training length changes, if they are about the same for all curves; else None."""
     lengths = {tuple(length for _, length in curve.changes) for curve in curves}
     if len(lengths) > 1:
         return None
@@ -266,13 +266,13 @@ def shared_changes(curves: Sequence[Curve], furthest: float) -> list[tuple[float
 
 
 def all_lengths(courses: Sequence[Course]) -> list[int]:
-    """Training lengths in the order the runs went through them."""
+    """The training lengths, in the order of the curves."""
     recorded = (as_mapping(p).get("seq_len") for c in courses for r in c.row.records for p in r.get("curve") or [])
     return [int(n) for n in dict.fromkeys(as_number(length) for length in recorded) if n is not None]
 
 
 def draw_changes(axes: Axes, changes: Sequence[tuple[float, int]]) -> None:
-    """Faint vertical lines where the training length changes, the new length written above."""
+    """Draws faint vertical lines where the training length changes, with the new length above each."""
     box = axes.get_window_extent()
     texts = [f"length {length:,}" for _, length in changes]
     widths = [text_size(text, SMALL)[0] + 2 * GAP for text in texts]
@@ -283,7 +283,7 @@ def draw_changes(axes: Axes, changes: Sequence[tuple[float, int]]) -> None:
 
 
 def describe_curves(group: Group, axis: str) -> str:
-    """Where the learning curves end."""
+    """The learning curves in words: their last scores."""
     ends = []
     for row in group.rows:
         curves = [curve for record in row.finished if (curve := learning_curve(record, axis))]

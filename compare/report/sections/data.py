@@ -1,4 +1,4 @@
-"""What the runs were made from."""
+"""The data and the commands that the runs came from."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from compare.report.facts.values import as_mapping
 
 
 def mixed_data(groups: Sequence[Group]) -> list[str]:
-    """A warning for each group whose runs were not made from the same data."""
+    """A warning for each group whose runs used different data."""
     return [
         f"{group.title}: the runs do not share one {key} ({', '.join(sorted(value[:8] for value in values))}); "
         "their scores are not comparable."
@@ -19,8 +19,8 @@ def mixed_data(groups: Sequence[Group]) -> list[str]:
 
 
 def commands(groups: Sequence[Group]) -> list[str]:
-    """The exact commands the runs came from, each once, in order."""
+    """The commands that a user typed, else those of the runs: each once, in order."""
     found = [str(record["command"]) for group in groups for record in group.records if record.get("command")]
     stamps = [as_mapping(record.get("machine")) or group.environment for group in groups for record in group.records]
-    asked = [str(stamp["command"]) for stamp in stamps if stamp.get("command")]
-    return list(dict.fromkeys(asked or found))
+    typed = [str(stamp["command"]) for stamp in stamps if stamp.get("command")]
+    return list(dict.fromkeys(typed or found))

@@ -1,4 +1,4 @@
-"""Decoding, token by token: time per token and state, as a chart of one against the other, as tables and in words."""
+"""Decoding, token by token: time per token and state, in charts, tables and words."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -39,7 +39,7 @@ from compare.report.sections.section import Chart, Section, Table
 from compare.report.sections.wording import fallback_notes, means, short, shown_name, span
 from compare.units import MISSING, plain, seconds, sentence, significant, size
 
-PLACE = 64.0  # square points, of a mark
+PLACE = 64.0  # area of a mark, in square points
 
 
 def sections(overview: Overview) -> list[Section]:
@@ -65,7 +65,7 @@ def charts_of(series: Series) -> list[Chart]:
 
 
 def time_against_state(group: Group) -> Chart | None:
-    """None where no state was measured beside a time."""
+    """None where no row has both a state above 0 and a time."""
     if not any(state.mean > 0 for _, state, _ in measured(group)):
         return None
     alt = f"Time per token against state: {group.title}. {describe_decoding(group)}".strip()
@@ -73,12 +73,12 @@ def time_against_state(group: Group) -> Chart | None:
 
 
 def draw_decoding(group: Group, styles: Mapping[str, Style]) -> Figure:
-    """Where each variant stands between a small state and a short time."""
+    """Draws the time per token of each variant against its state."""
     found = {row.name: (state.mean, time.mean) for row, state, time in measured(group)}
     spots = [(row, *found[row.name]) for row, *_ in measured(group) if found[row.name][0] > 0]
     notes = ["Mean over seeds; further left and lower is cheaper. State: all that the encoder keeps of one sample."]
     if nothing := [name for name, (state, _) in found.items() if state <= 0]:
-        notes.append(f"Not drawn, for want of any state: {', '.join(nothing)}.")
+        notes.append(f"Not drawn (no state): {', '.join(nothing)}.")
     if absent := [f"{row.name} ({row.status})" for row in group.rows if row.name not in found]:
         notes.append(f"Nothing measured: {', '.join(absent)}.")
     rows = [row for row, _, _ in spots]
@@ -113,13 +113,13 @@ def measured(group: Group) -> list[tuple[Row, Estimate, Estimate]]:
 
 
 def decode_tables(series: Sequence[Group], told_apart: str) -> list[Table]:
-    """How it grows and compares to full, and all that was measured."""
+    """A table of growth and ratios to full, and one with the costs at each length."""
     title = table_title(series, told_apart)
     return [growth_table(series, title), lengths_table(series, title)]
 
 
 def growth_table(series: Sequence[Group], title: str) -> Table:
-    """Exponents, and at the longest length of the reference what a token costs and how much is kept."""
+    """Exponents, crossovers, and time per token and state at the reference's longest length."""
     cells = rows_by_length(series)
     reference = reference_of(cells)
     longest = longest_of(series, reference)
@@ -127,7 +127,7 @@ def growth_table(series: Sequence[Group], title: str) -> Table:
     exponents = {quantity: fit_exponents(cells, quantity) for quantity in (TOKEN, STATE)}
     crossovers = find_crossovers(cells, TOKEN)
     header = ["variant", "family", "power of N, time", "power of N, state", f"time per token at {plain(longest)}"]
-    header += ["ratio to full", "faster than full from N", f"state at {plain(longest)}", "share of full's"]
+    header += ["ratio to full", "faster than full from N", f"state at {plain(longest)}", "share of full's state"]
     body = []
     for label, rows in cells.items():
         there, first = rows.get(longest), next(iter(rows.values()))
@@ -159,10 +159,10 @@ def lengths_table(series: Sequence[Group], title: str) -> Table:
     ]
     batches = sorted({batch_of(group) for group in series})
     notes = [
-        "Time per token: of one step of the causal encoder, after a walk from an empty state up to this length; the "
-        "median over windows of the last steps, which together are an eighth of the length at most. A step makes a "
-        f"token for each sample of the batch ({', '.join(batches)}).",
-        "State: bytes that all layers together, and the convolution before them, keep of one sample after this length.",
+        "Time per token: one step of the causal encoder, after steps from an empty state up to this length; the "
+        "median over windows of the last steps, at most an eighth of the length in all. A step makes one token for "
+        f"each sample of the batch ({', '.join(batches)}).",
+        "State: bytes that all layers and the convolution before them keep of one sample after this length.",
     ]
     return cost_table(f"At each length: {title}", ["variant", *map(plain, measured_at)], body, notes)
 
@@ -173,7 +173,7 @@ def cost_of(row: Row) -> str:
 
 
 def kept(group: Group) -> str:
-    """How much full keeps of a sample, and how much the others, the least first."""
+    """The state of one sample in full and in the other variants, the smallest first."""
     found = sorted(
         (state.mean, row.name) for row, state, _ in measured(group) if row.attends and row is not group.reference
     )
@@ -184,6 +184,6 @@ def kept(group: Group) -> str:
 
 
 def describe_decoding(group: Group) -> str:
-    """The ends of both axes of time per token against state."""
+    """The chart of time per token against state in words: the ends of both axes."""
     parts = [(quantity, means(group.rows, quantity)) for quantity in (TOKEN, STATE)]
     return " ".join(f"{sentence(q.told)}: {span(found, q.show)}." for q, found in parts if found)

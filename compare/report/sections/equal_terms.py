@@ -17,7 +17,7 @@ def part(group: Group) -> Section:
 
 
 def unequal(group: Group) -> list[str]:
-    """One sentence on what is not on equal terms."""
+    """One sentence on the rows that are not on equal terms."""
     flagged = [in_words(row, group) for row in group.rows if flags_of(row, group)]
     return [f"Not on equal terms: {', '.join(flagged)}."] if flagged else []
 

@@ -1,4 +1,4 @@
-"""What sets a row apart from the others of its group: the same marks and words in tables, charts and the summary."""
+"""What puts a row on unequal terms in its group: the same marks and words in tables, charts and the summary."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,16 +12,16 @@ from compare.units import plural
 UNLIKE = 0.1  # of full's parameters
 MEANINGS = {
     "*": "another kernel ran",
-    "†": "more than 10 % more or fewer parameters than full",
+    "†": "parameters differ from full's by more than 10 %",
     "‡": "runs that did not finish",
-    "§": "other seeds than full, so that few pairs are left",
-    "¶": "other data",
-    "‖": "disturbed (as by other processes) and left out of verdicts by time",
+    "§": "seeds differ from full's, so there are fewer pairs to compare",
+    "¶": "data differs from full's",
+    "‖": "disturbed (e.g. by other processes) and left out of verdicts on time",
 }
 
 
 class Flag(NamedTuple):
-    """A key of `MEANINGS`, in detail for one row, and in words that need no mark."""
+    """One finding about a row: a key of `MEANINGS`, the detail that follows the mark, and words that need no mark."""
 
     mark: str
     detail: str
@@ -39,13 +39,13 @@ def marked(row: Row, group: Group) -> str:
 
 
 def in_words(row: Row, group: Group) -> str:
-    """The row's name and all that is to be said against it."""
+    """The row's name and, in brackets, all its flags in words."""
     words = "; ".join(flag.words for flag in flags_of(row, group))
     return f"{row.name} ({words})" if words else row.name
 
 
 def flag_notes(rows: Sequence[Row], group: Group) -> list[str]:
-    """What each mark means, and who bears it."""
+    """For each mark that occurs, its meaning and the rows that have it."""
     found = [(row.name, flag) for row in rows for flag in flags_of(row, group)]
     return [
         f"{mark} {meaning}: {', '.join(f'{name} ({flag.detail})' for name, flag in found if flag.mark == mark)}."
@@ -80,14 +80,14 @@ def unfinished(row: Row, group: Group) -> Flag | None:
 
 
 def seeds(row: Row, group: Group) -> Flag | None:
-    """By the seeds that were asked for; those that failed are `unfinished`."""
+    """Compares the seeds that were started; `unfinished` reports those that failed."""
     if group.reference is None:
         return None
     own, full = ({str(record.get("seed")) for record in of.records} for of in (row, group.reference))
     if own == full:
         return None
     detail = f"{len(own & full)} of its {len(own)} shared, full has {len(full)}"
-    return Flag("§", detail, f"other seeds than full: {detail}")
+    return Flag("§", detail, f"seeds differ from full's: {detail}")
 
 
 def busy(row: Row, group: Group) -> Flag | None:
@@ -97,7 +97,7 @@ def busy(row: Row, group: Group) -> Flag | None:
     seed, words = next(iter(row.disturbed.items()))
     share = f"{len(row.disturbed)} of {len(row.finished)} {plural(len(row.finished), 'run')}"
     detail = f"{share}: {words}" if len(row.disturbed) == 1 else f"{share}; seed {seed}: {words}"
-    return Flag("‖", detail, f"disturbed (as by other processes): {share}")
+    return Flag("‖", detail, f"{share} disturbed, e.g. by other processes")
 
 
 def data(row: Row, group: Group) -> Flag | None:
@@ -108,4 +108,4 @@ def data(row: Row, group: Group) -> Flag | None:
         for value in values
         if key in usual and value != usual[key][0]
     ]
-    return Flag("¶", ", ".join(other), f"other data: {', '.join(other)}") if other else None
+    return Flag("¶", ", ".join(other), f"data differs: {', '.join(other)}") if other else None

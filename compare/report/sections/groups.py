@@ -1,4 +1,4 @@
-"""Groups: of each all subjects, one after another."""
+"""Groups: a section for each, with all its subjects."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ def sections(overview: Overview) -> list[Section]:
 
 
 def of_group(group: Group, anchor: str = "") -> Section:
-    """All that is said of one group. anchor: of its table of results."""
+    """The section of one group, without a title. anchor: of its table of results."""
     found = [part(group) for part in SUBJECTS]
     tables = [replace(table, anchor=anchor) if table.of else table for part in found for table in part.tables]
     return Section(

@@ -1,4 +1,4 @@
-"""Growth with length and crossovers in words."""
+"""Words for exponents and crossovers, shared by training and decoding."""
 
 import math
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ def cost_table(title: str, header: Sequence[str], body: Sequence[Sequence[str]],
 
 
 def number_links(overview: Overview, groups: Sequence[Group]) -> Links:
-    return Links("The numbers of each length", [(overview.anchor(group), group.title) for group in groups])
+    return Links("Results at each length", [(overview.anchor(group), group.title) for group in groups])
 
 
 def crossover_text(found: Crossover) -> str:
-    """In words: "1,240 (1,050 to 1,400)"."""
+    """The crossover and its interval in words: "1,240 (1,050 to 1,400)"."""
     if found.within_noise:
         return NOISE
     text = length_text(found.length, found)
@@ -52,31 +52,33 @@ def exponent_text(fit: Fit | None) -> str:
 
 
 def disturbed_note(cells: RowsByLength) -> list[str]:
-    """Which times no power and no crossover rests on."""
+    """The disturbed runs, whose times no power and no crossover uses."""
     found = {
         n: [row.name for rows in cells.values() if (row := rows.get(n)) and row.disturbed] for n in lengths_of(cells)
     }
-    told = "; ".join(f"at {plain(n)} {', '.join(names)}" for n, names in found.items() if names)
-    return [f"Disturbed (as by other processes) and left out of powers and crossovers by time: {told}."] if told else []
+    runs = "; ".join(f"at {plain(n)} {', '.join(names)}" for n, names in found.items() if names)
+    left_out = "Disturbed (e.g. by other processes) and left out of crossovers and powers of time"
+    return [f"{left_out}: {runs}."] if runs else []
 
 
 def powers_note(series: Sequence[Group]) -> str:
     lengths = fitted({group.seq_len: None for group in series})
     if not one_batch(series):
-        return "The batch is not the same at all lengths: no exponents, and costs are of a whole batch."
+        return "The batch size differs between lengths: no powers are fitted, and costs are of a whole batch."
     return (
         f"Power of N: slope of log(cost) against log(N) over the longest lengths, here {plain(lengths[0])} "
-        f"to {plain(lengths[-1])} (overheads flatten what is shorter), ± half of the residuals' 95 % interval."
+        f"to {plain(lengths[-1])} (fixed overheads flatten it at shorter ones), ± half of its 95 % interval, from the "
+        "residuals."
     )
 
 
 def crossover_note(word: str, cells: RowsByLength, quantity: Quantity) -> str:
     text = (
-        f"{word} than full from N: where smooth lines through the measured times cross for the last time, with its "
-        "95 % interval. Of lengths that were not measured nothing is said."
+        f"{word} than full from N: the length at which smooth lines through the measured times cross for the last "
+        "time, with its 95 % interval. No line goes beyond the measured lengths."
     )
     if deviation := noise_of(cells, quantity).deviation:
         repeated = any(len(row.finished) > 1 for rows in cells.values() for row in rows.values())
-        source = "processes of one length differ" if repeated else "points lie off smooth curves"
-        text += f" The interval takes a time to be uncertain by {percent(deviation)}, by which {source}."
+        source = "processes at one length differ" if repeated else "points lie off smooth curves"
+        text += f" The interval assumes times to be uncertain by {percent(deviation)}, by which {source}."
     return text

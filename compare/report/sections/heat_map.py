@@ -1,4 +1,4 @@
-"""All tasks of a report at once: variants down, tasks and lengths across, each cell the difference to full."""
+"""All tasks of a report in one map: rows are variants, columns tasks, and each cell is the difference to full."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,13 +24,13 @@ from compare.report.sections.section import Chart, Section, Table
 from compare.units import sentence
 
 COLUMNS = 8  # in one figure
-COLOURS = colormaps["RdBu"]  # red below full, blue above: also told apart without red or green cones
-ENDS = (0.15, 0.85)  # of the map that are used: every number stays readable on its cell
+COLOURS = colormaps["RdBu"]  # red below full, blue above: distinct for red-green colour blindness too
+ENDS = (0.15, 0.85)  # the part of the colour map in use: every number stays readable on its cell
 EMPTY = "#d9d9d9"
-CELL = 34.0  # least height of a line, pixels
+CELL = 34.0  # least height of a row, pixels
 SMALLEST = 8.0  # points
 HATCHES = {"noise": "////", "few": "....", "busy": "xxx", "": ""}
-OPTIONS_DIFFER = "† its options differ between the tasks; the tables of results name them."
+OPTIONS_DIFFER = "† this variant's options differ between tasks; the tables of results name them."
 MARKS = {
     "noise": "within noise of full",
     "busy": "on a busy machine: no verdict",
@@ -43,11 +43,11 @@ MARKS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """What one variant reached on one task.
+    """The result of one variant on one task.
 
     Attributes:
-        found: the difference to full, or the score itself; None where there is neither.
-        relative: whether it is a difference.
+        found: the difference to full, or the score itself; None without a score.
+        relative: whether `found` is a difference.
         mark: a key of MARKS.
         status: how the runs ended, where none finished.
         scale: of the task's scores.
@@ -61,7 +61,7 @@ class Cell:
 
     @property
     def lines(self) -> tuple[str, str]:
-        """What is written: the number and its half interval, in points or percent or the unit of the scores."""
+        """The text in the cell: the number and its half interval, in points, percent or the unit of the scores."""
         if self.found is None:
             return self.status or "–", ""
         factor, decimals = self.scale.factor, self.scale.decimals
@@ -71,12 +71,12 @@ class Cell:
 
     @property
     def gain(self) -> float:
-        """How much better than full; 0 where that cannot be said."""
+        """How much better than full; 0 without a difference to full."""
         return self.scale.better(self.found.mean) if self.found and self.relative else 0.0
 
     @property
     def half(self) -> str:
-        """The half interval, or what stands for it."""
+        """The half interval, or the number of seeds that solved the task, or the ends of a cut interval."""
         if self.found is None or self.found.half is None:
             return ""
         if self.found.solved is not None:
@@ -89,7 +89,7 @@ class Cell:
 
     @property
     def words(self) -> str:
-        """The same and its mark in one line."""
+        """The text of the cell and its mark in one line."""
         if self.found is None:
             return self.status or MARKS["absent"]
         unit = self.scale.points if self.relative else self.scale.unit
@@ -99,7 +99,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """One variant over all tasks: its rows, one a group at most, and a cell for each group."""
+    """One variant over all tasks: its rows, at most one for each group, and a cell for each group."""
 
     name: str
     rows: tuple[Row, ...]
@@ -115,7 +115,7 @@ class Line:
 
     @property
     def shown_name(self) -> str:
-        """With the sign that OPTIONS_DIFFER explains."""
+        """The name, with the sign that OPTIONS_DIFFER explains where its options differ."""
         return self.name + (" †" if self.options_differ else "")
 
 
@@ -127,7 +127,7 @@ class HeatMap:
     lines: tuple[Line, ...]
     part: str
     stem: str = ""
-    """Of its files; no two maps of a report share it."""
+    """Begins its file names; no two maps of a report share it."""
 
     @property
     def title(self) -> str:
@@ -137,7 +137,7 @@ class HeatMap:
 
     @property
     def scales(self) -> list[Scale]:
-        """Of its tasks, each once."""
+        """The scales of its tasks, each once."""
         return list(dict.fromkeys(group.scale for group in self.groups))
 
     @property
@@ -145,11 +145,11 @@ class HeatMap:
         """What the figure shows, with its extremes."""
         pairs = ((line, zip(line.cells, self.groups, strict=True)) for line in self.lines)
         cells = [(cell, line.name, group) for line, found in pairs for cell, group in found]
-        told = [item for item in cells if item[0].relative and item[0].found]
+        differences = [item for item in cells if item[0].relative and item[0].found]
         marks = [cell.mark for cell, _, _ in cells]
         text = f"{self.title}: {len(self.lines)} variants on {len(self.groups)} tasks."
         for scale in self.scales:
-            of_scale = sorted((item for item in told if item[2].scale == scale), key=lambda item: item[0].gain)
+            of_scale = sorted((item for item in differences if item[2].scale == scale), key=lambda item: item[0].gain)
             if of_scale:
                 ends = of_scale[0], of_scale[-1]
                 low, high = (f"{name} on {group.task} {cell.words}" for cell, name, group in ends)
@@ -167,7 +167,7 @@ def sections(overview: Overview) -> list[Section]:
                     *(heat.title, *heat_table(heat)),
                     notes=heat_notes(heat),
                     anchor=f"heat-{number}",
-                    folded="The same as a table",
+                    folded="This chart as a table",
                 )
             ],
             charts=[Chart(heat.stem, heat.alt, partial(draw_heat_map, heat), f"heat-{number}")],
@@ -179,7 +179,7 @@ def sections(overview: Overview) -> list[Section]:
 
 
 def heat_maps(groups: Sequence[Group]) -> list[HeatMap]:
-    """For each machine on which two tasks or more were scored: one map, or several of COLUMNS columns at most."""
+    """Maps of at most COLUMNS columns, for each machine on which two tasks or more have scores."""
     maps = []
     for found in scored_by_machine(groups):
         parts = math.ceil(len(found) / COLUMNS)
@@ -202,7 +202,7 @@ def scored_by_machine(groups: Sequence[Group]) -> list[list[Group]]:
 
 
 def make_lines(groups: Sequence[Group]) -> list[Line]:
-    """A line for each variant; one for each of its settings where a group has several of them."""
+    """A line for each variant, or for each setting of a variant where a group has several of its settings."""
     crowded = {row.variant for g in groups for row in g.rows if sum(r.variant == row.variant for r in g.rows) > 1}
     found: dict[str, dict[int, Row]] = {}
     for index, group in enumerate(groups):
@@ -236,7 +236,7 @@ def make_cell(row: Row | None, group: Group) -> Cell:
 
 
 def column_names(groups: Sequence[Group]) -> list[str]:
-    """What tells the groups of one machine apart: the task, the length, and conditions where they differ."""
+    """A name for each group of one machine: task, length, and the conditions that differ between groups."""
     return [f"{g.task} {g.seq_len:,}" + (f" {g.conditions}" if g.conditions else "") for g in groups]
 
 
@@ -251,7 +251,7 @@ def heat_notes(heat: HeatMap) -> list[str]:
     marks = {cell.mark for line in heat.lines for cell in line.cells}
     notes = ["Points above (+) or below (−) full on the same seeds, ± half of the 95 % interval."]
     if any(cell.found and not cell.relative for line in heat.lines for cell in line.cells):
-        notes.append("White, without a sign: the score itself in %, for full and where full has none.")
+        notes.append("White, without a sign: the score in %, of full and where full has no score.")
     names = zip(column_names(heat.groups), heat.groups, strict=True)
     lower = [
         f"{name} (in {g.scale.unit}, full colour at ± {furthest_of(heat, g.scale.unit):.{g.scale.decimals}f})"
@@ -261,20 +261,20 @@ def heat_notes(heat: HeatMap) -> list[str]:
     if lower:
         notes.append(f"Lower is better, so − is better than full: {', '.join(lower)}. Blue is better everywhere.")
     if "noise" in marks:
-        notes.append("Hatched: within noise of full, the test set's own included.")
+        notes.append("Hatched: within noise of full, including the sampling noise of the test set.")
     if "busy" in marks:
-        notes.append("Crossed: disturbed (as by other processes), so no verdict where the budget is in seconds.")
+        notes.append("Crossed: disturbed (e.g. by other processes), so no verdict on scores under a time budget.")
     if "few" in marks:
         notes.append(f"Dotted: fewer than {ENOUGH_SEEDS} seeds, so no ranking.")
     if marks & {"failed", "absent"}:
-        notes.append("Grey: no run finished, and how they ended; or not run (–).")
+        notes.append("Grey: no run finished (the cell says how the runs ended), or not run (–).")
     if any(line.options_differ for line in heat.lines):
         notes.append(OPTIONS_DIFFER)
     return notes
 
 
 def draw_heat_map(heat: HeatMap, styles: Mapping[str, Style]) -> Figure:
-    del styles  # a cell is coloured by its number
+    del styles  # the number in a cell decides its colour
     names = [folded(line.shown_name) for line in heat.lines]
     left = 40 + max(text_size(name, SMALL, "bold")[0] for name in names)
     width = min((WIDTH - left - 16) / len(heat.groups), 120.0)
@@ -312,18 +312,18 @@ def draw_heat_map(heat: HeatMap, styles: Mapping[str, Style]) -> Figure:
 
 
 def furthest_of(heat: HeatMap, unit: str = "%") -> float:
-    """The largest difference to full among the cells of one unit: each has the colours to itself."""
+    """The largest difference to full among the cells of one unit, which takes the strongest colour."""
     return max((abs(c.gain) for line in heat.lines for c in line.cells if c.scale.unit == unit), default=0.0)
 
 
 def shade(value: float, furthest: float) -> str:
-    """The colour of a difference. It grows as the root, so that a few points can be seen beside many."""
+    """The colour of a difference. Its strength grows as the square root, which keeps small differences visible."""
     share = math.copysign(math.sqrt(min(abs(value) / furthest, 1.0)), value) if furthest else 0.0
     return to_hex(COLOURS(ENDS[0] + (ENDS[1] - ENDS[0]) * (share + 1) / 2))
 
 
 def ink_on(colour: str) -> str:
-    """Black or white, whichever can be read on a colour."""
+    """Black or white, whichever is readable on a colour."""
     return "#ffffff" if luminance(colour) < 0.18 else "#000000"
 
 
@@ -369,7 +369,7 @@ def draw_cell(axes: Axes, cell: Cell, box: tuple[float, float, float, float], fu
 
 
 def draw_key(sheet: Sheet, left: float, furthest: float, scale: Scale) -> None:
-    """Below the cells: what the colours stand for, in points or the unit of the scores; left is the worse side."""
+    """Draws the colour key below the cells, in points or the unit of the scores; the left side is worse."""
     axes = sheet.axes(left, 26, 300, 12)
     axes.grid(visible=False)
     shares = np.linspace(-1, 1, 101)
@@ -390,7 +390,7 @@ def draw_key(sheet: Sheet, left: float, furthest: float, scale: Scale) -> None:
 
 
 def fold_to(text: str, width: float, points: float = SMALL) -> str:
-    """A text over several lines of this many pixels at most; names are also broken behind an underscore or a comma."""
+    """A text in lines of at most this many pixels; long names also break after an underscore."""
     lines = [""]
     for word in text.replace("_", "_\0").replace(" ", " \0").split("\0"):
         if lines[-1] and text_size((lines[-1] + word).rstrip(), points, "bold")[0] > width:

@@ -1,4 +1,4 @@
-"""What a newcomer reads first: what was asked of the models, who can do it, and at what cost."""
+"""What a newcomer reads first: the task, which variants solve it, and at what cost."""
 
 from dataclasses import dataclass
 
@@ -20,9 +20,9 @@ class Lead:
     """What a report begins with.
 
     Attributes:
-        sentences: three, and, where there is more to report, one on which of it they are about.
-        remarks: why variants cannot solve the task, where they did not.
-        stem: of the chart that shows it.
+        sentences: three; a fourth names the comparison they describe where the report has several.
+        remarks: for variants that did not solve the task, why they cannot.
+        stem: file name, without ending, of the chart of that comparison.
     """
 
     sentences: list[str]
@@ -31,43 +31,43 @@ class Lead:
 
 
 def lead_of(overview: Overview) -> Lead | None:
-    """The first words on what was run at the greatest length, a sweep before others; None where nothing was scored."""
+    """The first words, on the comparison with the longest inputs, a sweep before one group; None without scores."""
     subjects: list[Group | TaskSweep] = [*overview.sweeps, *(g for g in overview.unswept if not g.decodes)]
     subjects = [subject for subject in subjects if any(scores_of(group) for group in groups_of(subject))]
     if not subjects:
         return None
     longest = max(subjects, key=lambda subject: subject.seq_len)
     others = len(subjects) - 1
-    more = [f"This is about {longest.title}; {others} other {plural(others, 'comparison')} below."] if others else []
+    more = [f"These lines describe {longest.title}; {others} other {plural(others, 'comparison')} below."]
     if isinstance(longest, TaskSweep):
         group = longest.groups[-1]
-        told = [asked(group), held(longest), kept_state(longest)]
+        sentences = [task_and_training(group), held(longest), kept_state(longest)]
         stem = longest.stem
     else:
-        group, told = longest, [asked(longest), solved(longest), cost(longest), disturbed(longest)]
+        group = longest
+        sentences = [task_and_training(longest), solved(longest), cost(longest), disturbed(longest)]
         stem = f"{SPEED.stem}_{longest.slug}"
-    return Lead([*filter(None, told), *more], remarks(group), stem)
+    return Lead([*filter(None, sentences), *(more if others else [])], remarks(group), stem)
 
 
 def groups_of(subject: Group | TaskSweep) -> list[Group]:
     return subject.groups if isinstance(subject, TaskSweep) else [subject]
 
 
-def asked(group: Group) -> str:
-    """What the models had to do, and after how much training."""
+def task_and_training(group: Group) -> str:
+    """The task, how long the models trained, and how long the inputs are."""
     record = group.records[0]
     spec = as_mapping(record.get("spec"))
     budget, steps = as_number(spec.get("budget")), as_number(spec.get("steps"))
-    taught = f"{seconds(budget)} of training" if budget else f"{plain(steps)} training steps" if steps else "training"
-    inputs = f"with inputs of {plain(group.seq_len)} tokens"
-    if not (task := str(record.get("task_summary") or "")):
-        return f"After {taught} each model was tested on {group.task}, {inputs}."
-    return f"After {taught} each model was asked, {inputs}: {task}{'' if task.endswith('?') else '.'}"
+    training = f" for {seconds(budget)}" if budget else f" for {plain(steps)} steps" if steps else ""
+    task = str(record.get("task_summary") or group.task)
+    end = "" if task.endswith("?") else "."
+    return f"Task: {task}{end} Each model trained{training}; inputs have {plain(group.seq_len)} tokens."
 
 
 def cost(group: Group) -> str:
-    """Time and memory of a training step of full, and what part of them others take: all of a few, else the fastest
-    and the lightest of those that keep its score, where there are such."""
+    """Time and memory of a training step of full, and the ratio to them of other variants: of every variant where they
+    are few, else of the fastest and the lightest, where possible among those that keep the score of full."""
     full, scores, memory = group.reference, scores_of(group), memory_of(group.rows)
     steps, memories = (
         {row.name: it.mean for row, it in measured(group, quantity) if it.mean > 0} for quantity in (STEP, memory)
@@ -80,13 +80,13 @@ def cost(group: Group) -> str:
         rows = [row for row in rows if row.name in kept] or rows
         best = {min(rows, key=lambda row: values[row.name]).name for values in (steps, memories)}
         rows = [row for row in rows if row.name in best]
-    told = [
+    ratios = [
         f"{in_words(row, group)} takes {times(steps[row.name] / steps[full.name])} the time and "
         f"{times(memories[row.name] / memories[full.name])} the memory"
         for row in rows
     ]
     own = f"{seconds(steps[full.name])} ({memory.told} {size(memories[full.name])})"
-    return f"{'; '.join([f'A training step of {in_words(full, group)} takes {own}', *told])}."
+    return f"{'; '.join([f'A training step of {in_words(full, group)} takes {own}', *ratios])}."
 
 
 def times(ratio: float) -> str:
@@ -95,9 +95,9 @@ def times(ratio: float) -> str:
 
 
 def disturbed(group: Group) -> str:
-    """Whose numbers something else on the machine may have changed."""
+    """The variants whose numbers something else on the machine may have changed."""
     names = [row.name for row in group.rows if row.disturbed]
     if not names:
         return ""
     what = "times and scores" if group.rows[0].by_budget and any(row.slowed for row in group.rows) else "times"
-    return f"The machine was not quiet while {joined(names, FEW)} ran: take these {what} as rough."
+    return f"The machine was busy while {joined(names, FEW)} ran: take these {what} as rough."

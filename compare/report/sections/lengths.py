@@ -1,4 +1,4 @@
-"""What a variant costs against length: time and memory, on logarithmic axes."""
+"""Cost against length: time, memory and state, on logarithmic axes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ from compare.units import sentence, size
 class Cost:
     """What a chart of costs shows.
 
-    stem: of its files. what: "… faster than full". note: how it was measured.
+    stem: begins its file names. what: the subject of "… faster than full". note: how the cost was measured.
     """
 
     quantity: Quantity
@@ -77,26 +77,26 @@ TOKEN = Cost(
     "Time per token against length, decoding",
     "time of a step, a token for each sample",
     what="decoding is",
-    note="Steps of the causal encoder up to this length, after those before it.",
+    note="Last steps of the causal encoder up to this length, after steps from an empty state.",
 )
 STATE = Cost(
     quantities.STATE,
     "decode_state",
     "State against length, decoding",
     "kept of one sample, by all layers",
-    note="All that the causal encoder keeps of the positions before its next step.",
+    note="All that the causal encoder keeps of earlier positions for its next step.",
 )
 
 
 def memory_cost(series: Sequence[Group]) -> Cost:
-    """Memory of training in all, where the records tell it."""
+    """The memory cost: of all training where the records have it, else of a step."""
     memory = memory_of([row for group in series for row in group.rows])
     note = f"{sentence(memory.told)}: {memory.holds}."
     return Cost(memory, "cost_memory", f"{sentence(memory.told)} against length", memory.told, note=note)
 
 
 class Lines:
-    """What a chart of one cost against length shows: a line for each label."""
+    """The content of a chart of one cost against length: a line for each label."""
 
     def __init__(self, series: Sequence[Group], cost: Cost) -> None:
         self.series, self.cost, self.cells = series, cost, rows_by_length(series)
@@ -121,7 +121,7 @@ class Lines:
 
     @cached_property
     def failed(self) -> dict[tuple[int, str], list[str]]:
-        """Length and status -> who has nothing there, and something elsewhere."""
+        """(Length, status) -> the rows that failed there but were measured at another length."""
         found: dict[tuple[int, str], list[str]] = {}
         for label, rows in self.cells.items():
             for n, row in rows.items():
@@ -139,7 +139,7 @@ class Lines:
 
     @cached_property
     def texts(self) -> dict[str, str]:
-        """Label -> its name with marks and power."""
+        """Label -> the row's name with its marks and its power."""
         busy = {row.label for row in self.all_rows if row.disturbed} if self.cost.quantity.timed else set()
         starred = {row.label for row in self.fell_back}
         return {
@@ -159,7 +159,7 @@ class Lines:
 
     @cached_property
     def span(self) -> tuple[float, float]:
-        """Of the axis of costs, with room for the marks of what failed above all lines."""
+        """The ends of the cost axis, with room above all lines for the marks of failures."""
         values = [value for line in self.points.values() for _, value in line]
         low, high = min(values) / 1.3, max(values) * 1.3
         return low, high * (max(high / low, 3) ** 0.18 if self.failed else 1)
@@ -221,7 +221,7 @@ def set_axes(axes: Axes, lines: Lines, *, with_batches: bool) -> None:
 
 
 def draw_line(axes: Axes, lines: Lines, label: str, style: Style) -> None:
-    """One line and its quartiles."""
+    """Draws one line and its quartiles."""
     axes.plot(
         *zip(*lines.points[label], strict=True),
         color=style.colour,
@@ -237,7 +237,7 @@ def draw_line(axes: Axes, lines: Lines, label: str, style: Style) -> None:
 
 
 def draw_failures(axes: Axes, lines: Lines) -> list[Name]:
-    """Crosses above all lines, and what to write beside them."""
+    """Draws crosses above all lines, and returns the names to write beside them."""
     low, high = lines.span
     names = []
     for rank, ((n, status), who) in enumerate(sorted(lines.failed.items())):
@@ -256,7 +256,7 @@ def notes_of(lines: Lines) -> list[str]:
     if any(row.spread(quantity) for row in lines.all_rows):
         notes[0] += " Bars: quartiles of the repetitions."
     if lines.failed:
-        notes[0] += " ×: nothing measured at this length, for the reason named; its height means nothing."
+        notes[0] += " ×: no measurement at this length, for the reason beside it; its height has no meaning."
     if lines.cost.note:
         notes[0] = f"{lines.cost.note} {notes[0]}"
     if absent:
@@ -267,12 +267,12 @@ def notes_of(lines: Lines) -> list[str]:
     if quantity.timed:
         notes += [f"‖ {note}" for note in disturbed_note(lines.cells)]
     if lines.fits:
-        notes.append("N^: the power of the length that the cost grows with, fitted over the longest lengths.")
+        notes.append("N^: the power of the length N with which the cost grows, fitted over the longest lengths.")
     return notes
 
 
 def crossover_chart(series: Series, cost: Cost) -> Chart | None:
-    """None where nothing was measured at two lengths of full."""
+    """None where no variant was measured at two lengths of full."""
     found = find_crossovers(rows_by_length(series.groups), cost.quantity)
     if not found:
         return None
@@ -285,10 +285,10 @@ def crossover_chart(series: Series, cost: Cost) -> Chart | None:
 def draw_crossovers(
     series: Sequence[Group], cost: Cost, found: Mapping[str, Crossover], styles: Mapping[str, Style]
 ) -> Figure:
-    """From which length on each variant is faster than full, with its interval: a line each, the earliest on top."""
+    """Draws, for each variant, the length from which it is faster than full, with its interval; earliest on top."""
     cells = rows_by_length(series)
     order = sorted(found, key=lambda label: (found[label].within_noise, found[label].length, found[label].high, label))
-    told = {label: NOISE if c.within_noise else length_text(c.length, c) for label, c in found.items()}
+    texts = {label: NOISE if c.within_noise else length_text(c.length, c) for label, c in found.items()}
     rows = {label: next(iter(cells[label].values())) for label in order}
     shortest, longest = min(c.measured[0] for c in found.values()), max(c.measured[1] for c in found.values())
     sheet = Sheet(
@@ -296,17 +296,17 @@ def draw_crossovers(
         + (f" ({series[0].where})" if series[0].where else ""),
         series[0].machine,
         [
-            "Lines: 95 % intervals. Left of the lengths measured: faster at all of them; right: not at the longest. "
-            "Within noise: at no length measured beyond noise faster or slower.",
+            "Lines: 95 % intervals. Left of the measured lengths: faster at all of them. Right of them: not faster at "
+            "the longest. Within noise: no difference beyond noise at any measured length.",
             *disturbed_note(cells),
         ],
         list(rows.values()),
         body=20.0 * len(order) + 58,
     )
     left = 26 + max(text_size(row.name, SMALL)[0] for row in rows.values())
-    right = 26 + max(text_size(text, SMALL)[0] for text in told.values())
+    right = 26 + max(text_size(text, SMALL)[0] for text in texts.values())
     axes = sheet.axes(left, 48, WIDTH - left - right, 20.0 * len(order))
-    outside = (longest / shortest) ** 0.06  # how far beyond the lengths measured "all" and "none" stand
+    outside = (longest / shortest) ** 0.06  # how far beyond the measured lengths the marks for "below" and "above" are
     low, high = shortest / outside, longest * outside
     axes.set_xlim(low / outside, high * outside)
     axes.set_ylim(len(order) - 0.5, -0.5)
@@ -324,12 +324,12 @@ def draw_crossovers(
             axes.plot(ends[1], place, color=style.colour, marker=style.marker, markersize=6)
         height = float(axes.transData.transform((1, place))[1])
         write(sheet.figure, rows[label].name, box.x0 - 8, height, ha="right")
-        write(sheet.figure, told[label], box.x1 + 8, height, ha="left")
+        write(sheet.figure, texts[label], box.x1 + 8, height, ha="left")
     return sheet.figure
 
 
 def describe_cost(series: Sequence[Group], cost: Cost) -> str:
-    """What variants cost at the shortest and at the longest length."""
+    """The chart in words: costs at the shortest and at the longest length."""
     ends = [(group, means(group.rows, cost.quantity)) for group in (series[0], series[-1])]
     return " ".join(
         f"At length {group.seq_len:,}: {span(found, cost.quantity.show)}." for group, found in ends if found
@@ -337,5 +337,5 @@ def describe_cost(series: Sequence[Group], cost: Cost) -> str:
 
 
 def describe_crossovers(found: Mapping[str, Crossover]) -> str:
-    """From which length each variant is faster than full."""
+    """The chart in words: the length from which each variant is faster than full."""
     return "; ".join(f"{label} {crossover_text(crossover)}" for label, crossover in found.items()) + "."

@@ -1,4 +1,4 @@
-"""Several tasks at a glance: a table of variants and tasks, in each cell a verdict against full."""
+"""Several tasks in one table: a row for each variant, a column for each task, a verdict against full in each cell."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ SIGNS = {"better": "▲", "as good": "≈", "worse": "▼", "inconclusive": "?",
 
 
 def sections(overview: Overview) -> list[Section]:
-    """A table for each machine on which two tasks or more were scored."""
+    """A table for each machine on which two tasks or more have scores."""
     tables = [table_of(overview, groups) for groups in scored_by_machine(overview.once)]
     return [Section("Every variant on every task", "matrix", tables=tables)] if tables else []
 
@@ -41,7 +41,7 @@ def table_of(overview: Overview, groups: Sequence[Group]) -> Table:
 
 
 def cell_of(line: Line, index: int, group: Group, anchor: str) -> Cell:
-    """What a line says of a group, and the table it leads to."""
+    """A variant's verdict and number in one group, with a link to the group's table."""
     found = line.cells[index]
     verdict = verdict_of(line, index, group)
     number = found.lines[0]
@@ -51,7 +51,7 @@ def cell_of(line: Line, index: int, group: Group, anchor: str) -> Cell:
 
 
 def verdict_of(line: Line, index: int, group: Group) -> str:
-    """A key of SIGNS; "" where there is nothing to judge."""
+    """A key of SIGNS; "" without a difference to full."""
     cell = line.cells[index]
     if cell.mark == "busy":
         return "no verdict"
@@ -70,19 +70,17 @@ def verdict_of(line: Line, index: int, group: Group) -> str:
 def notes(lines: Sequence[Line], groups: Sequence[Group]) -> list[str]:
     """How to read the cells."""
     lower = [group for group in groups if group.scale.lower_is_better]
-    margin = f"{100 * WITHIN:g} point" + (
-        f", or {100 * WITHIN:g} % of a score that is better when lower," * bool(lower)
-    )
+    margin = f"{100 * WITHIN:g} point worse" + f" ({100 * WITHIN:g} % where lower is better)" * bool(lower)
     meanings = {
         "better": "better than full",
-        "as good": f"as good: worse by {margin} at most",
+        "as good": f"as good: at most {margin}",
         "worse": "worse",
         "inconclusive": "inconclusive: the interval is too wide",
         "no verdict": f"no verdict: fewer than {ENOUGH_SEEDS} seeds, or a busy machine",
     }
     found = [
         "; ".join(f"{SIGNS[verdict]} {words}" for verdict, words in meanings.items()) + ".",
-        "Numbers with + or −: points against full on the same seeds. Others: the score itself.",
+        "Numbers with + or −: the difference to full on the same seeds, in points. Numbers without a sign: the score.",
     ]
     if lower:
         names = (f"{name} (in {g.scale.unit})" for name, g in zip(column_names(lower), lower, strict=True))

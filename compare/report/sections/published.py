@@ -1,4 +1,4 @@
-"""What a plan's variants scored here, beside the figures that others published."""
+"""The scores of a plan's variants beside published figures."""
 
 import itertools
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def settings_of(groups: Sequence[Group], name: str) -> dict[str, Scores]:
 
 
 def over_settings(settings: Sequence[Scores]) -> Scores:
-    """The mean over all settings, of each seed that has a score in each of them."""
+    """For each variant and seed, the mean score over all settings, where each setting has one."""
     scores: Scores = {}
     for variant in dict.fromkeys(variant for setting in settings for variant in setting):
         seeds = [setting.get(variant, {}) for setting in settings]
@@ -74,7 +74,7 @@ def table_of(name: str, plan: Plan, scores: Scores, settings: Sequence[str]) -> 
 
 
 def orderings(plan: Plan, scores: Scores) -> list[str]:
-    """For each source, of how many pairs of variants ours says the same."""
+    """For each source, which pairs of variants our scores order in the same way."""
     said = []
     for source, figures in plan.published.items():
         pairs = [
@@ -96,10 +96,8 @@ def orderings(plan: Plan, scores: Scores) -> list[str]:
         other = [words for words, d in found.items() if d.beyond and d.mean < 0]
         open_ = [words for words in families if words not in same + other]
         parts = [f"the same here: {', '.join(same)}"] if same else []
-        parts += [f"the other way round here: {', '.join(other)}"] if other else []
-        parts += (
-            [f"cannot be told here (noise, or fewer than {ENOUGH_SEEDS} seeds): {', '.join(open_)}"] if open_ else []
-        )
+        parts += [f"reversed here: {', '.join(other)}"] if other else []
+        parts += [f"inconclusive here (noise, or fewer than {ENOUGH_SEEDS} seeds): {', '.join(open_)}"] if open_ else []
         said.append(f"{source} orders {len(pairs)} {plural(len(pairs), 'pair')}; {'; '.join(parts)}.")
     return said
 
@@ -109,7 +107,7 @@ def shared(scores: Scores, one: str, other: str) -> list[str]:
 
 
 def apart(plan: Plan, ours: dict[str, Estimate]) -> list[str]:
-    """What lies further from every published figure than our own interval, and why that may be."""
+    """The variants that differ from every published figure by more than our interval, with known reasons."""
     said, unexplained = [], []
     for variant, mean in ours.items():
         figures = [source[variant] for source in plan.published.values() if variant in source]
@@ -123,14 +121,14 @@ def apart(plan: Plan, ours: dict[str, Estimate]) -> list[str]:
             unexplained.append(variant)
     if unexplained:
         said.append(
-            "Further from every published figure than our interval, for a reason that is not known: "
+            "Different from every published figure by more than our interval, for unknown reasons: "
             f"{short(unexplained)}."
         )
     return said
 
 
 def in_lines(groups: Sequence[Group]) -> list[str]:
-    """The same for a terminal."""
+    """The tables as lines for a terminal."""
     return [
         line
         for table in published_tables(groups)

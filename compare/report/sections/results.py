@@ -1,4 +1,4 @@
-"""The results of a group as a table, and how to read it."""
+"""The results of a group as a table, with notes on how to read it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,13 +68,13 @@ def against_full(row: Row, group: Group) -> Cell:
 
 
 def verdict(found: Difference, scale: Scale = FRACTION) -> str:
-    """In plain words, what may be said of a row's paired difference to full."""
+    """A row's verdict against full in plain words, with its paired difference."""
     if found.n < ENOUGH_SEEDS:
         return f"no verdict: {found.n} shared {plural(found.n, 'seed')} ({scale.change(found)})"
     if found.solved:
         mine, theirs = (f"{count} of {found.n}" for count in found.solved)
-        told = f"{mine} seeds solved, full {theirs}"
-        return f"{'above' if found.mean > 0 else 'below'} full: {told}" if found.beyond else f"no verdict: {told}"
+        counts = f"{mine} seeds solved, full {theirs}"
+        return f"{'above' if found.mean > 0 else 'below'} full: {counts}" if found.beyond else f"no verdict: {counts}"
     if found.beyond:
         amount = scale.change(found).lstrip("+−")
         where = "above" if found.mean > 0 else "below"
@@ -92,7 +92,7 @@ def params(row: Row, group: Group) -> Cell:
 
 
 def steps(row: Row, group: Group) -> Cell:
-    """Where a budget in seconds decided how many there were."""
+    """The number of training steps, where a budget in seconds decided it."""
     return measured(TRAINING_STEPS)(row, group) if row.by_budget else Cell(MISSING, None)
 
 
@@ -123,12 +123,12 @@ COLUMNS = (
 
 
 def unit_of(group: Group) -> str:
-    """Of the scores in a head of a table, and which way is better where that is not what all expect."""
+    """The unit of scores in a table's header; says so where lower is better."""
     return group.scale.axis(group.metric) if group.scale.lower_is_better else group.scale.unit
 
 
 def columns_of(group: Group) -> list[Column]:
-    """The columns in which at least one row has something: no scores where nothing was trained."""
+    """The columns in which at least one row has a value."""
     columns, unit = list(COLUMNS), unit_of(group)
     columns[2] = Column(f"{group.basis.words('score')}, {unit}", score)
     if group.basis != ScoreBasis():
@@ -153,18 +153,18 @@ def notes(group: Group) -> list[str]:
     lines = []
     counts = {len(row.scores) for row in group.rows if row.scores}
     if counts and min(counts) < ENOUGH_SEEDS:
-        lines.append(f"Some variants have fewer than {ENOUGH_SEEDS} seeds: read no ranking from their scores.")
+        lines.append(f"Some variants have fewer than {ENOUGH_SEEDS} seeds: their scores allow no ranking.")
     if group.test_size:
         half = binomial_half(0.5, group.test_size)
         lines.append(
-            f"Scored on {group.scored_on}, which alone leaves up to "
+            f"Scored on {group.scored_on}: their sampling noise is up to "
             f"± {100 * half:.1f} points (95 %, binomial, at a score of 50 %; more where predictions depend on "
             "one another)."
         )
     if group.scale.lower_is_better:
         lines.append(
-            f"{sentence(group.metric)}: lower is better. What the test set itself adds to the noise is not known, "
-            "and in no interval."
+            f"{sentence(group.metric)}: lower is better. Intervals leave out the sampling noise of the test set, which "
+            "is not known."
         )
     if group.basis.note and not scored(group):
         lines.append(group.basis.note)
@@ -174,18 +174,18 @@ def notes(group: Group) -> list[str]:
     finished = [row for row in group.rows if row.finished]
     if unknown := [row.name for row in finished if not all(map(is_known, row.finished))]:
         who = ", ".join(unknown) if len(unknown) < len(finished) else "any run"
-        lines.append(f"Not recorded, whether other processes disturbed {who}.")
+        lines.append(f"The records do not say whether other processes disturbed {who}.")
     if ratios := sorted(ratio for row in finished for record in row.finished if (ratio := wavered(record))):
         spread = " to ".join(dict.fromkeys(f"{ratio:.2f}" for ratio in (ratios[0], ratios[-1])))
         lines.append(
-            f"Steps of {len(ratios)} {plural(len(ratios), 'run')} took {spread} times as long in training as measured, "
-            "though hardly any CPU time was lost to other processes: times of this machine waver by so much."
+            f"Training steps of {len(ratios)} {plural(len(ratios), 'run')} took {spread} times as long as measured, "
+            "though they lost hardly any CPU time to other processes: times on this machine vary by that much."
         )
     return [*lines, *remarks(group), *flag_notes(group.rows, group), *search_notes(group), *group.data_notes]
 
 
 def search_notes(group: Group) -> list[str]:
-    """How the learning rates were found, where they were searched for: a line for each grid."""
+    """For each grid that was searched, a line with the learning rates chosen from it."""
     grids: dict[str, list[str]] = {}
     costs: list[float] = []
     for row in group.rows:
@@ -203,5 +203,6 @@ def search_notes(group: Group) -> list[str]:
             words += f" at {found['at']}"
         grids.setdefault(words, []).append(f"{row.name} {chosen:g}{remark}")
         costs += numbers([found], "seconds")
-    took = f" The search took {seconds(sum(costs) / len(costs))} a variant." if costs else ""
-    return [f"Learning rate chosen of {grid} on validation: {', '.join(names)}.{took}" for grid, names in grids.items()]
+    took = f" The search took {seconds(sum(costs) / len(costs))} per variant." if costs else ""
+    chosen_from = "Learning rate chosen on validation from"
+    return [f"{chosen_from} {grid}: {', '.join(names)}.{took}" for grid, names in grids.items()]

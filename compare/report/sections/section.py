@@ -1,4 +1,4 @@
-"""What a report is made of: sections, each with its sentences, tables and charts. Renderers know nothing else."""
+"""The parts of a report: sections with sentences, tables and charts. Renderers know nothing else."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from compare.report.render.canvas import Style
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell of a table shows.
+    """A cell of a table.
 
     Attributes:
-        text: its words.
-        key: what it sorts by; None: missing, sorts last.
-        colour: that stands for it on charts.
-        verdict: against full, as ``better``; "" where there is none.
-        anchor: of the table that it leads to.
+        text: the text in the cell.
+        key: the sort key; None is missing and sorts last.
+        colour: its colour on charts.
+        verdict: against full, such as ``better``; "" without one.
+        anchor: of the table that it links to.
     """
 
     text: str
@@ -36,15 +36,15 @@ class Table:
     """A table of texts.
 
     Attributes:
-        caption: what it shows, for those who cannot see the page.
+        caption: what it shows, for screen readers.
         header, rows: texts.
         notes: how to read it.
-        findings: what it shows, below it.
-        title: its heading in Markdown; the page has none.
-        anchor: what links on the page lead to.
-        folded: words under which the page folds it away; Markdown, which cannot, leaves it out.
-        of: the group whose rows its lines are; the page sorts and filters such a table, and leads to the runs.
-        cells: of such a table, and of one whose cells have verdicts, as many as there are texts.
+        findings: conclusions, below the table.
+        title: its heading in Markdown; the page shows none.
+        anchor: the target of links on the page.
+        folded: the summary under which the page folds the table; Markdown, which cannot fold, leaves the table out.
+        of: the group whose rows the table shows; the page then sorts and filters it, and links to the runs.
+        cells: one for each text of `rows`, in a table with `of` or with verdicts.
     """
 
     caption: str
@@ -62,8 +62,8 @@ class Table:
 class Chart(NamedTuple):
     """A chart.
 
-    stem: its file name without ending. alt: what it shows, in words. draw: draws it in the looks of a report's
-    variants. numbers: where on the page its numbers stand.
+    stem: its file name without ending. alt: its content in words. draw: takes the styles of a report's variants and
+    draws the figure. numbers: the anchor of the table with its numbers.
     """
 
     stem: str
@@ -73,7 +73,7 @@ class Chart(NamedTuple):
 
 
 class Links(NamedTuple):
-    """Words, and the anchors and titles that they lead to."""
+    """Links under common words: (anchor, title) pairs."""
 
     words: str
     to: Sequence[tuple[str, str]]
@@ -81,18 +81,18 @@ class Links(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """What a report says of one subject.
+    """The content of a report on one subject.
 
     Attributes:
         title: its heading.
-        anchor: what links on the page lead to.
-        sentences: what came out.
-        notes: in small print, last.
+        anchor: the target of links on the page.
+        sentences: the results in words.
+        notes: small print at the end.
         parts: sections within it.
-        folded: whether the page shows its title alone until it is opened.
-        links: to the tables that its numbers come from.
-        charts_first: whether its charts say the most. In Markdown they stand first, and its sentences only in the
-            short answer.
+        folded: whether the page shows only its title until a reader opens it.
+        links: to the tables with its numbers.
+        charts_first: whether its charts say the most. Markdown then begins with them and leaves out the sentences,
+            which are in the short answer.
     """
 
     title: str = ""

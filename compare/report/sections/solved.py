@@ -1,4 +1,4 @@
-"""Who solves a task, who does not, and why some cannot."""
+"""Which variants solve a task, which do not, and why some cannot."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,8 +6,8 @@ from compare.report.facts.groups import Group
 from compare.units import joined
 
 DIGITS = 6  # of a difference of scores
-NEAR = 0.05  # a score within so many points of another, or such a share of it, is told as being at its level
-FEW = 3  # variants that are told one by one
+NEAR = 0.05  # scores this near to each other count as one level: in points, or as a share of the score
+FEW = 3  # variants that a sentence names one by one
 Scores = dict[str, float]
 
 
@@ -18,8 +18,7 @@ def scores_of(group: Group) -> Scores:
 
 
 def floor_of(group: Group) -> tuple[float, str] | None:
-    """What the control reaches, and it in words beside the best trivial predictor, which stands for it where there is
-    no control."""
+    """The score of the control, else of the best trivial predictor, and both in words; None without either."""
     level = group.scale.level
     name, value = max(group.baselines.items(), key=lambda item: group.scale.better(item[1]), default=("", 0.0))
     if group.control and (alone := group.score(group.control)):
@@ -35,13 +34,13 @@ def near(group: Group) -> str:
 
 
 def unsolved(group: Group) -> list[str]:
-    """The variants that are at the level of what needs no attention, or below it."""
+    """The variants that score no more than `NEAR` above `floor_of`, which needs no attention."""
     floor = floor_of(group)
     return [name for name, score in scores_of(group).items() if floor and group.scale.lead(score, floor[0]) <= NEAR]
 
 
 def solved(group: Group) -> str:
-    """Who keeps the score of full and who does not. It tells the numbers of this report, and ranks nobody."""
+    """Which variants keep the score of full and which do not: the report's numbers, without a ranking."""
     scores, floor, failed = scores_of(group), floor_of(group), unsolved(group)
     n = max(score.n for row in group.rows if (score := group.score(row)))
     where = "In this run" if n == 1 else f"On the mean of {n} seeds"
@@ -50,9 +49,10 @@ def solved(group: Group) -> str:
     above = f"{step} {'better than' if scale.lower_is_better else 'above'}"
     needs = floor[1] if floor else ""
     if len(failed) == len(scores):
-        return f"{where} no model solves it: none is more than {above} {needs}; {what}: {listed(group, failed)}."
+        return f"{where} no model solves the task: none is more than {above} {needs}; {what}: {listed(group, failed)}."
     if floor and scale.lead(next(iter(scores.values())), floor[0]) <= 2 * NEAR:
-        return f"{where} all models are too near {needs} to say who solves it; {what}: {listed(group, scores)}."
+        unclear = "to say which of them solve the task"
+        return f"{where} all models are too near {needs} {unclear}; {what}: {listed(group, scores)}."
     full = group.reference.name if group.reference else ""
     others = [name for name in scores if name not in failed and name != full]
     parts = [f"full has no score ({group.reference.status})"] if group.reference and full not in scores else []
@@ -60,20 +60,21 @@ def solved(group: Group) -> str:
         parts.append(f"full reaches {scale.level(scores[full])} {what}")
         differences = {name: round(scale.lead(scores[name], scores[full]), DIGITS) for name in others}
         for names, words in (
-            ([name for name in others if differences[name] > NEAR], ("is more", "are more", f"than {above} it")),
+            ([name for name in others if differences[name] > NEAR], ("is more", "are more", f"than {above} full")),
             (
                 [name for name in others if abs(differences[name]) <= NEAR],
-                ("stays", "stay", f"within {step} of it"),
+                ("stays", "stay", f"within {step} of full"),
             ),
-            ([name for name in others if differences[name] < -NEAR], ("falls", "fall", "behind")),
+            ([name for name in others if differences[name] < -NEAR], ("falls", "fall", "behind full")),
         ):
             parts += [f"{listed(group, names)} {verb(names, *words)}"] if names else []
     elif floor:
-        parts.append(f"{listed(group, others)} {verb(others, 'reaches', 'reach', what)}")
+        beaten = f"{needs.partition(' (')[0] if failed else needs} by more than {step} in {what}"
+        parts.append(f"{listed(group, others)} {verb(others, 'beats', 'beat', beaten)}")
     else:
         parts.append(f"the {what} is {listed(group, others)}")
     if failed:
-        level = f"not solve it, at most {above} {needs}"
+        level = f"not solve the task: at most {above} {needs}"
         parts.append(f"{listed(group, failed)} {verb(failed, 'does', 'do', level)}")
     return f"{where} {'; '.join(parts)}."
 
@@ -89,7 +90,7 @@ def verb(names: Sequence[str], one: str, many: str, rest: str) -> str:
 
 
 def remarks(group: Group) -> list[str]:
-    """Why variants cannot solve the task, as the task says it, of those that did not where another did."""
+    """The task's own words on why a variant cannot solve it, for each variant that did not while another did."""
     failed = unsolved(group)
     if len(failed) == len(scores_of(group)):
         return []

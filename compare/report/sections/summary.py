@@ -1,4 +1,4 @@
-"""What a group of runs shows, in plain words, and no more than its seeds and its test size allow."""
+"""The results of a group in plain words, no stronger than its seeds and its test size allow."""
 
 from collections.abc import Callable
 from functools import partial
@@ -58,15 +58,15 @@ def leader(
     *,
     more_is_better: bool,
 ) -> str:
-    """One sentence on who leads: a claim where it stands, else the number and why it is no claim.
+    """One sentence on the leading row: a claim where its lead is beyond noise, else its value and why it is no claim.
 
     Args:
-        group: what the rows belong to.
-        found: the rows and what was measured of them.
-        words: how to begin the claim, and how to begin the bare number.
+        group: the group of the rows.
+        found: the rows and their values.
+        words: the beginning of the claim, and the beginning of the sentence without a claim.
         show: writes a value with its unit.
-        against: the differences of all others to a row.
-        more_is_better: whether the largest leads.
+        against: takes a row and returns the differences of all others to it.
+        more_is_better: whether the largest value leads.
     """
     if not found:
         return ""
@@ -88,11 +88,11 @@ def leader(
     tied = [row.name for row, _ in rest if not (row.name in differences and differences[row.name].beyond)]
     if tied:
         return f"{number}: {name}, but within noise of {short(tied)}: no ranking among these."
-    return f"{claim}: {name}, beyond noise ahead of {second.name}, {say(runner)}."
+    return f"{claim}: {name}, ahead of {second.name}, {say(runner)}, beyond noise."
 
 
 def baseline_differences(group: Group, scores: Measured) -> tuple[str, Differences]:
-    """The best trivial predictor in words, and the scores minus its own, by name."""
+    """The best trivial predictor in words, and name -> the row's score minus that predictor's."""
     name, value = list(group.baselines.items())[-1]
     families = {
         row.name: (
@@ -105,7 +105,7 @@ def baseline_differences(group: Group, scores: Measured) -> tuple[str, Differenc
 
 
 def against_baseline(group: Group, scores: Measured) -> str:
-    """Which variants learned more than the best trivial predictor knows."""
+    """The variants above, below and within noise of the best trivial predictor."""
     if not group.baselines or not scores:
         return ""
     words, differences = baseline_differences(group, scores)
@@ -113,7 +113,7 @@ def against_baseline(group: Group, scores: Measured) -> str:
 
 
 def against_control(group: Group, scores: Measured) -> str:
-    """Which variants gain from attending at all."""
+    """The variants above, below and within noise of the control."""
     control = group.control
     if control is None or (alone := group.fair_score(control)) is None or not scores:
         return ""
@@ -123,7 +123,7 @@ def against_control(group: Group, scores: Measured) -> str:
 
 
 def standing(scores: Measured, differences: Differences, group: Group) -> str:
-    """Who is above, below and level with what they are compared with; where lower is better, who is better or worse."""
+    """The variants above, below and within noise of a baseline; "better" and "worse" where lower scores are better."""
     ahead, behind, leading = "above", "below", "higher"
     if group.scale.lower_is_better:
         ahead, behind, leading = "better than", "worse than", "better"

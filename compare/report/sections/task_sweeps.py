@@ -1,4 +1,4 @@
-"""A task at several values of one of its options: how far each variant holds its score, and on what state."""
+"""A task at several values of one of its options: up to which value each variant scores well, and with what state."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,14 +33,14 @@ from compare.report.sections.section import Chart, Section, Table
 from compare.report.sections.wording import NAMED, no_ranking, score_text, short
 from compare.units import MISSING, SPACE, joined, plural, sentence, size
 
-HELD = 0.9  # the score that a variant is said to hold
-DOUBLING = 1.5  # from one value to the next, at the least: on a logarithmic axis
+HELD = 0.9  # the score that counts as good
+DOUBLING = 1.5  # values that grow by this factor or more from one to the next get a logarithmic axis
 MOST_TICKS = 10
-LINE = 20.0  # pixels, of a variant in the panel of states
+LINE = 20.0  # pixels for each variant in the panel of states
 
 
 def held(sweep: TaskSweep) -> str:
-    """One sentence: at which values each variant scores `HELD` or more; nothing where scores are no fractions."""
+    """One sentence: the values at which each variant scores `HELD` or more; "" where scores are not fractions."""
     if not sweep.groups[0].scale.is_fraction:
         return ""
     rows = {name: row for name, row in sweep.rows.items() if next(iter(row.values())).attends}
@@ -58,7 +58,7 @@ def held(sweep: TaskSweep) -> str:
 
 
 def range_words(values: Sequence[float], good: Sequence[float]) -> str:
-    """Which of the rising values are good."""
+    """The good ones among the rising values, in words."""
     if not good:
         return "at none"
     if len(good) == len(values):
@@ -71,29 +71,29 @@ def range_words(values: Sequence[float], good: Sequence[float]) -> str:
 
 
 def kept_state(sweep: TaskSweep) -> str:
-    """One sentence on what each variant keeps, the most first; nothing where no record tells it."""
+    """One sentence on the state of each variant, the largest first; "" where no record has it."""
     states = {name: state.mean for name in sweep.rows if (state := sweep.state(name))}
     ranked = sorted(states, key=lambda name: -states[name])
-    told = short([f"{name} {size(states[name])}" for name in ranked])
-    return f"What a layer keeps of one sample: {told}." if states else ""
+    sizes = short([f"{name} {size(states[name])}" for name in ranked])
+    return f"State of one layer, per sample: {sizes}." if states else ""
 
 
 def describe_sweep(sweep: TaskSweep) -> str:
-    """The chart in words: where each line begins and ends."""
-    told = []
+    """The chart in words: the first and the last point of each line."""
+    lines = []
     for name, found in sweep.scores.items():
         scored = [(value, score.mean) for value, score in found.items()]
         if scored:
             (first, start), (last, end) = scored[0], scored[-1]
-            told.append(f"{name} from {sweep.scale.show(start)} at {first:g} to {sweep.scale.show(end)} at {last:g}")
-    return f"{sweep.heading}. {short(told)}. {kept_state(sweep)}".strip()
+            lines.append(f"{name} from {sweep.scale.show(start)} at {first:g} to {sweep.scale.show(end)} at {last:g}")
+    return f"{sweep.heading}. {short(lines)}. {kept_state(sweep)}".strip()
 
 
 def sections(overview: Overview) -> list[Section]:
     return [
         Section(
             *(sweep.heading, f"sweep-{number}"),
-            sentences=[told for told in (held(sweep), kept_state(sweep)) if told],
+            sentences=[words for words in (held(sweep), kept_state(sweep)) if words],
             tables=[Table(sweep.heading, *task_sweep_table(sweep), anchor=sweep.stem)],
             charts=[sweep_chart(sweep)] if any(sweep.scores.values()) else [],
             parts=[value_section(overview, sweep, value, group) for value, group in sweep.points],
@@ -104,7 +104,7 @@ def sections(overview: Overview) -> list[Section]:
 
 
 def value_section(overview: Overview, sweep: TaskSweep, value: float, group: Group) -> Section:
-    """One value's results without charts, folded away."""
+    """The results at one value, without charts, folded."""
     found = of_group(group, overview.anchor(group))
     return replace(found, title=f"{sweep.option}={value:g}", folded=True, charts=())
 
@@ -114,7 +114,7 @@ def sweep_chart(sweep: TaskSweep) -> Chart:
 
 
 def draw_sweep(sweep: TaskSweep, styles: Mapping[str, Style]) -> Figure:
-    """The score against the option, a line a variant; below it the bytes of state that it has for that."""
+    """Draws the score against the option, a line for each variant; below, the state of each variant."""
     lines = {name: found for name, found in sweep.scores.items() if found}
     trivial = baseline_lines(sweep.points)
     texts = {name: folded(name) for name in lines}
@@ -163,7 +163,7 @@ def seeds_at(sweep: TaskSweep, name: str, value: float) -> list[float]:
 
 
 def draw_line(axes: Axes, sweep: TaskSweep, name: str, style: Style) -> None:
-    """The means of one variant, and its seeds."""
+    """Draws the means of one variant and its seeds."""
     found = sweep.scores[name]
     axes.plot(
         *(list(found), [score.mean for score in found.values()]),
@@ -181,14 +181,14 @@ def draw_line(axes: Axes, sweep: TaskSweep, name: str, style: Style) -> None:
 
 
 def draw_states(sheet: Sheet, states: Mapping[str, float], styles: Mapping[str, Style], height: float) -> None:
-    """A line a variant, the most on top: its name, a mark at its bytes, and the bytes in words."""
+    """Draws a line for each variant, the largest state on top: its name, a mark at its bytes, the bytes in words."""
     order = sorted(states, key=lambda name: -states[name])
     left = 26 + max(text_size(name, SMALL)[0] for name in order)
     right = 26 + max(text_size(size(state), SMALL)[0] for state in states.values())
     axes = sheet.axes(left, 48, WIDTH - left - right, height)
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.set_yticks([])
-    axes.set_xlabel("state: what one layer keeps of a sample (logarithmic)")
+    axes.set_xlabel("state of one layer, per sample (logarithmic)")
     positive = [state for state in states.values() if state > 0] or [1.0]
     low, high = min(positive) / 2, max(positive) * 1.2
     axes.set_xlim(low, high)
@@ -215,7 +215,7 @@ def sweep_notes(sweep: TaskSweep) -> list[str]:
 
 
 def task_sweep_table(sweep: TaskSweep) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: what each variant keeps, and its score at each value."""
+    """Header and rows: the state of each variant, and its score at each value."""
     body = []
     for name, rows in sweep.rows.items():
         state = sweep.state(name)

@@ -1,4 +1,4 @@
-"""Train short, test long: accuracy against the length of test samples, as a chart, a table and in words."""
+"""Train short, test long: accuracy against the length of test samples, in a chart, a table and words."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -97,7 +97,7 @@ def draw_by_length(group: Group, styles: Mapping[str, Style]) -> Figure:
 
 
 def set_axes(axes: Axes, group: Group) -> None:
-    """Axes with the training length as an upright line."""
+    """Sets the axes, with a vertical line at the training length."""
     lengths = test_lengths(group)
     axes.set_xlim(lengths[0] / 1.12, lengths[-1] * 1.04)
     log_ticks(axes, "x", lengths, lambda n: f"{n:,.0f}")
@@ -105,10 +105,10 @@ def set_axes(axes: Axes, group: Group) -> None:
     means = [mean.mean for scores in courses(group).values() for mean in scores.values()]
     score_axis(axes, f"test {group.metric}", [*means, *baselines_of(group).values()], group.scale)
     axes.axvline(group.seq_len, color="#bbbbbb", linewidth=1, zorder=1)
-    box, told = axes.get_window_extent(), f"trained at {group.seq_len:,}"
+    box, label = axes.get_window_extent(), f"trained at {group.seq_len:,}"
     middle = float(axes.transData.transform((group.seq_len, 0))[0])
-    (centre,) = spread([middle], [text_size(told, SMALL)[0]], box.x0, box.x1)
-    write(figure_of(axes), told, centre, box.y1 + 9, ha="center")
+    (centre,) = spread([middle], [text_size(label, SMALL)[0]], box.x0, box.x1)
+    write(figure_of(axes), label, centre, box.y1 + 9, ha="center")
 
 
 def chart_notes(group: Group) -> list[str]:
@@ -116,7 +116,7 @@ def chart_notes(group: Group) -> list[str]:
     rows = [row for row in group.rows if row.name in found]
     sizes = [f"{plain(size)} at {n:,}" for n in test_lengths(group) if (size := size_at(group, n))]
     notes = [
-        f"Upright line: the training length. {seeds_note({row.name: max_seeds(found[row.name]) for row in rows})}",
+        f"Vertical line: the training length. {seeds_note({row.name: max_seeds(found[row.name]) for row in rows})}",
         f"Predictions scored: {', '.join(sizes)}.",
     ]
     if baselines_of(group):
@@ -127,7 +127,7 @@ def chart_notes(group: Group) -> list[str]:
 
 
 def baselines_of(group: Group) -> dict[int, float]:
-    """Length -> the best trivial predictor's score, where it is known."""
+    """Length -> the best trivial predictor's score, where it is recorded."""
     return {n: value for n in test_lengths(group) if (value := baseline_at(group, n)) is not None}
 
 
@@ -142,8 +142,8 @@ def table_by_length(group: Group) -> tuple[list[str], list[list[str]]]:
     body = [[row.name, *(cell(row, n, group.scale) for n in lengths)] for row in group.rows if row.name in found]
     baselines = [baseline_at(group, n) for n in lengths]
     if any(value is not None for value in baselines):
-        told = (MISSING if value is None else group.scale.number(Estimate(value, None, 1)) for value in baselines)
-        body.append([BASELINE, *told])
+        scores = (MISSING if value is None else group.scale.number(Estimate(value, None, 1)) for value in baselines)
+        body.append([BASELINE, *scores])
     return header, body
 
 
@@ -155,7 +155,7 @@ def cell(row: Row, length: int, scale: Scale) -> str:
 
 
 def carried_over(group: Group) -> list[str]:
-    """A sentence on the longest test length: who keeps the score of the training length there, and who does not."""
+    """A sentence on the longest test length: which variants keep the score of the training length there."""
     lengths, found = test_lengths(group), courses(group)
     if not lengths or lengths[-1] == group.seq_len:
         return []

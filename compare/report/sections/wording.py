@@ -9,7 +9,7 @@ from compare.report.facts.stats import ENOUGH_SEEDS, Estimate
 from compare.report.facts.sweeps import options_in_words
 from compare.units import MISSING, plural
 
-NAMED = 6  # variants, where many are alike
+NAMED = 6  # variants that a list names before it counts the rest
 
 
 def no_ranking(n: int) -> str:
@@ -46,7 +46,7 @@ def fallback_notes(rows: Sequence[Row]) -> list[str]:
     ran = {row.name: row.kernels or "another kernel" for row in rows if row.fell_back}
     notes = [f"* {name} ran {kernel}" for name, kernel in ran.items()]
     if busy := [row.name for row in rows if row.disturbed]:
-        notes.append(f"‖ disturbed (as by other processes): {', '.join(busy)}.")
+        notes.append(f"‖ disturbed (e.g. by other processes): {', '.join(busy)}.")
     return notes
 
 
@@ -58,7 +58,7 @@ def means(rows: Sequence[Row], quantity: Quantity) -> Means:
 
 
 def span(found: Means, show: Callable[[float], str]) -> str:
-    """The ends and the reference: "from 1.6 % (none) to 99.9 % (full)"."""
+    """The lowest and the highest value, and that of full: "from 1.6 % (none) to 99.9 % (full)"."""
     (low, least), (high, most) = min(found, key=lambda item: item[1]), max(found, key=lambda item: item[1])
     text = f"from {show(least)} ({low.name}) to {show(most)} ({high.name})" if low is not high else show(least)
     reference = [show(value) for row, value in found if row.is_reference and row not in (low, high)]
@@ -78,6 +78,6 @@ def score_text(found: Estimate | None, scale: Scale) -> str:
 
 
 def options_set(group: Group) -> list[str]:
-    """One sentence with the options that no name holds; none where there are none."""
-    told = [f"{row.name} {options}" for row in group.rows if (options := options_in_words(row)) not in row.name]
-    return [f"Options set: {'; '.join(told)}."] if told else []
+    """One sentence with the options that are set but not part of a row's name; empty without any."""
+    rows = [f"{row.name} {options}" for row in group.rows if (options := options_in_words(row)) not in row.name]
+    return [f"Options set: {'; '.join(rows)}."] if rows else []
