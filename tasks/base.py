@@ -311,7 +311,7 @@ _TASKS: dict[str, type[Task]] = {}
 def register(task: TaskClass) -> TaskClass:
     """Class decorator: make a task known under its `name`."""
     if task.name in _TASKS:
-        raise ValueError(f"expected a new task name, got {task.name!r}, which is {_TASKS[task.name]!r}")
+        raise ValueError(f"cannot register {task!r} as {task.name!r}: {_TASKS[task.name]!r} has this name")
     _TASKS[task.name] = task
     return task
 

@@ -75,9 +75,9 @@ class LabelledText(Task):
             yield row
         if row is None:
             assert self._read is not None
-            why = "each row is empty, without a class, or in another split too"
+            why = "every row is empty, has no class, or is in another split too"
             if split in self._read.carved:
-                why = f"no text fell into the tenth of train that is taken for it: bring more, or a {split} split"
+                why = f"no text fell into the tenth of train that replaces it: add more texts, or a {split} split"
             raise ValueError(f"{self.name}: expected at least one sample, got none for {split}; {why}")
 
     def _load(self, on_progress: OnProgress) -> Mapping[Split, Table]:
@@ -158,7 +158,7 @@ class LabelledText(Task):
         for split, share in carved.items():
             hidden = split in self.about["unlabelled"]
             why = f"no row of the {split} split has a class" if hidden else f"no {split} split in the data"
-            notes.append(f"{why}: {share:.0%} of train taken for it")
+            notes.append(f"{why}: {share:.0%} of train replaces it")
         for split in SPLITS:
             counts = np.bincount(self.labels(split), minlength=len(self.about["classes"]))
             if absent := [name for name, count in zip(self.about["classes"], counts, strict=True) if not count]:
@@ -166,9 +166,7 @@ class LabelledText(Task):
         if left_out:
             notes.append("left out: " + ", ".join(f"{number:,} {what}" for what, number in sorted(left_out.items())))
         if cut:
-            notes.append(
-                f"{cut:,} of {sum(map(self.size, SPLITS)):,} texts are longer than {self.seq_len} and were cut"
-            )
+            notes.append(f"{cut:,} of {sum(map(self.size, SPLITS)):,} texts are longer than {self.seq_len}: cut")
         return notes
 
 
@@ -194,7 +192,7 @@ class ClassifyConfig:
     def __post_init__(self) -> None:
         if self.text_column and self.text_column == self.label_column:
             raise ValueError(
-                f"classify.text_column: expected another column than classify.label_column, got {self.text_column!r}"
+                f"classify.text_column: expected a column other than classify.label_column, got {self.text_column!r}"
             )
 
 

@@ -311,7 +311,7 @@ def layout_of(file: Path) -> Layout:
     if quoting == csv.QUOTE_NONE:
         columns = tuple(name.strip('"').strip() for name in columns)
     if len(set(columns)) < len(columns):
-        raise ValueError(f"expected columns of different names in {file}, got {', '.join(columns)}")
+        raise ValueError(f"expected columns with different names in {file}, got {', '.join(columns)}")
     return Layout(file, columns, separator, quoting, line_end)
 
 
@@ -333,8 +333,8 @@ def separator_of(sample: str, usual: str, name: str) -> str:
     if divided and usual not in divided:
         wanted = SEPARATORS[usual]
         raise ValueError(
-            f"expected columns between which a {wanted} stands, got one column in {name}: "
-            f"is {divided[0]!r} the separator? By it rows differ in length: quote texts that hold it"
+            f"expected columns separated by a {wanted}, got one column in {name}: if {divided[0]!r} separates them, "
+            "quote the texts that contain it, since rows differ in length"
         )
     return usual
 
@@ -486,7 +486,7 @@ def _objects(whole: Any, file: Path) -> Iterable[Any]:
     if "data" in rows or len(rows) == 1:
         return rows.get("data") or next(iter(rows.values()))
     if rows:
-        raise ValueError(f"expected one list of objects in {file}, got {', '.join(rows)}: save each as a file")
+        raise ValueError(f"expected one list of objects in {file}, got {', '.join(rows)}: save each list as a file")
     if lists and len(lists) == len(whole) and len({len(value) for value in lists.values()}) == 1:
         return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
     if whole and all(isinstance(value, dict) for value in whole.values()):  # column -> number of the row -> value
@@ -513,7 +513,7 @@ def _read_columns(files: Sequence[Path]) -> Table:
     classes = [_class_names(schema) for schema in schemas]
     for file, found in zip(files, classes, strict=True):
         if found != classes[0]:
-            raise ValueError(f"expected the classes of {files[0]}, {classes[0]}, got {found} in {file}")
+            raise ValueError(f"expected the classes {classes[0]} as in {files[0]}, got {found} in {file}")
     if any(_is_strange(kind) for schema in schemas for kind in schema.types):
         return datasets.concatenate_datasets([datasets.Dataset(_plain(_arrow_of(file))) for file in files])
     kind = format_of(files[0]) or "parquet"

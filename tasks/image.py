@@ -155,7 +155,7 @@ class Source:
         for number, row in zip(numbers, self.files.select(numbers), strict=True):
             (file,) = row.values()
             if file is None:
-                raise ValueError(f"image: image {number} of {self.where} is missing: leave its row out")
+                raise ValueError(f"image: image {number} of {self.where} is missing: remove its row")
             try:
                 picture = image.decode_example(file)
             except Exception as error:  # whatever PIL raises on a damaged file
@@ -229,7 +229,7 @@ class Image(Task):
         for name, found in names.items():
             if found != next(iter(names.values())):
                 wanted = f"expected classes of the same names and order in every split of {self.source}"
-                raise ValueError(f"image: {wanted}, got others in {name} than in {next(iter(names))}")
+                raise ValueError(f"image: {wanted}, got different ones in {name} and {next(iter(names))}")
         classes = sorted({label for source in sources.values() for label in source.labels})
         if len(trained := set(sources["train"].labels)) < 2:
             got = ", ".join(map(str, trained)) or "none"
@@ -295,6 +295,6 @@ class Image(Task):
     def notes(self) -> list[str]:
         first = {split: self.tables[split][0] for split in SPLITS}
         carved = [split for split in EVALUATED if first[split]["source"] != split]
-        notes = [f"no {split} split in {self.source}: {HELD_OUT:.0%} of train taken for it" for split in carved]
+        notes = [f"no {split} split in {self.source}: {HELD_OUT:.0%} of train replaces it" for split in carved]
         copies = first["train"]["total"] - sum(map(self.size, SPLITS))
         return notes + ([f"left out: {copies:,} exact copies of other images"] if copies else [])

@@ -217,7 +217,7 @@ def _join_cases(keys: Mapping[Split, dict[str, str]]) -> list[str]:
             continue
         told_apart = len(set(spellings) & set(keys["train"].values())) > 1
         what = "two classes or more" if told_apart else "one class"
-        remarks.append(f"labels that differ in case alone are {what}: {shown(spellings)}")
+        remarks.append(f"labels that differ only in case are {what}: {shown(spellings)}")
         if not told_apart:
             for known in keys.values():
                 known.update({spelling: spellings[0] for spelling, key in known.items() if key in spellings})

@@ -260,12 +260,12 @@ class ListopsConfig:
             raise ValueError(f"expected listops.min_len >= 0, got {self.min_len}")
         if self.data:
             if (self.samples, self.min_len) != (ListopsConfig.samples, ListopsConfig.min_len):
-                raise ValueError("expected neither listops.samples nor listops.min_len with listops.data, drop them")
+                raise ValueError("listops.data cannot be combined with listops.samples or listops.min_len: drop them")
             missing = [name for name in FILES.values() if not self.file(name).is_file()]
             if missing:
                 raise ValueError(
                     f"expected {', '.join(FILES.values())} in the folder listops.data={self.data}, "
-                    f"no {', '.join(missing)} there"
+                    f"but {', '.join(missing)} missing"
                 )
 
     def file(self, name: str) -> Path:
@@ -418,8 +418,8 @@ class Listops(Task):
         notes = []
         if lines > kept:
             notes.append(
-                f"{lines - kept:,} of {lines:,} samples dropped, equal to one before them as far as they are read: "
-                "in the same split, in test, or in validation"
+                f"{lines - kept:,} of {lines:,} samples dropped: their first {self.seq_len:,} symbols equal those of "
+                "an earlier sample of the same split, or of a sample of test or validation"
             )
         if cut:
             notes.append(f"{cut:,} of {kept:,} samples cut to their first {self.seq_len:,} symbols")

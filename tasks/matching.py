@@ -152,7 +152,7 @@ class Matching(PairTask):
             if not files[split]:
                 raise ValueError(
                     f"matching: expected two files of {2 * self.seq_len:,} bytes or more for {split} in the standard"
-                    f" library, got fewer among {len(self.texts)} files; choose a shorter seq_len"
+                    f" library, got fewer among {len(self.texts)} files: choose a shorter seq_len"
                 )
             count = self.config.samples if split == "train" else EVAL_SAMPLES
             rng = np.random.default_rng([SEED, stream])

@@ -163,7 +163,7 @@ class NoisyRecall(Generated):
         pairs, slots = self.config.pairs, count_slots(seq_len)
         if pairs > slots:
             raise ValueError(
-                f"noisy_recall: expected pairs <= seq_len / 4 = {slots}, got {pairs}; take fewer or a longer seq_len"
+                f"noisy_recall: expected pairs <= seq_len / 4 = {slots}, got {pairs}: take fewer or a longer seq_len"
             )
         self.n_classes = self.config.values
         self.n_keys = max(self.config.keys, pairs)

@@ -375,7 +375,7 @@ def read_index(folder: Path) -> list[tuple[str, int]]:
                 raise ValueError(f"{file}:{number}: expected folder, file, number and label 0 or 1, got {found!r}")
             index.append((f"{fields[0]}/{fields[1]}", int(fields[3])))
     if len({label for _, label in index}) < 2:
-        raise ValueError(f"data: expected pictures of both labels, got {len(index)} of one in {str(folder)!r}")
+        raise ValueError(f"data: expected pictures of both labels, got {len(index)} of one label in {str(folder)!r}")
     return index
 
 
@@ -401,7 +401,7 @@ def read_picture(file: Path, pixels: int) -> bytes | None:
     from PIL import Image
 
     if not file.is_file():
-        raise ValueError(f"data: expected the pictures that its metadata lists, {str(file)!r} is missing")
+        raise ValueError(f"data: expected every picture that the metadata lists, but {str(file)!r} is missing")
     try:
         with Image.open(file) as image:
             size, found = image.size, bytes(image.convert("L").tobytes())
@@ -465,7 +465,7 @@ class PathfinderConfig:
         unused = (self.samples, self.contour) != (PathfinderConfig.samples, PathfinderConfig.contour)
         if self.data and unused:
             raise ValueError(
-                f"expected neither {self.task}.samples nor {self.task}.contour with {self.task}.data, drop them"
+                f"{self.task}.data cannot be combined with {self.task}.samples or {self.task}.contour: drop them"
             )
 
 
@@ -592,4 +592,4 @@ class Pathfinder(Task):
         if not self.config.data:
             return []
         lost = len(self.index) - sum(map(self.size, SPLITS))
-        return [f"{lost} of {len(self.index)} pictures left out: unreadable, or the same as another"] if lost else []
+        return [f"{lost} of {len(self.index)} pictures left out: unreadable, or equal to another"] if lost else []

@@ -228,7 +228,7 @@ class Retrieval(PairTask):
             raise ValueError(f"retrieval: expected a folder with {', '.join(FILES.values())}, got none; {SOURCE}")
         folder = Path(self.config.data).expanduser()
         if not folder.is_dir():
-            raise ValueError(f"retrieval: expected a folder, got --data {folder}, which is none; {SOURCE}")
+            raise ValueError(f"retrieval: expected a folder, got --data {folder}, which is not a folder; {SOURCE}")
         there = sorted(path.name for path in folder.iterdir())
         missing = [name for name in FILES.values() if name not in there]
         if missing:
@@ -280,7 +280,7 @@ class Retrieval(PairTask):
         again = read - empty - sum(self.size(split) for split in SPLITS)
         found = {
             f"a text cut at {self.seq_len:,} bytes": cut,
-            "left out, a text being empty": empty,
-            "left out, the same two texts being there already": again,
+            "left out, a text is empty": empty,
+            "left out, equal to an earlier pair": again,
         }
         return [f"{count:,} of {read:,} pairs: {what}" for what, count in found.items() if count]

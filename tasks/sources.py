@@ -142,7 +142,7 @@ def find(data: str, what: str) -> Path | None:
         return None
     raise ValueError(
         f"{what}: expected a file ({known}), a folder, or a hub id (owner/name), got {data!r}, "
-        "which is no file or folder here and does not read as a hub id"
+        "which is not a file, a folder or a hub id"
     )
 
 
@@ -232,7 +232,7 @@ def _from_repository(source: str, config: str | None) -> Mapping[str, Table]:
     from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DataFilesNotFoundError
 
-    kinds = f"expected files with columns ({known_formats()}) or a folder for each class, got others only, or none"
+    kinds = f"expected files with columns ({known_formats()}) or a folder for each class, got none of these"
     try:
         builder = datasets.load_dataset_builder(source, config)
     except (DataFilesNotFoundError, EmptyDatasetError):
@@ -243,8 +243,7 @@ def _from_repository(source: str, config: str | None) -> Mapping[str, Table]:
             raise
         got = "none" if config is None else repr(config)
         raise ValueError(
-            f"expected one of its configurations behind a colon ({source}:{known[0]}), got {got}; "
-            f"there are {', '.join(known)}"
+            f"expected a configuration after a colon ({source}:{known[0]}), got {got}; the data has {', '.join(known)}"
         ) from None
     kind = type(builder).__module__.rpartition(".")[2]
     if kind not in BUILDERS:
@@ -273,7 +272,7 @@ def _from_hub(name: str, config: str | None, what: str) -> Mapping[str, Table]:
             return _from_repository(name, config)
     except ValueError:
         raise ValueError(
-            f"{what}: no file or folder {name!r} here, and no way to {name} on the Hugging Face hub (tried "
+            f"{what}: no file or folder {name!r} here, and the Hugging Face hub cannot be reached (tried "
             f"{datasets.config.HF_ENDPOINT}/datasets/{name}: {out_of_reach}); on a machine with a network: "
             f"hf download --repo-type dataset {name} --local-dir {name.split('/')[1]}; then pass its folder: "
             f"--data {name.split('/')[1]}"
@@ -296,8 +295,7 @@ def hub_problem(name: str, kind: str, what: str) -> str:
         HfApi(endpoint=datasets.config.HF_ENDPOINT).repo_info(name, repo_type=kind, timeout=HUB_TIMEOUT)
     except RepositoryNotFoundError:
         raise ValueError(
-            f"{what}: no file or folder {name!r} here, "
-            f"and no {kind} of that name on the Hugging Face hub, or only a private one"
+            f"{what}: no file or folder {name!r} here, and no public {kind} of that name on the Hugging Face hub"
         ) from None
     except Exception as error:  # no network, a proxy's page, a server's error
         return reason(error)
@@ -352,12 +350,12 @@ def labelled_rows(
     if test_split:
         asked = SPLIT_WORDS.get(test_split.lower(), test_split)
         if asked not in opened or asked == "train":
-            others = ", ".join(name for name in opened if name != "train") or "train alone"
-            raise ValueError(f"{what}: expected a split to test on, got {test_split!r}; the data has {others}")
+            others = ", ".join(name for name in opened if name != "train") or "none (the data has train only)"
+            raise ValueError(f"{what}: expected test_split among {others}, got {test_split!r}")
         sources["test"] = _flat(opened[asked])
         if asked == "validation":
             del sources["validation"]
-        remarks.append(f"the {asked} split is what is tested on, as asked")
+        remarks.append(f"the test scores are those of the {asked} split, as requested")
     text_column, label_column = pick_columns(sources["train"].features, text_column, label_column, what)
     columns = {split: _columns_of(split, sources, text_column, label_column, what) for split in sources}
     labelled = {split: names for split, names in columns.items() if names[1]}
@@ -369,7 +367,7 @@ def labelled_rows(
     unlabelled: list[str] = []
     for split in set(sources) - set(labelled) | set(classes.unlabelled):
         if test_split and split == "test":
-            raise ValueError(f"{what}: expected classes in the split to test on, {test_split}, got none")
+            raise ValueError(f"{what}: expected classes in the test_split {test_split}, got none")
         unlabelled.append(split)
         del sources[split]
     _check_count(classes, sources, label_column, what)
@@ -470,14 +468,14 @@ def _columns_of(
     elif others := [name for name in features if not column_of(trained, name)]:
         raise ValueError(
             f"{what}: expected the columns {_listed(trained)} as in train, got {there} in {split}: "
-            f"which is {label_column!r}, {' or '.join(others)}?"
+            f"rename the column of the class ({' or '.join(others)}) to {label_column!r}"
         )
     return text, label
 
 
 def _check_labels(feature: Any, where: str, what: str) -> None:
     if not isinstance(getattr(feature, "dtype", None), str) or feature.dtype in ("dict", "list"):
-        raise ValueError(f"{what}: expected one class a row in the column {where}, got {feature}")
+        raise ValueError(f"{what}: expected one class in each row of the column {where}, got {feature}")
 
 
 def pick_columns(features: Mapping[str, Any], text_column: str, label_column: str, what: str) -> tuple[str, str]:
@@ -495,14 +493,14 @@ def pick_columns(features: Mapping[str, Any], text_column: str, label_column: st
         named = [column_of(features, name) for name in LABEL_COLUMNS]
         label = next((column for column in named if column and not (text_column and column == text)), "")
     if not label:
-        raise ValueError(f"{what}: expected the column of the class (--label-column), got none; columns: {there}")
+        raise ValueError(f"{what}: expected a column of the class, named by --label-column, got none; columns: {there}")
     texts = [name for name in features if name != label and getattr(features[name], "dtype", "") in TEXT_TYPES]
     if not text_column:
         named = [column_of(features, name) for name in TEXT_COLUMNS]
         free = [name for name in texts if name.strip().casefold() not in NO_TEXTS]
         text = next((column for column in named if column and column in texts), free[0] if len(free) == 1 else "")
     if not text:
-        raise ValueError(f"{what}: expected the column of the text (--text-column), got none; columns: {there}")
+        raise ValueError(f"{what}: expected a column of the text, named by --text-column, got none; columns: {there}")
     if text not in texts:
         other = "the column of the class" if text == label else f"of {features[text]}"
         raise ValueError(f"{what}: expected a column of strings or bytes, got {text!r}, {other}; columns: {there}")

@@ -74,7 +74,7 @@ def test_the_separator_is_found(separator, suffix, tmp_path):
 def test_a_separator_that_does_not_divide_all_rows_alike_is_asked_for(tmp_path):
     file = tmp_path / "data.csv"
     file.write_text("text;label\n" + "".join(f"a; b {n};{n % 2}\n" for n in range(9)))
-    with pytest.raises(ValueError, match=r"got one column in .*data.csv: is ';' the separator\?"):
+    with pytest.raises(ValueError, match=r"got one column in .*data.csv: if ';' separates them, quote the texts"):
         read(file)
 
 
