@@ -1,7 +1,7 @@
-"""Text classification on data of one's own: a file, a folder or a data set of the Hugging Face hub.
+"""Text classification on your own data: a file, a folder or a data set of the Hugging Face hub.
 
-A text is its bytes, or the tokens of a tokenizer; an id is the byte or token + 1, and 0 is padding. What is longer
-than N is cut:
+The tokens of a text are its bytes, or those of a tokenizer; an id is the byte or token + 1, and 0 is padding. Texts
+longer than N are cut:
 
 >>> ids, padding = padded([b"good", b"so bad"], limit=5, shift=1)
 >>> print(ids)
@@ -11,9 +11,9 @@ than N is cut:
 [[0 0 0 0 1]
  [0 0 0 0 0]]
 
-Splits that the data does not have, or not with classes, are carved from train, a tenth each, by a hash of the text.
-Of equal texts only one is kept, the one in test before the one in validation before the one in train. Empty texts and
-rows without a class are left out. All of this is counted and told, and so is a class that a split never has.
+If the data has no validation or test split, or the split has no classes, a tenth of train replaces the split, chosen by
+a hash of the text. Of equal texts the task keeps one: in test, else in validation, else in train. It drops empty texts
+and rows without a class. Its notes count all of this, and name each class that a split lacks.
 """
 
 import hashlib
@@ -42,15 +42,15 @@ MAX_NAMED = 20  # classes that are counted in a record by name
 
 
 class LabelledText(Task):
-    """Texts with a class each; the length cuts them when they are taken, so one cache serves every length."""
+    """Texts with one class each; `take` cuts them to the length, so one cache serves every length."""
 
     kind = "sequence"
     vocab_size: int
 
     dtype: type[np.generic] = np.uint8
-    """Of the ids, before 1 is added."""
+    """The type of the ids, before 1 is added."""
     about: dict[str, Any]
-    """What is known of the data once it is read: its classes and columns, and what was left out."""
+    """Facts about the data, known after reading: classes, columns, and the rows left out."""
 
     def __init__(self, seq_len: int, config: Any = None) -> None:
         super().__init__(seq_len, config)
@@ -86,7 +86,7 @@ class LabelledText(Task):
         return tables
 
     def _describe(self) -> dict[str, Any]:
-        if self._read is None:  # whoever built the tables ended before this was written
+        if self._read is None:  # the process that built the tables ended before it wrote this
             for source in self.build().values():
                 deque(source.rows, maxlen=0)
         assert self._read is not None
@@ -112,9 +112,9 @@ class LabelledText(Task):
         return Batch(ids, np.array(found["label"], np.int64), padding)
 
     def baselines(self) -> dict[str, float]:
-        """The most frequent class; logistic regression on words and pairs of words, of the texts as they are cut.
+        """The most frequent class; logistic regression on words and pairs of words of the cut texts.
 
-        The regression reads a random part of train and test where they are longer than BASELINE_TOKENS.
+        If train or test has more than BASELINE_TOKENS, the regression reads a random part.
         """
         splits: tuple[Split, Split] = ("train", "test")
         labels = {split: self.labels(split) for split in splits}
@@ -172,14 +172,14 @@ class LabelledText(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyConfig:
-    """Where the texts and their classes are.
+    """Source of the texts and their classes.
 
     Attributes:
         data: a csv, tsv, json, json lines, parquet or arrow file, a folder of these or of a folder of texts for each
             class, or a hub id (owner/name).
-        text_column: of the text; empty = text, sentence, review or the like, else the only column of text there is.
-        label_column: of the class; empty = label, target, class, sentiment or the like.
-        test_split: the split to test on; empty = test, or where that has no classes, a tenth of train.
+        text_column: column of the text; empty = text, sentence, review or a similar name, else the only text column.
+        label_column: column of the class; empty = label, target, class, sentiment or a similar name.
+        test_split: split to test on; empty = test or, if test has no classes, a tenth of train.
         tokenizer: a tokenizer.json, a folder with one, or a model of the hub; empty = bytes.
     """
 
@@ -198,10 +198,10 @@ class ClassifyConfig:
 
 @register
 class Classify(LabelledText):
-    """Text classification on data of one's own; see the module's docstring.
+    """Text classification on your own data; see the module's docstring.
 
     Raises:
-        ValueError: where the config names no data.
+        ValueError: the config names no data.
     """
 
     name = "classify"
@@ -230,13 +230,13 @@ class Classify(LabelledText):
 
     @cached_property
     def n_classes(self) -> int:  # type: ignore[override]  # an attribute elsewhere
-        """Read from the data."""
+        """The number of classes in the data."""
         self.prepare()
         return len(self.about["classes"])
 
     @cached_property
     def vocab_size(self) -> int:  # type: ignore[override]
-        """257 for bytes, else the tokenizer's ids and padding."""
+        """257 for bytes, else the number of the tokenizer's ids and 1 for padding."""
         self.prepare()
         return int(self.about["vocab_size"])
 
@@ -275,12 +275,12 @@ def open_tokenizer(name: str, what: str) -> tuple[Encode, int]:
     """A function from texts to their ids (int32, as bytes), and the number of ids.
 
     Args:
-        name: a tokenizer.json, a folder, or a model of the hub. A folder without a tokenizer.json, and a model of the
-            hub, go through `transformers`. No special tokens are added, and nothing is cut.
-        what: who asks, for the messages.
+        name: a tokenizer.json, a folder, or a model of the hub. `transformers` opens a model of the hub and a folder
+            without a tokenizer.json. The function adds no special tokens and cuts nothing.
+        what: the task's name, for messages.
 
     Raises:
-        ValueError: where there is no such tokenizer, or no library to open it with.
+        ValueError: the tokenizer, or the library that opens it, is missing.
     """
     file = tokenizer_file(name)
     library = "tokenizers" if file else "transformers"
@@ -321,14 +321,14 @@ def open_tokenizer(name: str, what: str) -> tuple[Encode, int]:
 
 
 def tokenizer_file(name: str) -> Path | None:
-    """The tokenizer.json that is meant, where it is one on this machine."""
+    """The path of the tokenizer.json, if it is on this machine."""
     path = Path(name).expanduser()
     file = path / "tokenizer.json" if path.is_dir() else path
     return file.resolve() if file.is_file() else None
 
 
 def fingerprint_of_tokenizer(name: str, what: str) -> str:
-    """Of the contents of a tokenizer.json; of a folder without one as of data; of a model of the hub the name."""
+    """A hash of a tokenizer.json; of a folder without one, the `fingerprint`; of a model of the hub, its name."""
     file = tokenizer_file(name)
     if file:
         return hashlib.sha256(file.read_bytes()).hexdigest()

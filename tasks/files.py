@@ -1,18 +1,18 @@
-"""Files as people have them, as tables: what separates their columns, how they are encoded, which split they are.
+"""Data files as tables: their separators, their encodings and their splits are detected.
 
-The separator of a csv or tsv is found in the file; quotes are special between tabs only where the file is written so:
+The separator of a csv or tsv comes from the contents. Between tabs, quotes are special only if the file uses them so:
 
 >>> separator_of("text;label\\na, b;1\\nc, d;0\\n", ",", "reviews.csv")
 ';'
 >>> is_quoted('"a\\nb"\\t1\\n'), is_quoted('say "a"\\t1\\n')
 (True, False)
 
-A split is named by a word in the name of a file, or else of a folder around it:
+A word in the name of a file, or else of a folder around it, names the split:
 
 >>> [split_of(Path(name)) for name in ("labeledTrainData.tsv", "dev/part-0.csv", "latest.csv")]
 ['train', 'validation', '']
 
-Files packed with gzip, bzip2 or zstd are read as they are.
+Files may be compressed with gzip, bzip2 or zstd.
 """
 
 import bz2
@@ -44,8 +44,8 @@ READERS = {
 }
 """Suffix of a file -> its format."""
 PACKED = (".gz", ".bz2", ".zst")
-VERSION = 2  # raise it when the same files are read in another way
-SAMPLE = 2**20  # characters from which the separator is found
+VERSION = 2  # raise it when the same files give other tables
+SAMPLE = 2**20  # characters at the start of a file that the separator is detected from
 BATCH = 1_000  # rows in memory at a time
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 SPLIT_WORDS = {
@@ -60,12 +60,12 @@ SPLIT_WORDS = {
     "eval": "eval",
     "evaluation": "eval",
 }
-"""Words in names -> the split; "eval" is validation beside a test split, else test."""
+"""Word in a name -> split; "eval" means validation beside a test split, else test."""
 UNLABELLED = {"unsup", "unsupervised", "unlabeled", "unlabelled"}
-"""Folders of texts that are no class."""
+"""Names of folders whose texts have no class."""
 PACKAGES = {"site-packages", "node_modules"}
 OURS = {"environment.json", "records.jsonl", "table.csv", "charts", "checkpoints", "track"}
-"""What a comparison writes into its folder and could pass for data."""
+"""Files and folders that a comparison writes and that look like data."""
 
 
 def known_formats() -> str:
@@ -73,19 +73,19 @@ def known_formats() -> str:
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix that tells the format: ".csv" of reviews.csv.gz."""
+    """The suffix of the format: ".csv" for reviews.csv.gz."""
     plain = path.with_suffix("") if path.suffix.lower() in PACKED else path
     return plain.suffix.lower()
 
 
 def format_of(path: Path) -> str:
-    """ "csv", "json", "parquet" or "arrow"; "" for any other file. Only text may be packed."""
+    """ "csv", "json", "parquet" or "arrow"; "" for any other file. Only text files may be compressed."""
     found = READERS.get(suffix_of(path), "")
     return "" if found in ("parquet", "arrow") and path.suffix.lower() in PACKED else found
 
 
 def split_of(path: Path) -> str:
-    """The split that a file's name, or else that of a folder around it, speaks of; "" for none."""
+    """The split that the name of a file, or else of a folder around it, contains; "" for none."""
     for part in reversed(path.parts):
         for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", part):
             if word.lower() in SPLIT_WORDS:
@@ -94,7 +94,7 @@ def split_of(path: Path) -> str:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files that may be data, in order: none that is hidden, of a package or cache, or that a comparison wrote."""
+    """All possible data files, in order: no hidden files, packages, caches, or results of a comparison."""
     import datasets
 
     caches = folder_of("").parent, Path(datasets.config.HF_DATASETS_CACHE)
@@ -114,7 +114,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def _is_results(folder: Path, names: Iterable[str]) -> bool:
-    """Whether a comparison wrote its results, or a report of several, into this folder."""
+    """Whether a comparison wrote its results, or a report of several folders, into this folder."""
     if {"report.md", "table.tex"} <= set(names):
         return True
     if "environment.json" not in names:
@@ -127,9 +127,9 @@ def _is_results(folder: Path, names: Iterable[str]) -> bool:
 
 
 def files_by_split(folder: Path) -> dict[str, list[Path]]:
-    """The files of columns of each split, of the format that most of the split's files have; {} = there are none.
+    """The files with columns of each split, in the most frequent format of the split; {} = there are none.
 
-    Where some files are named by a split, those that are not are train if no other is, and else are none of it.
+    Files whose names contain no split are train if no file is named train; otherwise they are ignored.
     """
     named: dict[str, list[Path]] = defaultdict(list)
     for file in files_below(folder):
@@ -147,9 +147,9 @@ def files_by_split(folder: Path) -> dict[str, list[Path]]:
 
 
 def texts_by_split(folder: Path) -> dict[str, list[tuple[Path, str]]]:
-    """The texts of each split and their classes, where folders named as the classes hold a file for each text.
+    """The texts of each split and their classes, from folders named after the classes with one file for each text.
 
-    {} where there are not two such folders. A class of "" is none.
+    {} if there are fewer than two such folders. The class "" means no class.
     """
     splits: dict[str, list[tuple[Path, str]]] = defaultdict(list)
     for file in files_below(folder):
@@ -162,7 +162,7 @@ def texts_by_split(folder: Path) -> dict[str, list[tuple[Path, str]]]:
 
 
 def read_texts(files: Sequence[tuple[Path, str]]) -> Table:
-    """A table of "text" and "label", a row for each file."""
+    """A table of "text" and "label", one row for each file."""
 
     def rows() -> Iterator[dict[str, Any]]:
         for file, kind in files:
@@ -174,20 +174,21 @@ def read_texts(files: Sequence[tuple[Path, str]]) -> Table:
 
 
 def read_files(files: Sequence[Path], kind: str) -> Table:
-    """The rows of files of one format, one after the other.
+    """The rows of files of one format, file after file.
 
-    kind: as `format_of` has it.
+    kind: a format, as `format_of` returns it.
 
     Raises:
-        ValueError: files of other columns than the first; whatever is wrong with one.
+        ValueError: a file with other columns than the first; any fault of a file.
     """
     return {"csv": _read_csv, "json": _read_json, "parquet": _read_columns, "arrow": _read_columns}[kind](files)
 
 
 def open_text(file: Path) -> tuple[TextIO, str]:
-    """The letters of a file, unpacked, and their encoding: "utf-16" or "utf-32" where a mark says so.
+    """The decompressed text of a file and its encoding: "utf-16" or "utf-32" if a byte order mark says so.
 
-    Else "latin-1", each byte a letter, so that all come back; a mark of UTF-8 is skipped. Line ends stay as they are.
+    Otherwise "latin-1", in which each byte is a character, so that no byte is lost. The mark of UTF-8 is skipped. Line
+    ends stay unchanged.
     """
     with file.open("rb") as peeked:
         magic = peeked.read(4)
@@ -215,12 +216,12 @@ def open_text(file: Path) -> tuple[TextIO, str]:
 
 
 def _as_bytes(letters: str, encoding: str) -> bytes:
-    """What stands in the file; in UTF-8 where the file has two bytes a letter or more."""
+    """The bytes of the file; UTF-8 if the file has two or more bytes a character."""
     return letters.encode("latin-1") if encoding == "latin-1" else letters.encode("utf-8", "surrogatepass")
 
 
 def letters_of(text: bytes) -> str:
-    """UTF-8, or else as Windows writes Western letters."""
+    """The text of these bytes: UTF-8, else Windows-1252, else Latin-1."""
     for encoding in ("utf-8", "cp1252"):
         try:
             return text.decode(encoding)
@@ -231,14 +232,14 @@ def letters_of(text: bytes) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a csv or tsv is written.
+    """The layout of a csv or tsv.
 
     Attributes:
-        file: whose layout it is.
-        columns: their names, without outer spaces.
+        file: the csv or tsv.
+        columns: names of the columns, without outer spaces.
         separator: between two columns.
         quoting: a constant of the module `csv`.
-        line_end: "\\n" where that alone ends a line, so that a "\\r" in a text does not; else None.
+        line_end: "\\n" if only "\\n" ends a line, so that a "\\r" in a text does not; else None.
     """
 
     file: Path
@@ -249,7 +250,7 @@ class Layout:
 
 
 def _read_csv(files: Sequence[Path]) -> Table:
-    """Columns of bytes, with nothing guessed: "NA" and "01" are texts."""
+    """Columns of bytes without type inference: "NA" and "01" are texts."""
     layouts = [layout_of(file) for file in files]
     first = layouts[0]
     for layout in layouts[1:]:
@@ -282,10 +283,10 @@ def _csv_rows(layouts: Iterable[Layout]) -> Iterator[dict[str, Any]]:
 
 
 def layout_of(file: Path) -> Layout:
-    """Found from the start of the file.
+    """The layout of a file, detected from its start.
 
     Raises:
-        ValueError: no text, no rows, or what nobody can tell, in one line.
+        ValueError: no text, no rows, or an ambiguous layout, in one line.
     """
     import pandas as pd
 
@@ -316,13 +317,15 @@ def layout_of(file: Path) -> Layout:
 
 
 def separator_of(sample: str, usual: str, name: str) -> str:
-    """What stands between the columns: the usual separator, or another by which all rows are as long as the header.
+    """The separator of the columns: the usual one, or another that gives every row as many fields as the header.
 
     Args:
-        sample: the start of a file, SAMPLE letters or all.
+        sample: the start of a file, at most SAMPLE characters.
+        usual: the separator of the suffix.
+        name: of the file, for messages.
 
     Raises:
-        ValueError: where another separator divides the header, but not all rows alike.
+        ValueError: only another separator divides the header, but not every row into as many fields.
     """
     order = [usual, *(separator for separator in SEPARATORS if separator != usual)]
     widths = {separator: _widths(sample, separator) for separator in order}
@@ -340,12 +343,12 @@ def separator_of(sample: str, usual: str, name: str) -> str:
 
 
 def _quoting(sample: str, separator: str) -> Literal[0, 3]:
-    """The constant of the module `csv`."""
+    """The quoting of a sample, as a constant of the module `csv`."""
     return csv.QUOTE_NONE if separator == "\t" and not is_quoted(sample) else csv.QUOTE_MINIMAL
 
 
 def _widths(sample: str, separator: str) -> list[int]:
-    """Fields in each row of a sample, the last row being left out where it may be cut."""
+    """The number of fields of each row of a sample, without the last row if it may be cut."""
     quoting = _quoting(sample, separator)
     limit = csv.field_size_limit(2 * SAMPLE)
     try:
@@ -362,15 +365,15 @@ FIELD = re.compile(r'("(?:[^"]|"")*"|[^"\t\r\n]*)(?:\t|\r\n|\n|\r|\Z)')
 
 
 def is_quoted(sample: str) -> bool:
-    """Whether quotes enclose fields between tabs, and are not letters of the texts.
+    """Whether quotes enclose fields between tabs, rather than belong to the texts.
 
-    They do where each quote fits that reading, and one of them encloses a line end, a tab, a quote, or the header.
+    They enclose fields if every quote fits, and at least one pair encloses a line end, a tab, a quote, or the header.
     """
     place, needed = 0, sample.startswith('"')
     while place < len(sample):
         field = FIELD.match(sample, place)
         if field is None:
-            # Only the last field of a sample may be without its end.
+            # Only the last field of a sample may lack its end.
             return needed and len(sample) >= SAMPLE and sample[place] == '"' and '"\t' not in sample[place + 1 :]
         needed = needed or (field[1].startswith('"') and re.search(r'[\t\r\n"]', field[1][1:-1]) is not None)
         place = field.end()
@@ -378,7 +381,7 @@ def is_quoted(sample: str) -> bool:
 
 
 def _read_json(files: Sequence[Path]) -> Table:
-    """A row for each object; what is nested goes by dotted names."""
+    """A row for each object; nested values get dotted names."""
     kinds: dict[str, set[str]] = {}
     for file in files:
         for row in json_rows(file):
@@ -402,12 +405,12 @@ def _read_json(files: Sequence[Path]) -> Table:
 
 def _kind_of(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
-        return "str"  # a number too long for any column
+        return "str"  # an integer beyond 64 bits
     return type(value).__name__
 
 
 def _type_for(kinds: set[str]) -> str:
-    """Of a column that holds values of these Python types."""
+    """The type of a column with values of these Python types."""
     if "list" in kinds:
         return "list"
     if kinds == {"bool"}:
@@ -421,9 +424,9 @@ def _text(value: Any) -> bytes:
     if not isinstance(value, str):
         return str(value).encode()
     try:
-        return value.encode("utf-8", "surrogateescape")  # bytes of the file that are no UTF-8
+        return value.encode("utf-8", "surrogateescape")  # keeps bytes of the file that are not UTF-8
     except UnicodeEncodeError:
-        return value.encode("utf-8", "replace")  # half of an escaped pair
+        return value.encode("utf-8", "replace")  # an unpaired surrogate
 
 
 MAKERS: dict[str, Callable[[Any], Any]] = {
@@ -436,10 +439,10 @@ MAKERS: dict[str, Callable[[Any], Any]] = {
 
 
 def json_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file, one a line or in a list, itself or under the one name that holds such; lists of columns.
+    """The rows of a file: one object a line, one list of objects, at the top or under a name, or lists of columns.
 
     Raises:
-        ValueError: anything else.
+        ValueError: any other structure.
     """
     stream, encoding = open_text(file)
     if encoding == "latin-1":
@@ -473,13 +476,13 @@ def _parsed(line: str) -> Any:
 
 
 def _objects(whole: Any, file: Path) -> Iterable[Any]:
-    """The rows in what a file holds."""
+    """The rows of a parsed file."""
     if isinstance(whole, list):
         return whole
     if not isinstance(whole, dict):
         raise ValueError(f"expected a list of objects in {file}, got {type(whole).__name__}")
     data, columns = whole.get("data"), whole.get("columns")
-    if isinstance(data, list) and isinstance(columns, list):  # as pandas writes orient="split"
+    if isinstance(data, list) and isinstance(columns, list):  # the layout of pandas with orient="split"
         return [dict(zip(map(str, columns), row, strict=True)) for row in data]
     lists = {name: value for name, value in whole.items() if isinstance(value, list)}
     rows = {name: value for name, value in lists.items() if value and all(isinstance(row, dict) for row in value)}
@@ -489,14 +492,14 @@ def _objects(whole: Any, file: Path) -> Iterable[Any]:
         raise ValueError(f"expected one list of objects in {file}, got {', '.join(rows)}: save each list as a file")
     if lists and len(lists) == len(whole) and len({len(value) for value in lists.values()}) == 1:
         return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
-    if whole and all(isinstance(value, dict) for value in whole.values()):  # column -> number of the row -> value
+    if whole and all(isinstance(value, dict) for value in whole.values()):  # column -> index of the row -> value
         numbers = dict.fromkeys(number for value in whole.values() for number in value)
         return [{name: value.get(number) for name, value in whole.items()} for number in numbers]
     return [whole]
 
 
 def _flat(row: Any, file: Path, before: str = "") -> dict[str, Any]:
-    """One value under each dotted name."""
+    """The values of a row, nested ones under dotted names."""
     if not isinstance(row, dict):
         raise ValueError(f"expected an object for each row of {file}, got {type(row).__name__}")
     found: dict[str, Any] = {}
@@ -506,7 +509,7 @@ def _flat(row: Any, file: Path, before: str = "") -> dict[str, Any]:
 
 
 def _read_columns(files: Sequence[Path]) -> Table:
-    """Of parquet and arrow files."""
+    """The rows of parquet or arrow files."""
     import datasets
 
     schemas = [_schema_of(file) for file in files]
@@ -530,7 +533,7 @@ def _schema_of(file: Path) -> Any:
 
 
 def _arrow_of(file: Path) -> Any:
-    """The rows, where they lie if they can."""
+    """The rows of a file, memory-mapped if possible."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -544,7 +547,7 @@ def _arrow_of(file: Path) -> Any:
 
 
 def _class_names(schema: Any) -> dict[str, list[str]]:
-    """The names of the classes in each column that has such."""
+    """The class names of each column that has them."""
     import datasets
 
     if b"huggingface" not in (schema.metadata or {}):
@@ -554,14 +557,14 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
 
 
 def _is_strange(kind: Any) -> bool:
-    """Whether `datasets` knows a plain form of this Arrow type alone."""
+    """Whether `datasets` supports only the plain form of this Arrow type."""
     import pyarrow as pa
 
     return bool(pa.types.is_dictionary(kind) or pa.types.is_string_view(kind) or pa.types.is_binary_view(kind))
 
 
 def _plain(table: Any) -> Any:
-    """Without views and dictionaries."""
+    """The table with plain types in place of views and dictionaries."""
     import pyarrow as pa
 
     def plain(kind: Any) -> Any:
@@ -575,12 +578,12 @@ def _plain(table: Any) -> Any:
 
 
 def escape(path: str) -> str:
-    """A path that `datasets` does not take for a pattern."""
+    """A path with its pattern characters escaped for `datasets`."""
     return re.sub(r"([*?[])", r"[\1]", path)
 
 
 def _table(rows: Callable[[], Iterator[dict[str, Any]]], types: Mapping[str, str], files: Sequence[Path]) -> Table:
-    """The rows as a `Dataset` that `datasets` keeps, under a name that follows the files."""
+    """The rows as a `Dataset` that `datasets` caches, under a fingerprint of the files."""
     import datasets
 
     digest = hashlib.sha256(f"{VERSION} {sorted(types.items())}".encode("utf-8", "surrogateescape"))

@@ -1,10 +1,10 @@
-"""Public and local data through `datasets`: a path or a hub id in, splits out; and texts with a class each.
+"""Public and local data through `datasets`: splits from a path or a hub id, and texts with one class each.
 
-No code that comes with data is run. A text is its bytes, whatever they are: the columns of a csv or tsv arrive as
-bytes, as they stand in the file, and a column of strings or bytes of any other format is read as bytes.
+Code that comes with data never runs. A text is its bytes: the columns of a csv or tsv hold the bytes of the file, and a
+column of strings or bytes of any other format is read as bytes.
 
-Where a data set has no test or validation split, it is carved from train by a seeded hash of each text, so that
-the same text always lands in the same split:
+If a data set has no test or validation split, a tenth of train replaces it, chosen by a seeded hash of each text, so
+that the same text is always in the same split:
 
 >>> [deal(text) < TENTH for text in (b"Good.", b"Bad.", b"Bad.")]
 [True, False, False]
@@ -39,14 +39,14 @@ from tasks.files import (
 from tasks.labels import Classes, name_classes
 
 BUILDERS = {*READERS.values(), "imagefolder", "cache"}
-"""Builders of `datasets` whose data has columns; "cache" opens what was fetched from the hub before."""
+"""Builders of `datasets` whose data has columns; "cache" opens an earlier download from the hub."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_TIMEOUT = 5.0  # seconds
 SEED = b"splits"
 TENTH = 0.1
 BATCH = 1_000  # rows in memory at a time
 PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
-MAX_LISTED = 20  # columns that a message names
+MAX_LISTED = 20  # columns named in a message
 TEXT_TYPES = {"string", "large_string", "binary", "large_binary"}
 TEXT_COLUMNS = (
     *("text", "sentence", "content", "review", "comment", "body", "tweet", "message", "document", "utterance"),
@@ -56,30 +56,30 @@ LABEL_COLUMNS = (
     *("label", "labels", "target", "class", "sentiment", "category", "coarse_label", "topic", "intent", "emotion"),
     *("classes", "targets", "polarity", "label_name", "class_name", "y"),
 )
-"""Found by these names, the earlier first, whatever their case and the spaces around them."""
+"""Names of the columns of text and class, the preferred first; case and outer spaces do not count."""
 NO_TEXTS = {"", "id", "idx", "index", "unnamed: 0", "guid", "uuid"}
-"""Columns that number the rows."""
+"""Names of columns that number the rows."""
 
 Encode = Callable[[list[bytes]], list[bytes]]
-"""Texts -> the ids of each, an array as its bytes."""
+"""Texts -> the ids of each text, as the bytes of an array."""
 
 
 def open_splits(data: str, what: str) -> Mapping[str, Table]:
     """The splits of a data set, by name, each a `datasets.Dataset`.
 
     Args:
-        data: a csv, tsv, json, json lines, parquet or arrow file, the text ones packed or not; a folder of such
-            files, of a folder of texts for each class, a folder written by `save_to_disk`, or a copy of a data set of
-            the Hugging Face hub; else a hub id, "owner/name". Where a data set has several configurations, one is
-            named behind a colon: "owner/name:config", "folder:config".
-        what: who asks, for the messages.
+        data: a csv, tsv, json, json lines, parquet or arrow file (text files may be compressed); a folder of such
+            files, a folder with one folder of texts for each class, a folder written by `save_to_disk`, or a copy of a
+            data set of the Hugging Face hub; else a hub id, "owner/name". A colon precedes the name of a configuration:
+            "owner/name:config", "folder:config".
+        what: the task's name, for messages.
 
     Returns:
-        "train", "validation" and "test", or those of them that are there, and whatever else there is. A data set
-        of one split is "train".
+        "train" and, if the data has them, "validation", "test" and further splits. A data set with one split returns
+        it as "train".
 
     Raises:
-        ValueError: what is wrong, in one line: nothing there, not readable, or the hub out of reach.
+        ValueError: the data is missing or unreadable, or the hub cannot be reached; in one line.
     """
     place, config = split_config(data)
     path = find(place, what)
@@ -97,7 +97,7 @@ def open_splits(data: str, what: str) -> Mapping[str, Table]:
 
 
 def named_splits(opened: Mapping[str, Table]) -> dict[str, Table]:
-    """The same splits under the names used here; one that goes by another name gives way to one that has it.
+    """The splits under the names of this project; a split that already has such a name takes precedence.
 
     >>> named_splits({"train": 1, "dev": 2, "eval": 3}), named_splits({"Train": 1, "eval": 2, "test": 3})
     ({'train': 1, 'validation': 2, 'test': 3}, {'train': 1, 'validation': 2, 'test': 3})
@@ -113,7 +113,7 @@ def named_splits(opened: Mapping[str, Table]) -> dict[str, Table]:
 
 
 def split_config(data: str) -> tuple[str, str | None]:
-    """The place of a data set, and the configuration named behind a colon, if any.
+    """The place of a data set, and the configuration after a colon, if any.
 
     >>> split_config("nyu-mll/glue:sst2"), split_config("stanfordnlp/imdb")
     (('nyu-mll/glue', 'sst2'), ('stanfordnlp/imdb', None))
@@ -125,10 +125,10 @@ def split_config(data: str) -> tuple[str, str | None]:
 
 
 def find(data: str, what: str) -> Path | None:
-    """The file or folder of that name; None where it is none and reads as a hub id.
+    """The file or folder called ``data``; None for a hub id.
 
     Raises:
-        ValueError: where it is neither, or a file of a format that is not read.
+        ValueError: neither a file or folder nor a hub id, or a file of an unknown format.
     """
     path = Path(data).expanduser()
     known = known_formats()
@@ -147,7 +147,7 @@ def find(data: str, what: str) -> Path | None:
 
 
 def fingerprint(data: str, what: str) -> str:
-    """A name for the data as it is now, fit for a folder: of a hub id, or of names, sizes and times of the files.
+    """A folder name for the current state of the data: from the hub id, or from names, sizes and times of the files.
 
     Raises:
         ValueError: as `find`.
@@ -164,7 +164,7 @@ def fingerprint(data: str, what: str) -> str:
 
 
 def _files_used(folder: Path) -> list[Path]:
-    """The files that the data of a folder may depend on."""
+    """The files that the data in a folder may depend on."""
     if _is_repository(folder) or not (splits := files_by_split(folder)):
         return files_below(folder)
     return [file for files in splits.values() for file in files]
@@ -172,7 +172,7 @@ def _files_used(folder: Path) -> list[Path]:
 
 @contextmanager
 def one_line(problem: str) -> Iterator[None]:
-    """Whatever is raised as a ValueError of one line, after ``problem``; `datasets` itself prints nothing meanwhile."""
+    """Turn any exception into a ValueError of one line that starts with ``problem``; `datasets` prints nothing."""
     import datasets
 
     verbosity = datasets.logging.get_verbosity()
@@ -180,14 +180,14 @@ def one_line(problem: str) -> Iterator[None]:
     datasets.disable_progress_bars()
     try:
         yield
-    except Exception as error:  # whatever `datasets`, pandas and Arrow raise on what they cannot read
+    except Exception as error:  # any exception that `datasets`, pandas and Arrow raise on unreadable data
         raise ValueError(f"{problem}: {reason(error)}") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
 
 
 def reason(error: BaseException) -> str:
-    """What was first raised, in one line."""
+    """The first cause of an error, in one line."""
     while error.__cause__:
         error = error.__cause__
     text = " ".join(str(error).split())
@@ -213,7 +213,7 @@ def _from_disk(path: Path, config: str | None) -> Mapping[str, Table]:
 
 
 def _is_repository(folder: Path) -> bool:
-    """Whether `datasets` knows better what a folder holds: from its README, or as it holds pictures."""
+    """Whether `datasets` should read a folder itself: its README declares data, or it mostly holds pictures."""
     readme = folder / "README.md"
     if readme.is_file() and re.match(
         rb"---\s.*^(configs|dataset_info):", readme.read_bytes(), re.DOTALL | re.MULTILINE
@@ -227,7 +227,7 @@ def _is_repository(folder: Path) -> bool:
 
 
 def _from_repository(source: str, config: str | None) -> Mapping[str, Table]:
-    """A folder, or a data set of the hub: its README may say which files make up which split."""
+    """The splits of a folder or a hub data set whose README may assign files to splits."""
     import datasets
     from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DataFilesNotFoundError
@@ -258,7 +258,7 @@ def _from_repository(source: str, config: str | None) -> Mapping[str, Table]:
 
 
 def _from_hub(name: str, config: str | None, what: str) -> Mapping[str, Table]:
-    """From the hub; where that cannot be reached, what `datasets` has kept of the same data set."""
+    """The splits from the hub or, if it cannot be reached, from the cache of `datasets`."""
     import datasets
 
     out_of_reach = hub_problem(name, "dataset", what)
@@ -282,10 +282,10 @@ def _from_hub(name: str, config: str | None, what: str) -> Mapping[str, Table]:
 
 
 def hub_problem(name: str, kind: str, what: str) -> str:
-    """Why the hub cannot be reached now, found in seconds; "" where it can. kind: "dataset" or "model".
+    """Why the hub cannot be reached, found within seconds; "" if it can. kind: "dataset" or "model".
 
     Raises:
-        ValueError: where the hub says that it has nothing of that name.
+        ValueError: the hub has no public repository of that name.
     """
     import datasets
     from huggingface_hub import HfApi
@@ -304,16 +304,16 @@ def hub_problem(name: str, kind: str, what: str) -> str:
 
 @dataclass
 class LabelledRows:
-    """Texts and classes of three splits, read as they are asked for.
+    """Texts and classes of three splits, read lazily.
 
     Attributes:
-        splits: rows of "ids", bytes that are never empty, and "label", the number of the class; no ids twice.
+        splits: rows of "ids", bytes that are never empty, and "label", the number of the class; no two rows share ids.
         classes: name of each class.
-        text_column, label_column: where they were found in train.
-        carved: share of train that each split was made from which the data does not have.
-        unlabelled: those of them that are there, but in which no row has a class.
-        remarks: what else the user should know of the splits and classes, in words.
-        left_out: how many rows were "empty", "without a class" or "duplicate"; whole once all splits are read.
+        text_column, label_column: names of the columns in train.
+        carved: split missing from the data -> share of train that replaces it.
+        unlabelled: splits of the data that train replaces because no row has a class.
+        remarks: further sentences for the user about splits and classes.
+        left_out: numbers of dropped rows: "empty", "without a class", "duplicate"; final after all splits are read.
     """
 
     splits: dict[Split, Rows]
@@ -329,20 +329,20 @@ class LabelledRows:
 def labelled_rows(
     data: str, what: str, *, text_column: str, label_column: str, encode: Encode, test_split: str = ""
 ) -> LabelledRows:
-    """The texts of a data set with a class each, in three splits without duplicates.
+    """The texts of a data set with one class each, in three splits without duplicates.
 
-    A split without a class in any row counts as not there.
+    A split in which no row has a class counts as missing.
 
     Args:
         data, what: as for `open_splits`.
-        text_column: "" = the column called text, sentence, content, review or the like; else the only one of strings
-            or bytes.
-        label_column: "" = the one called label, labels, target, class, sentiment or the like.
+        text_column: "" = the column called text, sentence, content, review or a similar name; else the only column of
+            strings or bytes.
+        label_column: "" = the column called label, labels, target, class, sentiment or a similar name.
         encode: texts to ids; a text without ids counts as empty.
-        test_split: the split that serves as test; "" = test.
+        test_split: the split to test on; "" = test.
 
     Raises:
-        ValueError: as `open_splits`; a missing column; labels that are no classes, or only one class.
+        ValueError: as `open_splits`; a missing column; labels that are not classes; fewer than two classes.
     """
     opened = open_splits(data, what)
     sources = {split: _flat(opened[split]) for split in SPLITS if split in opened}
@@ -376,7 +376,7 @@ def labelled_rows(
     seen: set[bytes] = set()
 
     def read(split: Split, low: float, high: float) -> Iterator[Row]:
-        """The rows of a split of the source whose text is dealt between low and high."""
+        """The rows of a split of the source with low <= `deal` of the text < high."""
         text, label = columns[split]
         for batch in sources[split].select_columns([text, label]).with_format("arrow").iter(BATCH):
             texts = [found or b"" for found in batch.column(text).cast("binary").to_pylist()]
@@ -398,7 +398,7 @@ def labelled_rows(
 
     def count(rows: Iterator[Row]) -> Iterator[Row]:
         for row in rows:
-            found.left_out["duplicate"] += 1  # until `unique` sees it come through
+            found.left_out["duplicate"] += 1  # `unique` takes 1 off for each row that `fresh` lets through
             yield row
 
     low = 0.0
@@ -414,24 +414,24 @@ def labelled_rows(
 
 
 def deal(text: bytes) -> float:
-    """In [0, 1), the same for a text on every machine."""
+    """A number in [0, 1), the same for a text on every machine."""
     return int.from_bytes(hashlib.blake2b(text, digest_size=6, key=SEED).digest(), "big") / 2**48
 
 
 def _flat(table: Table) -> Table:
-    """With a column under a dotted name for each part of a nested one."""
+    """The table with nested columns split into columns with dotted names."""
     return table.flatten() if any(isinstance(feature, dict) for feature in table.features.values()) else table
 
 
 def _different(table: Table, column: str) -> list[Any]:
-    """The different values of a column of labels."""
+    """The distinct values of a column of labels."""
     return [None] if table.features[column].dtype == "null" else list(table.unique(column))
 
 
 def column_of(features: Mapping[str, Any], name: str) -> str:
-    """The column of that name, or else the only one that differs in case and outer spaces alone; "" for none.
+    """The column called ``name``, or else the only one whose name differs only in case and outer spaces; "" for none.
 
-    Of nested columns the last part is a name too, where no other column has it.
+    The last part of a dotted name also counts, if it is the last part of one column only.
     """
     if name and name in features:
         return name
@@ -451,10 +451,10 @@ def _listed(features: Mapping[str, Any]) -> str:
 def _columns_of(
     split: Split, sources: Mapping[Split, Table], text_column: str, label_column: str, what: str
 ) -> tuple[str, str]:
-    """The columns of a split that train calls so; "" as that of the class where the split has all but that.
+    """The columns of a split with the names in train; "" for the class if the split lacks only that column.
 
     Raises:
-        ValueError: a missing column; labels that are no classes.
+        ValueError: a missing column; labels that are not classes.
     """
     features, trained = sources[split].features, sources["train"].features
     text, label = column_of(features, text_column), column_of(features, label_column)
@@ -479,10 +479,10 @@ def _check_labels(feature: Any, where: str, what: str) -> None:
 
 
 def pick_columns(features: Mapping[str, Any], text_column: str, label_column: str, what: str) -> tuple[str, str]:
-    """Names of the columns of the text and of the class, checked; "" = to be found, as `labelled_rows` says.
+    """The checked names of the columns of text and class; "" = chosen as in `labelled_rows`.
 
     Raises:
-        ValueError: naming the columns there.
+        ValueError: a missing or unsuitable column; the message lists the columns.
     """
     there = _listed(features)
     for column in (text_column, label_column):
@@ -509,7 +509,7 @@ def pick_columns(features: Mapping[str, Any], text_column: str, label_column: st
 
 
 def _check_count(classes: Classes, sources: Mapping[Split, Table], column: str, what: str) -> None:
-    """Labels are no classes where most rows have one of their own."""
+    """Raises a ValueError if there are more classes than half the rows."""
     rows, names = sum(map(len, sources.values())), len(classes.names)
     if names > rows / 2:
         raise ValueError(
