@@ -75,9 +75,7 @@ class SelectiveCopy(Generated):
     generator = 1
     seed = 240317844
 
-    fixed_places = (
-        "the i-th marker asks for the i-th symbol, which is near i / n of the text more often than elsewhere"
-    )
+    fixed_places = "the i-th marker asks for the i-th symbol, which is near i / n of the text more often than elsewhere"
     vocab_size = 16
     n_classes = SYMBOLS
 
