@@ -32,8 +32,9 @@ from numpy.typing import NDArray
 from tasks.base import SPLITS, Batch, OnProgress, Task, TaskDefaults, register
 from tasks.baselines import hashed_ngrams, majority, some_rows
 from tasks.cache import Row, Rows, Split, Table, byte_lengths, load_or_compute, padded
+from tasks.labelled import Encode, LabelledRows, labelled_rows
 from tasks.labels import shown
-from tasks.sources import Encode, LabelledRows, fingerprint, hub_problem, labelled_rows, one_line
+from tasks.sources import fingerprint, hub_problem, one_line
 
 GENERATOR = 2  # raise it when the same data gives other rows
 BYTES = 256

@@ -25,7 +25,7 @@ import numpy as np
 
 from tasks.base import SPLITS
 from tasks.cache import Split
-from tasks.files import letters_of
+from tasks.layouts import letters_of
 
 MISSING = {"nan", "<na>", "#n/a"}
 """Words that programs write for a missing class, in any case."""

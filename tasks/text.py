@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 from tasks.base import TaskDefaults, register
 from tasks.classify import GENERATOR, LabelledText
-from tasks.sources import LabelledRows, fingerprint, labelled_rows
+from tasks.labelled import LabelledRows, labelled_rows
+from tasks.sources import fingerprint
 
 HUB_ID = "stanfordnlp/imdb"
 

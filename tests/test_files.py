@@ -14,10 +14,13 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
-import tasks.files
+import tasks.folders
+import tasks.layouts
 from tasks.classify import Classify, ClassifyConfig
-from tasks.files import files_below, files_by_split, is_quoted, separator_of, split_of
-from tasks.sources import fingerprint, labelled_rows, named_splits, open_splits
+from tasks.folders import files_below, files_by_split, split_of
+from tasks.labelled import labelled_rows
+from tasks.layouts import is_quoted, separator_of
+from tasks.sources import fingerprint, named_splits, open_splits
 
 ROWS = [(f"{n}: é, or; not | so", ("bad", "good")[n % 2]) for n in range(40)]
 
@@ -60,7 +63,7 @@ def as_lines(rows=ROWS):
 
 
 def test_worked_examples():
-    assert doctest.testmod(tasks.files).failed == 0
+    assert doctest.testmod(tasks.folders).failed == doctest.testmod(tasks.layouts).failed == 0
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
@@ -102,8 +105,8 @@ def test_quotes_that_are_letters():
 
 def test_a_long_file_is_told_quoted_from_its_start():
     rows = 'text\tlabel\n"first\nsecond"\t1\n' + f'"{"word " * 200}\n"\t0\n' * 1100
-    assert is_quoted(rows[: tasks.files.SAMPLE])
-    assert separator_of(rows[: tasks.files.SAMPLE], "\t", "x") == "\t"
+    assert is_quoted(rows[: tasks.layouts.SAMPLE])
+    assert separator_of(rows[: tasks.layouts.SAMPLE], "\t", "x") == "\t"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252", "latin-1"])
@@ -320,7 +323,7 @@ def results(folder):
 @pytest.mark.parametrize("data", ["data.csv", "environment.jsonl", "train.csv"])
 def test_results_and_packages_in_the_folder_of_the_data_are_no_data(data, tmp_path):
     write = as_lines if data.endswith("jsonl") else as_csv
-    packages = {f"{name}/{n}.{kind}": "{}" for n in "ab" for kind in ("json", "csv") for name in tasks.files.PACKAGES}
+    packages = {f"{name}/{n}.{kind}": "{}" for n in "ab" for kind in ("json", "csv") for name in tasks.folders.PACKAGES}
     save_folder(tmp_path, {data: write(), ".hidden.json": "{}", **packages})
     before = fingerprint(str(tmp_path), "classify")
     results(tmp_path / "results" / "20260101-120000")

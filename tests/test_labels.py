@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import tasks.labels
 from tasks.classify import Classify, ClassifyConfig
+from tasks.labelled import labelled_rows
 from tasks.labels import name_classes
-from tasks.sources import labelled_rows
 
 
 @pytest.fixture(autouse=True)

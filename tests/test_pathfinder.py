@@ -14,18 +14,8 @@ import tasks.pathfinder
 import tasks.pathx
 from compare.runs.data import make_task
 from compare.runs.train import Trainer
-from tasks.pathfinder import (
-    SCALES,
-    Chunk,
-    Pathfinder,
-    PathfinderConfig,
-    deal,
-    draw,
-    find_discs,
-    generate,
-    paint,
-    sketch,
-)
+from tasks.contours import SCALES, draw, paint, sketch
+from tasks.pathfinder import Chunk, Pathfinder, PathfinderConfig, deal, find_discs, generate
 from tasks.pathx import PathXConfig
 from tests.learning import small_spec
 from tests.task_cases.pathfinder import write_release
@@ -113,7 +103,7 @@ def solve(picture, length, radius) -> int:
 
 
 def test_worked_examples():
-    assert doctest.testmod(tasks.pathfinder) == (0, 4)
+    assert doctest.testmod(tasks.pathfinder) == (0, 5)
     assert doctest.testmod(tasks.pathx) == (0, 3)
 
 

@@ -15,9 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+import tasks.labelled
 import tasks.sources
+from tasks.labelled import deal, labelled_rows, pick_columns
 from tasks.labels import in_order
-from tasks.sources import deal, find, fingerprint, hub_problem, labelled_rows, open_splits, pick_columns
+from tasks.sources import find, fingerprint, hub_problem, open_splits
 
 TEXTS = ["plain", 'a "quoted", one', "two\nlines", "tab\there", "café ☕", "NA", "01", "1e5", " spaces ", "null"]
 LABELS = [0, 1, 0, 1, 0, 1, 0, 1, 1, 0]
@@ -515,4 +517,4 @@ def test_a_home_folder_is_found(tmp_path, monkeypatch):
 
 
 def test_worked_examples():
-    assert doctest.testmod(tasks.sources).failed == 0
+    assert doctest.testmod(tasks.sources).failed == doctest.testmod(tasks.labelled).failed == 0
