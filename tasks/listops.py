@@ -1,4 +1,4 @@
-# Longer than 400 lines: the generator, the reader and the baselines share the symbols and the arithmetic of expressions.
+# Longer than 400 lines: generator, reader and baselines share the symbols and the arithmetic of expressions.
 """ListOps: the value of a nested expression of list operations on single digits.
 
 Nangia & Bowman, "ListOps: A Diagnostic Dataset for Latent Tree Learning" (arXiv 1804.06028), in the long form of

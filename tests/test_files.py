@@ -194,7 +194,7 @@ def test_json_lines_by_any_name(tmp_path):
         ("[1, 2]", "an object for each row .* got int"),
         ('"text"', "a list of objects .* got str"),
         ("[]", "expected rows, got none"),
-        ('{"text": "a", "label": [1]}\n{"text": "b", "label": [0, 1]}', "one class a row in the column 'label'"),
+        ('{"text": "a", "label": [1]}\n{"text": "b", "label": [0, 1]}', "one class in each row of the column 'label'"),
     ],
 )
 def test_json_that_has_no_rows(contents, message, tmp_path):
