@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.pathfinder import SCALES, Scale, Scene, draw, paint, sketch
+from tasks.contours import SCALES, Scale, Scene, draw, paint, sketch
 
 COLUMNS = 4
 COLOURS = ((1.0, 0.55, 0.1), (0.3, 0.65, 1.0))  # of the two targets

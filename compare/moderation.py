@@ -46,7 +46,7 @@ def moderate(evidence: Sequence[Evidence]) -> list[Tested]:
             variances = np.full(len(evidence), float(np.average(variances, weights=degrees)))
             degrees = np.full(len(evidence), total)
     tested = []
-    for each, variance, freedom in zip(found, variances, degrees, strict=True):
+    for each, variance, freedom in zip(evidence, variances, degrees, strict=True):
         error = math.sqrt(variance * each.share)
         half = float(stdtrit(freedom, 1 - SIGNIFICANT / 2)) * error
         chance = (

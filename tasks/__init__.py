@@ -1,4 +1,4 @@
-"""What the encoders are trained on: one file per task, numpy batches out, neither torch nor zoo in.
+"""The tasks: one file each. Tasks return numpy batches and import neither torch nor zoo.
 
 >>> task = get("mqar")(seq_len=64)
 >>> batch = next(task.train_batches(batch_size=8, seq_len=64, seed=0))

@@ -2,8 +2,8 @@
 
 Hochreiter & Schmidhuber, "Long Short-Term Memory" (Neural Computation 1997), with the numbers of Le et al., "A Simple
 Way to Initialize Recurrent Networks of Rectified Linear Units" (arXiv 1504.00941) and one mark in each half, as in
-Arjovsky et al. (arXiv 1511.06464). A position has two features: a number drawn from U(0, 1), and 1 where it is
-marked, else 0. Eight positions:
+Arjovsky et al. (arXiv 1511.06464). Each position has two features: a number drawn from U(0, 1), and a mark, 1
+or 0. Eight positions:
 
 >>> inputs, targets = generate(np.random.default_rng(2), 1, seq_len=8)
 >>> print(inputs[0].T.round(2))
@@ -12,18 +12,19 @@ marked, else 0. Eight positions:
 >>> print(targets[0].round(2))
 [0.71]
 
-To say 1 every time leaves a squared error of 1/6, the variance of the sum: explained variance 0.
+The constant answer 1 has a squared error of 1/6, the variance of the sum: explained variance 0.
 
-A control without attention can solve this: a feed-forward layer finds number × mark at each position, and the
-head's mean over positions adds up. At N 32 it explains 0.999 of the variance after 1,000 steps of 64. What
-attention changes is how fast: after 300 steps of 32 at N 128, 0.97 with softmax and 0.23 without. A causal encoder
-solves it as well (softmax at N 64 after 300 steps, both ways: 0.99; causal: 0.95).
+A control without attention can solve the task: a feed-forward layer computes number × mark at each position, and the
+head's mean over positions adds the products. At N 32 the control explains 0.999 of the variance after 1,000 steps of
+64 samples. Attention changes how fast a model learns: after 300 steps of 32 at N 128, 0.97 with softmax and 0.23
+without attention. A causal encoder solves the task too (softmax at N 64 after 300 steps, both directions: 0.99;
+causal: 0.95).
 
-Within its half a mark is at every place as often: a method that saw an eighth of the places best would know an
-eighth of the sum's variance.
+A mark falls on every position of its half equally often: a method that saw an eighth of the positions best would know
+an eighth of the sum's variance.
 
-Departure: the two marked numbers are added as they are, where Hochreiter & Schmidhuber have numbers from -1 to 1 and
-ask for 0.5 + sum / 4.
+Departure: the target is the plain sum of two numbers from 0 to 1. Hochreiter & Schmidhuber draw numbers from -1 to 1
+and ask for 0.5 + sum / 4.
 """
 
 import numpy as np
@@ -53,7 +54,7 @@ class Adding(Generated):
     name = "adding"
     kind = "value"
     metric = EXPLAINED_VARIANCE
-    causal = True  # the head's mean adds what the positions found
+    causal = True  # the head's mean adds the outputs of all positions
     summary = "add the two marked numbers among N"
     min_len = 4
     max_len = 65_536
@@ -82,7 +83,7 @@ class Adding(Generated):
         return Batch(inputs.reshape(len(inputs), -1, self.n_features).copy(), targets[:, 0].copy())
 
     def baselines(self) -> dict[str, float]:
-        """The mean of train; the first marked number and, for the second, 1/2: half of the variance."""
+        """The mean of train; the first marked number plus 1/2 for the second, which explains half of the variance."""
         train, test = self.whole("train").targets, self.whole("test")
         first = np.take_along_axis(test.inputs[..., 0], test.inputs[..., 1].argmax(axis=1)[:, None], axis=1)[:, 0]
 

@@ -1,4 +1,4 @@
-"""The protocol every task holds, and the registry it is found in.
+"""The protocol of every task, and the registry of tasks.
 
 Shape letters: `B` batch, `N` length, `F` features.
 """
@@ -16,26 +16,26 @@ from numpy.typing import NDArray
 from tasks.cache import Rows, Split, Table, digest_of, load_or_build, load_or_compute
 
 IGNORE = -100
-"""The target of a position where nothing is asked; torch's cross-entropy skips it by default."""
+"""The target of a position without a question; torch's cross-entropy skips it by default."""
 
 EvalSplit = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-POOL = 32  # training batches that are filled together, where samples differ in length
+POOL = 32  # training batches filled together if samples differ in length
 
 Kind = Literal["token", "restore", "sequence", "pair", "value"]
-"""What a task asks for: "token" a class at each position, "restore" the same, but read from the encoder's output at the
-last position alone; "sequence" a class of the whole, "pair" one of two, "value" a number."""
+"""The answer of a task: "token" a class at each position; "restore" the same, from the encoder's output at the last
+position alone; "sequence" a class of the whole input; "pair" a class of two inputs; "value" a number."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a score is.
+    """The kind of a score.
 
     Attributes:
-        name: as "accuracy".
-        unit: it is told in: "%" of scores that are fractions, else the unit of the score itself.
-        lower_is_better: which of two scores is the better one.
-        bounds: the least and the largest score that there can be; None = none.
+        name: such as "accuracy".
+        unit: unit in reports: "%" for scores that are fractions, else the unit of the score itself.
+        lower_is_better: whether the lower of two scores is better.
+        bounds: the least and the largest possible score; None = no bound.
     """
 
     name: str
@@ -48,14 +48,14 @@ ACCURACY = Metric("accuracy")
 EXPLAINED_VARIANCE = Metric("explained variance", bounds=(None, 1.0))
 """1 - MSE / variance of the targets."""
 BITS_PER_BYTE = Metric("bits per byte", unit="bits", lower_is_better=True, bounds=(0.0, None))
-"""The mean cross-entropy to the base 2, where each target is a byte."""
+"""The mean cross-entropy to the base 2 over targets that are bytes."""
 
 LrSchedule = Literal["constant-then-linear", "cosine", "linear", "inverse-square-root"]
 LengthSchedule = Literal["from-64th", "from-16th", "constant"]
-"""Names of schedules; compare/schedule.py says what each is."""
+"""Names of schedules; compare/schedule.py defines them."""
 
 OnProgress = Callable[[float], None]
-"""Called with the share done, 0 to 1."""
+"""Called with the completed share, 0 to 1."""
 
 
 def ignore(_share: float) -> None:
@@ -64,15 +64,15 @@ def ignore(_share: float) -> None:
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and what is asked of them.
+    """Inputs and targets.
 
     Attributes:
-        inputs: (B, N) token ids, int64; (B, N, F) float32 where the task has features instead of tokens; for kind
-            "pair" (B, 2, N) token ids.
-        targets: kinds "token" and "restore": (B, N) class at each position, `IGNORE` where nothing is asked, int64;
+        inputs: (B, N) token ids, int64; (B, N, F) float32 if the task has features instead of tokens; for kind "pair"
+            (B, 2, N) token ids.
+        targets: kinds "token" and "restore": (B, N) class at each position, `IGNORE` without a question, int64;
             "sequence" and "pair": (B,) class, int64; "value": (B,) float32.
-        padding: (B, N), for kind "pair" (B, 2, N), True = padding; None where the batch has no padding anywhere.
-        slices: shaped as targets, which of the task's `slice_names` each target belongs to; None where it has none.
+        padding: (B, N), for kind "pair" (B, 2, N), True = padding; None if the batch has no padding.
+        slices: shaped as targets, the index of the target's slice in the task's `slice_names`; None without slices.
     """
 
     inputs: NDArray[Any]
@@ -83,18 +83,19 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskDefaults:
-    """What `compare` uses where the command line is silent; the same for every variant.
+    """Default settings of `compare` for the task, the same for every variant.
 
     Attributes:
         seq_len: N.
         embedding_std: size of the initial token embeddings.
         conv_width: width of the convolution after the embedding; None = no convolution.
-        positions: of the encoder. Rotary ones tell how far apart two tokens are, not where they are in a picture.
+        positions: kind of positions of the encoder. Rotary positions encode the distance of two tokens, not their place
+            in a picture.
         tokens_per_step: batch size = max(1, tokens_per_step // seq_len).
-        lr_schedule: of the learning rate.
-        length_schedule: of the length of training samples; at lengths where its samples would be too short, the next
-            that starts with longer ones.
-        budget: seconds of training of each run; None = as for any task.
+        lr_schedule: schedule of the learning rate.
+        length_schedule: schedule of the length of training samples; if its first samples would be too short, the next
+            schedule that starts with longer samples.
+        budget: seconds of training of each run; None = the general default.
     """
 
     seq_len: int
@@ -119,15 +120,15 @@ class NoConfig:
 class Task(ABC):
     """Seeded, disjoint splits of one problem at one sequence length.
 
-    A task says what rows its splits have (`build`), what they depend on (`cache_key`), and how rows become a batch
-    (`take`); the rest is shared.
+    A task defines the rows of its splits (`build`), everything that the rows depend on (`cache_key`), and how rows
+    become a batch (`take`); this class has the rest.
 
     Args:
-        seq_len: N, tokens in a sample, or the most where samples differ in length.
+        seq_len: N, the number of tokens in a sample, or the largest if samples differ in length.
         config: an instance of the task's `config_type`; None = its defaults.
 
     Raises:
-        ValueError: where seq_len is outside [min_len, max_len], or not among `lengths` where the task has such.
+        ValueError: seq_len is outside [min_len, max_len], or not among the task's `lengths`.
     """
 
     name: ClassVar[str]
@@ -136,34 +137,34 @@ class Task(ABC):
     min_len: ClassVar[int]
     max_len: ClassVar[int]
     lengths: ClassVar[tuple[int, ...]] = ()
-    """The only lengths there are; empty = any from min_len to max_len."""
+    """The allowed lengths; empty = any from min_len to max_len."""
     defaults: ClassVar[TaskDefaults]
     config_type: ClassVar[type] = NoConfig
     """A frozen dataclass of plain values (int, float, str, bool) that checks itself with ValueError."""
     own_data: ClassVar[bool] = False
-    """It reads files that the user brings, and has nothing without."""
+    """The task needs files from the user."""
     remarks: ClassVar[Mapping[str, str]] = {}
-    """By variant, why it cannot solve the task, in words that a newcomer understands, without a full stop."""
+    """Variant -> why it cannot solve the task, in words that a newcomer understands, without a full stop."""
     metric: ClassVar[Metric] = ACCURACY
-    """What a score is; `EXPLAINED_VARIANCE` for kind "value"."""
+    """The kind of its scores; `EXPLAINED_VARIANCE` for kind "value"."""
     causal: ClassVar[bool] = False
-    """A causal encoder can solve it: what an answer rests on stands before the place that asks."""
+    """A causal encoder can solve the task: each answer depends only on positions before its question."""
     causal_only: ClassVar[bool] = False
-    """Others would see the answer: it is always a causal encoder that is trained."""
+    """Other encoders would see the answer, so the encoder is always causal."""
     causal_form: ClassVar[str] = ""
-    """The task that stands for this one where the encoder is causal; "" = itself, if `causal`."""
+    """The task that replaces this task for a causal encoder; "" = the same task, if `causal`."""
     fixed_places: ClassVar[str] = ""
-    """Where the task's definition ties what an answer rests on to fixed places: how, in words. Elsewhere no place tells
-    more of an answer than another."""
+    """How the task's definition ties answers to fixed positions, in words; "" = no position reveals more of an answer
+    than another."""
 
     vocab_size: int | None
-    """Number of input ids; None where the inputs are features."""
+    """Number of input ids; None if the inputs are features."""
     n_features: int | None = None
-    """F, where the inputs are features."""
+    """F, if the inputs are features."""
     n_classes: int
     """Output size of the head: a target is in [0, n_classes); 1 for kind "value"."""
     slice_names: tuple[str, ...] = ()
-    """Parts of the test set that are scored apart as well."""
+    """Parts of the test set that get scores of their own."""
 
     def __init__(self, seq_len: int, config: Any = None) -> None:
         if self.lengths and seq_len not in self.lengths:
@@ -176,19 +177,19 @@ class Task(ABC):
     @property
     @abstractmethod
     def cache_key(self) -> str:
-        """Everything the rows depend on, as a folder name."""
+        """Everything that the rows depend on, as a folder name."""
 
     @abstractmethod
     def build(self) -> Mapping[Split, Rows]:
-        """The rows of each split, made as they are read; read whole, one split after the other, in this order.
+        """The rows of each split, generated while they are read; the caller reads whole splits in this order.
 
         Raises:
-            ValueError: what is wrong with the data, in one line.
+            ValueError: a fault of the data, in one line.
         """
 
     @abstractmethod
     def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
-        """These samples of a split, as a batch padded to the longest among them; the same on every call.
+        """The samples ``rows`` of a split as a batch, padded to the longest of them; the same on every call.
 
         Every row of an evaluation split has at least one target.
         """
@@ -199,32 +200,32 @@ class Task(ABC):
 
     @abstractmethod
     def provenance(self) -> dict[str, str | int]:
-        """Hashes, versions and split sizes: what a record needs to name the data."""
+        """Hashes, versions and split sizes that identify the data in a record."""
 
     def notes(self) -> list[str]:
-        """What was left out of the data or cut, in words for the user."""
+        """Sentences for the user about dropped and cut data."""
         return []
 
     @cached_property
     def tables(self) -> Mapping[Split, Table]:
-        """The splits as Arrow tables: from the cache where it holds them, else built."""
+        """The splits as Arrow tables, from the cache or newly built."""
         return self._load(ignore)
 
     def _load(self, on_progress: OnProgress) -> Mapping[Split, Table]:
         return load_or_build(f"{self.name}-{self.cache_key}", self.build, on_progress)
 
     def prepare(self, on_progress: OnProgress = ignore) -> None:
-        """Build what the cache does not hold yet, then open it. Idempotent, and not required: a call says when.
+        """Build the tables if the cache lacks them, then open them. Optional: the first use of `tables` does the same.
 
         Raises:
-            ValueError: what is wrong with the data, in one line.
+            ValueError: a fault of the data, in one line.
         """
         if "tables" not in self.__dict__:
             self.tables = self._load(on_progress)
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """Baselines, the weakest first, provenance ("data") and notes: computed once and kept in the cache."""
+        """Baselines, the weakest first, provenance ("data") and notes; computed once and stored in the cache."""
 
         def compute() -> dict[str, Any]:
             worst_first = sorted(
@@ -239,31 +240,31 @@ class Task(ABC):
 
     @property
     def shortest_train(self) -> int:
-        """The least length of training batches; seq_len where there are no shorter ones."""
+        """The least length of training batches; seq_len if the task cannot train at shorter lengths."""
         return self.seq_len
 
     def size(self, split: Split) -> int:
-        """Samples in a split."""
+        """The number of samples in a split."""
         return len(self.tables[split])
 
     def labels(self, split: Split) -> NDArray[np.int64]:
-        """(size,) the column "label" of a split, where its rows have one."""
+        """(size,) the column "label" of a split, for tasks whose rows have this column."""
         return np.array(self.tables[split].data.column("label"), np.int64)
 
     def sample_lengths(self, split: Split) -> NDArray[np.int64] | None:
-        """(size,) length of each sample after truncation; None where all are seq_len long."""
+        """(size,) length of each sample after truncation; None if all are seq_len long."""
         return None
 
     def train_batches(self, batch_size: int, seq_len: int, seed: int) -> Iterator[Batch]:
-        """Training batches without end; the same ones for the same seed.
+        """Endless training batches, the same for the same seed.
 
         Args:
             batch_size: B.
-            seq_len: the task's own length, or less, down to `shortest_train`.
-            seed: of the order; the data itself does not depend on it.
+            seq_len: from `shortest_train` to the task's own length.
+            seed: seed of the order; stored data does not depend on it.
 
         Raises:
-            ValueError: where the task cannot be trained at seq_len.
+            ValueError: the task cannot train at seq_len.
         """
         if not self.shortest_train <= seq_len <= self.seq_len:
             raise ValueError(
@@ -272,7 +273,7 @@ class Task(ABC):
         return self._train(np.random.default_rng(seed), batch_size, seq_len)
 
     def _train(self, rng: np.random.Generator, batch_size: int, seq_len: int) -> Iterator[Batch]:
-        """Epoch after epoch, each in an order of its own; of neighbours in length where samples differ in it."""
+        """Epoch after epoch, each in a new order; if samples differ in length, batches group similar lengths."""
         assert seq_len == self.seq_len
         lengths = self.sample_lengths("train")
         waiting = np.empty(0, np.int64)
@@ -287,9 +288,9 @@ class Task(ABC):
                 yield self.take("train", rows)
 
     def eval_batches(self, split: EvalSplit, batch_size: int, most: int | None = None) -> Iterator[Batch]:
-        """All of a split, the longest samples first; the last batch may be smaller than B.
+        """Batches of a whole split, the longest samples first; the last batch may be smaller than B.
 
-        most: so many samples, evenly spread over the split; None = all.
+        most: at most so many samples, evenly spread over the split; None = all.
         """
         lengths = self.sample_lengths(split)
         size = self.size(split)
@@ -300,7 +301,7 @@ class Task(ABC):
             yield self.take(split, order[start : start + batch_size])
 
     def whole(self, split: Split) -> Batch:
-        """A split as one batch, in its own order: for what is small."""
+        """A small split as one batch, in its own order."""
         return self.take(split, np.arange(self.size(split)))
 
 
@@ -309,9 +310,9 @@ _TASKS: dict[str, type[Task]] = {}
 
 
 def register(task: TaskClass) -> TaskClass:
-    """Class decorator: make a task known under its `name`."""
+    """Class decorator: register a task under its `name`."""
     if task.name in _TASKS:
-        raise ValueError(f"expected a new task name, got {task.name!r}, which is {_TASKS[task.name]!r}")
+        raise ValueError(f"cannot register {task!r} as {task.name!r}: {_TASKS[task.name]!r} has this name")
     _TASKS[task.name] = task
     return task
 
@@ -322,10 +323,10 @@ def available() -> tuple[str, ...]:
 
 
 def get(name: str) -> type[Task]:
-    """The task of that name.
+    """The task called ``name``.
 
     Raises:
-        ValueError: for an unknown name, with the closest match and the list.
+        ValueError: an unknown name; the message has the closest match and all names.
     """
     if name in _TASKS:
         return _TASKS[name]

@@ -11,14 +11,14 @@ FEATURES = 2**18
 
 
 def majority(train: Labels, test: Labels) -> float:
-    """Always the most frequent class of train."""
+    """The most frequent class of train, as a constant guess."""
     return float(np.mean(test == np.bincount(train).argmax()))
 
 
 def hashed_ngrams(train: Sequence[str], train_labels: Labels, test: Sequence[str], test_labels: Labels) -> float:
-    """Logistic regression on which words, and pairs of neighbouring words, a text has; both hashed.
+    """Logistic regression on the hashed words, and pairs of neighbouring words, of a text.
 
-    It takes about a second for 5 million characters (see `some_rows`).
+    Takes about a second for 5 million characters (see `some_rows`).
     """
     from sklearn.feature_extraction.text import HashingVectorizer
     from sklearn.linear_model import SGDClassifier
@@ -34,9 +34,9 @@ def hashed_ngrams(train: Sequence[str], train_labels: Labels, test: Sequence[str
 
 
 def some_rows(lengths: NDArray[np.int64], total: int) -> NDArray[np.int64]:
-    """Rows drawn at random, the same every time, that are no longer than ``total`` together; at least one; sorted.
+    """A fixed random choice of rows, sorted, of at most ``total`` length together; at least one row.
 
-    lengths: (rows,) of each.
+    lengths: (rows,) length of each row.
     """
     order = np.random.default_rng(0).permutation(len(lengths))
     within = int(np.searchsorted(np.cumsum(lengths[order]), total, side="right"))

@@ -1,7 +1,7 @@
-"""Masked bytes: 15 % of the bytes of Python source are hidden, say which they were.
+"""Masked bytes: restore the hidden 15 % of the bytes of Python source.
 
-The corpus is the standard library of the Python that runs this: real text on every machine, no download.
-An id is its byte + 1; 0 is padding, 257 stands for a hidden byte:
+The corpus is the standard library of the running Python: real text on every machine, without a download. An id is
+its byte + 1; 0 is padding, and 257 replaces a hidden byte:
 
 >>> ids = encode(b"import re")[None]
 >>> print(ids[0])
@@ -12,14 +12,13 @@ An id is its byte + 1; 0 is padding, 257 stands for a hidden byte:
 >>> print(np.where(batch.targets[0] == IGNORE, 0, batch.targets[0]))  # 0 for "not asked", to line up
 [  0   0   0 112   0   0   0 115   0]
 
-It is real text, and no test of what attention sees far away: in minutes a model learns what stands nearby, which a
-short convolution sees without any attention.
+The text is real, but the task does not test long distances: in minutes a model learns to use nearby bytes, and a
+short convolution sees these without attention.
 
-Files, not windows, are dealt out to the splits, by a seeded hash of their path: *.py of 2 kB or more, no
-links, no tests, no exact copies. A split is one stream, its files in the order of that hash with a zero
-byte between them. Training windows start anywhere; validation and test are consecutive windows, the last
-one padded. Validation keeps at most 2^16 bytes and test 2^18: the first 2^14 of each of their files, in order,
-as they fit, so that no long file makes up the most of a split.
+A seeded hash of the path assigns whole files to the splits: *.py of 2 kB or more, no links, no tests, no exact
+copies. A split is one stream: its files in the order of the hash, with a zero byte between them. Training windows start
+anywhere; validation and test are consecutive windows, the last one padded. Validation has at most 2^16 bytes and
+test 2^18: the first 2^14 bytes of each file, in order, as long as they fit, so that no long file dominates a split.
 """
 
 import hashlib
@@ -48,12 +47,12 @@ MIN_FILE, MAX_EVAL_FILE = 2_048, 2**14
 LEFT_OUT = re.compile(
     r"(tests?|idle_test|site-packages|dist-packages)$"  # not the library itself
     r"|config-|_sysconfigdata"  # made when Python was built, for one machine
-    r"|encodings$"  # mostly tables from one template: near copies of each other across the splits
+    r"|encodings$"  # mostly tables from one template, so near copies would fall into several splits
 )
 
 
 def read_corpus() -> dict[str, bytes]:
-    """Relative path -> contents, in the order of the paths; of files with the same contents the first."""
+    """Relative path -> contents, in the order of the paths; only the first of files with the same contents."""
     root = Path(sysconfig.get_path("stdlib"))
     paths = []
     for folder, subfolders, names in os.walk(root):
@@ -67,7 +66,7 @@ def read_corpus() -> dict[str, bytes]:
 
 
 def sha256_of(files: dict[str, bytes]) -> str:
-    """Of the paths and contents of all."""
+    """The SHA-256 of the paths and contents of all files."""
     digest = hashlib.sha256()
     for name, data in files.items():
         digest.update(b"%d %s %d " % (len(name), name.encode(), len(data)) + data)
@@ -75,7 +74,7 @@ def sha256_of(files: dict[str, bytes]) -> str:
 
 
 def deal(corpus: dict[str, bytes]) -> dict[Split, dict[str, bytes]]:
-    """The files of each split, about 90 / 5 / 5 of them, in the order of a seeded hash of their path."""
+    """The files of each split, about 90 / 5 / 5 % of all, in the order of a seeded hash of their path."""
     splits: dict[Split, dict[str, bytes]] = {split: {} for split in SPLITS}
     room = dict(MAX_TOKENS)
     for name in sorted(corpus, key=rank):
@@ -91,7 +90,7 @@ def deal(corpus: dict[str, bytes]) -> dict[Split, dict[str, bytes]]:
 
 
 def rank(name: str) -> float:
-    """In [0, 1): the same for a path on every machine and in every version of Python."""
+    """A number in [0, 1), the same for a path on every machine and in every version of Python."""
     return int.from_bytes(hashlib.sha256(f"{SEED}:{name}".encode()).digest()[:6]) / 2**48
 
 
@@ -113,16 +112,16 @@ def mask(ids: NDArray[np.int64], rng: np.random.Generator) -> Batch:
 
 
 def most_frequent(context: NDArray[np.int32], ids: NDArray[np.int32], size: int) -> NDArray[np.int64]:
-    """(size,) the id most often seen in each context, `PAD` in a context never seen; context, ids: (N,)."""
+    """(size,) the most frequent id after each context, `PAD` for an unseen context; context, ids: (N,)."""
     pairs, counts = np.unique(context * MASK + ids, return_counts=True)
     ascending = pairs[np.argsort(counts, kind="stable")]
     table = np.full(size, PAD, np.int64)
-    table[ascending // MASK] = ascending % MASK  # of several ids for a context the last stays
+    table[ascending // MASK] = ascending % MASK  # of several ids for a context the last, the most frequent, stays
     return table
 
 
 class Corpus(Task):
-    """What the tasks on Python's standard library share: its files, dealt out to the splits, and their streams."""
+    """The base of tasks on Python's standard library: the files of each split, and their streams."""
 
     kind = "token"
     min_len = 16
@@ -142,7 +141,7 @@ class Corpus(Task):
 
     @cached_property
     def corpus_sha256(self) -> str:
-        """Whichever split the files are in."""
+        """Of all files, whatever their split."""
         return sha256_of(read_corpus())
 
     @property
@@ -168,7 +167,7 @@ class Corpus(Task):
         return self.min_len
 
     def size(self, split: Split) -> int:
-        """Consecutive windows."""
+        """The number of consecutive windows."""
         return -(-len(self.streams[split]) // self.seq_len)
 
     def provenance(self) -> dict[str, str | int]:
@@ -201,7 +200,7 @@ class Bytes(Corpus):
         self._masked: dict[Split, Batch] = {}
 
     def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
-        """The same bytes are hidden every time."""
+        """Hides the same bytes on every call."""
         if split not in self._masked:
             stream = self.streams[split]
             ids = np.full((self.size(split), self.seq_len), PAD, np.int64)
@@ -212,17 +211,17 @@ class Bytes(Corpus):
         return Batch(inputs, targets, padding if padding.any() else None)
 
     def _train(self, rng: np.random.Generator, batch_size: int, seq_len: int) -> Iterator[Batch]:
-        """Windows start anywhere, and other bytes are hidden each time."""
+        """Windows start anywhere; each window hides other bytes."""
         windows = sliding_window_view(self.streams["train"], seq_len)
         while True:
             rows = rng.integers(len(windows), size=batch_size)
             yield mask(windows[rows].astype(np.int64) + 1, rng)
 
     def baselines(self) -> dict[str, float]:
-        """The most frequent byte; the most frequent one between the two neighbours, as far as they show.
+        """The most frequent byte; the most frequent byte between the same two neighbours.
 
-        Where the pair of neighbours was never seen in train, or one of them is hidden, the left one alone
-        decides, then the right one alone, then nothing.
+        If the pair of neighbours is not in train, or one neighbour is hidden, the left neighbour alone decides, then
+        the right neighbour alone, then the most frequent byte.
         """
         train = self.streams["train"].astype(np.int32) + 1
         left, middle, right = train[:-2], train[1:-1], train[2:]

@@ -1,7 +1,7 @@
-"""Arrow tables held by `datasets`, built once and kept on disk.
+"""Arrow tables of `datasets`, built once and stored on disk.
 
-The folder is `$ATTENTION_ZOO_CACHE`, or `~/.cache/attention-zoo`. Users may share it: who cannot write into it reads
-what is there.
+The folder is `$ATTENTION_ZOO_CACHE`, or `~/.cache/attention-zoo`. Users may share it: a user without write permission
+reads the existing tables.
 """
 
 import hashlib
@@ -24,21 +24,21 @@ Value: TypeAlias = bytes | int | float | str
 Row: TypeAlias = dict[str, Value]
 """One sample. Arrays travel as their bytes."""
 Table: TypeAlias = Any
-"""A `datasets.Dataset`; imported where it is used, which takes a second."""
+"""A `datasets.Dataset`; functions import `datasets` late, since the import takes a second."""
 Split: TypeAlias = Literal["train", "validation", "test"]
 
 FORMAT = 2
-"""Raise it when rows are stored in another way."""
+"""Raise it when the storage of rows changes."""
 ARROW_TYPES = {bytes: "binary", int: "int64", float: "float64", str: "string"}
 
 
 class DamagedCacheWarning(UserWarning):
-    """A cache could not be read, and is built again."""
+    """A cache cannot be read and is rebuilt."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The samples of a split, made as they are read, and how many there will be, about: for the progress bar."""
+    """The samples of a split, generated while they are read, and their approximate number for the progress bar."""
 
     count: int
     rows: Iterable[Row]
@@ -51,7 +51,7 @@ def folder_of(key: str) -> Path:
 
 @contextmanager
 def usable(root: Path) -> Iterator[None]:
-    """An OSError of the cache itself as a ValueError that says what to do."""
+    """Turn an OSError of the cache folder into a ValueError that says what to do."""
     try:
         yield
     except OSError as error:
@@ -61,7 +61,7 @@ def usable(root: Path) -> Iterator[None]:
 
 
 def keep_what_is_read(root: Path) -> None:
-    """Let `datasets`, not imported yet, keep files that it reads beside our tables where it cannot do so at home."""
+    """Make `datasets`, before its import, store files beside our tables if its own cache folder is not writable."""
     home = Path(os.path.expanduser("~/.cache/huggingface/datasets"))
     there = next(place for place in (home, *home.parents) if place.exists())
     if not {"HF_HOME", "HF_DATASETS_CACHE", "XDG_CACHE_HOME"} & os.environ.keys() and not os.access(there, os.W_OK):
@@ -71,13 +71,13 @@ def keep_what_is_read(root: Path) -> None:
 def load_or_build(
     key: str, build: Callable[[], Mapping[Split, Rows]], on_progress: Callable[[float], None]
 ) -> Mapping[Split, Table]:
-    """The `DatasetDict` cached under `key`; built and saved first where it is missing or unreadable.
+    """The `DatasetDict` cached under `key`; if it is missing or unreadable, built and saved first.
 
-    It is built in a folder of its own and moved into place in one step: an interrupted build leaves
-    nothing that could pass for whole. Rows go to the disk as they come, a thousand at a time.
+    The build uses a temporary folder and moves it into place in one step, so an interrupted build never looks
+    complete. Rows go to disk as they come, a thousand at a time.
 
     Raises:
-        ValueError: what `build` says is wrong with the data, a split without a sample, or a cache out of reach.
+        ValueError: invalid data (from `build`), a split without a sample, or an unusable cache folder.
     """
     folder = folder_of(key)
     keep_what_is_read(folder.parent)
@@ -116,7 +116,7 @@ def load_or_build(
         except OSError:
             if not folder.exists():
                 raise
-            # Another process has moved the same data into place first.
+            # Another process has moved the same data into place.
     return _load(folder)
 
 
@@ -147,7 +147,7 @@ def _write(rows: Iterable[Row], name: str, folder: Path, report: Callable[[int],
             generate, features=datasets.Features(types), cache_dir=str(folder), fingerprint="rows"
         )
     except Exception as error:
-        raise failed[0] if failed else error from None  # not the wrapping that `datasets` puts around it
+        raise failed[0] if failed else error from None  # without the wrapper of `datasets`
 
 
 def _load(folder: Path) -> Mapping[Split, Table]:
@@ -158,7 +158,7 @@ def _load(folder: Path) -> Mapping[Split, Table]:
 
 
 def load_or_compute(key: str, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What ``compute`` returns, kept as JSON beside the tables of ``key`` where that can be written."""
+    """The result of ``compute``, stored as JSON beside the tables of ``key`` if that folder is writable."""
     file = folder_of(key) / f"{name}.json"
     try:
         kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -170,14 +170,14 @@ def load_or_compute(key: str, name: str, compute: Callable[[], dict[str, Any]]) 
     try:
         part.write_text(json.dumps(computed), encoding="utf-8")
         os.replace(part, file)
-    except OSError:  # another user's, or a full disk: it is computed again
+    except OSError:  # another user's folder, or a full disk: the next call computes again
         with suppress(OSError):
             part.unlink(missing_ok=True)
     return computed
 
 
 def digest_of(tables: Mapping[Split, Table]) -> str:
-    """The SHA-256 of all rows of all splits: what two runs on the same data share."""
+    """The SHA-256 of all rows of all splits: equal for two runs on the same data."""
     digest = hashlib.sha256()
     for split, table in tables.items():
         digest.update(f"{split} {len(table)} {table.column_names}".encode())
@@ -190,23 +190,23 @@ def digest_of(tables: Mapping[Split, Table]) -> str:
 
 
 def byte_lengths(table: Table, column: str) -> NDArray[np.int64]:
-    """(rows,) bytes in each value of a column, which itself is not read."""
+    """(rows,) the number of bytes of each value of a column, without reading the values."""
     import pyarrow.compute
 
     return np.asarray(pyarrow.compute.binary_length(table.data.column(column)), np.int64)
 
 
 def matrix(values: list[bytes], dtype: type[np.generic]) -> NDArray[Any]:
-    """Arrays of one length, from their bytes: (rows, length)."""
+    """Arrays of equal length, from their bytes: (rows, length)."""
     return np.frombuffer(b"".join(values), dtype).reshape(len(values), -1)
 
 
 def padded(
     values: list[bytes], limit: int, *, dtype: type[np.generic] = np.uint8, shift: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
-    """Token ids from arrays of different lengths, each cut at ``limit``; and where they are padded, if anywhere.
+    """Token ids from arrays of different lengths, each cut at ``limit``; and the padding mask, None without padding.
 
-    dtype: of the arrays whose bytes these are. shift: added to each number. Padding is 0.
+    dtype: type of the arrays whose bytes ``values`` holds. shift: added to each number. Padding is 0.
     """
     size = np.dtype(dtype).itemsize
     cut = [value[: limit * size] for value in values]
@@ -218,7 +218,7 @@ def padded(
 
 
 def fresh(rows: Iterable[Row], column: str, seen: set[bytes]) -> Iterator[Row]:
-    """The rows whose ``column`` was not seen before, here or in what shares ``seen``: no duplicates across splits."""
+    """The rows whose ``column`` is new; calls for several splits share ``seen``, so no two splits share a sample."""
     from hashlib import blake2b
 
     for row in rows:

@@ -1,7 +1,7 @@
-"""Text classification on data of one's own: a file, a folder or a data set of the Hugging Face hub.
+"""Text classification on your own data: a file, a folder or a data set of the Hugging Face hub.
 
-A text is its bytes, or the tokens of a tokenizer; an id is the byte or token + 1, and 0 is padding. What is longer
-than N is cut:
+The tokens of a text are its bytes, or those of a tokenizer; an id is the byte or token + 1, and 0 is padding. Texts
+longer than N are cut:
 
 >>> ids, padding = padded([b"good", b"so bad"], limit=5, shift=1)
 >>> print(ids)
@@ -11,9 +11,9 @@ than N is cut:
 [[0 0 0 0 1]
  [0 0 0 0 0]]
 
-Splits that the data does not have, or not with classes, are carved from train, a tenth each, by a hash of the text.
-Of equal texts only one is kept, the one in test before the one in validation before the one in train. Empty texts and
-rows without a class are left out. All of this is counted and told, and so is a class that a split never has.
+If the data has no validation or test split, or the split has no classes, a tenth of train replaces the split, chosen by
+a hash of the text. Of equal texts the task keeps one: in test, else in validation, else in train. It drops empty texts
+and rows without a class. Its notes count all of this, and name each class that a split lacks.
 """
 
 import hashlib
@@ -32,8 +32,9 @@ from numpy.typing import NDArray
 from tasks.base import SPLITS, Batch, OnProgress, Task, TaskDefaults, register
 from tasks.baselines import hashed_ngrams, majority, some_rows
 from tasks.cache import Row, Rows, Split, Table, byte_lengths, load_or_compute, padded
+from tasks.labelled import Encode, LabelledRows, labelled_rows
 from tasks.labels import shown
-from tasks.sources import Encode, LabelledRows, fingerprint, hub_problem, labelled_rows, one_line
+from tasks.sources import fingerprint, hub_problem, one_line
 
 GENERATOR = 2  # raise it when the same data gives other rows
 BYTES = 256
@@ -42,15 +43,15 @@ MAX_NAMED = 20  # classes that are counted in a record by name
 
 
 class LabelledText(Task):
-    """Texts with a class each; the length cuts them when they are taken, so one cache serves every length."""
+    """Texts with one class each; `take` cuts them to the length, so one cache serves every length."""
 
     kind = "sequence"
     vocab_size: int
 
     dtype: type[np.generic] = np.uint8
-    """Of the ids, before 1 is added."""
+    """The type of the ids, before 1 is added."""
     about: dict[str, Any]
-    """What is known of the data once it is read: its classes and columns, and what was left out."""
+    """Facts about the data, known after reading: classes, columns, and the rows left out."""
 
     def __init__(self, seq_len: int, config: Any = None) -> None:
         super().__init__(seq_len, config)
@@ -75,9 +76,9 @@ class LabelledText(Task):
             yield row
         if row is None:
             assert self._read is not None
-            why = "each row is empty, without a class, or in another split too"
+            why = "every row is empty, has no class, or is in another split too"
             if split in self._read.carved:
-                why = f"no text fell into the tenth of train that is taken for it: bring more, or a {split} split"
+                why = f"no text fell into the tenth of train that replaces it: add more texts, or a {split} split"
             raise ValueError(f"{self.name}: expected at least one sample, got none for {split}; {why}")
 
     def _load(self, on_progress: OnProgress) -> Mapping[Split, Table]:
@@ -86,7 +87,7 @@ class LabelledText(Task):
         return tables
 
     def _describe(self) -> dict[str, Any]:
-        if self._read is None:  # whoever built the tables ended before this was written
+        if self._read is None:  # the process that built the tables ended before it wrote this
             for source in self.build().values():
                 deque(source.rows, maxlen=0)
         assert self._read is not None
@@ -112,9 +113,9 @@ class LabelledText(Task):
         return Batch(ids, np.array(found["label"], np.int64), padding)
 
     def baselines(self) -> dict[str, float]:
-        """The most frequent class; logistic regression on words and pairs of words, of the texts as they are cut.
+        """The most frequent class; logistic regression on words and pairs of words of the cut texts.
 
-        The regression reads a random part of train and test where they are longer than BASELINE_TOKENS.
+        If train or test has more than BASELINE_TOKENS, the regression reads a random part.
         """
         splits: tuple[Split, Split] = ("train", "test")
         labels = {split: self.labels(split) for split in splits}
@@ -158,7 +159,7 @@ class LabelledText(Task):
         for split, share in carved.items():
             hidden = split in self.about["unlabelled"]
             why = f"no row of the {split} split has a class" if hidden else f"no {split} split in the data"
-            notes.append(f"{why}: {share:.0%} of train taken for it")
+            notes.append(f"{why}: {share:.0%} of train replaces it")
         for split in SPLITS:
             counts = np.bincount(self.labels(split), minlength=len(self.about["classes"]))
             if absent := [name for name, count in zip(self.about["classes"], counts, strict=True) if not count]:
@@ -166,22 +167,20 @@ class LabelledText(Task):
         if left_out:
             notes.append("left out: " + ", ".join(f"{number:,} {what}" for what, number in sorted(left_out.items())))
         if cut:
-            notes.append(
-                f"{cut:,} of {sum(map(self.size, SPLITS)):,} texts are longer than {self.seq_len} and were cut"
-            )
+            notes.append(f"{cut:,} of {sum(map(self.size, SPLITS)):,} texts are longer than {self.seq_len}: cut")
         return notes
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyConfig:
-    """Where the texts and their classes are.
+    """Source of the texts and their classes.
 
     Attributes:
         data: a csv, tsv, json, json lines, parquet or arrow file, a folder of these or of a folder of texts for each
             class, or a hub id (owner/name).
-        text_column: of the text; empty = text, sentence, review or the like, else the only column of text there is.
-        label_column: of the class; empty = label, target, class, sentiment or the like.
-        test_split: the split to test on; empty = test, or where that has no classes, a tenth of train.
+        text_column: column of the text; empty = text, sentence, review or a similar name, else the only text column.
+        label_column: column of the class; empty = label, target, class, sentiment or a similar name.
+        test_split: split to test on; empty = test or, if test has no classes, a tenth of train.
         tokenizer: a tokenizer.json, a folder with one, or a model of the hub; empty = bytes.
     """
 
@@ -194,16 +193,16 @@ class ClassifyConfig:
     def __post_init__(self) -> None:
         if self.text_column and self.text_column == self.label_column:
             raise ValueError(
-                f"classify.text_column: expected another column than classify.label_column, got {self.text_column!r}"
+                f"classify.text_column: expected a column other than classify.label_column, got {self.text_column!r}"
             )
 
 
 @register
 class Classify(LabelledText):
-    """Text classification on data of one's own; see the module's docstring.
+    """Text classification on your own data; see the module's docstring.
 
     Raises:
-        ValueError: where the config names no data.
+        ValueError: the config names no data.
     """
 
     name = "classify"
@@ -232,13 +231,13 @@ class Classify(LabelledText):
 
     @cached_property
     def n_classes(self) -> int:  # type: ignore[override]  # an attribute elsewhere
-        """Read from the data."""
+        """The number of classes in the data."""
         self.prepare()
         return len(self.about["classes"])
 
     @cached_property
     def vocab_size(self) -> int:  # type: ignore[override]
-        """257 for bytes, else the tokenizer's ids and padding."""
+        """257 for bytes, else the number of the tokenizer's ids and 1 for padding."""
         self.prepare()
         return int(self.about["vocab_size"])
 
@@ -277,12 +276,12 @@ def open_tokenizer(name: str, what: str) -> tuple[Encode, int]:
     """A function from texts to their ids (int32, as bytes), and the number of ids.
 
     Args:
-        name: a tokenizer.json, a folder, or a model of the hub. A folder without a tokenizer.json, and a model of the
-            hub, go through `transformers`. No special tokens are added, and nothing is cut.
-        what: who asks, for the messages.
+        name: a tokenizer.json, a folder, or a model of the hub. `transformers` opens a model of the hub and a folder
+            without a tokenizer.json. The function adds no special tokens and cuts nothing.
+        what: the task's name, for messages.
 
     Raises:
-        ValueError: where there is no such tokenizer, or no library to open it with.
+        ValueError: the tokenizer, or the library that opens it, is missing.
     """
     file = tokenizer_file(name)
     library = "tokenizers" if file else "transformers"
@@ -323,14 +322,14 @@ def open_tokenizer(name: str, what: str) -> tuple[Encode, int]:
 
 
 def tokenizer_file(name: str) -> Path | None:
-    """The tokenizer.json that is meant, where it is one on this machine."""
+    """The path of the tokenizer.json, if it is on this machine."""
     path = Path(name).expanduser()
     file = path / "tokenizer.json" if path.is_dir() else path
     return file.resolve() if file.is_file() else None
 
 
 def fingerprint_of_tokenizer(name: str, what: str) -> str:
-    """Of the contents of a tokenizer.json; of a folder without one as of data; of a model of the hub the name."""
+    """A hash of a tokenizer.json; of a folder without one, the `fingerprint`; of a model of the hub, its name."""
     file = tokenizer_file(name)
     if file:
         return hashlib.sha256(file.read_bytes()).hexdigest()

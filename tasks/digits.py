@@ -1,9 +1,9 @@
-"""Handwritten digits as sequences of pixels: data that scikit-learn brings along, no download.
+"""Handwritten digits as sequences of pixels: data that scikit-learn includes, without a download.
 
 `sklearn.datasets.load_digits`: 1797 images of 8x8 pixels with values 0 to 16, the test part of the "Optical
-Recognition of Handwritten Digits" of the UCI repository (Alpaydin and Kaynak, 1998). Pixels are read row by row; an
-id is its pixel + 1, 0 is left to padding. At 64 tokens an image is itself, at 256 and 1024 each pixel is repeated two
-and four times both ways: the same picture, with more positions to look at. Two by two pixels, once and repeated:
+Recognition of Handwritten Digits" of the UCI repository (Alpaydin and Kaynak, 1998). The task reads pixels row by row;
+an id is its pixel + 1, and 0 is padding. At 64 tokens the image is unchanged. At 256 and 1024 tokens each pixel
+repeats two and four times in both directions: the same picture on more positions. Two by two pixels, once and repeated:
 
 >>> image = np.array([[[0, 16], [5, 0]]], np.uint8)
 >>> print(tokens(image, 1))
@@ -11,9 +11,9 @@ and four times both ways: the same picture, with more positions to look at. Two 
 >>> print(tokens(image, 2))
 [[ 1  1 17 17  1  1 17 17  6  6  1  1  6  6  1  1]]
 
-Splits are 70 / 15 / 15 % of each class, drawn with a seed. There are no splits by writer, since scikit-learn does not
-tell who wrote what: the same thirteen hands are in all three. With about 1260 images to train on every model overfits;
-read the test score, not the loss.
+Splits are 70 / 15 / 15 % of each class, drawn with a seed. Splits by writer are impossible, since scikit-learn does not
+name the writers: all three splits have the same thirteen. With about 1260 training images every model overfits; read
+the test score, not the loss.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ def load() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def deal(labels: NDArray[np.int64]) -> dict[Split, list[int]]:
-    """The samples of each split, in the order of the data: the same share of every class."""
+    """The samples of each split, in the order of the data, with the same share of every class."""
     rng = np.random.default_rng(SEED)
     dealt: dict[Split, list[int]] = {"test": [], "validation": [], "train": []}
     for label in np.unique(labels):
@@ -54,7 +54,7 @@ def deal(labels: NDArray[np.int64]) -> dict[Split, list[int]]:
 
 
 def tokens(images: NDArray[np.uint8], scale: int) -> NDArray[np.int64]:
-    """The ids (B, (scale H) (scale W)) of images (B, H, W), each pixel repeated ``scale`` times both ways."""
+    """The ids (B, (scale H) (scale W)) of images (B, H, W), each pixel repeated ``scale`` times in both directions."""
     larger = images.repeat(scale, axis=1).repeat(scale, axis=2)
     return larger.reshape(len(images), -1).astype(np.int64) + 1
 

@@ -1,7 +1,7 @@
-"""Duplicate: the second half of 0 w 0 w is hidden; say what it is.
+"""Duplicate: restore the hidden second half of 0 w 0 w.
 
 Kitaev et al., "Reformer: The Efficient Transformer" (arXiv 2001.04451), the synthetic task of its section on LSH
-attention. w is N / 2 - 1 random symbols from 1 to 127; 128 stands for a hidden symbol:
+attention. w is N / 2 - 1 random symbols from 1 to 127; 128 replaces a hidden symbol:
 
 >>> inputs, targets = generate(np.random.default_rng(0), 1, seq_len=12)
 >>> print(inputs[0])
@@ -9,10 +9,10 @@ attention. w is N / 2 - 1 random symbols from 1 to 127; 128 stands for a hidden 
 >>> print(np.where(targets[0] == IGNORE, 0, targets[0]))  # 0 for "not asked", to line up
 [  0   0   0   0   0   0   0 109  81  65  35  40]
 
-Departure from the paper: its language model reads the second w as it goes and could find the place again
-by the last symbol it saw; an encoder sees both ways, so that all of the second w is hidden here, and each
-answer stands N / 2 back, to be found by position alone. So what is tied to places, as a strided pattern or a learned
-matrix of positions, can be made for this task: it is no test of looking anything up.
+Departure from the paper: its language model reads the second w symbol by symbol and can find the answer by the last
+symbol. An encoder sees both directions, so this task hides the whole second w, and a model finds each answer by its
+position alone, N / 2 back. A fixed pattern, such as a stride or a learned matrix of positions, can therefore solve the
+task: it does not test content-based lookup.
 """
 
 import numpy as np
@@ -65,7 +65,7 @@ class Duplicate(Generated):
     generator = 1
     seed = 200104451
 
-    fixed_places = "each answer stands N / 2 before the place that asks"
+    fixed_places = "each answer is N / 2 positions before its question"
     vocab_size = SYMBOLS + 2
     n_classes = SYMBOLS + 1  # 0 is never an answer
 
@@ -78,7 +78,7 @@ class Duplicate(Generated):
         return generate(rng, rows, seq_len=seq_len)
 
     def baselines(self) -> dict[str, float]:
-        """The most frequent symbol, of train and of w."""
+        """The most frequent symbol of train; the most frequent symbol of w."""
         train, test = self.whole("train").targets, self.whole("test")
         words = test.inputs[:, 1 : self.seq_len // 2]
         commonest = np.array([np.bincount(word).argmax() for word in words])

@@ -1,255 +1,50 @@
-"""Files as people have them, as tables: what separates their columns, how they are encoded, which split they are.
+"""Tables from data files: csv and tsv, json, parquet and arrow, and folders of texts.
 
-The separator of a csv or tsv is found in the file; quotes are special between tabs only where the file is written so:
-
->>> separator_of("text;label\\na, b;1\\nc, d;0\\n", ",", "reviews.csv")
-';'
->>> is_quoted('"a\\nb"\\t1\\n'), is_quoted('say "a"\\t1\\n')
-(True, False)
-
-A split is named by a word in the name of a file, or else of a folder around it:
-
->>> [split_of(Path(name)) for name in ("labeledTrainData.tsv", "dev/part-0.csv", "latest.csv")]
-['train', 'validation', '']
-
-Files packed with gzip, bzip2 or zstd are read as they are.
+`folders.py` finds the files of each split, `layouts.py` detects the layout of a csv or tsv.
 """
 
-import bz2
-import csv
-import gzip
 import hashlib
 import io
 import json
-import os
 import re
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any
 
-from tasks.cache import Table, folder_of
+from tasks.cache import Table
+from tasks.folders import format_of
+from tasks.layouts import Layout, as_bytes, layout_of, open_text
 
-READERS = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".ndjson": "json",
-    ".feather": "arrow",
-}
-"""Suffix of a file -> its format."""
-PACKED = (".gz", ".bz2", ".zst")
-VERSION = 2  # raise it when the same files are read in another way
-SAMPLE = 2**20  # characters from which the separator is found
+VERSION = 2  # raise it when the same files give other tables
 BATCH = 1_000  # rows in memory at a time
-SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
-SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-    "eval": "eval",
-    "evaluation": "eval",
-}
-"""Words in names -> the split; "eval" is validation beside a test split, else test."""
-UNLABELLED = {"unsup", "unsupervised", "unlabeled", "unlabelled"}
-"""Folders of texts that are no class."""
-PACKAGES = {"site-packages", "node_modules"}
-OURS = {"environment.json", "records.jsonl", "table.csv", "charts", "checkpoints", "track"}
-"""What a comparison writes into its folder and could pass for data."""
-
-
-def known_formats() -> str:
-    return ", ".join(suffix[1:] for suffix in READERS)
-
-
-def suffix_of(path: Path) -> str:
-    """The suffix that tells the format: ".csv" of reviews.csv.gz."""
-    plain = path.with_suffix("") if path.suffix.lower() in PACKED else path
-    return plain.suffix.lower()
-
-
-def format_of(path: Path) -> str:
-    """ "csv", "json", "parquet" or "arrow"; "" for any other file. Only text may be packed."""
-    found = READERS.get(suffix_of(path), "")
-    return "" if found in ("parquet", "arrow") and path.suffix.lower() in PACKED else found
-
-
-def split_of(path: Path) -> str:
-    """The split that a file's name, or else that of a folder around it, speaks of; "" for none."""
-    for part in reversed(path.parts):
-        for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", part):
-            if word.lower() in SPLIT_WORDS:
-                return SPLIT_WORDS[word.lower()]
-    return ""
-
-
-def files_below(folder: Path) -> list[Path]:
-    """All files that may be data, in order: none that is hidden, of a package or cache, or that a comparison wrote."""
-    import datasets
-
-    caches = folder_of("").parent, Path(datasets.config.HF_DATASETS_CACHE)
-    seen = {path.resolve() for path in (folder, *caches)}
-    found = []
-    for here, folders, names in os.walk(folder, followlinks=True):
-        place, written = Path(here), set(PACKAGES)
-        if _is_results(place, names):
-            written |= OURS if place == folder else {*folders, *names}
-        for name in folders.copy():
-            inside = (place / name).resolve()
-            if name.startswith((".", "__")) or name in written or inside in seen:
-                folders.remove(name)
-            seen.add(inside)
-        found += [place / name for name in names if not name.startswith(".") and name not in written]
-    return sorted(file for file in found if file.is_file())
-
-
-def _is_results(folder: Path, names: Iterable[str]) -> bool:
-    """Whether a comparison wrote its results, or a report of several, into this folder."""
-    if {"report.md", "table.tex"} <= set(names):
-        return True
-    if "environment.json" not in names:
-        return False
-    try:
-        machine = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(machine, dict) and {"python", "torch", "packages", "command"} <= set(machine)
-
-
-def files_by_split(folder: Path) -> dict[str, list[Path]]:
-    """The files of columns of each split, of the format that most of the split's files have; {} = there are none.
-
-    Where some files are named by a split, those that are not are train if no other is, and else are none of it.
-    """
-    named: dict[str, list[Path]] = defaultdict(list)
-    for file in files_below(folder):
-        if format_of(file):
-            named[split_of(file.relative_to(folder))].append(file)
-    others = named.pop("", [])
-    if "train" not in named and others:
-        named["train"] = others
-    splits = {}
-    for split, files in named.items():
-        count = Counter(map(format_of, files))
-        most = max(READERS.values(), key=count.__getitem__)
-        splits[split] = [file for file in files if format_of(file) == most]
-    return splits
-
-
-def texts_by_split(folder: Path) -> dict[str, list[tuple[Path, str]]]:
-    """The texts of each split and their classes, where folders named as the classes hold a file for each text.
-
-    {} where there are not two such folders. A class of "" is none.
-    """
-    splits: dict[str, list[tuple[Path, str]]] = defaultdict(list)
-    for file in files_below(folder):
-        *around, kind = file.relative_to(folder).parts[:-1] or ("",)
-        if suffix_of(file) in ("", ".txt") and kind and kind.lower() not in SPLIT_WORDS:
-            split = split_of(Path(*around)) or "train"
-            splits[split].append((file, "" if kind.lower() in UNLABELLED else kind))
-    classes = {kind for files in splits.values() for _, kind in files} - {""}
-    return dict(splits) if len(classes) > 1 else {}
 
 
 def read_texts(files: Sequence[tuple[Path, str]]) -> Table:
-    """A table of "text" and "label", a row for each file."""
+    """A table of "text" and "label", one row for each file."""
 
     def rows() -> Iterator[dict[str, Any]]:
         for file, kind in files:
             stream, encoding = open_text(file)
             with stream:
-                yield {"text": _as_bytes(stream.read(), encoding), "label": kind.encode("utf-8", "surrogateescape")}
+                yield {"text": as_bytes(stream.read(), encoding), "label": kind.encode("utf-8", "surrogateescape")}
 
     return _table(rows, {"text": "binary", "label": "binary"}, [file for file, _ in files])
 
 
 def read_files(files: Sequence[Path], kind: str) -> Table:
-    """The rows of files of one format, one after the other.
+    """The rows of files of one format, file after file.
 
-    kind: as `format_of` has it.
+    kind: a format, as `format_of` returns it.
 
     Raises:
-        ValueError: files of other columns than the first; whatever is wrong with one.
+        ValueError: a file with other columns than the first; any fault of a file.
     """
     return {"csv": _read_csv, "json": _read_json, "parquet": _read_columns, "arrow": _read_columns}[kind](files)
 
 
-def open_text(file: Path) -> tuple[TextIO, str]:
-    """The letters of a file, unpacked, and their encoding: "utf-16" or "utf-32" where a mark says so.
-
-    Else "latin-1", each byte a letter, so that all come back; a mark of UTF-8 is skipped. Line ends stay as they are.
-    """
-    with file.open("rb") as peeked:
-        magic = peeked.read(4)
-    raw: Any
-    if magic.startswith(b"\x1f\x8b"):
-        raw = gzip.GzipFile(file)
-    elif magic.startswith(b"BZh"):
-        raw = bz2.BZ2File(file)
-    elif magic == b"\x28\xb5\x2f\xfd":
-        import pyarrow as pa
-
-        raw = pa.CompressedInputStream(pa.OSFile(str(file)), "zstd")
-    else:
-        raw = file.open("rb", buffering=0)
-    stream = io.BufferedReader(raw)
-    start = stream.peek(4)[:4]
-    encoding = "latin-1"
-    if start in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
-        encoding = "utf-32"
-    elif start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encoding = "utf-16"
-    elif start.startswith(b"\xef\xbb\xbf"):
-        stream.read(3)
-    return io.TextIOWrapper(stream, encoding=encoding, newline=""), encoding
-
-
-def _as_bytes(letters: str, encoding: str) -> bytes:
-    """What stands in the file; in UTF-8 where the file has two bytes a letter or more."""
-    return letters.encode("latin-1") if encoding == "latin-1" else letters.encode("utf-8", "surrogatepass")
-
-
-def letters_of(text: bytes) -> str:
-    """UTF-8, or else as Windows writes Western letters."""
-    for encoding in ("utf-8", "cp1252"):
-        try:
-            return text.decode(encoding)
-        except UnicodeDecodeError:
-            pass
-    return text.decode("latin-1")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a csv or tsv is written.
-
-    Attributes:
-        file: whose layout it is.
-        columns: their names, without outer spaces.
-        separator: between two columns.
-        quoting: a constant of the module `csv`.
-        line_end: "\\n" where that alone ends a line, so that a "\\r" in a text does not; else None.
-    """
-
-    file: Path
-    columns: tuple[str, ...]
-    separator: str
-    quoting: Literal[0, 3]
-    line_end: str | None
-
-
 def _read_csv(files: Sequence[Path]) -> Table:
-    """Columns of bytes, with nothing guessed: "NA" and "01" are texts."""
+    """Columns of bytes without type inference: "NA" and "01" are texts."""
     layouts = [layout_of(file) for file in files]
     first = layouts[0]
     for layout in layouts[1:]:
@@ -270,7 +65,7 @@ def _csv_rows(layouts: Iterable[Layout]) -> Iterator[dict[str, Any]]:
             quoting=layout.quoting,
             header=0,
             names=layout.columns,
-            converters=dict.fromkeys(layout.columns, partial(_as_bytes, encoding=encoding)),
+            converters=dict.fromkeys(layout.columns, partial(as_bytes, encoding=encoding)),
             na_filter=False,
             lineterminator=layout.line_end,
             chunksize=BATCH,
@@ -281,104 +76,8 @@ def _csv_rows(layouts: Iterable[Layout]) -> Iterator[dict[str, Any]]:
                     yield dict(zip(layout.columns, row, strict=True))
 
 
-def layout_of(file: Path) -> Layout:
-    """Found from the start of the file.
-
-    Raises:
-        ValueError: no text, no rows, or what nobody can tell, in one line.
-    """
-    import pandas as pd
-
-    stream, encoding = open_text(file)
-    with stream:
-        start = stream.read(SAMPLE)
-        blocks = iter(lambda: stream.read(SAMPLE), "")
-        if encoding == "latin-1" and ("\0" in start or any("\0" in block for block in blocks)):
-            raise ValueError(f"expected text, got zero bytes in {file}: unpack it, or save it as UTF-8")
-    if not start.strip():
-        raise ValueError(f"expected a header and rows, got the empty file {file}")
-    line, end, _ = start.partition("\n")
-    line_end = "\n" if end and not line.endswith("\r") else None
-    sample = start.replace("\r", " ") if line_end else start
-    separator = separator_of(sample, "\t" if suffix_of(file) == ".tsv" else ",", str(file))
-    quoting = _quoting(sample, separator)
-    stream, _ = open_text(file)
-    with stream:
-        head = pd.read_csv(stream, sep=separator, quoting=quoting, header=None, nrows=2, dtype=str, na_filter=False)
-    if len(head) < 2:
-        raise ValueError(f"expected rows below the header of {file}, got none")
-    columns = tuple(letters_of(_as_bytes(name, encoding)).strip() for name in head.iloc[0])
-    if quoting == csv.QUOTE_NONE:
-        columns = tuple(name.strip('"').strip() for name in columns)
-    if len(set(columns)) < len(columns):
-        raise ValueError(f"expected columns of different names in {file}, got {', '.join(columns)}")
-    return Layout(file, columns, separator, quoting, line_end)
-
-
-def separator_of(sample: str, usual: str, name: str) -> str:
-    """What stands between the columns: the usual separator, or another by which all rows are as long as the header.
-
-    Args:
-        sample: the start of a file, SAMPLE letters or all.
-
-    Raises:
-        ValueError: where another separator divides the header, but not all rows alike.
-    """
-    order = [usual, *(separator for separator in SEPARATORS if separator != usual)]
-    widths = {separator: _widths(sample, separator) for separator in order}
-    divided = [separator for separator in order if widths[separator] and widths[separator][0] > 1]
-    for separator in divided:
-        if len(set(widths[separator])) == 1:
-            return separator
-    if divided and usual not in divided:
-        wanted = SEPARATORS[usual]
-        raise ValueError(
-            f"expected columns between which a {wanted} stands, got one column in {name}: "
-            f"is {divided[0]!r} the separator? By it rows differ in length: quote texts that hold it"
-        )
-    return usual
-
-
-def _quoting(sample: str, separator: str) -> Literal[0, 3]:
-    """The constant of the module `csv`."""
-    return csv.QUOTE_NONE if separator == "\t" and not is_quoted(sample) else csv.QUOTE_MINIMAL
-
-
-def _widths(sample: str, separator: str) -> list[int]:
-    """Fields in each row of a sample, the last row being left out where it may be cut."""
-    quoting = _quoting(sample, separator)
-    limit = csv.field_size_limit(2 * SAMPLE)
-    try:
-        rows = csv.reader(io.StringIO(sample, newline=""), delimiter=separator, quoting=quoting)
-        widths = [len(row) for row in rows if row]
-    except csv.Error:
-        return []
-    finally:
-        csv.field_size_limit(limit)
-    return widths[:-1] if len(sample) >= SAMPLE and len(widths) > 1 else widths
-
-
-FIELD = re.compile(r'("(?:[^"]|"")*"|[^"\t\r\n]*)(?:\t|\r\n|\n|\r|\Z)')
-
-
-def is_quoted(sample: str) -> bool:
-    """Whether quotes enclose fields between tabs, and are not letters of the texts.
-
-    They do where each quote fits that reading, and one of them encloses a line end, a tab, a quote, or the header.
-    """
-    place, needed = 0, sample.startswith('"')
-    while place < len(sample):
-        field = FIELD.match(sample, place)
-        if field is None:
-            # Only the last field of a sample may be without its end.
-            return needed and len(sample) >= SAMPLE and sample[place] == '"' and '"\t' not in sample[place + 1 :]
-        needed = needed or (field[1].startswith('"') and re.search(r'[\t\r\n"]', field[1][1:-1]) is not None)
-        place = field.end()
-    return needed
-
-
 def _read_json(files: Sequence[Path]) -> Table:
-    """A row for each object; what is nested goes by dotted names."""
+    """A row for each object; nested values get dotted names."""
     kinds: dict[str, set[str]] = {}
     for file in files:
         for row in json_rows(file):
@@ -402,12 +101,12 @@ def _read_json(files: Sequence[Path]) -> Table:
 
 def _kind_of(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
-        return "str"  # a number too long for any column
+        return "str"  # an integer beyond 64 bits
     return type(value).__name__
 
 
 def _type_for(kinds: set[str]) -> str:
-    """Of a column that holds values of these Python types."""
+    """The type of a column with values of these Python types."""
     if "list" in kinds:
         return "list"
     if kinds == {"bool"}:
@@ -421,9 +120,9 @@ def _text(value: Any) -> bytes:
     if not isinstance(value, str):
         return str(value).encode()
     try:
-        return value.encode("utf-8", "surrogateescape")  # bytes of the file that are no UTF-8
+        return value.encode("utf-8", "surrogateescape")  # keeps bytes of the file that are not UTF-8
     except UnicodeEncodeError:
-        return value.encode("utf-8", "replace")  # half of an escaped pair
+        return value.encode("utf-8", "replace")  # an unpaired surrogate
 
 
 MAKERS: dict[str, Callable[[Any], Any]] = {
@@ -436,10 +135,10 @@ MAKERS: dict[str, Callable[[Any], Any]] = {
 
 
 def json_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file, one a line or in a list, itself or under the one name that holds such; lists of columns.
+    """The rows of a file: one object a line, one list of objects, at the top or under a name, or lists of columns.
 
     Raises:
-        ValueError: anything else.
+        ValueError: any other structure.
     """
     stream, encoding = open_text(file)
     if encoding == "latin-1":
@@ -473,30 +172,30 @@ def _parsed(line: str) -> Any:
 
 
 def _objects(whole: Any, file: Path) -> Iterable[Any]:
-    """The rows in what a file holds."""
+    """The rows of a parsed file."""
     if isinstance(whole, list):
         return whole
     if not isinstance(whole, dict):
         raise ValueError(f"expected a list of objects in {file}, got {type(whole).__name__}")
     data, columns = whole.get("data"), whole.get("columns")
-    if isinstance(data, list) and isinstance(columns, list):  # as pandas writes orient="split"
+    if isinstance(data, list) and isinstance(columns, list):  # the layout of pandas with orient="split"
         return [dict(zip(map(str, columns), row, strict=True)) for row in data]
     lists = {name: value for name, value in whole.items() if isinstance(value, list)}
     rows = {name: value for name, value in lists.items() if value and all(isinstance(row, dict) for row in value)}
     if "data" in rows or len(rows) == 1:
         return rows.get("data") or next(iter(rows.values()))
     if rows:
-        raise ValueError(f"expected one list of objects in {file}, got {', '.join(rows)}: save each as a file")
+        raise ValueError(f"expected one list of objects in {file}, got {', '.join(rows)}: save each list as a file")
     if lists and len(lists) == len(whole) and len({len(value) for value in lists.values()}) == 1:
         return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
-    if whole and all(isinstance(value, dict) for value in whole.values()):  # column -> number of the row -> value
+    if whole and all(isinstance(value, dict) for value in whole.values()):  # column -> index of the row -> value
         numbers = dict.fromkeys(number for value in whole.values() for number in value)
         return [{name: value.get(number) for name, value in whole.items()} for number in numbers]
     return [whole]
 
 
 def _flat(row: Any, file: Path, before: str = "") -> dict[str, Any]:
-    """One value under each dotted name."""
+    """The values of a row, nested ones under dotted names."""
     if not isinstance(row, dict):
         raise ValueError(f"expected an object for each row of {file}, got {type(row).__name__}")
     found: dict[str, Any] = {}
@@ -506,14 +205,14 @@ def _flat(row: Any, file: Path, before: str = "") -> dict[str, Any]:
 
 
 def _read_columns(files: Sequence[Path]) -> Table:
-    """Of parquet and arrow files."""
+    """The rows of parquet or arrow files."""
     import datasets
 
     schemas = [_schema_of(file) for file in files]
     classes = [_class_names(schema) for schema in schemas]
     for file, found in zip(files, classes, strict=True):
         if found != classes[0]:
-            raise ValueError(f"expected the classes of {files[0]}, {classes[0]}, got {found} in {file}")
+            raise ValueError(f"expected the classes {classes[0]} as in {files[0]}, got {found} in {file}")
     if any(_is_strange(kind) for schema in schemas for kind in schema.types):
         return datasets.concatenate_datasets([datasets.Dataset(_plain(_arrow_of(file))) for file in files])
     kind = format_of(files[0]) or "parquet"
@@ -530,7 +229,7 @@ def _schema_of(file: Path) -> Any:
 
 
 def _arrow_of(file: Path) -> Any:
-    """The rows, where they lie if they can."""
+    """The rows of a file, memory-mapped if possible."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -544,7 +243,7 @@ def _arrow_of(file: Path) -> Any:
 
 
 def _class_names(schema: Any) -> dict[str, list[str]]:
-    """The names of the classes in each column that has such."""
+    """The class names of each column that has them."""
     import datasets
 
     if b"huggingface" not in (schema.metadata or {}):
@@ -554,14 +253,14 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
 
 
 def _is_strange(kind: Any) -> bool:
-    """Whether `datasets` knows a plain form of this Arrow type alone."""
+    """Whether `datasets` supports only the plain form of this Arrow type."""
     import pyarrow as pa
 
     return bool(pa.types.is_dictionary(kind) or pa.types.is_string_view(kind) or pa.types.is_binary_view(kind))
 
 
 def _plain(table: Any) -> Any:
-    """Without views and dictionaries."""
+    """The table with plain types in place of views and dictionaries."""
     import pyarrow as pa
 
     def plain(kind: Any) -> Any:
@@ -575,12 +274,12 @@ def _plain(table: Any) -> Any:
 
 
 def escape(path: str) -> str:
-    """A path that `datasets` does not take for a pattern."""
+    """A path with its pattern characters escaped for `datasets`."""
     return re.sub(r"([*?[])", r"[\1]", path)
 
 
 def _table(rows: Callable[[], Iterator[dict[str, Any]]], types: Mapping[str, str], files: Sequence[Path]) -> Table:
-    """The rows as a `Dataset` that `datasets` keeps, under a name that follows the files."""
+    """The rows as a `Dataset` that `datasets` caches, under a fingerprint of the files."""
     import datasets
 
     digest = hashlib.sha256(f"{VERSION} {sorted(types.items())}".encode("utf-8", "surrogateescape"))

@@ -1,4 +1,4 @@
-"""What tasks share whose samples a seeded generator draws."""
+"""The base of tasks whose samples come from a seeded generator."""
 
 import hashlib
 from abc import abstractmethod
@@ -11,34 +11,34 @@ from numpy.typing import NDArray
 from tasks.base import SPLITS, Batch, Task
 from tasks.cache import Row, Rows, Split, fresh, matrix
 
-CHUNK = 2**20  # tokens that are drawn at a time
+CHUNK = 2**20  # tokens drawn at a time
 
 
 class Generated(Task):
-    """A task whose samples, all of one length, a seeded generator draws; each split from a stream of its own."""
+    """A task with generated samples of one length; each split has a random stream of its own."""
 
     generator: ClassVar[int]
-    """Raise it when the same arguments generate something else."""
+    """Raise it when the same arguments generate other samples."""
     seed: ClassVar[int]
     stored: ClassVar[type[np.int16] | type[np.float32]] = np.int16
     """The type of the numbers in rows."""
     max_rows: ClassVar[dict[Split, int]] = {"train": 50_000, "validation": 3_000, "test": 3_000}
     max_tokens: ClassVar[dict[Split, int]] = {"train": 2**25, "validation": 2**21, "test": 2**21}
-    """Of these two the one that allows fewer samples counts."""
+    """The smaller of the two limits counts."""
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, rows: int, seq_len: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Inputs and targets of so many samples of a length up to the task's own, (rows, …) both, as rows keep them.
+        """Inputs and targets of ``rows`` samples, both (rows, …) as stored; seq_len is at most the task's own length.
 
         Ids and classes are those of the task's own length.
         """
 
     def draw_train(self, rng: np.random.Generator, rows: int, seq_len: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """As `draw`, for training, where a task trains on something else than it is tested on."""
+        """As `draw`, for training; tasks override it if training and test samples differ."""
         return self.draw(rng, rows, seq_len)
 
     def count(self, split: Split) -> int:
-        """Samples that are drawn for a split."""
+        """The number of samples to draw for a split."""
         return min(self.max_rows[split], self.max_tokens[split] // self.seq_len)
 
     @property
@@ -66,7 +66,7 @@ class Generated(Task):
         return self.to_batch(inputs, targets)
 
     def to_batch(self, inputs: NDArray[Any], targets: NDArray[Any]) -> Batch:
-        """What `draw` made, as a batch."""
+        """The arrays of `draw` as a batch."""
         return Batch(inputs.astype(np.int64), targets.astype(np.int64))
 
     @property
@@ -74,7 +74,7 @@ class Generated(Task):
         return self.min_len
 
     def _train(self, rng: np.random.Generator, batch_size: int, seq_len: int) -> Iterator[Batch]:
-        """Below the task's own length samples are drawn as they are needed, each once."""
+        """At shorter lengths every batch has new samples."""
         if seq_len == self.seq_len:
             yield from super()._train(rng, batch_size, seq_len)
         while True:

@@ -1,13 +1,13 @@
-"""CIFAR-10 as a sequence: gray pixels one after the other, or patches, as a vision transformer reads them.
+"""CIFAR-10 as a sequence of gray pixels, or of patches, as a vision transformer reads them.
 
 Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009); as a task for long sequences: Tay et al.,
-"Long Range Arena" (arXiv 2011.04006). Read from the Hugging Face hub, `uoft-cs/cifar10`: 50,000 training images, of
-which a seeded 10 % are for validation, and 10,000 test images.
+"Long Range Arena" (arXiv 2011.04006). The task reads `uoft-cs/cifar10` from the Hugging Face hub: 50,000 training
+images, of which a seeded 10 % are the validation split, and 10,000 test images.
 
-At length 1024 an image is its pixels, row by row, in gray = 0.2989 R + 0.587 G + 0.114 B, rounded; an id is its pixel
-+ 1, for 0 is padding, and a black pixel is none. At 256, 64 and 16 it is its patches of 2, 4 and 8 pixels squared: the
-three colours of their pixels, as features in [-1, 1], with a linear map before the encoder (Dosovitskiy et al., "An
-Image is Worth 16x16 Words", arXiv 2010.11929). Black, red, and white above blue:
+At length 1024 the tokens are the pixels, row by row, in gray = 0.2989 R + 0.587 G + 0.114 B, rounded. An id is its
+pixel + 1; 0 is padding, so a black pixel does not count as padding. At 256, 64 and 16 the inputs are patches of 2, 4
+and 8 pixels squared: the three colours of their pixels, as features in [-1, 1], with a linear map before the encoder
+(Dosovitskiy et al., "An Image is Worth 16x16 Words", arXiv 2010.11929). Black, red, and white above blue:
 
 >>> image = np.array([[[[0, 0, 0], [255, 0, 0]], [[255, 255, 255], [0, 0, 255]]]], np.uint8)
 >>> print(tokens(image))
@@ -20,10 +20,10 @@ Image is Worth 16x16 Words", arXiv 2010.11929). Black, red, and white above blue
 >>> print(patches(image, size=2)[0])
 [[-1. -1. -1.  1. -1. -1.  1.  1.  1. -1. -1.  1.]]
 
-Departures from Long Range Arena: pixels are shifted by 1 (there a black pixel passes for padding), and exact copies of
-an image are left out, of test images from train. Near copies stay:
-3 % of the test images have one in train (Barz and Denzler, arXiv 1902.00423), and published scores include them. The
-vision transformer's class token is replaced by what every task here has, the mean over positions.
+Departures from Long Range Arena: pixels are shifted by 1 (LRA takes a black pixel for padding). Exact copies of an
+image are dropped; if test and train share an image, train loses it. Near copies stay: 3 % of the test images have one
+in train (Barz and Denzler, arXiv 1902.00423), and published scores include them. As in every task here, the mean over
+positions replaces the vision transformer's class token.
 """
 
 import hashlib
@@ -47,15 +47,15 @@ EVALUATED: tuple[Split, ...] = ("test", "validation")
 CIFAR = "uoft-cs/cifar10"
 COLUMNS = ("img", "image")
 SIDE = 32
-HELD_OUT = 0.1  # of the training images, for each split that the source does not have
-READ_AT_ONCE = 256  # images in memory, where a split is read whole
+HELD_OUT = 0.1  # share of the training images that becomes each split that the source lacks
+READ_AT_ONCE = 256  # images in memory while a whole split is read
 FITTED = 10_000  # images that the baseline is fitted on
 
 Pixels = NDArray[np.uint8]
 
 
 def gray(images: Pixels) -> Pixels:
-    """(B, H, W) from colours (B, H, W, 3), in whole numbers: the same on every machine."""
+    """(B, H, W) from colours (B, H, W, 3), in integer arithmetic, so that every machine gives the same."""
     weighted = images.astype(np.int32) @ np.array([2989, 5870, 1140], np.int32)
     return ((weighted + 5000) // 10_000).astype(np.uint8)
 
@@ -68,7 +68,7 @@ def tokens(images: Pixels) -> NDArray[np.int64]:
 def patches(images: Pixels, size: int) -> NDArray[np.float32]:
     """Images (B, H, W, 3) cut into squares of ``size`` pixels, row by row: (B, (H / size) (W / size), 3 size²).
 
-    The features of a patch are its pixels, row by row, three colours each, from 0 … 255 brought to [-1, 1].
+    The features of a patch are its pixels, row by row, three colours each, scaled from 0 … 255 to [-1, 1].
     """
     batch, height, width, colours = images.shape
     grid = images.reshape(batch, height // size, size, width // size, size, colours)
@@ -79,9 +79,9 @@ def patches(images: Pixels, size: int) -> NDArray[np.float32]:
 
 
 def deal(sizes: Mapping[Split, int]) -> dict[Split, tuple[Split, list[int]]]:
-    """What each split is made of, test first: a split of the source, and the numbers of its images.
+    """The origin of each split, test first: a split of the source, and the numbers of its images.
 
-    Train gives a tenth of its images for each of the others that the source does not have.
+    A tenth of the images of train replaces each other split that the source lacks.
     """
     left = np.random.default_rng(SEED).permutation(sizes["train"])
     held_out = round(HELD_OUT * len(left))
@@ -101,10 +101,10 @@ class Source:
 
     Args:
         table: rows of the hub's schema: the image in "img" or "image", its class in "label".
-        where: the split and the data set it is of, for messages.
+        where: the split and its data set, for messages.
 
     Raises:
-        ValueError: a column that is not there, or holds no images; a label that is no whole number from 0.
+        ValueError: a missing column; a column without images; a label that is not a whole number from 0.
     """
 
     table: Table
@@ -128,12 +128,12 @@ class Source:
 
     @property
     def class_names(self) -> list[str]:
-        """As the source names them; none where it does not."""
+        """The names that the source gives the classes; empty if it gives none."""
         return list(getattr(self.table.features["label"], "names", None) or [])
 
     @cached_property
     def files(self) -> Table:
-        """Rows of one column, the images as they are stored: a dict of "bytes" and "path" each."""
+        """Rows of one column: each image as stored, a dict of "bytes" and "path"."""
         import datasets
 
         column = next(name for name in COLUMNS if name in self.table.column_names)
@@ -147,7 +147,7 @@ class Source:
         """The colours of these images, 32 x 32 x 3 bytes each.
 
         Raises:
-            ValueError: an image that cannot be decoded, or of another size.
+            ValueError: an image that is missing, cannot be decoded, or has another size.
         """
         import datasets
 
@@ -155,7 +155,7 @@ class Source:
         for number, row in zip(numbers, self.files.select(numbers), strict=True):
             (file,) = row.values()
             if file is None:
-                raise ValueError(f"image: image {number} of {self.where} is missing: leave its row out")
+                raise ValueError(f"image: image {number} of {self.where} is missing: remove its row")
             try:
                 picture = image.decode_example(file)
             except Exception as error:  # whatever PIL raises on a damaged file
@@ -170,7 +170,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig:
-    """Where the images are.
+    """Source of the images.
 
     Attributes:
         data: a parquet or arrow file, a folder, or a hub id (owner/name) of images of 32 x 32 pixels, with columns
@@ -215,7 +215,7 @@ class Image(Task):
 
     @cached_property
     def n_classes(self) -> int:  # type: ignore[override]
-        """As many as the source has."""
+        """The number of classes of the source."""
         return 1 + max(int(self.labels(split).max()) for split in SPLITS)
 
     @cached_property
@@ -229,7 +229,7 @@ class Image(Task):
         for name, found in names.items():
             if found != next(iter(names.values())):
                 wanted = f"expected classes of the same names and order in every split of {self.source}"
-                raise ValueError(f"image: {wanted}, got others in {name} than in {next(iter(names))}")
+                raise ValueError(f"image: {wanted}, got different ones in {name} and {next(iter(names))}")
         classes = sorted({label for source in sources.values() for label in source.labels})
         if len(trained := set(sources["train"].labels)) < 2:
             got = ", ".join(map(str, trained)) or "none"
@@ -295,6 +295,6 @@ class Image(Task):
     def notes(self) -> list[str]:
         first = {split: self.tables[split][0] for split in SPLITS}
         carved = [split for split in EVALUATED if first[split]["source"] != split]
-        notes = [f"no {split} split in {self.source}: {HELD_OUT:.0%} of train taken for it" for split in carved]
+        notes = [f"no {split} split in {self.source}: {HELD_OUT:.0%} of train replaces it" for split in carved]
         copies = first["train"]["total"] - sum(map(self.size, SPLITS))
         return notes + ([f"left out: {copies:,} exact copies of other images"] if copies else [])

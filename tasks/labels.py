@@ -1,7 +1,7 @@
-"""What the labels of several splits mean: the names of the classes, the same in every split.
+"""Names for the classes of labels, the same in every split.
 
-Splits need not store labels alike. 1, 1.0 and "1" are one class, as are True and "true"; a number is the class of that
-number where another split names its classes:
+Splits may store labels in different ways. 1, 1.0 and "1" are one class, and so are True and "true". If another split
+names its classes, a number means the class of that index:
 
 >>> import datasets
 >>> named = datasets.ClassLabel(names=["neg", "pos"])
@@ -9,7 +9,7 @@ number where another split names its classes:
 >>> found.names, found.of("test", 1.0), found.of("test", -1.0)
 (['neg', 'pos'], 'pos', '')
 
-Classes that are not named by the data are numbered in the order of their names, numbers by their value:
+Classes without names in the data are sorted by name, numbers by value:
 
 >>> in_order({"10", "9", "-1"}), in_order({"pos", "neg", "10"})
 (['-1', '9', '10'], ['10', 'neg', 'pos'])
@@ -25,17 +25,17 @@ import numpy as np
 
 from tasks.base import SPLITS
 from tasks.cache import Split
-from tasks.files import letters_of
+from tasks.layouts import letters_of
 
 MISSING = {"nan", "<na>", "#n/a"}
-"""Words for no class, in any case, that programs write."""
+"""Words that programs write for a missing class, in any case."""
 MISSING_AMONG_NUMBERS = {"na", "n/a", "none", "null", "?", "-", "."}
-"""Those that may name a class, but not beside numbers."""
+"""Words that mean a missing class only among numbers; elsewhere they may name a class."""
 TRUTHS = {"false": "0", "true": "1"}
 SHOWN = 5  # classes that a message lists
 
 Column = tuple[Any, Sequence[Any]]
-"""The feature of a column of labels, as `datasets` has it, and the different values in it."""
+"""The feature of a column of labels, as in `datasets`, and its distinct values."""
 
 
 @dataclass
@@ -43,9 +43,9 @@ class Classes:
     """The classes of a data set.
 
     Attributes:
-        names: of the classes, in the order of their numbers.
-        unlabelled: the splits without a single class.
-        remarks: what was taken for one class, or for two, in words for the user.
+        names: names of the classes, in the order of their numbers.
+        unlabelled: splits in which no row has a class.
+        remarks: sentences for the user about labels that were joined or kept apart.
     """
 
     names: list[str] = field(default_factory=list)
@@ -55,14 +55,14 @@ class Classes:
     _name: dict[Split, dict[str, str]] = field(default_factory=dict)
 
     def of(self, split: Split, label: Any) -> str:
-        """The name of the class of a label as a split stores it; "" for none."""
+        """The name of the class of a label that a split stores; "" for no class."""
         return self._name[split][self._spell[split](label)]
 
 
 def speller(feature: Any) -> Callable[[Any], str]:
-    """A function from a label as stored to letters, "" for none.
+    """A function from a stored label to text, "" for no class.
 
-    That function raises a ValueError for a number beyond the names of the classes.
+    The function raises a ValueError for a number beyond the named classes.
     """
     import datasets
 
@@ -90,7 +90,7 @@ def speller(feature: Any) -> Callable[[Any], str]:
 
 
 def key_of(spelling: str) -> str:
-    """The same for spellings of one value: of a whole number, or of a truth."""
+    """One key for all spellings of the same whole number or truth value."""
     if whole := re.fullmatch(r"([+-]?\d+)\.0*", spelling):
         spelling = whole[1]
     if spelling == "-0":
@@ -103,15 +103,14 @@ def is_number(key: str) -> bool:
 
 
 def name_classes(columns: Mapping[Split, Column], column: str) -> Classes:
-    """The classes that the labels of all splits stand for.
+    """The classes of the labels of all splits.
 
     Args:
-        columns: of each split.
+        columns: the column of labels of each split.
         column: its name, for messages.
 
     Raises:
-        ValueError: fewer than two classes in train; no class of train in another split; labels that can be read in two
-            ways.
+        ValueError: fewer than two classes in train; a split without any class of train; ambiguous labels.
     """
     import datasets
 
@@ -120,7 +119,7 @@ def name_classes(columns: Mapping[Split, Column], column: str) -> Classes:
     named = {s: _names(columns[s][0]) for s in splits if isinstance(columns[s][0], datasets.ClassLabel)}
     listed = {key_of(name): name for names in named.values() for name in names}
 
-    # Of each split: spelling -> key, which is the same for one class in all splits; "" = no class.
+    # For each split: spelling -> key. A class has the same key in all splits; "" = no class.
     keys: dict[Split, dict[str, str]] = {}
     for split in splits:
         spellings = {found._spell[split](label) for label in columns[split][1]}
@@ -153,9 +152,9 @@ def _names(feature: Any) -> list[str]:
 
 
 def _leave_out_missing(known: dict[str, str], trained: Mapping[str, str] | None) -> None:
-    """Give words for no class the key "".
+    """Give words for a missing class the key "".
 
-    trained: the keys of train, where -1 means no class unless train has it, or other than whole numbers from 0.
+    trained: the keys of train. If all of them are whole numbers from 0, the label -1 means no class.
     """
     words = MISSING
     rest = {key for key in known.values() if key.lower() not in MISSING | MISSING_AMONG_NUMBERS} - {""}
@@ -168,10 +167,10 @@ def _leave_out_missing(known: dict[str, str], trained: Mapping[str, str] | None)
 
 
 def _numbers_to_names(known: dict[str, str], named: Sequence[Sequence[str]], where: str) -> None:
-    """Numbers of classes become the keys of their names, where another split names its classes.
+    """Replace numbers of classes by the keys of their names, given the names in another split.
 
     Raises:
-        ValueError: where the numbers may be names as well.
+        ValueError: the numbers may also be names.
     """
     for spelling, key in known.items():
         if key == "-1" and "-1" not in map(key_of, named[0]):
@@ -197,7 +196,7 @@ def _numbers_to_names(known: dict[str, str], named: Sequence[Sequence[str]], whe
 
 
 def _truths_to_numbers(keys: Mapping[Split, dict[str, str]]) -> None:
-    """True and false become 1 and 0, where labels are these four and nothing else."""
+    """Replace true and false by 1 and 0, if all labels are among these four and some are 1 or 0."""
     used = {key for known in keys.values() for key in known.values()} - {""}
     if used <= {*TRUTHS, *TRUTHS.values()} and used & set(TRUTHS.values()):
         for known in keys.values():
@@ -205,7 +204,7 @@ def _truths_to_numbers(keys: Mapping[Split, dict[str, str]]) -> None:
 
 
 def _join_cases(keys: Mapping[Split, dict[str, str]]) -> list[str]:
-    """Join what differs in case alone, unless train tells the two apart; in words what was done."""
+    """Join labels that differ only in case, unless train has both; returns sentences about them."""
     alike: dict[str, list[str]] = defaultdict(list)
     for known in keys.values():
         for key in known.values():
@@ -215,10 +214,10 @@ def _join_cases(keys: Mapping[Split, dict[str, str]]) -> list[str]:
     for spellings in alike.values():
         if len(spellings) < 2:
             continue
-        told_apart = len(set(spellings) & set(keys["train"].values())) > 1
-        what = "two classes or more" if told_apart else "one class"
-        remarks.append(f"labels that differ in case alone are {what}: {shown(spellings)}")
-        if not told_apart:
+        both_in_train = len(set(spellings) & set(keys["train"].values())) > 1
+        what = "two classes or more" if both_in_train else "one class"
+        remarks.append(f"labels that differ only in case are {what}: {shown(spellings)}")
+        if not both_in_train:
             for known in keys.values():
                 known.update({spelling: spellings[0] for spelling, key in known.items() if key in spellings})
     return remarks
@@ -239,14 +238,14 @@ def _check(found: Classes, column: str) -> None:
 
 
 def shown(names: Iterable[str]) -> str:
-    """The first few, quoted."""
+    """The first few names, quoted."""
     listed = [repr(name) for name in names]
     more = f" and {len(listed) - SHOWN:,} more" if len(listed) > SHOWN else ""
     return ", ".join(listed[:SHOWN]) + more
 
 
 def in_order(names: set[str]) -> list[str]:
-    """Sorted: by value where all are numbers, else as text."""
+    """Sorted by value if all are numbers, else as text."""
     try:
         return sorted(names, key=lambda name: (float(name), name))
     except ValueError:

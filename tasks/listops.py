@@ -1,33 +1,34 @@
+# Longer than 400 lines: generator, reader and baselines share the symbols and the arithmetic of expressions.
 """ListOps: the value of a nested expression of list operations on single digits.
 
 Nangia & Bowman, "ListOps: A Diagnostic Dataset for Latent Tree Learning" (arXiv 1804.06028), in the long form of
 Long Range Arena (Tay et al., arXiv 2011.04006; google-research/long-range-arena, lra_benchmarks/data/listops.py).
-MIN, MAX, MED (the median, rounded down) and SM (the sum modulo 10) of two to ten arguments, each a digit or,
-with probability 1/4 down to the ninth level, an expression again. An operator and its bracket are one symbol:
+MIN, MAX, MED (the median, rounded down) and SM (the sum modulo 10) take two to ten arguments. Each argument is a digit
+or, with probability 1/4 down to the ninth level, another expression. An operator and its bracket are one symbol:
 
 >>> ids, label = generate(np.random.default_rng(3), 40, seq_len=16, min_len=10)[0]
 >>> decode(ids), label
 ('[SM [MED 7 4 3 4 4 2 ] 0 0 ]', 4)
 
-Long Range Arena's files have parentheses around every step; they are dropped, as it does itself:
+Long Range Arena's files have parentheses around every step; the reader drops them, as Long Range Arena does:
 
 >>> list(encode("( ( ( [MED 1 ) ( ( ( [MAX 8 ) 3 ) ] ) ) ] )"))
 [13, 2, 12, 9, 4, 15, 15]
 
-The root is an operator, and min_len < length < seq_len (500 and 2000 in Long Range Arena): trees are drawn until
-enough of them fit. Many grow at a time, a level after the other, and one that has outgrown seq_len is given up
-at once; those that fit are distributed as if all had been drawn whole.
+The root is an operator, and min_len < length < seq_len (500 and 2000 in Long Range Arena): the generator draws trees
+until enough of them fit. It grows many trees at a time, level by level, and drops a tree as soon as it outgrows
+seq_len; the distribution of the trees that fit is the same as without early dropping.
 
-How to read an accuracy at length 2000: the most frequent class is right in 17 % of the samples; the operator at
-the root alone gives 36 %, with its own digits 49 %. The results in Long Range Arena's table lie on the first two
-of these steps: 37.3 Reformer, 37.0 Synthesizer, 36.4 Transformer, 36.1 BigBird, 35.7 Linformer, 35.6 Longformer
-(and 33.7 Sinkhorn), but 18.0 Performer, 17.1 Sparse, 16.1 Linear, 15.8 Local.
+How to read an accuracy at length 2000: the most frequent class is right in 17 % of the samples, a guess from the
+operator at the root in 36 %, a guess from this operator and its own digits in 49 %. The results in Long Range Arena's
+table are near the first two of these baselines: 37.3 Reformer, 37.0 Synthesizer, 36.4 Transformer, 36.1 BigBird, 35.7
+Linformer, 35.6 Longformer (and 33.7 Sinkhorn), but 18.0 Performer, 17.1 Sparse, 16.1 Linear, 15.8 Local.
 
 Departures from Long Range Arena, whose generator has no seed:
-- Where seq_len is beyond 2000, trees may be deeper, by log(seq_len / 2000) / log(1.5), since a level more makes
-  them 1.5 times as long: of trees with ten levels next to none is longer than 8000.
-- Where trees are short and samples many, the same tree is drawn often. The test set, then validation, then train
-  keep it the first time; Long Range Arena deals out the set of all trees drawn.
+- Beyond seq_len 2000, trees may be deeper, by log(seq_len / 2000) / log(1.5) levels, since one level makes them 1.5
+  times as long: almost no tree with ten levels is longer than 8000.
+- With short trees and many samples, the generator draws the same tree often. The first of the splits test, validation
+  and train that draws a tree keeps it, once; Long Range Arena divides the set of all drawn trees among the splits.
 """
 
 import hashlib
@@ -51,8 +52,8 @@ NESTED = 0.25  # P(an argument is an expression)
 ARITIES = range(2, 11)
 LEVELS, LEVELS_FOR = 10, 2000
 EVAL_SAMPLES = 2000
-CHUNK_TOKENS = 2**21  # of the trees that grow at a time
-ONE_CORE_TOKENS = 2**24  # splits up to here are made sooner than other processes start
+CHUNK_TOKENS = 2**21  # tokens of the trees that grow at a time
+ONE_CORE_TOKENS = 2**24  # smaller splits take less time than starting other processes
 
 OPERATORS = ["[MIN", "[MAX", "[MED", "[SM"]
 SYMBOLS = ["", *map(str, range(10)), *OPERATORS, "]"]
@@ -71,7 +72,7 @@ def encode(text: str) -> bytes:
     """The ids of an expression with spaces or parentheses between its symbols, a byte each.
 
     Raises:
-        ValueError: for what is not a symbol of ListOps, and where there is none.
+        ValueError: a symbol that ListOps does not have, or no symbol at all.
     """
     symbols = text.replace("(", " ").replace(")", " ").split()
     if not symbols:
@@ -84,23 +85,23 @@ def encode(text: str) -> bytes:
 
 
 def decode(ids: bytes) -> str:
-    """The expression of these ids, a space between its symbols."""
+    """The expression of these ids, with a space between its symbols."""
     return " ".join(SYMBOLS[number] for number in ids)
 
 
 def levels_for(seq_len: int) -> int:
-    """How deep a tree may be, its root counted."""
+    """The maximal depth of a tree, its root included."""
     children = NESTED * (ARITIES[0] + ARITIES[-1]) / 2
     return LEVELS + max(0, round(math.log(seq_len / LEVELS_FOR, children)))
 
 
 def before(sizes: Ints) -> Ints:
-    """Where each of these neighbours starts."""
+    """The start of each of these neighbouring spans."""
     return np.cumsum(sizes) - sizes
 
 
 def grow(rng: np.random.Generator, roots: int, *, seq_len: int, min_len: int) -> list[Ints]:
-    """Draw so many trees, and keep those that fit.
+    """Draw ``roots`` trees, and keep those that fit.
 
     Returns:
         Level by level from the root, the number of arguments of each node, 0 for a digit; nodes are in the order of
@@ -111,7 +112,7 @@ def grow(rng: np.random.Generator, roots: int, *, seq_len: int, min_len: int) ->
     lengths = np.ones(roots, np.int64)
     levels = [(tree, arity)]
     for level in range(2, depth + 1):
-        # An expression adds its bracket and its arguments, which are a symbol each at least.
+        # An expression adds its bracket and at least one symbol for each argument.
         lengths += np.bincount(tree, arity + (arity > 0), roots).astype(np.int64)
         tree = np.repeat(tree, np.where(lengths[tree] < seq_len, arity, 0))
         nested = (rng.random(len(tree)) < NESTED) & (level < depth)
@@ -122,7 +123,7 @@ def grow(rng: np.random.Generator, roots: int, *, seq_len: int, min_len: int) ->
 
 
 def apply(operators: Ints, values: Ints, arity: Ints) -> Ints:
-    """The value of each operator; its ``arity`` arguments lie beside those of its neighbours in ``values``."""
+    """The value of each operator; ``values`` holds the arguments of one operator after those of another."""
     first = before(arity)
     ordered = np.sort(10 * np.repeat(np.arange(len(arity)), arity) + values) % 10  # within each operator
     smallest, largest = ordered[first], ordered[first + arity - 1]
@@ -131,12 +132,12 @@ def apply(operators: Ints, values: Ints, arity: Ints) -> Ints:
 
 
 def generate(rng: np.random.Generator, roots: int, *, seq_len: int, min_len: int) -> list[tuple[bytes, int]]:
-    """Ids and value of those among so many trees whose length is between min_len and seq_len, neither included."""
+    """Ids and value of each of ``roots`` trees with min_len < length < seq_len."""
     levels = grow(rng, roots, seq_len=seq_len, min_len=min_len)
     if not len(levels[0]):
         return []
 
-    # Upwards: the symbol of each node, its value, and how many symbols it spans.
+    # Upwards: the symbol of each node, its value, and the number of symbols that it spans.
     nodes: list[tuple[Ints, Ints, Ints]] = []
     values = spans = np.empty(0, np.int64)
     for arity in reversed(levels):
@@ -151,7 +152,7 @@ def generate(rng: np.random.Generator, roots: int, *, seq_len: int, min_len: int
             spans[inner] = 2 + np.add.reduceat(below_spans, before(arity[inner]))
         nodes.append((arity, symbols, spans))
 
-    # Downwards: where each node starts in the text of all trees.
+    # Downwards: the start of each node in the text of all trees.
     ends = np.cumsum(spans)
     ids = np.empty(ends[-1], np.uint8)
     starts, arguments = np.array([-1]), np.array([len(spans)])  # as if one more node held the roots
@@ -168,16 +169,16 @@ def generate(rng: np.random.Generator, roots: int, *, seq_len: int, min_len: int
 
 
 def generate_chunk(seq_len: int, min_len: int, stream: int, number: int) -> list[tuple[bytes, int]]:
-    """One of the endless chunks of a stream of samples."""
+    """One chunk of an endless stream of samples."""
     rng = np.random.default_rng([SEED, stream, number])
     return generate(rng, CHUNK_TOKENS // seq_len, seq_len=seq_len, min_len=min_len)
 
 
 def read(path: Path) -> Iterator[tuple[bytes, int]]:
-    """Ids and class of each line of a file as Long Range Arena writes it.
+    """Ids and class of each line of a file of Long Range Arena.
 
     Raises:
-        ValueError: for what is wrong with it, with the number of the line.
+        ValueError: the fault, and the number of its line.
     """
     with path.open(encoding="utf-8-sig", errors="replace") as lines:
         header = next(lines, "")
@@ -215,13 +216,13 @@ def inspect(path: Path) -> tuple[str, int]:
 
 
 def root_keys(rows: list[bytes]) -> Ints:
-    """(3, rows): nothing; the symbol at the root; that and what the operator makes of its own digits alone."""
+    """(3, rows) keys of the baselines: 0; the operator at the root; the operator with its value over its own digits."""
     lengths = np.array([len(row) for row in rows])
     ids = np.frombuffer(b"".join(rows), np.uint8)
     row, first = np.repeat(np.arange(len(rows)), lengths), before(lengths)
     opened, closed = (ids >= OPERATOR) & (ids < CLOSE), ids == CLOSE
     depth = np.cumsum(opened.astype(np.int64) - closed)
-    depth -= (depth - opened)[first][row]  # what the rows before leave open where they were cut
+    depth -= (depth - opened)[first][row]  # brackets that earlier rows leave open because they are cut
     own = (ids < OPERATOR) & (depth == 1) & opened[first][row]
     counts = np.bincount(row[own], minlength=len(rows))
     some = counts > 0
@@ -232,7 +233,7 @@ def root_keys(rows: list[bytes]) -> Ints:
 
 
 def most_frequent(keys: Ints, labels: Ints, asked: Ints, otherwise: Ints) -> Ints:
-    """The label most often seen with each key that is asked for; ``otherwise`` where it was never seen."""
+    """The most frequent label of each key in ``asked``; ``otherwise`` for a key that is not in ``keys``."""
     known, index = np.unique(keys, return_inverse=True)
     best = np.bincount(10 * index + labels, minlength=10 * len(known)).reshape(-1, 10).argmax(axis=1)
     place = np.minimum(np.searchsorted(known, asked), len(known) - 1)
@@ -241,12 +242,12 @@ def most_frequent(keys: Ints, labels: Ints, asked: Ints, otherwise: Ints) -> Int
 
 @dataclass(frozen=True, kw_only=True)
 class ListopsConfig:
-    """Which expressions.
+    """The set of expressions.
 
     Attributes:
-        samples: of the training set; validation and test have 2000 each, an eighth of it where that is less.
-        min_len: an expression is longer than this; 0 = seq_len // 4.
-        data: folder with basic_train.tsv, basic_val.tsv and basic_test.tsv of Long Range Arena, read instead.
+        samples: training samples; validation and test have an eighth of that each, at most 2000.
+        min_len: every expression is longer than this; 0 = seq_len // 4.
+        data: folder with Long Range Arena's basic_train.tsv, basic_val.tsv and basic_test.tsv; empty: generate.
     """
 
     samples: int = 96_000
@@ -260,16 +261,16 @@ class ListopsConfig:
             raise ValueError(f"expected listops.min_len >= 0, got {self.min_len}")
         if self.data:
             if (self.samples, self.min_len) != (ListopsConfig.samples, ListopsConfig.min_len):
-                raise ValueError("expected neither listops.samples nor listops.min_len with listops.data, drop them")
+                raise ValueError("listops.data cannot be combined with listops.samples or listops.min_len: drop them")
             missing = [name for name in FILES.values() if not self.file(name).is_file()]
             if missing:
                 raise ValueError(
                     f"expected {', '.join(FILES.values())} in the folder listops.data={self.data}, "
-                    f"no {', '.join(missing)} there"
+                    f"but {', '.join(missing)} missing"
                 )
 
     def file(self, name: str) -> Path:
-        """A file of the folder ``data``, in which ~ is the home folder."""
+        """A file of the folder ``data``; ~ is the home folder."""
         return Path(self.data).expanduser() / name
 
 
@@ -278,7 +279,7 @@ class Listops(Task):
     """Nested list operations on digits; see the module's docstring."""
 
     name = "listops"
-    fixed_places = "the operator at the root comes first; what it tells alone is a baseline"
+    fixed_places = "the operator at the root comes first; a baseline scores a guess from it alone"
     kind = "sequence"
     summary = "the value of a nested expression of MIN, MAX, MED and SM (Long Range Arena)"
     min_len = 16
@@ -315,7 +316,7 @@ class Listops(Task):
 
     @cached_property
     def files(self) -> dict[Split, tuple[str, int]]:
-        """The sha256 of each of the user's files and the number of its samples."""
+        """The sha256 of each file of ``data`` and the number of its samples."""
         return {split: inspect(self.config.file(name)) for split, name in FILES.items()}
 
     def build(self) -> dict[Split, Rows]:
@@ -335,7 +336,7 @@ class Listops(Task):
             yield {"ids": ids[: self.seq_len], "label": label, "length": len(ids)}
 
     def _generate(self, stream: int, count: int) -> Iterator[Row]:
-        """Without end."""
+        """An endless stream of rows."""
         make = partial(generate_chunk, self.seq_len, self.longer_than, stream)
         few = count * self.seq_len <= ONE_CORE_TOKENS
         for chunk in map(make, itertools.count()) if few else in_parallel(make, itertools.count()):
@@ -352,11 +353,11 @@ class Listops(Task):
 
     @property
     def shortest_train(self) -> int:
-        """Of files there are no shorter expressions."""
+        """Files have no shorter expressions."""
         return self.seq_len if self.config.data else self.min_len
 
     def _train(self, rng: np.random.Generator, batch_size: int, seq_len: int) -> Iterator[Batch]:
-        """Below the task's own length expressions are drawn as they are needed, all lengths in proportion."""
+        """At shorter lengths every batch has new expressions, with all lengths in proportion."""
         if seq_len == self.seq_len:
             yield from super()._train(rng, batch_size, seq_len)
         roots, longer_than = CHUNK_TOKENS // self.seq_len, min(self.longer_than * seq_len // self.seq_len, seq_len - 2)
@@ -368,9 +369,8 @@ class Listops(Task):
         return byte_lengths(self.tables[split], "ids")
 
     def baselines(self) -> dict[str, float]:
-        """The most frequent class of train: of all, of the operator at the root, of that and its value.
-
-        Its value, that is, of the digits that are its own arguments; where train has none such, it alone decides.
+        """The most frequent class of train: among all samples; for the operator at the root; for this operator and the
+        value of its own digits. If train has no sample with that operator and value, the operator alone decides.
         """
 
         def keys_and_labels(split: Split) -> tuple[Ints, Ints]:
@@ -409,7 +409,7 @@ class Listops(Task):
         }
 
     def notes(self) -> list[str]:
-        """Of the user's files: how many samples were cut, and how many dropped."""
+        """The number of dropped and of cut samples of the files in ``data``."""
         if not self.config.data:
             return []
         lines, kept = sum(samples for _, samples in self.files.values()), sum(map(self.size, SPLITS))
@@ -418,8 +418,8 @@ class Listops(Task):
         notes = []
         if lines > kept:
             notes.append(
-                f"{lines - kept:,} of {lines:,} samples dropped, equal to one before them as far as they are read: "
-                "in the same split, in test, or in validation"
+                f"{lines - kept:,} of {lines:,} samples dropped: their first {self.seq_len:,} symbols equal those of "
+                "an earlier sample of the same split, or of a sample of test or validation"
             )
         if cut:
             notes.append(f"{cut:,} of {kept:,} samples cut to their first {self.seq_len:,} symbols")

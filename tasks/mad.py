@@ -1,13 +1,13 @@
-"""What the six tasks of MAD share: their sizes and options, and how its recalls are read.
+"""The base of the six tasks of MAD: sizes and options, and the text and baselines of its recall tasks.
 
 Poli et al., "Mechanistic Design and Scaling of Hybrid Architectures" (arXiv 2403.17844); code:
 github.com/athms/mad-lab, `mad/data/instances.py` and `configs/tasks/`. MAD scores a model by its mean accuracy over the
-settings of a task: its defaults, and each option and the length changed by itself, as the docstring of each task lists
-them.
+settings of a task: the defaults, and each option and the length changed alone. The docstring of each task lists the
+settings.
 
-Departures, in all six: 1,280 samples of validation choose learning rates and stop nothing, where MAD has 1,280 samples
-of test for both; accuracy is the share of answers that are right, where MAD's torchmetrics takes the mean over classes
-of the share that is right of each; samples that a split has in common with another are dropped.
+Departures, in all six tasks: 1,280 validation samples choose learning rates and never stop a training, while MAD uses
+1,280 test samples for both. Accuracy is the share of right answers, while MAD's torchmetrics averages this share over
+classes. A sample that two splits share is dropped from one of them.
 """
 
 from abc import abstractmethod
@@ -21,8 +21,8 @@ from tasks.base import IGNORE, Kind, TaskDefaults
 from tasks.cache import Split
 from tasks.generated import Generated
 
-SAMPLES = 1_280  # of validation and of test
-MOST_IDS = 2**15  # that rows can hold
+SAMPLES = 1_280  # in validation and in test
+MOST_IDS = 2**15  # the most that int16 rows can hold
 
 Ids = NDArray[np.int16]
 Numbers = NDArray[np.int64]
@@ -49,7 +49,7 @@ class MadConfig:
 
     Attributes:
         vocab_size: number of ids.
-        train_samples: in train.
+        train_samples: samples in train.
     """
 
     task: ClassVar[str]
@@ -68,7 +68,7 @@ class MadConfig:
 
 
 class Mad(Generated):
-    """A task of MAD. Its samples at shorter training lengths are drawn as they are needed, each once."""
+    """A task of MAD. At shorter training lengths it draws new samples for every batch."""
 
     kind: ClassVar[Kind] = "token"
     causal = True
@@ -90,17 +90,17 @@ class Mad(Generated):
 
 
 class Recall(Mad):
-    """A language of keys and their values. Trained to predict every next token, tested on what a key foretells.
+    """A language of keys and their values. Training asks for every next token, the test for values of known keys.
 
-    The answer to a position is the input at the next one: an encoder that sees both ways would copy it.
+    The answer at a position is the input at the next position: an encoder that sees both directions would copy it.
     """
 
     causal_only = True
-    fixed_places = "questions stand among the pairs, so what an early one asks for stands before it"
+    fixed_places = "questions lie among the pairs, so an early question asks for one of the first pairs"
 
     @abstractmethod
     def text(self, rng: np.random.Generator, rows: int, seq_len: int, *, training: bool) -> tuple[Ids, Marks]:
-        """N or N + 1 tokens of each sample, and which of them the text before foretells: (rows, …) both."""
+        """N or N + 1 tokens of each sample, and which of them follow from the text before; both (rows, …)."""
 
     @property
     @abstractmethod
@@ -115,7 +115,7 @@ class Recall(Mad):
         return asked_one_before(text, np.ones_like(foretold), seq_len)
 
     def baselines(self) -> dict[str, float]:
-        """The most frequent value of train; of the text so far; its last."""
+        """The most frequent value of train; the most frequent value of the text so far; its last value."""
         test = self.whole("test")
         asked = test.targets != IGNORE
         frequent = np.bincount(self.whole("train").inputs.ravel(), minlength=self.vocab_size)[self.values].argmax()
@@ -134,7 +134,7 @@ class Recall(Mad):
 
 
 def asked_one_before(text: Ids, asked: Marks, seq_len: int) -> tuple[Ids, Ids]:
-    """Inputs, and at each position the next token as its target where that is asked; (rows, N) both."""
+    """Inputs, and as target at each position the next token if it is asked; both (rows, N)."""
     targets = np.full((len(text), seq_len), IGNORE, np.int16)
     following = text[:, 1 : seq_len + 1]
     targets[:, : following.shape[1]] = np.where(asked[:, 1 : seq_len + 1], following, IGNORE)
@@ -142,7 +142,7 @@ def asked_one_before(text: Ids, asked: Marks, seq_len: int) -> tuple[Ids, Ids]:
 
 
 def first_seen(keys: Numbers) -> Numbers:
-    """(rows, P) where the key at each place stood first."""
+    """(rows, P) the first position of the key at each position."""
     order = np.argsort(keys, axis=1, kind="stable")
     in_order = np.take_along_axis(keys, order, axis=1)
     new = np.ones(keys.shape, np.bool_)
@@ -156,10 +156,10 @@ def first_seen(keys: Numbers) -> Numbers:
 def pairs(
     rng: np.random.Generator, rows: int, *, seq_len: int, vocab_size: int, noise_ids: int = 0, noise_share: float = 0.0
 ) -> tuple[Ids, Marks]:
-    """The text of recall and of noisy recall: pairs of a key and its value, some of them replaced by two ids of noise.
+    """The text of recall and of noisy recall: pairs of a key and its value; two ids of noise replace some pairs.
 
     Returns:
-        (rows, P) tokens, P = N or N + 1, even; and which of them are values whose key has been there before.
+        (rows, P) tokens, P = N or N + 1, even; and which of them are values whose key came before.
     """
     n_pairs, quiet_ids = (seq_len + 1) // 2, vocab_size - noise_ids
     n_keys, everyone = quiet_ids // 2, np.arange(rows)

@@ -1,8 +1,8 @@
-"""Compression: a whole text, read from what the encoder makes of its last token.
+"""Compression: restore a whole text from the encoder's output at its last token.
 
-A task of MAD (`tasks/mad.py`). N - 1 random tokens out of V - 1, then one that says compress (V - 1). Every token
-before it is to be restored from the encoder's output at the last position and the number of the place alone, by a
-feed-forward decoder (`zoo.heads.RestoreHead`). Nine tokens, eight ids:
+A task of MAD (`tasks/mad.py`). N - 1 random tokens out of V - 1 ids, then the compress token (V - 1). A feed-forward
+decoder (`zoo.heads.RestoreHead`) restores every token before it from the encoder's output at the last position and the
+index of the token alone. Nine tokens, eight ids:
 
 >>> task = MadCompress(9, MadCompressConfig(vocab_size=8))
 >>> inputs, targets = task.draw(np.random.default_rng(0), 1, 9)
@@ -11,13 +11,13 @@ feed-forward decoder (`zoo.heads.RestoreHead`). Nine tokens, eight ids:
 >>> print(targets[0].clip(0))  # 0 for "not asked", to line up
 [3 5 6 4 5 3 5 1 0]
 
-It has a reading in both directions, which gives nothing away: no position but the last is read.
+The task also suits encoders that see both directions: the decoder reads only the last position.
 
-MAD's settings: V 16, N 32, 12,800 samples of training; and V 32, 64, 128, or N 64, 128, 256, or 6,400, 3,200, 1,600,
-800 samples. Departures besides those of all its tasks: MAD asks for the last token too, which is always the same: a
-score s here is (s (V - 1) + 1) / V there, 6 points for nothing at V 16. The decoder reads what the encoder's last
-LayerNorm gives, where MAD has none there, and its weights are drawn as torch's are, where MAD draws them with standard
-deviation 0.02.
+MAD's settings: V 16, N 32, 12,800 training samples; and V 32, 64, 128, or N 64, 128, 256, or 6,400, 3,200, 1,600,
+800 samples. Departures besides those of all MAD tasks: MAD also asks for the last token, which is always the same, so a
+score s here is (s (V - 1) + 1) / V in MAD: 6 free points at V 16. The decoder reads the output of the encoder's last
+LayerNorm, which MAD does not have, and its weights have torch's default initialisation, where MAD draws them with
+standard deviation 0.02.
 """
 
 from dataclasses import dataclass
@@ -35,8 +35,8 @@ class MadCompressConfig(MadConfig):
     """What MAD varies.
 
     Attributes:
-        vocab_size: tokens, and the one that says compress.
-        train_samples: in train.
+        vocab_size: number of ids, the compress token included.
+        train_samples: samples in train.
     """
 
     task: ClassVar[str] = "mad_compress"
@@ -49,7 +49,7 @@ class MadCompress(Mad):
     name = "mad_compress"
     kind = "restore"
     summary = "MAD: restore a text from the encoder's output at its last token alone"
-    fixed_places = "each answer is the token at its own place"
+    fixed_places = "each answer is the token at its own position"
     min_len = 8
     defaults = defaults(32)
     config_type = MadCompressConfig
@@ -62,7 +62,7 @@ class MadCompress(Mad):
         return inputs, targets
 
     def baselines(self) -> dict[str, float]:
-        """The most frequent token of train; of the text."""
+        """The most frequent token of train; the most frequent token of the text."""
         texts = self.whole("test").inputs[:, :-1]
         commonest = np.array([np.bincount(text).argmax() for text in texts])[:, None]
         return {

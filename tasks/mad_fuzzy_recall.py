@@ -1,10 +1,10 @@
-"""Fuzzy in-context recall: which value did this key have before, where both are one to three tokens long?
+"""Fuzzy in-context recall: which value did this key have before? Both are one to three tokens long.
 
-A task of MAD (`tasks/mad.py`). Keys and values are one to three different ids in a row; a key is another where any of
-its tokens, their order or their number differ. Wherever a key comes again, each token of its value is asked for; the
-last pair always asks for a key shown before, which is put among the others at a random place. Training draws keys of
-one to three tokens, tests keys of three alone. Pads (V - 1) fill each sample from the left: ids like any other. Ids:
-keys, values, in halves of V - 1, and the pad. Thirty tokens, sixteen ids:
+A task of MAD (`tasks/mad.py`). Keys and values are one to three different ids in a row. Two keys differ if any token,
+the order or the number of tokens differs. When a key comes again, the task asks for each token of its value. The last
+pair always repeats a key that was shown at a random position before. Training draws keys of one to three tokens, tests
+draw keys of three tokens only. Pads (V - 1) fill each sample from the left and are ordinary ids. Ids: keys and values,
+half of V - 1 each, then the pad. Thirty tokens, sixteen ids:
 
 >>> inputs, targets = MadFuzzyRecall(30).draw(np.random.default_rng(0), 1, 30)
 >>> print(inputs[0])
@@ -14,12 +14,12 @@ keys, values, in halves of V - 1, and the pad. Thirty tokens, sixteen ids:
 [ 0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0
   0  0  0  0  0 14]
 
-Training asks for every next token, pads too, as MAD's does. Causal only: an encoder that sees both ways finds each
-answer at the next position.
+Training asks for every next token, pads included, as in MAD. Causal only: an encoder that sees both directions finds
+each answer at the next position.
 
-MAD's settings: V 16, N 128, 12,800 samples of training; and V 32, 64, 128, or N 256, 512, 1024, or 6,400, 3,200, 1,600,
-800 samples. Departure besides those of all its tasks: the key asked for at the end always stands in the text before,
-where MAD's code leaves it out wherever its place falls too near the end (in 2.5 % of the tests at N 128).
+MAD's settings: V 16, N 128, 12,800 training samples; and V 32, 64, 128, or N 256, 512, 1024, or 6,400, 3,200, 1,600,
+800 samples. Departure besides those of all MAD tasks: the key asked for at the end is always in the text before. MAD's
+code omits this key if its position falls too near the end (in 2.5 % of the tests at N 128).
 """
 
 from dataclasses import dataclass
@@ -30,17 +30,17 @@ import numpy as np
 from tasks.base import register
 from tasks.mad import Ids, MadConfig, Marks, Numbers, Recall, defaults, first_seen
 
-SIZES = (1, 2, 3)  # of a value, and of a key in training
+SIZES = (1, 2, 3)  # tokens of a value, and of a key in training
 LONGEST = 3
 
 
 def motifs(rng: np.random.Generator, sizes: Numbers, first: int, among: int) -> Numbers:
-    """(..., 3) that many different ids of ``among`` from ``first`` on, in random order; -1 beyond their size."""
+    """(..., 3) so many different ids, in random order, out of ``among`` ids from ``first`` on; -1 beyond each size."""
     ids = np.full((*sizes.shape, LONGEST), -1)
     for place in range(LONGEST):
         drawn = rng.integers(among - place, size=sizes.shape)
         for taken in np.moveaxis(np.sort(ids[..., :place] - first, axis=-1), -1, 0):
-            drawn += drawn >= taken  # the drawn-th of those that are left
+            drawn += drawn >= taken  # skips the ids drawn before
         ids[..., place] = first + drawn
     return np.where(np.arange(LONGEST) < sizes[..., None], ids, -1)
 
@@ -48,9 +48,9 @@ def motifs(rng: np.random.Generator, sizes: Numbers, first: int, among: int) -> 
 def generate(
     rng: np.random.Generator, rows: int, *, seq_len: int, vocab_size: int, key_sizes: tuple[int, ...]
 ) -> tuple[Ids, Marks]:
-    """(rows, N + 1) tokens, and which of them are of values whose key has been there before."""
+    """(rows, N + 1) tokens, and which of them belong to values whose key came before."""
     n_keys, pad = (vocab_size - 1) // 2, vocab_size - 1
-    n_pairs = (seq_len + 1) // 2  # as many as there can be, and in column 0 the one that is asked for at the end
+    n_pairs = (seq_len + 1) // 2  # the most that fit; column 0 holds the pair that is asked for at the end
     shape, everyone = (rows, 1 + n_pairs), np.arange(rows)[:, None]
     keys = motifs(rng, rng.choice(key_sizes, size=shape), 0, n_keys)
     values = motifs(rng, rng.choice(SIZES, size=shape), n_keys, pad - n_keys)
@@ -59,7 +59,7 @@ def generate(
     pairs = np.concatenate([keys, np.take_along_axis(values, first[..., None], axis=1)], axis=-1)
     lengths = (pairs >= 0).sum(axis=-1)
 
-    # The pair of column 0 goes in at a random token, among those that are kept, unless its key comes before that.
+    # Insert the pair of column 0 at a random token among the kept pairs, unless its key comes before that token.
     room = seq_len - lengths[:, :1] - 2 * LONGEST
     starts = lengths[:, 1:].cumsum(axis=1) - lengths[:, 1:]
     wanted = rng.integers(seq_len - 2 * lengths[:, :1])
@@ -67,7 +67,7 @@ def generate(
     comes_by_itself = ((first[:, 1:] == 0) & (np.arange(n_pairs) < place)).any(axis=1, keepdims=True)
     columns = np.arange(n_pairs)
     order = np.where(comes_by_itself | (columns < place), columns + 1, np.where(columns == place, 0, columns))
-    order = np.pad(order, ((0, 0), (0, 1)))  # and once more at the end
+    order = np.pad(order, ((0, 0), (0, 1)))  # and repeat it at the end
 
     pairs, lengths, codes = pairs[everyone, order], lengths[everyone, order], codes[everyone, order]
     kept = lengths.cumsum(axis=1) - lengths < room

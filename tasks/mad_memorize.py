@@ -1,8 +1,8 @@
-"""Memorisation: the value of each key, which is the same in every sample.
+"""Memorisation: learn the value of each key, which is the same in every sample.
 
-A task of MAD (`tasks/mad.py`). Every other token is a key; at the token after it (V - 1) its value is asked for. Which
-value a key has follows from V alone, so nothing has to be found in the sample: the model has to store the list. Ids: (V
-- 1) / 2 keys, the rest values, of which a few are no key's; the last asks. Eight tokens, ten ids:
+A task of MAD (`tasks/mad.py`). Every other token is a key; the token after it (V - 1) asks for its value. V alone
+determines the value of each key, so the sample holds no information about it: the model has to store the list. Ids:
+(V - 1) / 2 keys, then values, of which a few belong to no key; the last id asks. Eight tokens, ten ids:
 
 >>> task = MadMemorize(8, MadMemorizeConfig(vocab_size=10))
 >>> inputs, targets = task.draw(np.random.default_rng(0), 1, 8)
@@ -13,13 +13,13 @@ value a key has follows from V alone, so nothing has to be found in the sample: 
 >>> print(value_of(10))
 [6 7 5 8]
 
-The answer rests on the token before: a convolution after the embedding makes it a lookup without any mixing, so there
-is none by default. It has a reading in both directions, which gives nothing away: a value is never an input.
+The answer depends on the token before: with a convolution after the embedding the task needs no mixing at all, so the
+default has no convolution. The task also suits encoders that see both directions: a value is never an input.
 
-MAD's settings: V 256, 512, 1024, 2048, 4096 and 8192, N 32, 256 samples of training. That is 4,096 keys drawn with
-replacement, and so no model can score above 86 % at V 4096 and 63 % at V 8192, or above 91 % in the mean over all six:
-the rest of the keys is never shown (a note beside each result says what share is). Departures: those of all its tasks
-(`tasks/mad.py`); the list is drawn from another seed.
+MAD's settings: V 256, 512, 1024, 2048, 4096 and 8192, N 32, 256 training samples. These hold 4,096 keys drawn with
+replacement, so no model can score above 86 % at V 4096 and 63 % at V 8192, or above 91 % in the mean over all six
+settings: training never shows the rest of the keys (a note beside each result gives the share that is shown).
+Departures: those of all MAD tasks (`tasks/mad.py`); the list comes from another seed.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from tasks.mad import Ids, Mad, MadConfig, defaults
 
 
 def value_of(vocab_size: int) -> Ids:
-    """(keys,) the value of each key, each of another."""
+    """(keys,) the value of each key; all differ."""
     n_keys = (vocab_size - 1) // 2
     values = np.arange(n_keys, vocab_size - 1, dtype=np.int16)
     return np.random.default_rng([Mad.seed, vocab_size]).permutation(values)[:n_keys]
@@ -44,8 +44,8 @@ class MadMemorizeConfig(MadConfig):
     """What MAD varies, and how many samples.
 
     Attributes:
-        vocab_size: keys, values, and the token that asks.
-        train_samples: in train.
+        vocab_size: number of ids: keys, values, and the token that asks.
+        train_samples: samples in train.
     """
 
     task: ClassVar[str] = "mad_memorize"

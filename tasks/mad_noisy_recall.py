@@ -1,7 +1,7 @@
-"""Noisy in-context recall: which value did this key have before, among tokens that mean nothing?
+"""Noisy in-context recall: which value did this key have before, among noise?
 
-A task of MAD (`tasks/mad.py`): in-context recall (`tasks/mad_recall.py`) in which some of the pairs are two ids of
-noise. Ids: (V - 16) / 2 keys, as many values, 16 of noise. Twelve tokens, four keys and four values:
+A task of MAD (`tasks/mad.py`): in-context recall (`tasks/mad_recall.py`) in which two ids of noise replace some of the
+pairs. Ids: (V - 16) / 2 keys, as many values, 16 ids of noise. Twelve tokens, four keys and four values:
 
 >>> task = MadNoisyRecall(12, MadNoisyRecallConfig(vocab_size=24, noise_share=0.4))
 >>> inputs, targets = task.draw(np.random.default_rng(1), 1, 12)
@@ -10,12 +10,12 @@ noise. Ids: (V - 16) / 2 keys, as many values, 16 of noise. Twelve tokens, four 
 >>> print(targets[0].clip(0))  # 0 for "not asked", to line up
 [0 0 0 0 0 0 0 0 0 0 7 0]
 
-Training asks for every next token, noise too, as MAD's does. Causal only, as in-context recall. The task `noisy_recall`
-has a reading in both directions.
+Training asks for every next token, noise included, as in MAD. Causal only, as in-context recall. The task
+`noisy_recall` also suits encoders that see both directions.
 
-MAD's settings: V 32, N 128, a fifth of the pairs noise, 12,800 samples of training; and V 48, 80, 144, or N 256, 512,
-1024, or 6,400, 3,200, 1,600, 800 samples, or 0.4, 0.6, 0.8 of noise. Departures: those of in-context recall; and one
-pair before the last is never noise, where MAD may choose the last itself for that, and then has nothing to ask.
+MAD's settings: V 32, N 128, a fifth of the pairs noise, 12,800 training samples; and V 48, 80, 144, or N 256, 512,
+1024, or 6,400, 3,200, 1,600, 800 samples, or 0.4, 0.6, 0.8 of noise. Departures: those of in-context recall; and this
+task keeps one pair before the last free of noise, where MAD may choose the last pair itself and then has no question.
 """
 
 from dataclasses import dataclass
@@ -34,9 +34,9 @@ class MadNoisyRecallConfig(MadConfig):
     """What MAD varies.
 
     Attributes:
-        vocab_size: keys, values and 16 ids of noise.
-        train_samples: in train.
-        noise_share: of the pairs that are noise.
+        vocab_size: number of ids: keys, values and 16 ids of noise.
+        train_samples: samples in train.
+        noise_share: share of the pairs that are noise.
     """
 
     task: ClassVar[str] = "mad_noisy_recall"

@@ -1,8 +1,8 @@
 """In-context recall: which value did this key have before?
 
-A task of MAD (`tasks/mad.py`). A sample is a row of pairs, a key and its value; keys come again and again, each with
-the value it had at first, and wherever a key comes again its value is asked for. Which value a key has is drawn anew
-for each sample. The last pair always asks. Ids: V / 2 keys, then V / 2 values. Twelve tokens, eight ids:
+A task of MAD (`tasks/mad.py`). A sample is a sequence of pairs of a key and its value. Each key repeats with its first
+value, and each repetition asks for that value. Every sample draws the value of each key anew. The last pair always
+asks. Ids: V / 2 keys, then V / 2 values. Twelve tokens, eight ids:
 
 >>> task = MadRecall(12, MadRecallConfig(vocab_size=8))
 >>> inputs, targets = task.draw(np.random.default_rng(0), 1, 12)
@@ -11,12 +11,12 @@ for each sample. The last pair always asks. Ids: V / 2 keys, then V / 2 values. 
 >>> print(targets[0].clip(0))  # 0 for "not asked", to line up
 [0 0 0 0 4 0 0 0 7 0 7 0]
 
-Training asks for every next token, as MAD's does. Causal only: an encoder that sees both ways finds each answer at the
-next position. Nothing is given away by place: keys are drawn independently of where they stand, and values of keys.
+Training asks for every next token, as in MAD. Causal only: an encoder that sees both directions finds each answer at
+the next position. Positions reveal no answer: keys are independent of their positions, and values of their keys.
 
-MAD's settings: V 16, N 128, 12,800 samples of training; and V 32, 64, 128, or N 256, 512, 1024, or 6,400, 3,200, 1,600,
-800 samples. Departure besides those of all its tasks: N tokens where MAD's code feeds N - 1, without the last value,
-which nothing is asked of and no earlier position of a causal encoder sees.
+MAD's settings: V 16, N 128, 12,800 training samples; and V 32, 64, 128, or N 256, 512, 1024, or 6,400, 3,200, 1,600,
+800 samples. Departure besides those of all MAD tasks: the input has N tokens, where MAD's code feeds N - 1, without the
+last value; nothing is asked there, and no earlier position of a causal encoder sees it.
 """
 
 from dataclasses import dataclass
@@ -33,8 +33,8 @@ class MadRecallConfig(MadConfig):
     """What MAD varies.
 
     Attributes:
-        vocab_size: keys and values, half of them each.
-        train_samples: in train.
+        vocab_size: number of ids, half of them keys and half values.
+        train_samples: samples in train.
     """
 
     task: ClassVar[str] = "mad_recall"

@@ -1,8 +1,8 @@
-"""Selective copying: say again, in order, the tokens that lie scattered among blanks.
+"""Selective copying: repeat, in order, the tokens scattered among blanks.
 
-A task of MAD (`tasks/mad.py`). n tokens out of V - 2, each with as many blanks (V - 2) before it as fall to it by
-chance; a token that says copy (V - 1); n blanks, and at the i-th of them the answer is the i-th token. Three tokens to
-copy among sixteen, six ids:
+A task of MAD (`tasks/mad.py`). The text is n tokens out of V - 2 ids, each after a random number of blanks (V - 2). The
+copy token (V - 1) follows, then n blanks; the answer at the i-th of these is the i-th token. Three tokens to copy among
+sixteen, six ids:
 
 >>> task = MadSelectiveCopy(16, MadSelectiveCopyConfig(vocab_size=6, n_copy=3))
 >>> inputs, targets = task.draw(np.random.default_rng(0), 1, 16)
@@ -11,13 +11,12 @@ copy among sixteen, six ids:
 >>> print(targets[0].clip(0))  # 0 for "not asked", to line up
 [0 0 0 0 0 0 0 0 0 0 0 0 0 2 3 3]
 
-MAD deals the blanks out to the places before the n tokens, and this task does so too, to be comparable: so the last
-token always stands right before the token that says copy, and one answer in n is given away by its place.
-`selective_copy` scatters the tokens evenly. In both directions nothing more is given away: the answers stand in the
-text alone.
+MAD assigns the blanks to the gaps before the n tokens, and this task does the same, so that scores are comparable. So
+the last token is always right before the copy token, and its position reveals one answer in n. `selective_copy`
+scatters the tokens evenly. Encoders that see both directions gain nothing more: the answers are in the text alone.
 
-MAD's settings: V 16, N 256, n 16, 12,800 samples of training; and V 32, 64, 128, or N 512, 1024, or n 32, 64, 96, or
-6,400, 3,200, 1,600, 800 samples. Departures: those of all its tasks (`tasks/mad.py`).
+MAD's settings: V 16, N 256, n 16, 12,800 training samples; and V 32, 64, 128, or N 512, 1024, or n 32, 64, 96, or
+6,400, 3,200, 1,600, 800 samples. Departures: those of all MAD tasks (`tasks/mad.py`).
 """
 
 from dataclasses import dataclass
@@ -49,9 +48,9 @@ class MadSelectiveCopyConfig(MadConfig):
     """What MAD varies.
 
     Attributes:
-        vocab_size: tokens to copy, the blank, and the one that says copy.
-        train_samples: in train.
-        n_copy: how many tokens are copied.
+        vocab_size: number of ids: tokens to copy, the blank, and the copy token.
+        train_samples: samples in train.
+        n_copy: number of tokens to copy.
     """
 
     task: ClassVar[str] = "mad_selective_copy"
@@ -69,12 +68,12 @@ class MadSelectiveCopy(Mad):
     """MAD's selective copying; see the module's docstring.
 
     Raises:
-        ValueError: where a sample is too short for n_copy tokens, as many questions, the token between and a blank.
+        ValueError: seq_len is too short for n_copy tokens, n_copy questions, the copy token and a blank.
     """
 
     name = "mad_selective_copy"
     summary = "MAD: say again, in order, the tokens scattered among blanks"
-    fixed_places = "the last token to copy stands right before the one that says copy, as MAD deals the blanks out"
+    fixed_places = "the last token to copy is right before the copy token, because MAD puts blanks before tokens only"
     min_len = 4
     defaults = defaults(256)
     config_type = MadSelectiveCopyConfig
@@ -96,7 +95,7 @@ class MadSelectiveCopy(Mad):
         return generate(rng, rows, seq_len=seq_len, vocab_size=self.vocab_size, n_copy=self.n_copy)
 
     def baselines(self) -> dict[str, float]:
-        """The most frequent token of train; of the text; that, but for the last answer, which its place gives away."""
+        """The most frequent token of train; of the text; the same with the last answer read off its fixed position."""
         n, test = self.n_copy, self.whole("test")
         answers = test.targets[:, -n:]
         commonest = np.array([np.bincount(row).argmax() for row in answers])[:, None]

@@ -1,13 +1,12 @@
 """Matching: do two chunks of source come from one file?
 
-LRA's retrieval (arXiv 2011.04006, here `retrieval`) on text that every machine has: the standard library of the Python
-that runs this, as in `bytes`. A text is a file from its first statement on, without what introduces it:
+LRA's retrieval (arXiv 2011.04006, here `retrieval`) on text that every machine has: the standard library of the running
+Python, as in `bytes`. A text is a file from its first statement on, without opening comments and docstring:
 
 >>> body(b"# Copyright 2001\\n'Heaps.'\\n\\nimport operator\\n")
 b'import operator\\n'
 
-Two chunks of N bytes come from one file (label 1), where they do not overlap, or from two files of one package
-(label 0). N = 4:
+Two chunks of N bytes come from one file, without overlap (label 1), or from two files of one package (label 0). N = 4:
 
 >>> lower, upper = b"abcdefghijklmnop", b"ABCDEFGHIJKLMNOP"
 >>> rng = np.random.default_rng(0)
@@ -16,12 +15,11 @@ Two chunks of N bytes come from one file (label 1), where they do not overlap, o
 >>> chunks(rng, lower, upper, seq_len=4)
 (b'LMNO', b'abcd')
 
-One chunk alone, its place in the file, or its file tells nothing of the label: files come in pairs of either label
-as often, all chunks have N bytes, and where they lie in their files, measured by the room there is, is drawn in the
-same way for both labels. Texts of less than 2 N bytes are left out. Files, not chunks, are dealt out to the splits,
-80 / 10 / 10 of them, by the hash of their path.
+Neither a chunk alone, nor its position in the file, nor its file reveals the label: a file is equally frequent under
+both labels, all chunks have N bytes, and both labels draw the relative position of a chunk in its file in the same way.
+Texts of less than 2 N bytes are dropped. The hash of the path assigns whole files to the splits, 80 / 10 / 10 %.
 
-An id is its byte + 1; 0 is padding, which nothing here needs.
+An id is its byte + 1; 0 is padding, which this task never has.
 """
 
 import io
@@ -48,7 +46,7 @@ INTRODUCTION = (tokenize.ENCODING, tokenize.COMMENT, tokenize.NL, tokenize.STRIN
 
 
 def body(source: bytes) -> bytes:
-    """A file from its first statement on: without the comments and the docstring that it opens with."""
+    """A file from its first statement on, without opening comments and docstring."""
     tokens = tokenize.tokenize(io.BytesIO(source).readline)
     first = next(token for token in tokens if token.type not in INTRODUCTION)
     return b"".join(io.BytesIO(source).readlines()[first.start[0] - 1 :])
@@ -57,7 +55,8 @@ def body(source: bytes) -> bytes:
 def neighbours(names: Iterable[str]) -> dict[str, list[str]]:
     """Each file -> the other files of its package.
 
-    Top-level modules are one package, and with them what is alone in its folder. What is still alone is left out.
+    Top-level modules form one package, together with files that are alone in their folder. A file without others in its
+    package is dropped.
     """
     packages = defaultdict(list)
     for name in names:
@@ -70,10 +69,10 @@ def neighbours(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def chunks(rng: np.random.Generator, early: bytes, late: bytes, *, seq_len: int) -> tuple[bytes, bytes]:
-    """A chunk of each text, (seq_len,) bytes, in random order; each text has twice as many bytes or more.
+    """A chunk of each text, (seq_len,) bytes, in random order; each text has at least twice as many bytes.
 
-    Both leave room for the other, ``early`` behind itself and ``late`` before: of one text given twice they do not
-    overlap. Where in the room left they lie does not depend on the texts.
+    The chunk of ``early`` leaves room for a chunk after it, the chunk of ``late`` for one before it: two chunks of the
+    same text never overlap. Their relative positions in the remaining room do not depend on the texts.
     """
     places = np.sort(rng.random(2))
     start, end = (int(place * (len(text) - 2 * seq_len + 1)) for place, text in zip(places, (early, late), strict=True))
@@ -83,7 +82,7 @@ def chunks(rng: np.random.Generator, early: bytes, late: bytes, *, seq_len: int)
 
 @dataclass(frozen=True, kw_only=True)
 class MatchingConfig:
-    """How many pairs.
+    """The number of pairs.
 
     Attributes:
         samples: pairs in train; validation and test have 2,000 each.
@@ -128,7 +127,7 @@ class Matching(PairTask):
 
     @property
     def files(self) -> dict[Split, dict[str, list[str]]]:
-        """The files of each split that are long enough for two chunks, each with those it is told apart from."""
+        """The files of each split that are long enough for two chunks, each with the other files of its package."""
         dealt: dict[Split, list[str]] = {split: [] for split in SPLITS}
         for name, text in self.texts.items():
             if len(text) >= 2 * self.seq_len:
@@ -152,7 +151,7 @@ class Matching(PairTask):
             if not files[split]:
                 raise ValueError(
                     f"matching: expected two files of {2 * self.seq_len:,} bytes or more for {split} in the standard"
-                    f" library, got fewer among {len(self.texts)} files; choose a shorter seq_len"
+                    f" library, got fewer among {len(self.texts)} files: choose a shorter seq_len"
                 )
             count = self.config.samples if split == "train" else EVAL_SAMPLES
             rng = np.random.default_rng([SEED, stream])
@@ -165,7 +164,7 @@ class Matching(PairTask):
         return self.min_len
 
     def _train(self, rng: np.random.Generator, batch_size: int, seq_len: int) -> Iterator[Batch]:
-        """Below the task's own length pairs are drawn as they are needed, from the same files."""
+        """At shorter lengths every batch has new pairs, from the same files."""
         if seq_len == self.seq_len:
             yield from super()._train(rng, batch_size, seq_len)
         files = self.files["train"]
@@ -174,7 +173,7 @@ class Matching(PairTask):
             yield self._to_batch(*zip(*(next(pairs[label]) for label in rng.integers(2, size=batch_size)), strict=True))
 
     def _pairs(self, rng: np.random.Generator, files: dict[str, list[str]], label: int, seq_len: int) -> Iterator[Pair]:
-        """Pairs of one label without end."""
+        """An endless stream of pairs of one label."""
         names = list(files)
         while True:
             early = late = names[rng.integers(len(names))]

@@ -1,9 +1,9 @@
 """Multi-query associative recall: which value was this key paired with?
 
 Arora et al., "Zoology: Measuring and Improving Recall in Efficient Language Models" (arXiv 2312.04927).
-n key-value pairs, one after the other, are the context; behind it each key stands once more, at a distance drawn from
-a power law, and the answer there is the value that the key was paired with. Random ids fill the rest. Two pairs,
-sixteen tokens, twelve ids, values from 6 on:
+n key-value pairs in a row form the context. After the context each key comes once more, at a distance drawn from a
+power law, and the answer there is the value of the key. Random ids fill the rest. Two pairs, sixteen tokens, twelve
+ids, values from 6 on:
 
 >>> inputs, targets = generate(np.random.default_rng(1), 1, seq_len=16, n_pairs=2, vocab_size=12)
 >>> print(inputs[0])
@@ -11,22 +11,22 @@ sixteen tokens, twelve ids, values from 6 on:
 >>> print(np.where(targets[0] == IGNORE, 0, targets[0]))  # 0 for "not asked", to line up
 [ 0  0  0  0  0  0  0  0 10  0  0  0  8  0  0  0]
 
-Where the context begins is drawn too, from all even places that leave room for the questions behind it: no block,
-landmark or projection at a fixed place holds the pairs more often than another. Fixed at the start, the context is
-what a global block of the first tokens sees, and BigBird and Linformer score what they do not deserve.
+The context begins at a random even position that leaves room for the questions after it, so no block, landmark or
+projection at fixed positions holds the pairs more often than another. If the context always began at 0, a global block
+of the first tokens would see it, and BigBird and Linformer would score more than they deserve.
 
-The fill never gives an answer, nor makes one doubtful: it has every id but the sample's own keys, and no value right
-behind a question, which would look like another pair. So a value follows an asked key in one place only, whichever way
-an encoder looks. Every question lies behind the context: a causal encoder has seen what it asks for.
+The fill neither reveals an answer nor makes one ambiguous: it has every id except the sample's keys, and no value
+right after a question, which would look like another pair. So a value follows an asked key at one position only, in
+either direction. Every question comes after the context, so a causal encoder has seen the pair of its key.
 
 Departures from Zoology:
-- Its context always begins at 0. Behind a later context there is less room, so questions are nearer to it: 14 tokens
-  on average at N 64, where it has 19.
-- Its slots are drawn for the keys in the order of the context, so that earlier keys tend to be asked sooner: to
-  guess the values in order is right in 28 % at n 4. Here slots go to the keys in random order: 25 %, as any guess.
-- Its fill is any id, also a key of the sample with a value behind it, or 0 throughout (`random_non_queries`).
-- The vocabulary grows with the number of pairs, V = max(128, 4n rounded up to a power of two), where Zoology has 8192
-  throughout; n = N // 16.
+- Zoology's context always begins at 0. A later context leaves less room, so questions are nearer: 14 tokens on average
+  at N 64, where Zoology has 19.
+- Zoology draws slots for the keys in the order of the context, so it tends to ask for earlier keys sooner: guessing the
+  values in order is right in 28 % at n 4. Here the keys get their slots in random order: 25 %, as for any guess.
+- Zoology's fill is any id, including a key of the sample before a value, or 0 throughout (`random_non_queries`).
+- The vocabulary grows with the number of pairs, V = max(128, 4n rounded up to a power of two), where Zoology always
+  has 8192; n = N // 16.
 """
 
 from typing import ClassVar
@@ -45,9 +45,9 @@ Ids = NDArray[np.int16]
 
 
 def distinct(rng: np.random.Generator, rows: int, n: int, weights: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(rows, n) indices into weights, drawn one after the other without replacement, P(i) ∝ weights[i].
+    """(rows, n) indices into weights, drawn one after another without replacement, P(i) ∝ weights[i].
 
-    An exponential race: of clocks with these rates, the first n to ring, in the order they ring.
+    An exponential race: the first n of the clocks with these rates to ring, in the order in which they ring.
     weights: (slots,) or (rows, slots); a clock of rate 0 rings after all others.
     """
     with np.errstate(divide="ignore"):
@@ -59,7 +59,7 @@ def generate(rng: np.random.Generator, rows: int, *, seq_len: int, n_pairs: int,
     """Inputs and targets, both (rows, N), N >= 4 n_pairs.
 
     Keys are in [1, V/2), values in [V/2, V). The 2n tokens of context begin at an even place up to N - 4n. Questions
-    sit at even offsets 2s behind the context, with P(slot s) ∝ (s + 1)^(a - 1), a = 0.01.
+    are at even offsets 2s after the context, with P(slot s) ∝ (s + 1)^(a - 1), a = 0.01.
     """
     half, context = vocab_size // 2, 2 * n_pairs
     start = 2 * rng.integers((seq_len - 2 * context) // 2 + 1, size=(rows, 1))
@@ -70,7 +70,7 @@ def generate(rng: np.random.Generator, rows: int, *, seq_len: int, n_pairs: int,
     weights = np.where(start + context + 2 * slots <= seq_len, slots ** np.float32(POWER - 1), np.float32(0))
     queries = start + context + 2 * rng.permuted(distinct(rng, rows, n_pairs, weights), axis=1)
 
-    others = np.append(others, np.zeros((rows, 1), others.dtype), axis=1)  # ids of the fill that are no values
+    others = np.append(others, np.zeros((rows, 1), others.dtype), axis=1)  # ids of the fill other than values
     fill = np.append(others, np.broadcast_to(np.arange(half, vocab_size), (rows, half)), axis=1)
     among = np.full((rows, seq_len), fill.shape[1])
     np.put_along_axis(among, queries + 1, others.shape[1], axis=1)
@@ -92,7 +92,7 @@ class Mqar(Generated):
     name = "mqar"
     kind = "token"
     summary = "recall the value each queried key was paired with; N // 16 pairs"
-    min_len = 32  # two pairs: with one there is nothing to choose from
+    min_len = 32  # two pairs: one pair would leave no choice
     max_len = 65_536
     causal = True
     defaults = TaskDefaults(

@@ -1,9 +1,9 @@
-"""Needle in a haystack: what value stands beside this key, however far back?
+"""Needle in a haystack: which value follows this key, at any distance?
 
 After Kamradt's test of language models (github.com/gkamradt/LLMTest_NeedleInAHaystack) and the key-value retrieval of
 Liu et al., "Lost in the Middle" (arXiv 2307.03172). Four needles, each a key and then a value, lie in a haystack of
-random ids; the last four tokens ask for each key once, and the answer is its value. Ids below 32 are values, from 96
-on keys, those between hay. Four needles, twenty tokens:
+random ids; the last four tokens ask for each key once, and the answer is its value. Ids below 32 are values, ids from
+96 on are keys, the rest hay. Four needles, twenty tokens:
 
 >>> inputs, targets = generate(np.random.default_rng(1), 1, seq_len=20)
 >>> print(inputs[0, :16])
@@ -11,12 +11,12 @@ on keys, those between hay. Four needles, twenty tokens:
 >>> print(inputs[0, 16:], targets[0, 16:])
 [109 108 118 120] [ 2  4 12 25]
 
-A value is easy to see, but only the key before it tells which of the four is meant. The score is also given
-by how far the needle lies before the first question, in eight bins. The four tokens before the questions are always
-hay: a short convolution sees no needle from there. Questions come last, as in those tests; a needle lies at every place
-before them as often.
+A value is easy to recognise, but only the key before it shows which question it answers. The task also scores eight
+bins of the distance from the first question back to the needle. The four tokens before the questions are always hay, so
+a short convolution at a question sees no needle. Questions come last, as in the tests above; needles are equally likely
+at all positions before them.
 
-Departures: random ids instead of prose and of UUIDs; every needle is asked for, which gives four answers to learn from
+Departures: random ids replace prose and UUIDs; the task asks for every needle, which gives four answers to learn from
 and to score where those tests have one.
 """
 
@@ -29,7 +29,7 @@ from tasks.base import IGNORE, Batch, NoConfig, TaskDefaults, register
 from tasks.baselines import majority
 from tasks.generated import Generated
 
-VALUES, HAY, KEYS = 32, 64, 32  # how many ids; they come in this order
+VALUES, HAY, KEYS = 32, 64, 32  # numbers of ids, in this order
 NEEDLES = 4
 GAP = 4  # tokens of hay before the questions
 BINS = 8
@@ -43,7 +43,7 @@ def distinct(rng: np.random.Generator, rows: int, n: int, among: int) -> NDArray
 
 
 def count_slots(seq_len: int) -> int:
-    """Places where a needle can lie: pairs of tokens, the last of them right before the gap."""
+    """The number of positions for a needle: pairs of tokens, the last pair right before the gap."""
     return (seq_len - NEEDLES - GAP) // 2
 
 
@@ -56,7 +56,7 @@ def generate(rng: np.random.Generator, rows: int, *, seq_len: int) -> tuple[Ids,
     inputs = rng.integers(VALUES, VALUES + HAY, size=(rows, seq_len), dtype=np.int16)
     np.put_along_axis(inputs, places, keys, axis=1)
     np.put_along_axis(inputs, places + 1, values, axis=1)
-    inputs[:, -NEEDLES:] = keys  # the places are in random order: so are the questions
+    inputs[:, -NEEDLES:] = keys  # places are in random order, and so are the questions
     targets = np.full((rows, seq_len), IGNORE, np.int16)
     targets[:, -NEEDLES:] = values
     return inputs, targets
@@ -108,7 +108,7 @@ class Needle(Generated):
         return Batch(batch.inputs, batch.targets, slices=slices)
 
     def baselines(self) -> dict[str, float]:
-        """The most frequent value of train; the value nearest to the questions, which is right once in four."""
+        """The most frequent value of train; the value nearest to the questions, right in one of four."""
         train, test = self.whole("train").targets, self.whole("test")
         text, answers = test.inputs[:, :-NEEDLES], test.targets[:, -NEEDLES:]
         backwards = text[:, ::-1]

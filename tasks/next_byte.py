@@ -1,7 +1,7 @@
-"""Next byte: at every byte of Python source, say which comes next; scored in bits per byte.
+"""Next byte: predict the next byte at every byte of Python source; scored in bits per byte.
 
-What `bytes` becomes where the encoder is causal: the same corpus, ids and splits. The target of a position is the byte
-after it, so an encoder that sees both ways would copy it:
+The causal form of `bytes`, with the same corpus, ids and splits. The target of a position is the next byte, so an
+encoder that sees both directions would copy it:
 
 >>> batch = shifted(encode(b"import re")[None])
 >>> print(batch.inputs[0])
@@ -9,11 +9,11 @@ after it, so an encoder that sees both ways would copy it:
 >>> print(batch.targets[0])
 [110 113 112 115 117  33 115 102]
 
-Bits per byte are the mean of -log2 p(next byte); lower is better, and 8 is what knows nothing. A score belongs to a
-length: validation and test are consecutive windows, each byte but the first of the stream is predicted once, and
-nothing is carried from one window to the next. The first prediction of a window sees one byte, the i-th sees i, on
-average half the window; so the score is above what a window that slides would give. Scores by the length of the
-context (slices) tell what context is worth.
+Bits per byte are the mean of -log2 p(next byte); lower is better, and a uniform guess scores 8. A score depends on the
+length: validation and test are consecutive windows, a model predicts each byte except the first of the stream once, and
+no state passes from window to window. The i-th prediction of a window sees i bytes, on average half the window, so the
+score is higher (worse) than with a sliding window. Scores by the length of the context (slices) show the value of
+context.
 """
 
 import lzma
@@ -29,14 +29,14 @@ from tasks.bytes import PAD, Corpus, encode
 from tasks.cache import Split
 
 BYTES = 256
-LONGEST_CONTEXT = 4  # bytes before the one that the n-gram predicts
+LONGEST_CONTEXT = 4  # bytes that the n-gram sees
 CONTEXTS = (1, 16, 128, 1024, 8192)  # where slices of the test set begin
 
 __all__ = ["NextByte", "encode", "shifted"]
 
 
 def shifted(ids: NDArray[np.int64]) -> Batch:
-    """Ids (B, N + 1) as inputs and targets (B, N), with `PAD` at the end of a row alone. Slices: by bytes seen."""
+    """Ids (B, N + 1) as inputs and targets (B, N), with `PAD` only at the end of a row. Slices: by bytes seen."""
     padding = ids[:, 1:] == PAD
     seen = np.broadcast_to(np.arange(1, ids.shape[1]), padding.shape)
     return Batch(
@@ -50,14 +50,14 @@ def shifted(ids: NDArray[np.int64]) -> Batch:
 def backed_off(
     train: NDArray[np.uint8], test: NDArray[np.uint8], known: NDArray[np.int64]
 ) -> Iterator[NDArray[np.float64]]:
-    """The probability of each byte of test given no byte before it, one, two … up to `LONGEST_CONTEXT`: (N,) each.
+    """The probability of each byte of test given no, one, two … up to `LONGEST_CONTEXT` bytes before it: (N,) each.
 
-    Counts of train, a longer context backing off to the next shorter one by Witten & Bell's weights (1991):
+    From counts of train; each context backs off to the next shorter one with Witten & Bell's weights (1991):
     p_k(b | c) = (count(c, b) + d(c) p_(k-1)(b)) / (count(c) + d(c)), with d(c) different bytes seen after c.
 
     Args:
         train, test: streams of bytes; test: (N,).
-        known: (N,) how many bytes before each may be seen.
+        known: (N,) the number of bytes before each byte that a prediction may use.
     """
     probability = np.full(len(test), 1 / BYTES)
     for order in range(LONGEST_CONTEXT + 1):
@@ -99,7 +99,7 @@ class NextByte(Corpus):
         self.slice_names = tuple(f"after {first:,} to {last - 1:,} bytes" for first, last in pairwise(starts))
 
     def size(self, split: Split) -> int:
-        """Consecutive windows."""
+        """The number of consecutive windows."""
         return -(-(len(self.streams[split]) - 1) // self.seq_len)
 
     def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
@@ -115,9 +115,8 @@ class NextByte(Corpus):
             yield shifted(windows[rng.integers(len(windows), size=batch_size)].astype(np.int64) + 1)
 
     def baselines(self) -> dict[str, float]:
-        """Bits per byte of all bytes alike, of their frequencies, of an n-gram with back-off that sees up to 4 bytes of
-        the window, and what `xz -9e` makes of the test set as a whole: it knows nothing of train, and is bound to no
-        window."""
+        """Bits per byte of a uniform guess, of byte frequencies, of an n-gram with back-off that sees up to 4 bytes of
+        the window, and of `xz -9e` on the whole test set, which neither knows train nor is limited to a window."""
         train, test = self.streams["train"], self.streams["test"]
         context = 1 + np.arange(-1, len(test) - 1) % self.seq_len
         found = [-np.log2(p[1:]).mean() for p in backed_off(train, test, context)]

@@ -1,9 +1,9 @@
-"""Noisy recall: which value was this key paired with, somewhere among the hay?
+"""Noisy recall: which value was this key paired with? The pairs are hidden among hay.
 
 Poli et al., "Mechanistic Design and Scaling of Hybrid Architectures" (MAD, arXiv 2403.17844), its noisy in-context
-recall. The first half holds key-value pairs at random even places, hay between; in the second half every other token
-asks for one of the keys, and the answer is its value. Ids come in this order: values, hay, keys. Two pairs, twenty
-tokens, ten values:
+recall. The first half holds key-value pairs at random even positions, with hay between them; in the second half every
+other token is one of the keys, and the answer is its value. Ids: values, then hay, then keys. Two pairs, twenty tokens,
+ten values:
 
 >>> inputs, targets = generate(np.random.default_rng(1), 1, seq_len=20, n_pairs=2, n_values=10, n_keys=10)
 >>> print(inputs[0, :10])
@@ -13,24 +13,23 @@ tokens, ten values:
 >>> print(np.where(targets[0, 10:] == IGNORE, 0, targets[0, 10:]))  # 0 for "not asked", to line up
 [8 0 4 0 8 0 8 0 8 0]
 
-An answer stands nowhere in the second half, so an encoder that sees both ways has nothing to copy from there, and every
-question lies behind all pairs, so a causal encoder has seen what it asks for. One long sample asks thousands of
-questions: a handful of samples teach a lot. Without hay a method would only have to keep what it sees; among hay it
-has to find what is worth keeping.
+The second half holds no answers, so an encoder that sees both directions has nothing to copy there. Every question
+comes after all pairs, so a causal encoder has seen the pair of its key. One long sample asks thousands of questions, so
+a few samples teach a lot. Without hay a method would only have to store all tokens; with hay it has to find the pairs.
 
-The score is also given by distance, from a question back to where its key was last paired, in eight bins.
+The task also scores eight bins of the distance from a question back to the last pair of its key.
 
-What it asks of a method: to look a key up by what it is. Softmax attention does. A recurrence has to keep all pairs in
-a state of one size: the more pairs, the fewer it recalls. Linformer cannot: its learned projections mix the N positions
-into M with weights that are fixed before any key is seen, so a pair at a random place shares each of the M
-summaries with about N / M other tokens, and nothing tells it from them. A window sees the pairs near it alone.
+The task requires content-based lookup of a key, which softmax attention can do. A recurrence has to store all pairs in
+a state of fixed size: the more pairs, the smaller the share that it recalls. Linformer fails: its learned projections
+mix the N positions into M with weights that are fixed before any key is seen. A pair at a random position shares each
+of the M summaries with about N / M other tokens, and nothing separates it from them. A window sees only nearby pairs.
 
 Departures from MAD:
-- The questions have a half of their own and no answers behind them. MAD says pairs again and again all through the
-  sample, and asks at each repetition: there a value to copy may stand near, and behind the place that asks.
-- A pair is said once. `hay` below 1 says pairs again in the first half: 0.2 is MAD's own share of hay.
-- 64 keys, 64 values and 64 ids of hay, where MAD has 8, 8 and 16 at N 128; the number of pairs is set, where MAD's
-  comes by chance.
+- The questions fill a half of their own, without answers after them. MAD repeats pairs throughout the sample and asks
+  at each repetition, so a value to copy may be near, and right after the question.
+- Each pair comes once. `hay` below 1 repeats pairs in the first half: 0.2 is MAD's own share of hay.
+- 64 keys, 64 values and 64 ids of hay, where MAD has 8, 8 and 16 at N 128; the number of pairs is an option, where
+  MAD's is random.
 """
 
 from collections.abc import Mapping
@@ -54,7 +53,7 @@ Ids = NDArray[np.int16]
 
 
 def count_slots(seq_len: int) -> int:
-    """Places for pairs in the first half."""
+    """The number of slots for pairs in the first half."""
     return seq_len // 4
 
 
@@ -70,8 +69,8 @@ def generate(
 ) -> tuple[Ids, Ids]:
     """Inputs and targets, both (rows, N).
 
-    Keys of a sample differ; values are drawn with replacement. Slots beyond those of the pairs hold hay, the share
-    ``hay`` of them, or one of the pairs again.
+    Keys of a sample differ; values are drawn with replacement. Of the slots beyond those of the pairs, the share
+    ``hay`` holds hay; each of the rest repeats a pair.
     """
     slots = count_slots(seq_len)
     keys = n_values + HAY + np.argsort(rng.random((rows, n_keys), np.float32), axis=1)[:, :n_pairs]
@@ -94,13 +93,13 @@ def generate(
 
 @dataclass(frozen=True, kw_only=True)
 class NoisyRecallConfig:
-    """How much there is to recall.
+    """The amount to recall.
 
     Attributes:
-        pairs: key-value pairs in a sample, at most N / 4; when training at shorter lengths, at most N / 8 of these.
-        values: ids that values are drawn from; a guess is right once in so many.
-        keys: ids that keys are drawn from; where there are more pairs, as many as pairs.
-        hay: share of the first half, apart from the pairs, that is hay; the rest says pairs again.
+        pairs: key-value pairs in a sample, at most N / 4; at most N / 8 at shorter training lengths N.
+        values: number of value ids; a guess is right in one of so many cases.
+        keys: number of key ids; at least the number of pairs.
+        hay: share of the first half, apart from the pairs, that is hay; the rest repeats pairs.
     """
 
     pairs: int = 16
@@ -122,7 +121,7 @@ class NoisyRecall(Generated):
     """Recall of key-value pairs among hay; see the module's docstring.
 
     Raises:
-        ValueError: where the pairs do not fit into the first half.
+        ValueError: the pairs do not fit into the first half.
     """
 
     name = "noisy_recall"
@@ -163,7 +162,7 @@ class NoisyRecall(Generated):
         pairs, slots = self.config.pairs, count_slots(seq_len)
         if pairs > slots:
             raise ValueError(
-                f"noisy_recall: expected pairs <= seq_len / 4 = {slots}, got {pairs}; take fewer or a longer seq_len"
+                f"noisy_recall: expected pairs <= seq_len / 4 = {slots}, got {pairs}: take fewer or a longer seq_len"
             )
         self.n_classes = self.config.values
         self.n_keys = max(self.config.keys, pairs)
@@ -193,7 +192,7 @@ class NoisyRecall(Generated):
         rows, length = batch.inputs.shape
         half, everyone = 2 * count_slots(length), np.arange(rows)[:, None]
         places = np.zeros((rows, self.vocab_size), np.int64)
-        places[everyone, batch.inputs[:, :half:2]] = np.arange(0, half, 2)  # of two the last remains
+        places[everyone, batch.inputs[:, :half:2]] = np.arange(0, half, 2)  # the last of two pairs of a key remains
         slices = np.zeros(batch.inputs.shape, np.int64)
         back = np.arange(half, length, 2) - places[everyone, batch.inputs[:, half::2]]
         slices[:, half::2] = back * BINS // length

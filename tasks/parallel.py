@@ -1,4 +1,4 @@
-"""Work on all cores, results in order, without needing a guard in the user's script."""
+"""Work on all cores with results in order; the user's script needs no ``__main__`` guard."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -9,14 +9,14 @@ Result = TypeVar("Result")
 
 
 def in_parallel(make: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
-    """``make`` of each job, in the order of the jobs, a few at a time: what is not read yet is hardly begun.
+    """``make`` of each job, in the order of the jobs; only a few jobs start before their results are read.
 
-    ``make`` must be a function of a module, and what it returns must not depend on the process that runs it.
+    ``make`` must be a function of a module, and its result must not depend on the process that runs it.
     """
     from joblib import cpu_count
     from joblib.externals.loky import get_reusable_executor
 
-    # joblib.Parallel hands out the next job when one is done, whether or not its result was read.
+    # joblib.Parallel would start the next job whether or not earlier results are read.
     cores = cpu_count()
     executor = get_reusable_executor(max_workers=cores)
     begun: deque[Any] = deque()

@@ -1,7 +1,7 @@
 """Path-X: Pathfinder in pictures of 128 x 128 pixels, 16,384 tokens.
 
-Tay et al., "Long Range Arena" (arXiv 2011.04006), where no model is above chance. The pictures and the options are
-those of `tasks.pathfinder`:
+Tay et al., "Long Range Arena" (arXiv 2011.04006), in which no model scores above chance. The pictures and the options
+are those of `tasks.pathfinder`:
 
 >>> from tasks import get
 >>> pathx = get("pathx")(16_384)

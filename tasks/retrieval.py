@@ -1,20 +1,21 @@
-"""Retrieval: does one of two papers cite the other? Each is encoded on its own, byte by byte.
+"""Retrieval: does one of two papers cite the other? The model encodes each paper alone, byte by byte.
 
-Tay et al., "Long Range Arena" (arXiv 2011.04006), on pairs of papers of the ACL Anthology Network. The files are
-those of LRA's release, a pair a line, tab separated, a quote being a character like any other:
+Tay et al., "Long Range Arena" (arXiv 2011.04006), on pairs of papers of the ACL Anthology Network. The task reads the
+files of LRA's release: one pair a line, separated by tabs; quotes are ordinary characters:
 
 >>> label, first, second = parse(b'1.0\\tP05-1\\tW06-2\\tWe say "parse".\\tThey say "parse"', "line 1")
 >>> print(label, first, second)
 1 b'We say "parse".' b'They say "parse"'
 
-An id is its byte + 1, 0 is padding. What two texts share counts the more, the rarer it is; all of it is 1:
+An id is its byte + 1, 0 is padding. A baseline measures how much two texts share, with a larger weight on rarer pieces;
+identical texts score 1:
 
 >>> even = np.ones((2, BUCKETS))
 >>> print(overlap(even, first, second).round(2))  # byte 4-grams, words, difference in length
 [0.56 0.5  0.06]
 
-Departures from LRA: pairs with an empty text are left out, and so is a pair that was there before, in the same
-split or in test or validation, in either order.
+Departures from LRA: the task drops pairs with an empty text, and pairs that repeat an earlier pair of the same split,
+or a pair of test or validation, in either order.
 """
 
 import hashlib
@@ -43,7 +44,7 @@ SOURCE = (
     "unpack https://storage.googleapis.com/long-range-arena/lra_release.gz"
     " and pass --data lra_release/lra_release/tsv_data"
 )
-SAMPLE = 2**20  # bytes from which the lines of a file are estimated
+SAMPLE = 2**20  # bytes at the start of a file that the number of its lines is estimated from
 BUCKETS = 2**16
 MAX_FITTED = 5_000
 
@@ -52,7 +53,7 @@ Pair = tuple[int, bytes, bytes]
 
 
 def fresh_rows(pairs: Iterable[Pair], seen: set[bytes]) -> Iterator[Row]:
-    """A row for each pair of texts that was not seen before, in either order, here or in what shares ``seen``."""
+    """A row for each new pair of texts: not in ``seen`` and not among earlier pairs, in either order."""
     rows: Iterator[Row] = (
         {"label": label, "first": first, "second": second, "both": b"\t".join(sorted((first, second)))}
         for label, first, second in pairs
@@ -63,7 +64,7 @@ def fresh_rows(pairs: Iterable[Pair], seen: set[bytes]) -> Iterator[Row]:
 
 
 def pieces(text: bytes) -> NDArray[np.bool_]:
-    """(2, BUCKETS) which byte 4-grams, and which words, a text holds, each under its hash."""
+    """(2, BUCKETS) whether a text has the byte 4-grams, and the words, of each hash bucket."""
     found = np.zeros((2, BUCKETS), np.bool_)
     codes = np.frombuffer(text, np.uint8).astype(np.uint32)
     grams = codes[:-3] | codes[1:-2] << 8 | codes[2:-1] << 16 | codes[3:] << 24
@@ -73,9 +74,9 @@ def pieces(text: bytes) -> NDArray[np.bool_]:
 
 
 def overlap(weights: NDArray[np.float64], first: bytes, second: bytes) -> NDArray[np.float64]:
-    """(3,) the share of 4-grams and of words in both texts among those in either, and how much longer one text is.
+    """(3,) of the 4-grams and of the words in either text, the share in both; and the relative difference in length.
 
-    weights: (2, BUCKETS) what each piece counts.
+    weights: (2, BUCKETS) the weight of each piece.
     """
     one, other = pieces(first), pieces(second)
     common, either = (weights * (one & other)).sum(1), (weights * (one | other)).sum(1)
@@ -84,7 +85,7 @@ def overlap(weights: NDArray[np.float64], first: bytes, second: bytes) -> NDArra
 
 
 class PairTask(Task):
-    """Two texts and a yes or no, from rows of ``label``, ``first`` and ``second``."""
+    """A yes-or-no question about two texts, from rows of ``label``, ``first`` and ``second``."""
 
     kind = "pair"
     vocab_size = 257
@@ -111,9 +112,9 @@ class PairTask(Task):
             yield from zip(found["first"], found["second"], strict=True)
 
     def baselines(self) -> dict[str, float]:
-        """The more frequent label; logistic regression on the `overlap` of the texts, rare pieces counting more.
+        """The more frequent label; logistic regression on the `overlap` of the texts, which weights rare pieces more.
 
-        What is rare, and the regression, are fitted on at most 5,000 pairs of train.
+        The weights and the regression are fitted on at most 5,000 pairs of train.
         """
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
@@ -136,17 +137,17 @@ class PairTask(Task):
         return {"majority": majority(train, test), "overlap": float(np.mean(guesses == test))}
 
     def sizes(self) -> dict[str, int]:
-        """Samples of each split, and how many of them are labelled 1."""
+        """The number of samples of each split, and of those with label 1."""
         counted = {split: self.labels(split) for split in SPLITS}
         samples = {f"{split}_samples": len(labels) for split, labels in counted.items()}
         return samples | {f"{split}_positives": int(labels.sum()) for split, labels in counted.items()}
 
 
 def parse(line: bytes, where: str) -> Pair:
-    """Label and texts of a line without its end.
+    """Label and texts of a line without its line end.
 
     Raises:
-        ValueError: what is wrong, and ``where``.
+        ValueError: the fault, and ``where`` it is.
     """
     columns = line.split(b"\t")
     if len(columns) != len(COLUMNS):
@@ -159,9 +160,9 @@ def parse(line: bytes, where: str) -> Pair:
 
 
 def read_pairs(file: Path) -> Iterator[Pair]:
-    r"""Every pair of a file, its texts byte for byte; a line ends in \n or \r\n, and blank ones are skipped.
+    r"""Every pair of a file, its texts byte for byte; a line ends in \n or \r\n, and blank lines are skipped.
 
-    A CSV reader would take a line that is too short for one with an empty text.
+    A CSV reader would read a line that is too short as a pair with an empty text.
 
     Raises:
         ValueError: a malformed line, or pairs of one label only.
@@ -179,7 +180,7 @@ def read_pairs(file: Path) -> Iterator[Pair]:
 
 
 def estimate_lines(file: Path) -> int:
-    """About how many lines a file has, from its first megabyte."""
+    """The approximate number of lines of a file, estimated from its first megabyte."""
     with file.open("rb") as opened:
         start = opened.read(SAMPLE)
     return file.stat().st_size * start.count(b"\n") // max(1, len(start))
@@ -187,10 +188,10 @@ def estimate_lines(file: Path) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalConfig:
-    """Where the pairs are.
+    """Source of the pairs.
 
     Attributes:
-        data: the folder of LRA's three files; there are no pairs without it.
+        data: the folder of LRA's three files; required.
     """
 
     data: str = ""
@@ -222,13 +223,13 @@ class Retrieval(PairTask):
         """The file of each split.
 
         Raises:
-            ValueError: no folder, or one without them.
+            ValueError: the folder or one of its files is missing.
         """
         if not self.config.data:
             raise ValueError(f"retrieval: expected a folder with {', '.join(FILES.values())}, got none; {SOURCE}")
         folder = Path(self.config.data).expanduser()
         if not folder.is_dir():
-            raise ValueError(f"retrieval: expected a folder, got --data {folder}, which is none; {SOURCE}")
+            raise ValueError(f"retrieval: expected a folder, got --data {folder}, which is not a folder; {SOURCE}")
         there = sorted(path.name for path in folder.iterdir())
         missing = [name for name in FILES.values() if name not in there]
         if missing:
@@ -253,7 +254,7 @@ class Retrieval(PairTask):
         }
 
     def _cut(self, file: Path) -> Iterator[Pair]:
-        """The pairs of a file that have two texts, these cut at N bytes."""
+        """The pairs of a file without an empty text; texts are cut at N bytes."""
         for label, first, second in read_pairs(file):
             if first and second:
                 yield label, first[: self.seq_len], second[: self.seq_len]
@@ -280,7 +281,7 @@ class Retrieval(PairTask):
         again = read - empty - sum(self.size(split) for split in SPLITS)
         found = {
             f"a text cut at {self.seq_len:,} bytes": cut,
-            "left out, a text being empty": empty,
-            "left out, the same two texts being there already": again,
+            "left out, a text is empty": empty,
+            "left out, equal to an earlier pair": again,
         }
         return [f"{count:,} of {read:,} pairs: {what}" for what, count in found.items() if count]

@@ -1,8 +1,8 @@
-"""Selective copy: say again, in order, the few symbols that lie scattered among blanks.
+"""Selective copy: repeat, in order, the few symbols scattered among blanks.
 
 Poli et al., "Mechanistic Design and Scaling of Hybrid Architectures" (MAD, arXiv 2403.17844), after Gu & Dao, "Mamba"
-(arXiv 2312.00752). n = N // 16 symbols out of 14 lie anywhere in the first N - n positions, blanks (14) elsewhere; n
-markers (15) follow, and at the i-th marker the answer is the i-th symbol. Three symbols, sixteen tokens:
+(arXiv 2312.00752). n = N // 16 symbols out of 14 are scattered over the first N - n positions, with blanks (14)
+elsewhere; n markers (15) follow, and the answer at the i-th marker is the i-th symbol. Three symbols, sixteen tokens:
 
 >>> inputs, targets = generate(np.random.default_rng(1), 1, seq_len=16, n_copy=3)
 >>> print(inputs[0])
@@ -10,15 +10,15 @@ markers (15) follow, and at the i-th marker the answer is the i-th symbol. Three
 >>> print(np.where(targets[0] == IGNORE, 0, targets[0]))  # 0 for "not asked", to line up
 [ 0  0  0  0  0  0  0  0  0  0  0  0  0 12  6 10]
 
-A marker says nothing of its number, and a symbol nothing of its rank: both have to be counted. The answers stand
-nowhere but in the text, and out of reach of a short convolution at the marker that asks for them.
+A marker does not reveal its index, nor a symbol its rank: the model has to count both. The answers are only in the
+text, out of reach of a short convolution at the marker.
 
-Every set of places is as likely, but their order tells something: the first symbol lies near the start more often than
-elsewhere, and the last marker asks for what lies near the end. What a place alone gives is among the baselines.
+Every set of positions is equally likely, but their order reveals something: the first symbol is near the start more
+often than elsewhere, and the last marker asks for a symbol near the end. A baseline scores a guess by position alone.
 
-Departures from MAD: every set of places is equally likely, where MAD deals the blanks out to the gaps before the
-symbols, so that its last symbol always stands right before the copy token; n markers ask for the answers, where MAD
-has one copy token and then n blanks; n grows with N (16 at N 256, as there).
+Departures from MAD: every set of positions is equally likely, where MAD assigns the blanks to the gaps before the
+symbols, so that its last symbol is always right before the copy token; n markers ask for the answers, where MAD has one
+copy token and then n blanks; n grows with N (16 at N 256, as in MAD).
 """
 
 import numpy as np
@@ -47,7 +47,7 @@ def generate(rng: np.random.Generator, rows: int, *, seq_len: int, n_copy: int) 
 
 
 def nearest_to(points: NDArray[np.float64], places: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(points,) which of two or more places, in ascending order, is nearest to each point; of two the first."""
+    """(points,) the index of the place nearest to each point, of ascending places, two or more; in a tie the first."""
     right: NDArray[np.int64] = np.clip(np.searchsorted(places, points), 1, len(places) - 1)
     return right - (points - places[right - 1] <= places[right] - points)
 
@@ -60,7 +60,7 @@ class SelectiveCopy(Generated):
     kind = "token"
     causal = True
     summary = "say again, in order, the N // 16 symbols scattered among blanks"
-    min_len = 48  # three symbols: with two, the last marker is near enough to the text for a convolution
+    min_len = 48  # three symbols: with two, a convolution at the last marker reaches the text
     max_len = 65_536
     defaults = TaskDefaults(
         seq_len=64,
@@ -75,9 +75,7 @@ class SelectiveCopy(Generated):
     generator = 1
     seed = 240317844
 
-    fixed_places = (
-        "the i-th marker asks for the i-th symbol, which lies near i / n of the text more often than elsewhere"
-    )
+    fixed_places = "the i-th marker asks for the i-th symbol, which is near i / n of the text more often than elsewhere"
     vocab_size = 16
     n_classes = SYMBOLS
 
@@ -89,10 +87,10 @@ class SelectiveCopy(Generated):
         return generate(rng, rows, seq_len=seq_len, n_copy=seq_len // 16)
 
     def baselines(self) -> dict[str, float]:
-        """The most frequent symbol, of train and of the text; the symbol nearest to where the i-th is expected.
+        """The most frequent symbol of train; of the text; the symbol nearest to the expected position of the i-th.
 
-        The last neither counts nor looks at more than places: of n places drawn from T the i-th is, on average, at
-        i (T + 1) / (n + 1), counted from 1.
+        The last predictor uses positions alone and counts nothing: of n positions drawn from T, the i-th is on average
+        at i (T + 1) / (n + 1), counted from 1.
         """
         train, test = self.whole("train").targets, self.whole("test")
         text = test.inputs[:, : -self.n_copy]

@@ -1,10 +1,10 @@
-"""State tracking: what have all permutations so far made, one after the other?
+"""State tracking: what is the product of all permutations so far?
 
 The word problem of a permutation group, as in Merrill et al., "The Illusion of State in State-Space Models" (arXiv
-2404.08819), and Liu et al., "Transformers Learn Shortcuts to Automata" (arXiv 2210.10749). Every token is a permutation
-of a few things, drawn evenly from all; at each position the answer is the product of the tokens up to there, the later
-ones applied after the earlier. With two things it is parity: 0 leaves, 1 swaps. Twelve tokens, two things; and three
-things, whose six permutations are numbered in the order of `itertools.permutations`:
+2404.08819), and Liu et al., "Transformers Learn Shortcuts to Automata" (arXiv 2210.10749). Every token is a random
+permutation of a few elements; the answer at each position is the product of the tokens up to this position, applied in
+the order of the text. Two elements give parity: 0 is the identity, 1 swaps. Twelve tokens, two elements; then three
+elements, whose six permutations are numbered in the order of `itertools.permutations`:
 
 >>> inputs, targets = generate(np.random.default_rng(0), 1, seq_len=12, elements=2)
 >>> print(inputs[0], targets[0])
@@ -13,20 +13,20 @@ things, whose six permutations are numbered in the order of `itertools.permutati
 >>> print(inputs[0], targets[0])
 [3 5 5 3 5 3 4 1 5 1 1 0] [3 2 3 4 1 2 1 0 5 3 5 5]
 
-The score is also given by position: how far the state is carried. The first answers are easy (the first is the first
-token itself), and nothing else is given away by place: each token makes every product as likely as any other.
+The task also scores ranges of positions, which shows how far a model carries the state. The first answers are easy (the
+first is the first token itself). Positions reveal nothing else: each token makes all products equally likely.
 
-What theory says of every length at once, at a fixed number of layers and in finite precision: five things (S5) are
-complete for NC1 (Barrington 1989), so that, if TC0 is not NC1, neither attention nor a recurrence with diagonal factors
-(S4, Mamba) tracks them (Merrill et al.). Two and three things are in TC0, and no theorem keeps attention from them;
-what it learns counts, and fails on longer texts (Liu et al., who also need log N layers for S5). A linear recurrence
-whose factors lie between 0 and 1, as in retnet, mamba2 and gated_deltanet here, has no parity; one whose factors reach
-down to -1 has, and with matrices as factors that are products of several reflections for each token, or with more
-layers, any permutation (Grazzi et al., arXiv 2411.12537). A recurrent network that is not linear needs one layer. At
-one short length many of these learn it all the same: read the slices, and test beyond the length of training.
+Theory for all lengths at once, at a fixed number of layers and in finite precision: five elements (S5) are complete for
+NC1 (Barrington 1989), so if TC0 is not NC1, neither attention nor a recurrence with diagonal factors (S4, Mamba) tracks
+them (Merrill et al.). Two and three elements are in TC0, and no theorem excludes attention; attention learns to count,
+and fails on longer texts (Liu et al., who also need log N layers for S5). A linear recurrence with factors between 0
+and 1, as in retnet, mamba2 and gated_deltanet here, cannot compute parity. With factors down to -1 it can. With matrix
+factors that are products of several reflections for each token, or with more layers, it computes any permutation
+(Grazzi et al., arXiv 2411.12537). A nonlinear recurrent network needs one layer. At one short length many of these
+models learn the task anyway: read the slices, and test beyond the training length.
 
-Causal only: what follows a position says nothing about its answer. Departure: all of S5, where Merrill et al. also try
-its subgroup A5, and a score for each position, where they count whole texts that are right.
+Causal only: later tokens say nothing about an answer. Departures: all of S5, where Merrill et al. also try its subgroup
+A5; a score for each position, where Merrill et al. count texts that are right as a whole.
 """
 
 from dataclasses import dataclass
@@ -40,14 +40,14 @@ from tasks.baselines import majority
 from tasks.generated import Generated
 
 SIZES = (2, 3, 5)
-FIRST = 8  # positions of the first slice; each further one is twice as long as all before
+FIRST = 8  # positions of the first slice; each further slice ends at twice the position
 WINDOW = 4  # tokens that a baseline sees
 
 Ids = NDArray[np.int16]
 
 
 def products(elements: int) -> Ids:
-    """(P, P): number of the permutation that applies ``b`` after ``a``, at [a, b]; number 0 leaves all in place."""
+    """(P, P) at [a, b] the number of the permutation that applies ``b`` after ``a``; number 0 is the identity."""
     group = np.array(list(permutations(range(elements))))
     places = elements ** np.arange(elements)
     number = np.zeros(elements**elements, np.int16)
@@ -67,10 +67,10 @@ def generate(rng: np.random.Generator, rows: int, *, seq_len: int, elements: int
 
 @dataclass(frozen=True, kw_only=True)
 class StateTrackingConfig:
-    """Which permutations.
+    """The group of permutations.
 
     Attributes:
-        elements: how many things are permuted: 2 (parity), 3 or 5.
+        elements: number of permuted elements: 2 (parity), 3 or 5.
     """
 
     elements: int = 5
@@ -91,8 +91,8 @@ class StateTracking(Generated):
     summary = "the product of all permutations so far; also scored by position"
     causal = True
     causal_only = True
-    fixed_places = "the first answers rest on the first tokens, and each on all that stand before it"
-    min_len = 24  # samples of two things that are different enough in number
+    fixed_places = "each answer depends on all tokens before it, so the first answers on the first tokens"
+    min_len = 24  # so that two elements give enough different samples
     max_len = 65_536
     defaults = TaskDefaults(
         seq_len=64,
@@ -136,7 +136,7 @@ class StateTracking(Generated):
         test, after = self.whole("test"), products(self.config.elements)
         seen = test.inputs
         for back in range(1, WINDOW):
-            earlier = np.pad(test.inputs, ((0, 0), (back, 0)))[:, : self.seq_len]  # 0 leaves all in place
+            earlier = np.pad(test.inputs, ((0, 0), (back, 0)))[:, : self.seq_len]  # 0 is the identity
             seen = after[earlier, seen]
         return {
             "most frequent product": majority(self.whole("train").targets.ravel(), test.targets.ravel()),
@@ -146,5 +146,5 @@ class StateTracking(Generated):
 
 
 def slice_of(positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Which slice each position, counted from 1, falls into: up to 8, to 16, to 32 and so on."""
+    """The slice of each position, counted from 1: up to 8, up to 16, up to 32 and so on."""
     return np.ceil(np.log2(np.maximum(positions, FIRST) / FIRST)).astype(np.int64)

@@ -1,16 +1,16 @@
-"""Tasks that go together, under one name for ``--tasks``."""
+"""Suites: several tasks under one name for ``--tasks``."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """Names of tasks.
+    """A named set of tasks.
 
     Attributes:
-        summary: what the suite is for.
+        summary: purpose of the suite.
         tasks: name -> length; None = the task's own default.
-        budget: seconds of training of each run where the command line is silent.
+        budget: default seconds of training of each run.
     """
 
     summary: str

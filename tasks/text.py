@@ -1,8 +1,8 @@
-"""Byte-level sentiment of film reviews: was this review for or against?
+"""Byte-level sentiment of film reviews: is this review positive or negative?
 
 IMDB (Maas et al., "Learning Word Vectors for Sentiment Analysis", ACL 2011; `stanfordnlp/imdb` on the Hugging Face
 hub), read byte by byte as in Tay et al., "Long Range Arena" (arXiv 2011.04006). An id is its byte + 1, 0 is
-padding, and a review is cut at N bytes:
+padding, and reviews are cut at N bytes:
 
 >>> from tasks.cache import padded
 >>> ids, padding = padded([b"A gem.", b"No."], limit=5, shift=1)
@@ -12,27 +12,28 @@ padding, and a review is cut at N bytes:
 >>> print(padding[1].astype(int))
 [0 0 0 1 1]
 
-Both N 1000 and N 4000 are called "LRA Text" in the literature; the default is 4000.
+The literature calls both N 1000 and N 4000 "LRA Text"; the default is 4000.
 
-Departures from LRA: validation is a tenth of train, where LRA validates on the test split; of equal reviews only
-one is kept, the one in test before the one in train. The 50,000 reviews without a label are not used.
+Departures from LRA: validation is a tenth of train, where LRA validates on the test split. Of equal reviews the task
+keeps one, in test rather than in train. It does not use the 50,000 reviews without a label.
 """
 
 from dataclasses import dataclass
 
 from tasks.base import TaskDefaults, register
 from tasks.classify import GENERATOR, LabelledText
-from tasks.sources import LabelledRows, fingerprint, labelled_rows
+from tasks.labelled import LabelledRows, labelled_rows
+from tasks.sources import fingerprint
 
 HUB_ID = "stanfordnlp/imdb"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """Where the reviews are.
+    """Source of the reviews.
 
     Attributes:
-        data: a copy of stanfordnlp/imdb on this machine, or what has its columns text and label; empty = the hub.
+        data: a copy of stanfordnlp/imdb on this machine, or other data with columns text and label; empty = the hub.
     """
 
     data: str = ""

@@ -63,8 +63,8 @@ def test_classes_and_texts_of_a_csv(file):
 
 
 NOTES = [
-    "no test split in the data: 10% of train taken for it",
-    "no validation split in the data: 10% of train taken for it",
+    "no test split in the data: 10% of train replaces it",
+    "no validation split in the data: 10% of train replaces it",
     "left out: 2 duplicate, 1 empty, 1 without a class",
 ]
 
@@ -104,9 +104,9 @@ def test_other_options_and_changed_files_have_other_rows(file):
 def test_options_are_checked():
     with pytest.raises(ValueError, match=r"^classify.data: expected .* got nothing: pass --data$"):
         Classify(100)
-    with pytest.raises(ValueError, match=r"^classify.text_column: expected another column .* got 'a'$"):
+    with pytest.raises(ValueError, match=r"^classify.text_column: expected a column other than .* got 'a'$"):
         ClassifyConfig(data="x.csv", text_column="a", label_column="a")
-    with pytest.raises(ValueError, match="no file or folder here"):
+    with pytest.raises(ValueError, match="not a file, a folder or a hub id"):
         task_of("missing.csv").prepare()
 
 
@@ -115,7 +115,7 @@ def test_data_is_not_read_before_it_is_asked_for():
 
 
 def test_a_missing_column_names_those_there(file):
-    with pytest.raises(ValueError, match=r"^classify: expected the column .*--label-column.*: review, stars$"):
+    with pytest.raises(ValueError, match=r"^classify: expected a column of the class.*--label-column.* review, stars$"):
         task_of(file).prepare()
 
 

@@ -14,10 +14,13 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
-import tasks.files
+import tasks.folders
+import tasks.layouts
 from tasks.classify import Classify, ClassifyConfig
-from tasks.files import files_below, files_by_split, is_quoted, separator_of, split_of
-from tasks.sources import fingerprint, labelled_rows, named_splits, open_splits
+from tasks.folders import files_below, files_by_split, split_of
+from tasks.labelled import labelled_rows
+from tasks.layouts import is_quoted, separator_of
+from tasks.sources import fingerprint, named_splits, open_splits
 
 ROWS = [(f"{n}: é, or; not | so", ("bad", "good")[n % 2]) for n in range(40)]
 
@@ -60,7 +63,7 @@ def as_lines(rows=ROWS):
 
 
 def test_worked_examples():
-    assert doctest.testmod(tasks.files).failed == 0
+    assert doctest.testmod(tasks.folders).failed == doctest.testmod(tasks.layouts).failed == 0
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
@@ -74,7 +77,7 @@ def test_the_separator_is_found(separator, suffix, tmp_path):
 def test_a_separator_that_does_not_divide_all_rows_alike_is_asked_for(tmp_path):
     file = tmp_path / "data.csv"
     file.write_text("text;label\n" + "".join(f"a; b {n};{n % 2}\n" for n in range(9)))
-    with pytest.raises(ValueError, match=r"got one column in .*data.csv: is ';' the separator\?"):
+    with pytest.raises(ValueError, match=r"got one column in .*data.csv: if ';' separates them, quote the texts"):
         read(file)
 
 
@@ -102,8 +105,8 @@ def test_quotes_that_are_letters():
 
 def test_a_long_file_is_told_quoted_from_its_start():
     rows = 'text\tlabel\n"first\nsecond"\t1\n' + f'"{"word " * 200}\n"\t0\n' * 1100
-    assert is_quoted(rows[: tasks.files.SAMPLE])
-    assert separator_of(rows[: tasks.files.SAMPLE], "\t", "x") == "\t"
+    assert is_quoted(rows[: tasks.layouts.SAMPLE])
+    assert separator_of(rows[: tasks.layouts.SAMPLE], "\t", "x") == "\t"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252", "latin-1"])
@@ -191,7 +194,7 @@ def test_json_lines_by_any_name(tmp_path):
         ("[1, 2]", "an object for each row .* got int"),
         ('"text"', "a list of objects .* got str"),
         ("[]", "expected rows, got none"),
-        ('{"text": "a", "label": [1]}\n{"text": "b", "label": [0, 1]}', "one class a row in the column 'label'"),
+        ('{"text": "a", "label": [1]}\n{"text": "b", "label": [0, 1]}', "one class in each row of the column 'label'"),
     ],
 )
 def test_json_that_has_no_rows(contents, message, tmp_path):
@@ -320,7 +323,7 @@ def results(folder):
 @pytest.mark.parametrize("data", ["data.csv", "environment.jsonl", "train.csv"])
 def test_results_and_packages_in_the_folder_of_the_data_are_no_data(data, tmp_path):
     write = as_lines if data.endswith("jsonl") else as_csv
-    packages = {f"{name}/{n}.{kind}": "{}" for n in "ab" for kind in ("json", "csv") for name in tasks.files.PACKAGES}
+    packages = {f"{name}/{n}.{kind}": "{}" for n in "ab" for kind in ("json", "csv") for name in tasks.folders.PACKAGES}
     save_folder(tmp_path, {data: write(), ".hidden.json": "{}", **packages})
     before = fingerprint(str(tmp_path), "classify")
     results(tmp_path / "results" / "20260101-120000")

@@ -115,7 +115,7 @@ def test_labels_stay_with_their_images_when_splits_are_carved(tmp_path):
             met[picture] += 1
     assert met == Counter(label_of.keys())
     assert task.notes() == [
-        f"no {split} split in {tmp_path / 'data'}: 10% of train taken for it" for split in ("test", "validation")
+        f"no {split} split in {tmp_path / 'data'}: 10% of train replaces it" for split in ("test", "validation")
     ]
 
 
@@ -142,7 +142,7 @@ def test_splits_whose_classes_have_another_order_are_refused(tmp_path):
         for split, (names, (images, labels)) in parts.items()
     }
     with pytest.raises(
-        ValueError, match=r"same names and order in every split of .*, got others in test than in train"
+        ValueError, match=r"same names and order in every split of .*, got different ones in test and train"
     ):
         open_image(save(tmp_path / "data", **tables)).prepare()
 
@@ -275,7 +275,7 @@ BAD = {
     ),
     "an image missing": (
         datasets.Dataset.from_dict({"img": [png(i) for i in GOOD[1:]] + [None], "label": LABELS}),
-        "image: image 19 of train of DATA is missing: leave its row out",
+        "image: image 19 of train of DATA is missing: remove its row",
     ),
 }
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import tasks.labels
 from tasks.classify import Classify, ClassifyConfig
+from tasks.labelled import labelled_rows
 from tasks.labels import name_classes
-from tasks.sources import labelled_rows
 
 
 @pytest.fixture(autouse=True)
@@ -83,9 +83,9 @@ def test_labels_of_two_splits(train, test, classes, read):
 
 def test_what_differs_in_case_alone_is_told():
     joined = name_classes({"train": (STRING, ["Pos", "neg"]), "test": (STRING, ["POS", "neg"])}, "label")
-    assert joined.remarks == ["labels that differ in case alone are one class: 'Pos', 'POS'"]
+    assert joined.remarks == ["labels that differ only in case are one class: 'Pos', 'POS'"]
     apart = name_classes({"train": (STRING, ["a", "A"]), "test": (STRING, ["A"])}, "label")
-    assert apart.remarks == ["labels that differ in case alone are two classes or more: 'A', 'a'"]
+    assert apart.remarks == ["labels that differ only in case are two classes or more: 'A', 'a'"]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_test_split_without_labels_is_carved(feature, tmp_path):
     assert {text.partition(" ")[0] for text in classes_of(task, "test")} == {"train"}
     assert task.size("validation") == 20
     task.prepare()
-    assert task.notes() == ["no row of the test split has a class: 10% of train taken for it"]
+    assert task.notes() == ["no row of the test split has a class: 10% of train replaces it"]
 
 
 def test_validation_is_the_test_split_on_request(tmp_path):
@@ -148,14 +148,14 @@ def test_validation_is_the_test_split_on_request(tmp_path):
         assert classes_of(task, "test") == {f"dev {n}": ("neg", "pos")[n % 2] for n in range(20)}
         assert {text.partition(" ")[0] for text in classes_of(task, "validation")} == {"train"}
         assert task.notes() == [
-            "the validation split is what is tested on, as asked",
-            "no validation split in the data: 10% of train taken for it",
+            "the test scores are those of the validation split, as requested",
+            "no validation split in the data: 10% of train replaces it",
         ]
     assert task.cache_key != Classify(64, ClassifyConfig(data=data)).cache_key
     for name, message in {
-        "train": "got 'train'; the data has validation, test",
-        "heldout": "got 'heldout'; the data has validation, test",
-        "test": "expected classes in the split to test on, test, got none",
+        "train": "expected test_split among validation, test, got 'train'",
+        "heldout": "expected test_split among validation, test, got 'heldout'",
+        "test": "expected classes in the test_split test, got none",
     }.items():
         with pytest.raises(ValueError, match=message):
             Classify(64, ClassifyConfig(data=data, test_split=name)).prepare()
@@ -166,10 +166,10 @@ def test_a_split_of_other_columns_is_refused(tmp_path):
     for test, message in {
         "lists": ({"text": [["a"]], "label": [0]}, r"strings or bytes in the column 'text' of test, got List"),
         "numbers": ({"text": [1], "label": [0]}, r"strings or bytes in the column 'text' of test, got Value"),
-        "label lists": ({"text": ["a"], "label": [[0]]}, r"one class a row in the column 'label' of test"),
+        "label lists": ({"text": ["a"], "label": [[0]]}, r"one class in each row of the column 'label' of test"),
         "other name": (
             {"text": ["a"], "stars": [0]},
-            r"as in train, got text, stars in test: which is 'label', stars\?",
+            r"as in train, got text, stars in test: rename the column of the class \(stars\) to 'label'",
         ),
     }.values():
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -190,7 +190,7 @@ def test_a_test_file_without_the_column_of_the_class(tmp_path):
         with (tmp_path / name).open("w", newline="") as file:
             csv.writer(file).writerows([["id", "text", "label"][:kept], *(row[:kept] for row in rows)])
     task = Classify(64, ClassifyConfig(data=str(tmp_path)))
-    assert "no row of the test split has a class: 10% of train taken for it" in task.notes()
+    assert "no row of the test split has a class: 10% of train replaces it" in task.notes()
     assert sum(task.size(split) for split in ("train", "validation", "test")) == 120
 
 

@@ -269,14 +269,14 @@ def test_what_is_dropped_and_cut_is_told(tmp_path, own_cache):
     task = Listops(19, write(tmp_path, trees))  # the last one of test differs from the first beyond its 19 symbols
     assert {split: task.size(split) for split in task.tables} == {"test": 3, "validation": 2, "train": 3}
     assert task.notes() == [
-        "8 of 16 samples dropped, equal to one before them as far as they are read: "
-        "in the same split, in test, or in validation",
+        "8 of 16 samples dropped: their first 19 symbols equal those of an earlier sample of the same split, "
+        "or of a sample of test or validation",
         "8 of 8 samples cut to their first 19 symbols",
     ]
     assert task.whole("test").inputs.shape == (3, 19)
     assert Listops(64, write(tmp_path, trees)).notes() == [
-        "7 of 16 samples dropped, equal to one before them as far as they are read: "
-        "in the same split, in test, or in validation"
+        "7 of 16 samples dropped: their first 64 symbols equal those of an earlier sample of the same split, "
+        "or of a sample of test or validation"
     ]
 
 
@@ -320,10 +320,10 @@ def test_a_file_of_bytes_is_refused(tmp_path, own_cache):
 def test_missing_files_are_named(tmp_path):
     write(tmp_path, {"train": some_trees(1, 9), "val": [], "test": []})
     (tmp_path / "basic_test.tsv").unlink()
-    with pytest.raises(ValueError, match=r"expected basic_train.tsv, .*, no basic_test.tsv there$"):
+    with pytest.raises(ValueError, match=r"expected basic_train.tsv, .*, but basic_test.tsv missing$"):
         ListopsConfig(data=str(tmp_path))
     with pytest.raises(
-        ValueError, match=r"listops.data=nowhere, no basic_train.tsv, basic_val.tsv, basic_test.tsv there"
+        ValueError, match=r"listops.data=nowhere, but basic_train.tsv, basic_val.tsv, basic_test.tsv missing"
     ):
         ListopsConfig(data="nowhere")
 
@@ -333,8 +333,8 @@ def test_missing_files_are_named(tmp_path):
     [
         ({"samples": 0}, "expected listops.samples >= 1, got 0"),
         ({"min_len": -1}, "expected listops.min_len >= 0, got -1"),
-        ({"data": "x", "samples": 9}, "expected neither listops.samples nor listops.min_len with listops.data"),
-        ({"data": "x", "min_len": 9}, "expected neither listops.samples nor listops.min_len with listops.data"),
+        ({"data": "x", "samples": 9}, "listops.data cannot be combined with listops.samples or listops.min_len"),
+        ({"data": "x", "min_len": 9}, "listops.data cannot be combined with listops.samples or listops.min_len"),
     ],
 )
 def test_bad_options_are_refused(options, message):

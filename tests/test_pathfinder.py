@@ -14,18 +14,8 @@ import tasks.pathfinder
 import tasks.pathx
 from compare.runs.data import make_task
 from compare.runs.train import Trainer
-from tasks.pathfinder import (
-    SCALES,
-    Chunk,
-    Pathfinder,
-    PathfinderConfig,
-    deal,
-    draw,
-    find_discs,
-    generate,
-    paint,
-    sketch,
-)
+from tasks.contours import SCALES, draw, paint, sketch
+from tasks.pathfinder import Chunk, Pathfinder, PathfinderConfig, deal, find_discs, generate
 from tasks.pathx import PathXConfig
 from tests.learning import small_spec
 from tests.task_cases.pathfinder import write_release
@@ -113,7 +103,7 @@ def solve(picture, length, radius) -> int:
 
 
 def test_worked_examples():
-    assert doctest.testmod(tasks.pathfinder) == (0, 4)
+    assert doctest.testmod(tasks.pathfinder) == (0, 5)
     assert doctest.testmod(tasks.pathx) == (0, 3)
 
 
@@ -275,8 +265,8 @@ def test_a_token_is_a_pixel_and_one(monkeypatch):
     [
         ({"samples": 63}, r"expected pathfinder.samples >= 64, got 63$"),
         ({"contour": 7}, r"expected pathfinder.contour among 6, 9, 14, got 7$"),
-        ({"contour": 6, "data": "x"}, r"expected neither .* nor pathfinder.contour with pathfinder.data, drop them$"),
-        ({"samples": 99, "data": "x"}, r"expected neither .* with pathfinder.data, drop them$"),
+        ({"contour": 6, "data": "x"}, r"pathfinder.data cannot be combined with .* or pathfinder.contour: drop them$"),
+        ({"samples": 99, "data": "x"}, r"pathfinder.data cannot be combined with pathfinder.samples .*: drop them$"),
     ],
 )
 def test_bad_options_are_refused(options, message):
@@ -336,7 +326,7 @@ def test_unreadable_and_repeated_pictures_are_left_out_and_told(tmp_path):
     (folder / "imgs/1/sample_7.png").write_bytes(whole)
     task = of_release(folder)
     assert sum(map(task.size, ("train", "validation", "test"))) == 97
-    assert task.notes() == ["3 of 100 pictures left out: unreadable, or the same as another"]
+    assert task.notes() == ["3 of 100 pictures left out: unreadable, or equal to another"]
 
 
 def test_a_picture_of_another_size_is_refused(tmp_path):
@@ -349,7 +339,7 @@ def test_a_missing_picture_is_refused(tmp_path):
     folder = write_release(tmp_path / "release", 32, 100)
     (folder / "imgs/1/sample_9.png").unlink()
     with pytest.raises(
-        ValueError, match=r"data: expected the pictures that its metadata lists, .*1/sample_9.png' is missing$"
+        ValueError, match=r"data: expected every picture that the metadata lists, .*1/sample_9.png' is missing$"
     ):
         of_release(folder).prepare()
 
@@ -387,7 +377,7 @@ def test_one_label_alone_is_refused(tmp_path):
     folder = write_release(tmp_path / "release", 32, 100)
     for file in (folder / "metadata").iterdir():
         file.write_text("".join(line + "\n" for line in file.read_text().splitlines() if line.split()[3] == "1"))
-    with pytest.raises(ValueError, match=r"data: expected pictures of both labels, got \d+ of one in"):
+    with pytest.raises(ValueError, match=r"data: expected pictures of both labels, got \d+ of one label in"):
         of_release(folder).prepare()
 
 

@@ -102,8 +102,8 @@ def test_empty_and_repeated_pairs_are_left_out_and_counted(folder):
     assert [pair[1:] for pair in texts_of(task, "test")] == [pair[1:] for pair in test]
     assert [pair[1:] for pair in texts_of(task, "train")] == [*(p[1:] for p in filler("train")), (first, fourth)]
     assert task.notes() == [
-        "2 of 18 pairs: left out, a text being empty",
-        "3 of 18 pairs: left out, the same two texts being there already",
+        "2 of 18 pairs: left out, a text is empty",
+        "3 of 18 pairs: left out, equal to an earlier pair",
     ]
 
 
@@ -141,7 +141,7 @@ def test_a_file_without_both_labels_is_refused(folder, pairs, got):
 
 def test_missing_data_is_told_with_where_it_comes_from(folder):
     source = r"storage.googleapis.com/long-range-arena/lra_release.gz and pass --data lra_release/lra_release/tsv_data$"
-    for data, got in (("", "got none"), ("/no/such", "got --data /no/such"), (folder / FILES["test"], "which is none")):
+    for data, got in (("", "got none"), ("/no/such", "got --data /no/such"), (folder / FILES["test"], "not a folder")):
         with pytest.raises(ValueError, match=f"^retrieval: expected a folder.*{got}.*{source}"):
             opened(data).prepare()
     (folder / FILES["validation"]).unlink()

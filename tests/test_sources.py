@@ -15,9 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+import tasks.labelled
 import tasks.sources
+from tasks.labelled import deal, labelled_rows, pick_columns
 from tasks.labels import in_order
-from tasks.sources import deal, find, fingerprint, hub_problem, labelled_rows, open_splits, pick_columns
+from tasks.sources import find, fingerprint, hub_problem, open_splits
 
 TEXTS = ["plain", 'a "quoted", one', "two\nlines", "tab\there", "café ☕", "NA", "01", "1e5", " spaces ", "null"]
 LABELS = [0, 1, 0, 1, 0, 1, 0, 1, 1, 0]
@@ -163,9 +165,9 @@ def test_one_of_several_configurations(tmp_path):
     opened = open_splits(f"{tmp_path}:films", "classify")
     assert opened["train"]["text"][0] == f"films {TEXTS[0]}"
     assert fingerprint(f"{tmp_path}:films", "classify") != fingerprint(f"{tmp_path}:books", "classify")
-    assert "behind a colon" in refused(str(tmp_path))
-    assert "got none; there are books, films" in refused(str(tmp_path))
-    assert "got 'music'; there are books, films" in refused(f"{tmp_path}:music")
+    assert "a configuration after a colon" in refused(str(tmp_path))
+    assert "got none; the data has books, films" in refused(str(tmp_path))
+    assert "got 'music'; the data has books, films" in refused(f"{tmp_path}:music")
 
 
 @pytest.mark.parametrize("other", ["notes.md", "notes.txt", "notes.docx", None])
@@ -352,16 +354,16 @@ def test_columns_are_found(features, given, picked):
     [
         ({"a": STRING, "label": NUMBER}, ("text", ""), "expected a column 'text', got the columns a, label"),
         ({"a": STRING, "label": NUMBER}, ("", "stars"), "expected a column 'stars', got the columns a, label"),
-        ({"a": STRING, "b": NUMBER}, ("", ""), "class .--label-column., got none; columns: a, b"),
+        ({"a": STRING, "b": NUMBER}, ("", ""), "class, named by --label-column, got none; columns: a, b"),
         (
             {"a": STRING, "b": STRING, "label": NUMBER},
             ("", ""),
-            "text .--text-column., got none; columns: a, b, label",
+            "text, named by --text-column, got none; columns: a, b, label",
         ),
-        ({"a": NUMBER, "label": NUMBER}, ("", ""), "text .--text-column., got none; columns: a, label"),
+        ({"a": NUMBER, "label": NUMBER}, ("", ""), "text, named by --text-column, got none; columns: a, label"),
         ({"a": NUMBER, "label": NUMBER}, ("a", ""), "strings or bytes, got 'a'"),
         ({"a": STRING, "label": STRING}, ("label", "label"), "got 'label', the column of the class"),
-        ({"a": STRING, "label": datasets.List(NUMBER)}, ("", ""), "one class a row in the column 'label'"),
+        ({"a": STRING, "label": datasets.List(NUMBER)}, ("", ""), "one class in each row of the column 'label'"),
     ],
 )
 def test_columns_that_cannot_be_found_name_those_there(features, given, message):
@@ -422,7 +424,7 @@ def test_what_is_wrong_with_a_folder_is_told_in_one_line(tmp_path):
 def test_what_is_neither_here_nor_a_hub_id(data):
     message = refused(data)
     assert repr(data) in message
-    assert "no file or folder here" in message
+    assert "not a file, a folder or a hub id" in message
     assert "hub id (owner/name)" in message
 
 
@@ -483,7 +485,7 @@ def hub(monkeypatch):
 def test_the_hub_is_asked_first(hub, monkeypatch):
     assert hub_problem("owner/known", "dataset", "text") == ""
     assert "503" in hub_problem("owner/busy", "dataset", "text")
-    assert "no dataset of that name on the Hugging Face hub" in refused("owner/missing")
+    assert "no public dataset of that name on the Hugging Face hub" in refused("owner/missing")
     monkeypatch.setattr(tasks.sources, "_from_repository", lambda *_: {"train": table()})
     assert open_splits("owner/known", "text")["train"]["text"][:] == TEXTS
 
@@ -515,4 +517,4 @@ def test_a_home_folder_is_found(tmp_path, monkeypatch):
 
 
 def test_worked_examples():
-    assert doctest.testmod(tasks.sources).failed == 0
+    assert doctest.testmod(tasks.sources).failed == doctest.testmod(tasks.labelled).failed == 0

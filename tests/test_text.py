@@ -68,8 +68,8 @@ def test_reviews_that_are_cut_are_counted(source, data):
     for seq_len in (64, 150):
         cut = np.count_nonzero(lengths > seq_len)
         assert 0 < cut < len(lengths)
-        assert f"{cut} of 360 texts are longer than {seq_len} and were cut" in Text(seq_len, data).notes()
-    assert Text(1000, data).notes() == ["no validation split in the data: 10% of train taken for it"]
+        assert f"{cut} of 360 texts are longer than {seq_len}: cut" in Text(seq_len, data).notes()
+    assert Text(1000, data).notes() == ["no validation split in the data: 10% of train replaces it"]
 
 
 def test_one_cache_serves_every_length(source, data, monkeypatch):
