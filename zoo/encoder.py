@@ -100,7 +100,7 @@ class Encoder(Formed):
         if reversible and norm != "pre":
             raise ValueError(f"reversible layers need norm='pre', got {norm!r}")
         if reversible and checkpointing:
-            raise ValueError("expected reversible or checkpointing, got both: each alone saves activations")
+            raise ValueError("expected reversible or checkpointing, got both: each alone avoids keeping activations")
         self.d_model, self.max_len, self.vocab_size, self.causal = d_model, max_len, vocab_size, causal
         self.n_features = n_features
         self.checkpointing, self.reversible = checkpointing, reversible

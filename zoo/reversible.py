@@ -114,7 +114,7 @@ class _Add(torch.autograd.Function):
             # A view: hooks, as those that count FLOPs, raise on a leaf.
             added = ctx.function(leaf.view_as(leaf), *learned)
         if added.requires_grad:
-            torch.autograd.backward(added, grad.to(added.dtype))  # not .grad: hooks may add other leaves
+            torch.autograd.backward(added, grad.to(added.dtype))  # not .grad: tensors of hooks get gradients too
         with torch.no_grad():
             ctx.streams.recomputed = (ctx.number - 1, (out - added, b)) if ctx.number else None
         return None, None, None, None, grad, leaf.grad, *(x.grad for x in learned)

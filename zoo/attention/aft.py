@@ -17,8 +17,8 @@ memory for all.
 matrix. The causal form is a scan whose state is the sums over positions that have left the window. ``full`` makes its
 matrix for some rows at a time, and backward makes it again.
 
-The exponential is of a key minus a reference, the largest key of its channel; the reference cancels. When causal it is
-the largest key before the chunk of positions, or the chunk's first key where there is none, so no row depends on the
+Each key is exponentiated minus a reference, the largest key of its channel; the reference cancels. When causal, the
+reference is the largest key before the chunk of positions (in the first chunk, its first key), so no row depends on the
 future. A key more than 58 above the reference counts as 58 above it within its chunk.
 
 Departures from the paper:

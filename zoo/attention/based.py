@@ -18,10 +18,10 @@ overflows and no denominator vanishes.
 Departures from the paper:
 - The paper alternates layers with Taylor attention and layers with a window (and short convolutions). A backend belongs
   to one layer, so each layer has both, under one denominator. ``window=0`` is the paper's Taylor attention alone.
-- The form in both directions is not the paper's: one scan in each, and in both scans the position's own key has half
-  its weight. On two CPU cores at N = 8192, forward and backward, both scans take 0.35 (heads of 64) to 0.5 (of 32) of
-  fused full attention's time, and about 0.6 on a Xeon whose fused kernel is faster: M is 153 for any head width, and
-  chunks weigh all their keys, near ones twice.
+- The form in both directions is not the paper's: one scan in each direction, and in both the position's own key has
+  half its weight. On two CPU cores at N = 8192, forward and backward, both scans take 0.35 (heads of 64) to 0.5 (of 32)
+  of fused full attention's time, and about 0.6 on a Xeon whose fused kernel is faster: M is 153 for any head width,
+  and chunks weigh all their keys, near ones twice.
 - No epsilon is added to the denominator, which is at least 1/4 after that division.
 """
 

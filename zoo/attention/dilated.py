@@ -1,7 +1,7 @@
 """Dilated attention: near positions in full, far ones ever more sparsely.
 
 LongNet: Scaling Transformers to 1,000,000,000 Tokens, arXiv:2307.02486, section 2.2. Level p cuts the sequence into
-segments of w_p positions. Within a segment, every r_p-th position attends to every r_p-th; in head h, those with offset
+segments of w_p positions. Within a segment, every r_p-th position attends to every r_p-th, starting in head h at offset
 h mod r_p. w_p = w a^p and r_p = a^p (equation 11), up to the first level whose segment holds ``max_len``. Equation 10
 joins the levels by their softmax denominators, which makes them one softmax over the pairs of all levels.
 Cost: O(N · w · a / (a − 1)) time, O(N) memory: each level has w keys a query, and 1 / a of the queries of the last one.

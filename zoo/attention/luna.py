@@ -9,8 +9,8 @@ The parameters are those of the paper: W_Q, W_K and W_V for each of the two atte
 ("Reducing the number of parameters") unless ``tie_kv`` is off, and an output map after the second attention.
 
 Departures from the paper:
-- Each layer has its own P. In the paper, a layer adds Y_P of the layer below to that layer's P and normalises the sum.
-  Here a backend belongs to one layer. The paper's LayerNorm is only on that path between layers, so there is none here.
+- Each layer has its own P, since a backend belongs to one layer. In the paper, P of a layer is the normalised sum of P
+  and Y_P of the layer below. The paper's LayerNorm is only on that path between layers, so there is none here.
 - P starts at the size of normalised inputs (unit variance). P gets no positions: it is learned, so it can hold them.
 - Rotary positions turn the keys of pack and the queries of unpack. P has no positions, so its side of both products is
   not turned.

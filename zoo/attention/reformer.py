@@ -97,7 +97,7 @@ class ReformerAttention(Attention):
     ) -> Part:
         """The keys that queries see in one round: a chunk sees itself and the chunk before it. Padding is in no chunk.
 
-        hashed: the result of ``_hash``, where it is known.
+        hashed: the result of ``_hash``, if known.
         """
         size = self.config.bucket_size
         position, bucket = self._slots(q, rotation, key_padding_mask, hashed)
@@ -145,7 +145,7 @@ class ReformerAttention(Attention):
         return position, starts[..., ::size].contiguous()
 
     def _hash(self, q: Tensor, rotation: Tensor, half: Tensor | None = None) -> Tensor:
-        """The bucket of each position, (B, H, N), out of 2 * half (B,) buckets, or all of them; 0 where half is 0."""
+        """The bucket of each position, (B, H, N): one of 2 * half (B,), or of all without ``half``; 0 if half is 0."""
         B, H, N, _ = q.shape
         columns, wide = rotation.shape[-1], accumulator(q)
         out = q.new_zeros(B, H, N, dtype=torch.long)

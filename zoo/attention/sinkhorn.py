@@ -325,9 +325,8 @@ class _BesidePick(torch.autograd.Function):
         out, weight, rows = ctx.saved_tensors
         G, n, both, D = grad.shape
         moved, own = grad.reshape(G * n, 2, both // 2 * D).unbind(1)
-        picked = out.view(G * n, 2, both // 2 * D)[:, 1].index_select(
-            0, rows
-        )  # not the product over a weight that may be 0
+        # From ``own``, not the stored product divided by the weight, which may be 0.
+        picked = out.view(G * n, 2, both // 2 * D)[:, 1].index_select(0, rows)
         slope = (moved[:, None].to(weight) @ picked[..., None].to(weight))[:, 0]
         factor = weight.reshape(-1, 1).to(moved)
         dx = own.clone(memory_format=torch.contiguous_format).index_add_(0, rows, moved * factor)

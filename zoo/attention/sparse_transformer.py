@@ -123,7 +123,7 @@ class SparseTransformerAttention(Attention):
         return 2 * min(seen, length) * self.d_model
 
     def cache_size(self, length: int) -> int:
-        """``strided``: all keys and values, since every residue class goes on. ``fixed``: a block and the summaries."""
+        """``strided``: all keys and values, which later queries may see. ``fixed``: a block and the summaries."""
         rows = room(length, self.max_len)
         if self.config.pattern == "fixed":
             rows = room(length, min(self.config.stride, self.max_len))

@@ -12,8 +12,8 @@ An input of N positions uses the first N rows and columns.
 Cost: O(N² (M + D)) time, O(N (M + D)) memory; ``random`` also has H · L² parameters, and a gradient of that size.
 
 ``dense`` is attention with queries ``relu(W_1 x)`` and learned keys W_2; ``factorised_random`` is attention with
-learned queries and keys. Both run on torch's fused kernels, at the cost of full attention without its two projections.
-The other two kinds have no such form: they run on chunks of rows, which backward computes again.
+learned queries and keys. Both run on torch's fused kernels, at the cost of full attention without its query and key
+projections. The other two kinds have no such form: they run on chunks of rows, which backward computes again.
 
 Departures from the paper:
 - The hidden width of ``dense`` is ``rank`` for each head, so that it can be chosen; there are no biases.
