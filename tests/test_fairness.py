@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def test_a_planted_unfairness_is_flagged_in_table_charts_and_summary(
         for chart in charts:
             assert (line in chart) is expected
             assert (f"linear{mark}" in chart) is expected
-        for page in (markdown_of([group]), page_of([group])):
+        for page in (markdown_of([group]), unescape(page_of([group]))):
             assert (line in page) is expected
             assert (f"linear{mark}" in page) is expected
         assert any(words in sentence for sentence in sentences_of(group)) is expected

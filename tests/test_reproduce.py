@@ -65,7 +65,7 @@ def test_each_source_is_told_which_orders_are_the_same(folder):
 def test_what_lies_beyond_our_interval_has_a_reason_or_is_said_to_have_none(folder):
     text = told(folder)
     assert "full differs from every published figure by more than our interval: theirs trains longer." in text
-    assert "for a reason that is not known: performer." in text
+    assert "for unknown reasons: performer." in text
 
 
 def test_page_and_markdown_hold_the_table(folder):

@@ -79,6 +79,6 @@ def crossover_note(word: str, cells: RowsByLength, quantity: Quantity) -> str:
     )
     if deviation := noise_of(cells, quantity).deviation:
         repeated = any(len(row.finished) > 1 for rows in cells.values() for row in rows.values())
-        source = "processes at one length differ" if repeated else "points lie off smooth curves"
+        source = "processes of one length differ" if repeated else "points lie off smooth curves"
         text += f" The interval assumes times to be uncertain by {percent(deviation)}, by which {source}."
     return text
