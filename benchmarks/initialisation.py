@@ -1,6 +1,6 @@
-"""``python -m benchmarks.initialisation``: how large queries and keys had best be in a fresh model.
+"""``python -m benchmarks.initialisation``: trains from several initial sizes of queries and keys.
 
-It trains what ``python -m compare`` would, one run after another, from each variance of queries and keys:
+For each variance of queries and keys it trains the runs of ``python -m compare``, one after another:
 
     python -m benchmarks.initialisation --variances 1 0.333 -- --variants full,linear --tasks mqar --steps 500 --seeds 3
 """
@@ -22,14 +22,14 @@ from zoo.shell import Shell
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """One line of JSON a run: what was trained, its curve on the validation set, and the score on the test set."""
+    """Print one line of JSON a run: its settings, its curve on the validation set, and its score on the test set."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.initialisation", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument(
         "--variances", type=float, nargs="+", default=[1.0, 1 / 3], metavar="V", help="default: 1 and ⅓"
     )
-    parser.add_argument("words", nargs="*", metavar="-- OPTION …", help="of python -m compare")
+    parser.add_argument("words", nargs="*", metavar="-- OPTION …", help="options of python -m compare")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     specs = plan_runs(run_parser().parse_args(options.words), "cpu", threads=1).specs
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 @torch.no_grad()
 def start_with(encoder: Encoder, variance: float) -> None:
-    """Give queries and keys this variance, where a layer's inputs have variance 1. A ``Mixer`` keeps its own."""
+    """Give queries and keys this variance, for layer inputs of variance 1. A ``Mixer`` keeps its own initialisation."""
     for mixer in encoder.modules():
         if isinstance(mixer, Shell):
             weights = mixer.qkv.weight[: -encoder.d_model]

@@ -15,7 +15,7 @@ COLOURS = ((1.0, 0.55, 0.1), (0.3, 0.65, 1.0))  # of the two targets
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """One file for each size."""
+    """Write one file for each size."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pathfinder_samples", description=__doc__)
     parser.add_argument(
         "--out", type=Path, default=Path("results/tasks"), metavar="FOLDER", help="default: %(default)s"
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def show(scale: Scale, contour: int, file: Path) -> None:
-    """Pictures of both labels, what the model sees above what it is asked."""
+    """Pictures of both labels: the input of the model above the answer."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,20 +1,21 @@
-"""How many steps until a backend recalls, and whether its first gradients say what to learn.
+"""How many steps a backend needs to recall, and how far its first gradients agree.
 
     python -m benchmarks.recall_steps --variants linear,gated_deltanet --rates 3e-3 --steps 400 --causal
     python -m benchmarks.recall_steps --variants retnet,mamba2 --task mqar --n-heads 4 --batch-size 64
 
-Two tasks, both of 64 keys and 64 values, with nothing at a fixed place:
+Two tasks, both with 64 keys and 64 values, and with nothing at a fixed position:
 
-- ``noisy``: noisy in-context recall (MAD, arXiv:2403.17844). Pairs stand at random even places of the first half, and
-  every other position of the second half asks for one of them; the rest is hay of 64 more ids.
-- ``mqar``: the project's task with ids at random between its tokens, each sample rotated by a random even offset.
+- ``noisy``: noisy in-context recall (MAD, arXiv:2403.17844). Pairs are at random even positions of the first half, and
+  every other position of the second half asks for a pair; the rest is hay of 64 more ids.
+- ``mqar``: the project's task with random ids between its tokens, each sample rotated by a random even offset.
 
-A line for each variant and rate: the agreement, then the accuracy on 64 fixed samples every 100 steps, of one seed.
-The agreement is the cosine between the gradients that two batches of 384 samples give to the embeddings of the values
-before the first step. A method whose first reading holds some of all values learns from the start which values occur,
-and then which key goes with which; one whose weights have either sign begins at a saddle, with an agreement near 0.
+The script prints a line for each variant and rate, of one seed: the agreement, then the accuracy on 64 fixed samples
+every 100 steps. The agreement is the cosine between the gradients of the value embeddings from two batches of 384
+samples, before the first step. A method whose first reading holds a part of every value learns from the start which
+values occur, and then which value belongs to which key. A method whose weights have either sign starts at a saddle,
+with an agreement near 0.
 
-``--initialisation authors`` draws the parameters of gated_deltanet and mamba2 as their authors' codes do.
+``--initialisation authors`` initialises gated_deltanet and mamba2 as in the code of their authors.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from zoo.attention.mamba2 import Mamba2
 from zoo.heads import TokenHead
 
 Draw = Callable[[np.random.Generator, int], tuple[Tensor, Tensor]]
-KEYS = 64  # and as many values, and as many ids of hay
+KEYS = 64  # also the number of values, and of ids of hay
 VOCAB = 3 * KEYS
 
 
@@ -58,7 +59,7 @@ def noisy(rng: np.random.Generator, rows: int, *, seq_len: int, pairs: int) -> t
 
 
 def rolled(rng: np.random.Generator, rows: int, *, seq_len: int, pairs: int) -> tuple[Tensor, Tensor]:
-    """The same for mqar."""
+    """As `noisy`, for mqar."""
     ids, answers = (
         x.astype(np.int64) for x in generate(rng, rows, seq_len=seq_len, n_pairs=pairs, vocab_size=2 * KEYS)
     )
@@ -123,7 +124,7 @@ def agreement(model: nn.Sequential, draw: Draw) -> float:
 
 
 def train(model: nn.Sequential, draw: Draw, rate: float, options: argparse.Namespace) -> Iterator[float]:
-    """Accuracies after every 100 steps; the last once 99 % are right."""
+    """The accuracy after every 100 steps; training ends above 99 %."""
     optimizer = torch.optim.AdamW(decay_groups(model, 0.01), lr=rate)
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 50))
     rng = np.random.default_rng(options.seed + 1)

@@ -1,4 +1,4 @@
-"""An attention of your own in the zoo's encoder: uniform weights over the values, in a dozen lines.
+"""Your own attention in the zoo's encoder: uniform weights over the values, in a dozen lines.
 
 python examples/add_attention.py
 python -m compare --variants full,add_attention:Uniform --tasks mqar --steps 50      # in this folder

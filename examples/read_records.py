@@ -1,4 +1,4 @@
-"""Records as a pandas table: the mean score and the time of a step of each variant.
+"""Print records as a pandas table: the mean score and the time of a step of each variant.
 
 python examples/read_records.py results/cpu-2core/main
 """

@@ -191,7 +191,7 @@ class Bytes(Corpus):
 
     name = "bytes"
     causal_form = "next_byte"
-    summary = "restore the hidden 15 % of the bytes of Python's standard library; what helps is mostly near"
+    summary = "restore the hidden 15 % of the bytes of Python's standard library, mostly from nearby bytes"
     vocab_size = 258
     n_classes = 257  # `MASK` is never an answer
 

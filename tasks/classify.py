@@ -206,7 +206,7 @@ class Classify(LabelledText):
     """
 
     name = "classify"
-    summary = "the class of a text, from data of your own"
+    summary = "classify texts of your own data"
     min_len = 16
     max_len = 65_536
     defaults = TaskDefaults(

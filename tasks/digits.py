@@ -65,7 +65,7 @@ class Digits(Task):
 
     name = "digits"
     kind = "sequence"
-    summary = "which digit, from its pixels one after the other; scikit-learn's images, no download"
+    summary = "classify a handwritten digit from its pixels; scikit-learn's images, no download"
     lengths = (64, 256, 1024)
     min_len = 64
     max_len = 1024

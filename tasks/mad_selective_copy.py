@@ -72,7 +72,7 @@ class MadSelectiveCopy(Mad):
     """
 
     name = "mad_selective_copy"
-    summary = "MAD: say again, in order, the tokens scattered among blanks"
+    summary = "MAD: repeat, in order, the tokens scattered among blanks"
     fixed_places = "the last token to copy is right before the copy token, because MAD puts blanks before tokens only"
     min_len = 4
     defaults = defaults(256)

@@ -126,7 +126,7 @@ class NoisyRecall(Generated):
 
     name = "noisy_recall"
     kind = "token"
-    summary = "say which value each key was paired with, the pairs lying hidden among random tokens"
+    summary = "recall the value paired with each key, from pairs hidden among random tokens"
     min_len = 32
     max_len = 65_536
     config_type = NoisyRecallConfig

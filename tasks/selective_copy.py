@@ -59,7 +59,7 @@ class SelectiveCopy(Generated):
     name = "selective_copy"
     kind = "token"
     causal = True
-    summary = "say again, in order, the N // 16 symbols scattered among blanks"
+    summary = "repeat, in order, the N // 16 symbols scattered among blanks"
     min_len = 48  # three symbols: with two, a convolution at the last marker reaches the text
     max_len = 65_536
     defaults = TaskDefaults(

@@ -44,7 +44,7 @@ class Text(LabelledText):
     """Byte-level sentiment of film reviews; see the module's docstring."""
 
     name = "text"
-    summary = "for or against: film reviews of IMDB, byte by byte"
+    summary = "positive or negative: film reviews of IMDB, byte by byte"
     min_len = 64
     max_len = 65_536
     defaults = TaskDefaults(

@@ -150,7 +150,7 @@ def test_unknown_names_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["linfromer"])
     assert ended.value.code == 2
-    assert "'linfromer' has no peer and is no sub-quadratic backend; there are " in capsys.readouterr().err
+    assert "'linfromer' has no peer and is not a sub-quadratic backend; known: " in capsys.readouterr().err
 
 
 # Bars and tables

@@ -1,4 +1,4 @@
-"""One file per backend: ours and a public implementation of the same mechanism, with the same weights."""
+"""One file per backend: our layer and a public implementation of the same method, with the same weights."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two layers that should compute the same: each maps (B, N, d_model) to (B, N, d_model), projections included.
+    """Two layers that should compute the same function from (B, N, d_model) to (B, N, d_model), projections included.
 
     Attributes:
         ours: a ``zoo.MultiHeadAttention``.
-        theirs: the peer's layer, or the peer's inner attention within projections as ours has them.
+        theirs: the peer's layer, or the peer's inner attention between projections as in our layer.
         package: the peer's distribution on PyPI.
-        setting: what both were set to, in a few words.
+        setting: the settings of both, in a few words.
         tolerance: the largest relative difference of the outputs, and of the gradients of the input, as L2 norms.
-        why: what makes them differ by more than rounding; empty where nothing does.
+        why: the reason for a difference beyond rounding; empty without such a difference.
     """
 
     ours: nn.Module

@@ -1,4 +1,4 @@
-"""The command line ``python -m benchmarks.peers``: our backends against public implementations of the same."""
+"""The command line ``python -m benchmarks.peers``: our backends against public implementations of the same methods."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Row = dict[str, Any]
-DESCRIPTION = """Compare each backend with public packages that do the same: time of forward + backward and peak
-memory of one layer (d_model 256, 4 heads, batch 1, float32, CPU). Only layers that give the
-same outputs and gradients are timed. Everything runs in a fresh process, alone. A pair takes
-about two minutes for the five lengths on 2 cores, and the comparison with full attention about
-15 seconds a backend."""
-EPILOG = """Ctrl-C keeps what is finished. A later run into the same folder replaces the backends and
+DESCRIPTION = """Compare each backend with public packages of the same method: time of forward + backward and peak
+memory of one layer (d_model 256, 4 heads, batch 1, float32, CPU). The benchmark times only layers
+that give the same outputs and gradients. Each measurement runs alone, in a fresh process. A pair
+takes about two minutes for the five lengths on 2 cores, and the comparison with full attention
+about 15 seconds a backend."""
+EPILOG = """Ctrl-C keeps finished measurements. A later run into the same folder replaces the backends and
 lengths that it measures and keeps the others."""
 
 
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None, adapters: str = "benchmarks.peers")
     """Run the command line; exit code 0 done, 1 a bar is missed (with --check), 2 usage, 130 interrupted.
 
     Args:
-        adapters: the package whose modules are the adapters; names that begin with an underscore are none.
+        adapters: the package whose modules, except names with a leading underscore, are the adapters.
     """
     words = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(words)
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None, adapters: str = "benchmarks.peers")
     known = sorted({*peers, *backends})
     unknown = sorted(set(options.names) - set(known))
     if unknown:
-        parser().error(f"{unknown[0]!r} has no peer and is no sub-quadratic backend; there are {', '.join(known)}")
+        parser().error(f"{unknown[0]!r} has no peer and is not a sub-quadratic backend; known: {', '.join(known)}")
     chosen = options.names or known
     tasks = [Task("peer", name, peers[name], n) for name in chosen if name in peers for n in options.seq_len]
     if options.full_len:
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None, adapters: str = "benchmarks.peers")
         show(_report.Results(rows), console)
         console.print(f"files: {file}, peers.md, peers.png", highlight=False, soft_wrap=True)
     if interrupted:
-        console.print("interrupted: what was finished is kept", highlight=False)
+        console.print("interrupted: finished measurements are kept", highlight=False)
         sys.exit(130)
     sys.exit(1 if options.check and _report.Results(rows).misses() else 0)
 
@@ -94,14 +94,14 @@ def parser() -> argparse.ArgumentParser:
         help="lengths (1024,2048,4096,8192,16384)",
     )
     found.add_argument(
-        "--rounds", type=positive, metavar="K", help="steps of each side that are timed (6 or more, about 5 seconds)"
+        "--rounds", type=positive, metavar="K", help="timed steps of each side (6 or more, about 5 seconds)"
     )
     found.add_argument(
         "--full-len",
         type=int,
         default=8192,
         metavar="N",
-        help="length at which the backends are compared with full attention; 0 for not at all (%(default)s)",
+        help="length of the comparison with full attention; 0 skips it (%(default)s)",
     )
     found.add_argument(
         "--out", type=Path, default=Path("results/cpu-2core/peers"), metavar="DIR", help="folder (%(default)s)"
@@ -147,7 +147,7 @@ class Task:
 
     @property
     def weight(self) -> float:
-        """About how many seconds it takes."""
+        """The approximate duration in seconds."""
         return 12 + self.length / 800
 
     def __str__(self) -> str:
@@ -156,7 +156,7 @@ class Task:
 
 
 def measure(tasks: list[Task], rounds: int | None, common: Row, file: Path, console: Console) -> None:
-    """Do the tasks one after another; append the row of each as it ends."""
+    """Measure the tasks one after another; append the row of each as it ends."""
     from compare.record import append_record
 
     todo = list(tasks)
@@ -172,7 +172,7 @@ def measure(tasks: list[Task], rounds: int | None, common: Row, file: Path, cons
             row |= measure_one(task, rounds, tell.phase)
             append_record(file, row)
             tell.end(task, row)
-            if task.index == 0:  # now it is known how many pairs there are
+            if task.index == 0:  # the first row says how many pairs the adapter has
                 others = range(1, row.get("pairs", 1))
                 todo[:0] = [Task(task.kind, task.backend, task.subject, task.length, i) for i in others]
             done += task.weight
@@ -190,7 +190,7 @@ def measure_one(task: Task, rounds: int | None, say: Callable[[str], None]) -> R
     if row["status"] != "ok":
         return row
     say("memory of each")
-    # Nothing is timed here, so both sides run at once, each in a process of its own.
+    # This measures memory, not time, so both sides run at once, each in a process of its own.
     ours, theirs = (Job("memory", task.subject, task.length, task.index, side) for side in ("ours", "theirs"))
     with start(ours) as first, start(theirs) as second:
         for found in (row_of(first), row_of(second)):

@@ -1,4 +1,4 @@
-"""Starts the processes that measure, and hears what becomes of them."""
+"""Starts the measuring processes and returns their rows."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ TIMEOUT = 300.0
 
 @contextmanager
 def start(job: Job) -> Iterator[Worker]:
-    """A fresh Python that does a job; leaving the context ends it."""
+    """A fresh Python process for a job; leaving the context ends it."""
     with supervisor.start(Job.__module__, json.dumps(asdict(job)), timeout=TIMEOUT) as worker:
         yield worker
 
 
 def row_of(worker: Worker, on_phase: Callable[[str], None] = lambda _: None) -> Row:
-    """Wait for the end; a row comes back whatever becomes of it."""
+    """Wait for the end of a process; returns a row in any case."""
     row = worker.answer("row", lambda event: on_phase(event["phase"]))
     if row is not None:
         return row

@@ -1,6 +1,6 @@
 """One measurement in a process of its own: a Job as JSON on stdin, events as JSON lines on stdout.
 
-Events: ``{"phase": …}`` while it works, at the end ``{"row": {…}}``.
+Events: ``{"phase": …}`` during the work, ``{"row": {…}}`` at the end.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 D_MODEL, N_HEADS = 256, 4
 LEAST_ROUNDS, LEAST_ROUNDS_FULL, MOST_ROUNDS = 6, 3, 50
-SECONDS = 5.0  # of timing, once the least number of rounds is done
+SECONDS = 5.0  # of timing, beyond the least number of rounds
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does.
+    """The work of one process.
 
     Attributes:
-        what: ``time`` (compare, then time a pair), ``memory`` (peak of one side of it), ``full`` (time against full).
+        what: ``time`` (compare, then time a pair), ``memory`` (peak of one side), ``full`` (time against full).
         subject: the adapter's module; for ``full`` the backend's name.
-        index: which of the adapter's pairs.
+        index: the index among the adapter's pairs.
         side: ``ours`` or ``theirs``, for ``memory``.
-        rounds: how many to time; None to let the time decide.
+        rounds: number of timed rounds; None = as many as fit the time.
     """
 
     what: str
@@ -56,7 +56,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     job = Job(**json.loads(sys.stdin.read()))
     limit_memory()
-    from compare.runs.outcome import explain  # brings torch: after the limit is set
+    from compare.runs.outcome import explain  # imports torch, so only after the limit is set
 
     row: Row = {"status": "ok", "reason": "", "side": ""}
     work = {"time": compare_and_time, "memory": peak, "full": time_against_full}[job.what]
@@ -78,7 +78,7 @@ def build(job: Job) -> list[Pair]:
 
 
 def compare_and_time(job: Job, row: Row, say: Callable[[str], None]) -> None:
-    """Only layers that agree are timed."""
+    """Compare the two layers of a pair, then time them if they agree."""
     from compare.runs.measure import saved_bytes
 
     say("loading")
@@ -130,7 +130,7 @@ def time_against_full(job: Job, row: Row, say: Callable[[str], None]) -> None:
 
 
 def peak(job: Job, row: Row, say: Callable[[str], None]) -> None:
-    """Peak of one step of one side: the median of up to three."""
+    """The peak memory of a step of one side: the median of up to three steps."""
     import torch
 
     from compare.runs.measure import peak_memory
@@ -154,7 +154,7 @@ def peak(job: Job, row: Row, say: Callable[[str], None]) -> None:
 def time_in_turn(
     ours: Callable[[], None], theirs: Callable[[], None], least: int, rounds: int | None, say: Callable[[str], None]
 ) -> Row:
-    """Time two steps that have run before in turn: ours, theirs, theirs, ours … A round is one of each."""
+    """Time two warm steps in turn: ours, theirs, theirs, ours … A round is one of each."""
     import torch
 
     took: list[tuple[float, float]] = []
@@ -196,7 +196,7 @@ def example(length: int) -> Tensor:
 
 
 def step_of(layer: nn.Module, length: int) -> Callable[[], None]:
-    """Forward and backward of the whole layer; the gradients are made anew in each step."""
+    """Forward and backward of the whole layer; each step makes new gradients."""
     import torch
 
     x = example(length)
@@ -221,7 +221,7 @@ def output_and_gradient(layer: nn.Module, length: int) -> tuple[Tensor, Tensor]:
 
 
 def relative_difference(x: Tensor, reference: Tensor) -> float | None:
-    """In the L2 norm; None where it is no number."""
+    """The relative difference in the L2 norm; None if it is not finite."""
     error = ((x - reference).double().norm() / reference.double().norm()).item()
     return error if error < float("inf") else None
 
@@ -235,7 +235,7 @@ def version(package: str) -> str | None:
 
 @contextmanager
 def blame(row: Row, side: str) -> Iterator[None]:
-    """Let the row say which side failed."""
+    """Store in the row which side failed."""
     try:
         yield
     except Exception:

@@ -1,8 +1,8 @@
 """transformers' Big Bird block-sparse attention: its blocks, the last one global too, as our layout.
 
-Its random blocks come from one rule for the lengths 1024, 3072 and 4096, and from another for all others; each forward
-draws them again, and at evaluation all are block 0, which then counts four times. Here the other rule draws them once,
-at any length: it repeats no block that a row sees anyway.
+Its random blocks follow one rule at the lengths 1024, 3072 and 4096, and another rule at all other lengths. Each
+forward draws them again; in evaluation all are block 0, which then counts four times. Here the second rule draws the
+blocks once, at any length: this rule never repeats a block that a row already sees.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ BLOCK, N_RANDOM = 64, 3
 
 
 class Layer(nn.Module):
-    """Their self-attention with the masks that their model gives it, and an output projection as ours has."""
+    """Their self-attention with the masks of their model, and an output projection as in our layer."""
 
     def __init__(self, attention: nn.Module, d_model: int) -> None:
         super().__init__()
         self.attention = attention
         self.out = nn.Linear(d_model, d_model)
-        self.masks: tuple[Tensor, ...] = ()  # of inputs without padding; their model makes them once for all its layers
+        self.masks: tuple[Tensor, ...] = ()  # without padding; their model makes the masks once for all layers
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         from transformers import BigBirdModel
@@ -49,7 +49,7 @@ class Layer(nn.Module):
 
 @torch.no_grad()
 def pair(*, d_model: int, n_heads: int, length: int) -> list[Pair]:
-    """``length`` must be a multiple of 64 and at least 768: below that its rule finds too few blocks."""
+    """``length`` must be a multiple of 64 and at least 768: below, the rule finds too few blocks."""
     from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention
 
     class DrawnOnce(BigBirdBlockSparseAttention):  # type: ignore[misc]
@@ -63,7 +63,7 @@ def pair(*, d_model: int, n_heads: int, length: int) -> list[Pair]:
             return self.drawn
 
         def _bigbird_block_rand_mask(self, *args: Any, **kwargs: Any) -> Any:
-            return next(self.turns)  # asked for once a head
+            return next(self.turns)  # called once for each head
 
     config = BigBirdConfig(block_size=BLOCK, window=3, n_random=N_RANDOM)
     ours = MultiHeadAttention(config, d_model=d_model, n_heads=n_heads, max_len=length)

@@ -1,4 +1,4 @@
-"""transformers' FNet: its Fourier transform, over √(N·d_model), with a linear map behind it as ours has."""
+"""transformers' FNet: its Fourier transform, over √(N·d_model), followed by a linear map as in our layer."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """transformers' Gated DeltaNet, the layer of Qwen3-Next, with as many heads for keys as for values.
 
-Without its kernels for GPUs it runs the same chunks in torch ops.
+Without its GPU kernels it computes the same chunks with torch operations.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from zoo import MultiHeadAttention
 
 
 class Layer(nn.Module):
-    """Their layer with a mask as ours."""
+    """Their layer with the signature of ours, a mask included."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def pair(*, d_model: int, n_heads: int, length: int) -> list[Pair]:
     theirs.in_proj_ba.weight.copy_(mixer.rates.weight.view(2, n_heads, d_model).transpose(0, 1).flatten(0, 1))
     taps = mixer.conv[:, :, 0].permute(1, 2, 0).unflatten(1, (3, d_head))  # (H, 3, D, conv_width)
     theirs.conv1d.weight.copy_(taps.transpose(0, 1).flatten(0, 2)[:, None])
-    mixer.strength.zero_()  # theirs has none
+    mixer.strength.zero_()  # their layer has no such parameter
     theirs.A_log.copy_(mixer.log_rate)
     theirs.dt_bias.copy_(mixer.offset)
     theirs.norm.weight.copy_(mixer.norm)

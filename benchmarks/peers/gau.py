@@ -1,8 +1,8 @@
 """FLASH-pytorch 0.1.9 on PyPI: gated attention unit with mixed chunk attention, both directions.
 
-Here its norm is the one at the beginning of ours, its relative bias is 0, and its residual connection is taken off.
-When causal it divides the sum over earlier chunks by the length of one, not by the number of keys: so with two chunks
-both compute the same, and from the third on they do not.
+Here its norm is the first norm of our layer, its relative bias is 0, and its residual connection is removed. The causal
+form divides the sum over earlier chunks by the length of one chunk, not by the number of keys: so causal forms agree on
+the first two chunks and differ from the third on.
 """
 
 from __future__ import annotations

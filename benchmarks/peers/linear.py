@@ -1,11 +1,11 @@
 """Two peers of linear attention: one with the same features, and the leanest package of the family.
 
-performer-pytorch 1.1.4 (PyPI) takes any feature function in its generalized attention. It scales what it gives to the
-function by D^-¼ and adds 0.001 to the result; the function given here undoes both.
+performer-pytorch 1.1.4 (PyPI) accepts any feature function in its generalized attention. It scales the input of the
+function by D^-¼ and adds 0.001 to the output; the function here reverses both.
 
 linear-attention-transformer 0.19.1 (PyPI) has other features: softmax over a query's features and over the positions of
-the keys, and its result is divided by √D, which the output weights undo here. What it computes differs; what it costs
-can be compared.
+the keys. It divides the result by √D, which the output weights here reverse. The two layers compute different
+functions; only their costs are compared.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def leanest(d_model: int, n_heads: int, length: int) -> Pair:
 
 
 def with_weights_of(theirs: nn.Module, d_model: int, n_heads: int, length: int) -> MultiHeadAttention:
-    """Ours, whose first weights are made for a head's scale; the peer gets them."""
+    """Our layer, with weights initialised for the scale of a head; the peer gets the same weights."""
     ours = MultiHeadAttention("linear", d_model=d_model, n_heads=n_heads, max_len=length)
     with torch.no_grad():
         for linear, weight in zip((theirs.to_q, theirs.to_k, theirs.to_v), ours.mixer.qkv.weight.chunk(3), strict=True):

@@ -1,4 +1,4 @@
-"""linformer on PyPI: a projection of the keys and one of the values, each shared over the heads, as ours by default."""
+"""linformer on PyPI: a projection of the keys and one of the values, each shared by all heads, as in our default."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""local-attention on PyPI: its layer with an exact window and without rotary positions, as ours."""
+"""local-attention on PyPI: its layer with an exact window and without rotary positions, as in our layer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pair(*, d_model: int, n_heads: int, length: int, causal: bool = False) -> li
         exact_windowsize=True,
         use_rotary_pos_emb=False,
     )
-    with torch.no_grad():  # it has no biases; ours begin at 0
+    with torch.no_grad():  # the peer has no biases; ours start at 0
         theirs.to_qkv.weight.copy_(ours.mixer.qkv.weight)
         theirs.to_out.weight.copy_(ours.mixer.out.weight)
     return [Pair(ours, theirs, "local-attention", f"window {window} on each side")]

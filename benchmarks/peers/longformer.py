@@ -11,7 +11,7 @@ from zoo.attention.longformer import LongformerConfig
 
 
 class _Layer(nn.Module):
-    """Their self-attention with the masks that their model gives it, and an output projection as ours has."""
+    """Their self-attention with the masks of their model, and an output projection as in our layer."""
 
     def __init__(self, attention: nn.Module, d_model: int, n_global: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class _Layer(nn.Module):
 
 @torch.no_grad()
 def pair(*, d_model: int, n_heads: int, length: int, n_global: int = 1) -> list[Pair]:
-    """``length`` must be a multiple of twice the window, 512, as theirs wants it."""
+    """``length`` must be a multiple of twice the window, 512, as their layer requires."""
     from transformers import LongformerConfig as TheirConfig
     from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 

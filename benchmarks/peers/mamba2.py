@@ -1,4 +1,4 @@
-"""transformers' Mamba2Mixer, its torch form: what runs where its compiled kernels are not installed. Causal."""
+"""transformers' Mamba2Mixer, its torch form, which runs without its compiled kernels. Causal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pair(*, d_model: int, n_heads: int, length: int) -> list[Pair]:
         ),
         layer_idx=0,
     )
-    max_len = max(length, config.conv_width)  # ours has no more taps than that, theirs always all
+    max_len = max(length, config.conv_width)  # our layer has at most max_len taps, their layer always all
     layer = MultiHeadAttention(config, d_model=d_model, n_heads=n_heads, max_len=max_len, causal=True)
     ours = layer.mixer
     assert isinstance(ours, Mamba2)
@@ -39,5 +39,5 @@ def pair(*, d_model: int, n_heads: int, length: int) -> list[Pair]:
         theirs.dt_bias.copy_(ours.step_bias)
         theirs.D.copy_(ours.skip)
         theirs.norm.weight.copy_(ours.scale)
-        theirs.out_proj.weight.copy_(ours.out.weight)  # which has no bias; that of ours is 0
+        theirs.out_proj.weight.copy_(ours.out.weight)  # their layer has no bias; our bias is 0
     return [Pair(layer, theirs, "transformers", "causal, torch ops, state 64, expand 1")]

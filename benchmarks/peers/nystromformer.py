@@ -15,7 +15,7 @@ from zoo.shell import Shell
 
 
 class _Transformers(nn.Module):
-    """Their self-attention, which returns a tuple and has no output projection, with one as ours has."""
+    """Their self-attention, which returns a tuple and has no output projection, with a projection as in our layer."""
 
     def __init__(self, attention: nn.Module, d_model: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class _Transformers(nn.Module):
 
 @torch.no_grad()
 def pair(*, d_model: int, n_heads: int, length: int) -> list[Pair]:
-    """Each peer at its defaults, 64 landmarks; ``length`` must be a multiple of that, as transformers wants."""
+    """Each peer at its defaults, 64 landmarks; ``length`` must be a multiple of 64, as transformers requires."""
     from nystrom_attention import NystromAttention
     from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
 
@@ -59,7 +59,7 @@ def pair(*, d_model: int, n_heads: int, length: int) -> list[Pair]:
         attention_probs_dropout_prob=0.0,
     )
     inner: Any = NystromformerSelfAttention(config)
-    # Norms of each sample's and head's own. The option of the constructor for this reads a field that does not exist.
+    # Norms for each sample and head. The constructor's option for this reads a field that does not exist.
     inner.init_option = "exact"
     for i, linear in enumerate((inner.query, inner.key, inner.value)):
         rows = slice(i * d_model, (i + 1) * d_model)

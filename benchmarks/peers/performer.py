@@ -1,7 +1,7 @@
-"""performer-pytorch 1.1.4 on PyPI: FAVOR+ with one set of random features for all heads, as ours.
+"""performer-pytorch 1.1.4 on PyPI: FAVOR+ with one set of random features for all heads, as in our layer.
 
-It adds 1e-4 to features that it has divided by their largest over all keys, padded ones too. Its functions take another
-epsilon, so both compute the paper's equation here: with 0.
+It divides features by their maximum over all keys, padding included, then adds 1e-4. Its functions accept another
+epsilon; here epsilon is 0, so that both layers compute the paper's equation.
 """
 
 from __future__ import annotations

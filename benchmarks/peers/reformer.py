@@ -1,4 +1,4 @@
-"""reformer-pytorch and transformers, set to the buckets, rounds and rotations of ours."""
+"""reformer-pytorch and transformers, with the buckets, rounds and rotations of our layer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tolerance(length: int) -> float:
 
 
 class Seeded(nn.Module):
-    """A layer that draws its rotations at each call: with the same seed each time they are the same ones."""
+    """A layer that draws its rotations in each call; a fixed seed makes them the same in every call."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Seeded(nn.Module):
 
 
 def lucidrains(d_model: int, n_heads: int, length: int) -> Pair:
-    """Its logits are divided by √D, which goes into our queries; the hash does not see their length."""
+    """Its logits are divided by √D, so it gets our queries times √D; the hash does not depend on their norm."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from reformer_pytorch import LSHSelfAttention
@@ -68,7 +68,7 @@ def lucidrains(d_model: int, n_heads: int, length: int) -> Pair:
 
 
 class HuggingFace(nn.Module):
-    """The inner attention of transformers within an output projection like ours."""
+    """The inner attention of transformers, followed by an output projection as in our layer."""
 
     def __init__(self, attention: nn.Module, d_model: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class HuggingFace(nn.Module):
 
 
 def hugging_face(d_model: int, n_heads: int, length: int) -> Pair:
-    """It divides its keys by their length, as ours does, and does not scale the logits."""
+    """It divides keys by their norm, as our layer does, and does not scale the logits."""
     from transformers import ReformerConfig as Options
     from transformers.models.reformer.modeling_reformer import LSHSelfAttention
 

@@ -1,4 +1,4 @@
-"""routing-transformer on PyPI: all heads routed, queries and keys apart, the same centroids; k-means runs in both."""
+"""routing-transformer on PyPI: all heads routed, separate queries and keys, the same centroids; both run k-means."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class OutputOnly(nn.Module):
 
 
 def pair(*, d_model: int, n_heads: int, length: int) -> list[Pair]:
-    """Both compute the new centroids of a training step, and neither uses them, so that every step is the same."""
+    """Both compute the new centroids of a training step and neither uses them, so that all steps are equal."""
     from routing_transformer.routing_transformer import SelfAttention
 
     config = RoutingConfig(window=WINDOW, decay=1.0)

@@ -13,7 +13,7 @@ BUCKET, ITERATIONS, TEMPERATURE = 64, 5, 0.75
 
 
 class WithoutNoise(nn.Module):
-    """The peer's layer, its Gumbel noise replaced by 0."""
+    """The peer's layer, with 0 in place of its Gumbel noise."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def pair(*, d_model: int, n_heads: int, length: int) -> list[Pair]:
 
     pairs = []
     for sort in ("top", "soft"):
-        # Its top sort leaves the temperature out.
+        # Its top sort ignores the temperature.
         temperature = 1.0 if sort == "top" else TEMPERATURE
         config = SinkhornConfig(bucket_size=BUCKET, sort=sort, iterations=ITERATIONS, temperature=temperature)
         ours = MultiHeadAttention(config, d_model=d_model, n_heads=n_heads, max_len=length)
