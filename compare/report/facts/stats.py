@@ -179,11 +179,10 @@ def discoveries(chances: Mapping[str, float]) -> set[str]:
     Args:
         chances: name -> the p-value of its test.
     """
-    ranked = sorted(chances, key=lambda name: chances[name])
-    last = max(
-        (rank for rank, name in enumerate(ranked, 1) if chances[name] <= SIGNIFICANT * rank / len(ranked)), default=0
-    )
-    return set(ranked[:last])
+    from scipy.stats import false_discovery_control  # takes a second to import; a report of fewer seeds needs none
+
+    adjusted = false_discovery_control(list(chances.values())) if chances else ()
+    return {name for name, chance in zip(chances, adjusted, strict=True) if chance <= SIGNIFICANT}
 
 
 def judge(
