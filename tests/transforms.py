@@ -1,5 +1,7 @@
 """Which transforms of torch each backend goes through: ``python -m tests.transforms`` writes ``docs/transforms.md``.
 
+With names of backends it writes the lines of these.
+
 A transform counts where it gives what eager code gives: for one layer, with padding and without, in float64 on a CPU.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -181,12 +184,21 @@ What goes through `torch.compile(fullgraph=True)`, `torch.export` and `torch.fun
     return head + "\n".join([*lines, "", "✓ with and without padding. Notes:  ", *notes]) + "\n"
 
 
-def main() -> None:
+def line_of(page: str, name: str, causal: bool) -> str | None:
+    """The line of the page about a backend."""
+    start = f"| `{name}`{', causal' if causal else ''} |"
+    return next((line for line in page.splitlines() if line.startswith(start)), None)
+
+
+def main(names: list[str]) -> None:
+    """Write the lines of these backends, and of those that the page does not have; without names, all lines."""
+    page = TABLE.read_text() if names else ""
+    kept = {each: line_of(page, *each) for each in rows(available()) if each[0] not in names}
+    new = [each for each in rows(available()) if not kept.get(each)]
     with ProcessPoolExecutor(cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        lines = list(pool.map(row, *zip(*rows(available()), strict=True)))
-    TABLE.parent.mkdir(exist_ok=True)
-    TABLE.write_text(document(lines))
+        written = dict(zip(new, pool.map(row, *zip(*new, strict=True)), strict=True))
+    TABLE.write_text(document([kept.get(each) or written[each] for each in rows(available())]))
 
 
 if __name__ == "__main__":
-    main()
+    main([describe(name).name for name in sys.argv[1:]])

@@ -389,9 +389,12 @@ def test_the_file_says_what_it_implements(name: str) -> None:
     module = inspect.getmodule(describe(name).cls)
     assert module is not None
     doc = module.__doc__ or ""
-    assert "Cost:" in doc
-    assert "arXiv:" in doc or describe(name).traits.family == "control"
-    assert describe(name).summary
+    entry = describe(name)
+    assert "Cost:" in doc, "the docstring of the file has no line 'Cost: …', the cost in N"
+    assert "arXiv:" in doc or entry.traits.family == "control", "the docstring of the file has no 'arXiv:…'"
+    assert entry.summary, "the class has no docstring, whose first line the tables show"
+    unexplained = entry.options.keys() - entry.explanations.keys()
+    assert not unexplained, f"the docstring of {entry.config.__name__} does not explain {unexplained} as 'name: text'"
 
 
 @pytest.mark.law("scale")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.transforms import TABLE, func_grad, func_vmap, made, row, rows, tried
+from tests.transforms import TABLE, func_grad, func_vmap, line_of, made, row, rows, tried
 from zoo import available
 
 SOME = [("local", True)]
@@ -12,10 +12,9 @@ SOME = [("local", True)]
 
 def written(name: str, causal: bool) -> str:
     """The line of the page."""
-    start = f"| `{name}`{', causal' if causal else ''} |"
-    found = [line for line in TABLE.read_text().splitlines() if line.startswith(start)]
-    assert len(found) == 1, f"docs/transforms.md has {len(found)} lines of {start}: python -m tests.transforms"
-    return found[0]
+    line = line_of(TABLE.read_text(), name, causal)
+    assert line, f"docs/transforms.md has no line of {name}: python -m tests.transforms {name}"
+    return line
 
 
 @pytest.mark.parametrize(("attention", "causal"), rows(available()))
