@@ -122,7 +122,7 @@ def labelled_rows(
         """The rows of a split of the source with low <= `deal` of the text < high."""
         text, label = columns[split]
         for batch in sources[split].select_columns([text, label]).with_format("arrow").iter(BATCH):
-            texts = [found or b"" for found in batch.column(text).cast("binary").to_pylist()]
+            texts = [stored or b"" for stored in batch.column(text).cast("binary").to_pylist()]
             dealt = [low <= deal(text) < high for text in texts]
             names = [classes.of(split, stored) for stored in batch.column(label).to_pylist()]
             inside = [(text, name) for text, name, mine in zip(texts, names, dealt, strict=True) if mine]
