@@ -93,8 +93,8 @@ def labelled_rows(
     if test_split:
         asked = SPLIT_WORDS.get(test_split.lower(), test_split)
         if asked not in opened or asked == "train":
-            others = ", ".join(name for name in opened if name != "train") or "none (the data has train only)"
-            raise ValueError(f"{what}: expected test_split among {others}, got {test_split!r}")
+            others = ", ".join(name for name in opened if name != "train") or "it has train only"
+            raise ValueError(f"{what}: expected a test_split of the data ({others}), got {test_split!r}")
         sources["test"] = _flat(opened[asked])
         if asked == "validation":
             del sources["validation"]
