@@ -93,8 +93,8 @@ def _read_json(files: Sequence[Path]) -> Table:
     def rows() -> Iterator[dict[str, Any]]:
         for file in files:
             for row in json_rows(file):
-                given = {column: row.get(column) for column in makers}
-                yield {column: None if v is None else makers[column](v) for column, v in given.items()}
+                values = {column: row.get(column) for column in makers}
+                yield {column: None if v is None else makers[column](v) for column, v in values.items()}
 
     return _table(rows, types, files)
 

@@ -93,8 +93,8 @@ def labelled_rows(
     if test_split:
         asked = SPLIT_WORDS.get(test_split.lower(), test_split)
         if asked not in opened or asked == "train":
-            others = ", ".join(name for name in opened if name != "train") or "none (the data has train only)"
-            raise ValueError(f"{what}: expected test_split among {others}, got {test_split!r}")
+            others = ", ".join(name for name in opened if name != "train") or "it has train only"
+            raise ValueError(f"{what}: expected a test_split of the data ({others}), got {test_split!r}")
         sources["test"] = _flat(opened[asked])
         if asked == "validation":
             del sources["validation"]
@@ -122,7 +122,7 @@ def labelled_rows(
         """The rows of a split of the source with low <= `deal` of the text < high."""
         text, label = columns[split]
         for batch in sources[split].select_columns([text, label]).with_format("arrow").iter(BATCH):
-            texts = [found or b"" for found in batch.column(text).cast("binary").to_pylist()]
+            texts = [stored or b"" for stored in batch.column(text).cast("binary").to_pylist()]
             dealt = [low <= deal(text) < high for text in texts]
             names = [classes.of(split, stored) for stored in batch.column(label).to_pylist()]
             inside = [(text, name) for text, name, mine in zip(texts, names, dealt, strict=True) if mine]

@@ -361,7 +361,9 @@ class Listops(Task):
         if seq_len == self.seq_len:
             yield from super()._train(rng, batch_size, seq_len)
         roots, longer_than = CHUNK_TOKENS // self.seq_len, min(self.longer_than * seq_len // self.seq_len, seq_len - 2)
-        drawn = (each for _ in itertools.count() for each in generate(rng, roots, seq_len=seq_len, min_len=longer_than))
+        drawn = (
+            sample for _ in itertools.count() for sample in generate(rng, roots, seq_len=seq_len, min_len=longer_than)
+        )
         while True:
             yield self._to_batch(*zip(*itertools.islice(drawn, batch_size), strict=True))
 

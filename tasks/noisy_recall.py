@@ -76,15 +76,15 @@ def generate(
     keys = n_values + HAY + np.argsort(rng.random((rows, n_keys), np.float32), axis=1)[:, :n_pairs]
     values = rng.integers(n_values, size=(rows, n_pairs))
 
-    held = np.where(rng.random((rows, slots)) < hay, -1, rng.integers(n_pairs, size=(rows, slots)))
-    held[:, :n_pairs] = np.arange(n_pairs)
-    held = rng.permuted(held, axis=1)  # the number of each slot's pair, -1 = hay
+    pair_of_slot = np.where(rng.random((rows, slots)) < hay, -1, rng.integers(n_pairs, size=(rows, slots)))
+    pair_of_slot[:, :n_pairs] = np.arange(n_pairs)
+    pair_of_slot = rng.permuted(pair_of_slot, axis=1)  # the number of each slot's pair, -1 = hay
     asked = rng.integers(n_pairs, size=(rows, len(range(2 * slots, seq_len, 2))))
 
     inputs = rng.integers(n_values, n_values + HAY, size=(rows, seq_len), dtype=np.int16)
     for shift, ids in enumerate((keys, values)):
-        said = inputs[:, shift : 2 * slots : 2]
-        np.copyto(said, np.take_along_axis(ids, held, axis=1), where=held >= 0, casting="same_kind")
+        slot_ids = inputs[:, shift : 2 * slots : 2]
+        np.copyto(slot_ids, np.take_along_axis(ids, pair_of_slot, axis=1), where=pair_of_slot >= 0, casting="same_kind")
     inputs[:, 2 * slots :: 2] = np.take_along_axis(keys, asked, axis=1)
     targets = np.full((rows, seq_len), IGNORE, np.int16)
     targets[:, 2 * slots :: 2] = np.take_along_axis(values, asked, axis=1)
@@ -109,9 +109,9 @@ class NoisyRecallConfig:
 
     def __post_init__(self) -> None:
         for name, most in (("pairs", MOST_KEYS), ("values", MOST_VALUES), ("keys", MOST_KEYS)):
-            given = getattr(self, name)
-            if not 2 <= given <= most:
-                raise ValueError(f"expected 2 <= noisy_recall.{name} <= {most}, got {given}")
+            value = getattr(self, name)
+            if not 2 <= value <= most:
+                raise ValueError(f"expected 2 <= noisy_recall.{name} <= {most}, got {value}")
         if not 0 <= self.hay <= 1:
             raise ValueError(f"expected 0 <= noisy_recall.hay <= 1, a share, got {self.hay}")
 
@@ -202,13 +202,13 @@ class NoisyRecall(Generated):
         """The most frequent value of train; the last value before the questions; the most frequent of the sample."""
         train, test = self.whole("train").targets, self.whole("test")
         half = 2 * count_slots(self.seq_len)
-        said, answers = test.inputs[:, 1:half:2], test.targets[:, half::2]
-        is_value = said < self.n_classes
-        last = said.shape[1] - 1 - is_value[:, ::-1].argmax(axis=1)
-        commonest = np.array([np.bincount(row[real]).argmax() for row, real in zip(said, is_value, strict=True)])
+        tokens, answers = test.inputs[:, 1:half:2], test.targets[:, half::2]
+        is_value = tokens < self.n_classes
+        last = tokens.shape[1] - 1 - is_value[:, ::-1].argmax(axis=1)
+        commonest = np.array([np.bincount(row[real]).argmax() for row, real in zip(tokens, is_value, strict=True)])
         return {
             "most frequent value": majority(train[train != IGNORE], answers.ravel()),
-            "last value": float(np.mean(answers == np.take_along_axis(said, last[:, None], axis=1))),
+            "last value": float(np.mean(answers == np.take_along_axis(tokens, last[:, None], axis=1))),
             "most frequent of the sample": float(np.mean(answers == commonest[:, None])),
         }
 

@@ -153,8 +153,8 @@ def test_validation_is_the_test_split_on_request(tmp_path):
         ]
     assert task.cache_key != Classify(64, ClassifyConfig(data=data)).cache_key
     for name, message in {
-        "train": "expected test_split among validation, test, got 'train'",
-        "heldout": "expected test_split among validation, test, got 'heldout'",
+        "train": r"expected a test_split of the data \(validation, test\), got 'train'",
+        "heldout": r"expected a test_split of the data \(validation, test\), got 'heldout'",
         "test": "expected classes in the test_split test, got none",
     }.items():
         with pytest.raises(ValueError, match=message):
