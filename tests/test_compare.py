@@ -378,7 +378,7 @@ def test_records_survive_damage(tmp_path: Path) -> None:
         ),
         (
             ["--tasks", "digits", "--length-schedule", "from-16th"],
-            "trains at .* tokens, and digits has training samples of full length only: take another schedule",
+            "trains at .* tokens, but digits has training samples of full length only: take another schedule",
         ),
         (["--length-schedule", "short"], "invalid choice: 'short' .choose from '?from-64th'?, '?from-16th"),
         (["--lr-schedule", "step"], "invalid choice: 'step' .choose from '?constant-then-linear"),
