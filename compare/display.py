@@ -383,6 +383,6 @@ def outcome(record: Record) -> str:
         return "fits into memory"
     busy = disturbance(record)
     parts.append(
-        f"{record['wall_seconds']:.0f} s in total" + (f"; disturbed (as by other processes): {busy}" if busy else "")
+        f"{record['wall_seconds']:.0f} s in total" + (f"; disturbed (e.g. by other processes): {busy}" if busy else "")
     )
     return ", ".join(parts)

@@ -115,7 +115,7 @@ def check_folder(folder: Path, lines: list[bytes], *, drawn: bool) -> None:
         page = page_of(groups, warnings)
         for text in (page, markdown_of(groups, warnings), csv_table(groups), latex_tables(groups)):
             text.encode("utf-8")
-    details = re.search(r'id="run-details">(.*?)</script>', page, re.DOTALL)
+    details = re.search(r'id="details-of-runs">(.*?)</script>', page, re.DOTALL)
     assert details
     strict(details[1])
     for one, other in (("good", "bad"), ("bad", "good")):

@@ -248,7 +248,7 @@ def test_bad_input_is_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"^expected matching.samples >= 2, .*, got 1$"):
         MatchingConfig(samples=1)
     monkeypatch.setattr(tasks.matching, "read_corpus", lambda: {"a.py": b"x = 1\n" * 500})
-    with pytest.raises(ValueError, match=r"^matching: expected two files of 128 bytes .* among 1 files; choose "):
+    with pytest.raises(ValueError, match=r"^matching: expected two files of 128 bytes .* among 1 files: choose "):
         Matching(64).prepare()
 
 

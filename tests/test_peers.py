@@ -137,7 +137,7 @@ def test_the_command_measures_and_ctrl_c_keeps_what_is_finished(tmp_path: Path) 
         process.kill()
     assert process.returncode == 130, complained
     assert complained == ""
-    assert "interrupted: what was finished is kept" in said
+    assert "interrupted: finished measurements are kept" in said
     row, *_ = read_rows(tmp_path / "peers.jsonl")
     assert row["status"] == "ok"
     assert row["package"] == "linformer"

@@ -78,7 +78,7 @@ if (form) {
   filter();
 }
 
-const runDetails = JSON.parse(byId("run-details").textContent);
+const runDetails = JSON.parse(byId("details-of-runs").textContent);
 const asText = value => JSON.stringify(value, null, 2);
 
 function element(tag, content, properties = {}) {
