@@ -261,7 +261,7 @@ def test_short_files_are_left_out_and_counted(task):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_small_model_can_fit():
     """New files take minutes to learn anything of; 32 pairs by heart take seconds."""
     spec = small_spec("matching", 64, {"samples": 32}, steps=60)

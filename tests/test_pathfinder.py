@@ -389,7 +389,7 @@ def test_files_are_dealt_by_their_name():
         assert dealt.count(split) / 5000 == pytest.approx(share, abs=0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_small_model_fits_a_few_pictures(monkeypatch):
     """To learn what a path is takes far longer than a test; that it can tell these apart shows that they are read."""
     monkeypatch.setattr(tasks.pathfinder, "in_parallel", map)

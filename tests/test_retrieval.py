@@ -219,7 +219,7 @@ def test_memory_of_both_towers_counts():
     assert kept("pair", (8, 2, 64)) > 1.9 * kept("sequence", (8, 64))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_small_model_learns(tmp_path):
     """Which of four letters two texts have most of."""
     rng = random.Random(0)
