@@ -224,6 +224,9 @@ def test_verdicts_are_plain_words() -> None:
     assert verdict(found["below"]) == "4.3 ± 1.4 points below full"
     assert verdict(found["above"]) == "4.0 ± 0.1 points above full"
     assert verdict(found["level"]) == "within noise of full (+0.0 ± 2.5)"
+    cut = Difference(-0.99, 0.03, 3, beyond=True, bounds=(-1.0, 1.0))
+    assert verdict(cut) == "99.0 (96.0 to 100.0) points below full"
+    assert verdict(cut._replace(mean=0.99)) == "99.0 (96.0 to 100.0) points above full"
 
 
 def test_what_is_cut_off_by_bounds_costs_no_coverage() -> None:

@@ -76,11 +76,18 @@ def verdict(found: Difference, scale: Scale = FRACTION) -> str:
         counts = f"{mine} seeds solved, full {theirs}"
         return f"{'above' if found.mean > 0 else 'below'} full: {counts}" if found.beyond else f"no verdict: {counts}"
     if found.beyond:
-        amount = scale.change(found).lstrip("+−")
         where = "above" if found.mean > 0 else "below"
+        mean, _, interval = scale.change(found if found.mean > 0 else mirrored(found)).replace("+", "").partition(", ")
+        amount = f"{mean} ({interval})" if interval else mean
         better = f" ({'better' if scale.better(found.mean) > 0 else 'worse'})" if scale.lower_is_better else ""
         return f"{amount} {scale.points} {where} full{better}"
     return f"within noise of full ({scale.change(found)})"
+
+
+def mirrored(difference: Difference) -> Difference:
+    """The difference of the second score from the first."""
+    low, high = difference.bounds
+    return difference._replace(mean=-difference.mean, bounds=(-high, -low))
 
 
 def params(row: Row, group: Group) -> Cell:
