@@ -249,7 +249,9 @@ def diff(before: Source, after: Source) -> Diff:
         elif test.chance <= limit and abs(test.change) > comparison.measure.limit(1):
             changes.append(comparison.line(test.change, test.half, elsewhere=elsewhere))
     if busy := [f"{row.name} ({pair.where})" for pair in pairs for row in (pair.before, pair.after) if row.disturbed]:
-        remarks.append(f"Disturbed (e.g. by other processes) and excluded from times: {', '.join(dict.fromkeys(busy))}.")
+        remarks.append(
+            f"Disturbed (e.g. by other processes) and excluded from times: {', '.join(dict.fromkeys(busy))}."
+        )
     order = {(pair.where, pair.before.name): rank for rank, pair in enumerate(pairs)}
     changes.sort(key=lambda change: order[change.where, change.variant])
     unjudged = sum(
