@@ -21,7 +21,6 @@ with an agreement near 0.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -29,12 +28,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.initialisation import as_authors
 from compare.runs.model import decay_groups
 from tasks import IGNORE
 from tasks.mqar import generate
 from zoo import Encoder
-from zoo.attention.gated_deltanet import GatedDeltaNet
-from zoo.attention.mamba2 import Mamba2
 from zoo.heads import TokenHead
 
 Draw = Callable[[np.random.Generator, int], tuple[Tensor, Tensor]]
@@ -85,27 +83,8 @@ def model_of(variant: str, options: argparse.Namespace) -> nn.Sequential:
         causal=options.causal,
     )
     if options.initialisation == "authors":
-        for module in encoder.modules():
-            as_authors(module)
+        encoder.apply(as_authors)
     return nn.Sequential(encoder, TokenHead(options.d_model, KEYS))
-
-
-@torch.no_grad()
-def as_authors(module: nn.Module) -> None:
-    """Uniform taps and maps, as ``nn.Conv1d`` and ``nn.Linear`` draw them; no offset of β."""
-    if isinstance(module, GatedDeltaNet):
-        maps, taps = (module.qkv, module.rates, module.gate, module.out), (module.conv,)
-        module.strength.zero_()
-        module.log_rate.uniform_(0.01, 16).log_()
-        module.offset.uniform_(math.log(1e-3), math.log(0.1)).exp_().expm1_().log_()
-    elif isinstance(module, Mamba2):
-        maps, taps = (module.project, module.out), (module.taps, module.taps_bias)
-    else:
-        return
-    for linear in maps:
-        nn.init.kaiming_uniform_(linear.weight, a=math.sqrt(5))
-    for each in taps:
-        nn.init.uniform_(each, -(len(taps[0]) ** -0.5), len(taps[0]) ** -0.5)
 
 
 def loss_of(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
