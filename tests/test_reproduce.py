@@ -1,5 +1,7 @@
 """Plans that repeat published comparisons, and what their results say beside the published figures."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import zoo
 from compare.arguments import run_parser
 from compare.plan import plan_runs
 from compare.plans import PLANS, Plan, get
+from compare.record import read_records
 from compare.report import write_report
 from tests.here import compare_here
 from tests.make_records import make_record, write_folder
@@ -94,3 +97,24 @@ def test_the_command_lists_plans_and_names_the_closest():
     assert done.returncode == 2
     assert "did you mean 'mad-memorize'?" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_the_reason_for_gated_deltanet_is_measured() -> None:
+    results = Path(__file__).parents[1] / "results/cpu-2core"
+
+    def printed(file: str, start: str) -> float:
+        lines = map(json.loads, (results / "initialisation" / file).read_text(encoding="utf-8").splitlines())
+        (score,) = (line["test"] for line in lines if line["start"] == start)
+        return float(score)
+
+    (ours,) = (
+        record["test_score"]
+        for record in read_records(results / "mad_memorize/records.jsonl")[0]
+        if record["variant"] == "gated_deltanet"
+        and record["spec"]["task_options"] == [["vocab_size", 4096]]
+        and record["seed"] == 0
+    )
+    one, four = "gated_deltanet_1_head.jsonl", "gated_deltanet_4_heads.jsonl"
+    measured = [ours, printed(one, "ours"), printed(four, "authors"), printed(one, "authors")]
+    figures = re.findall(r"[\d.]+(?= %)", PLANS["mad-memorize"].reasons["gated_deltanet"])
+    assert figures == [f"{100 * score:.1f}" for score in measured]
