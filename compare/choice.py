@@ -35,8 +35,8 @@ def left_out(options: argparse.Namespace) -> list[str]:
     if not (options.decode or options.causal):
         return []
     typed = typed_variants(options)
-    asked = {name: find(word, "--variants") for name, word in asked_variants(options).items() if word not in typed}
-    return [name for name, entry in asked.items() if not (entry.steps if options.decode else entry.traits.causal)]
+    entries = {name: find(word, "--variants") for name, word in asked_variants(options).items() if word not in typed}
+    return [name for name, entry in entries.items() if not (entry.steps if options.decode else entry.traits.causal)]
 
 
 def remarks(options: argparse.Namespace) -> list[str]:
@@ -54,8 +54,8 @@ def remarks(options: argparse.Namespace) -> list[str]:
         forms = {form: name for name in tasks.available() if (form := tasks.get(name).causal_form)}
         chosen = dict.fromkeys(name for name, _, _ in choose_tasks(options) if name in forms and name not in words)
         return lines + [f"{forms[name]} becomes {name}, its causal form" for name in chosen]
-    asked = asked_variants(options)
-    if unable := [name for name, word in asked.items() if not find(word, "--variants").traits.causal]:
+    variants = asked_variants(options)
+    if unable := [name for name, word in variants.items() if not find(word, "--variants").traits.causal]:
         chosen = dict.fromkeys(name for name, _, _ in choose_tasks(options) if is_causal(options, tasks.get(name)))
         lines += [f"skipped on {name} (no causal form): {', '.join(unable)}" for name in chosen]
     return lines

@@ -93,7 +93,7 @@ def is_lock(path: Path) -> bool:
 def holder(path: Path) -> str:
     """The process that holds the folder, in words."""
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {held['pid']} since {held['since']}: {held['command']}"
+        process = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {process['pid']} since {process['since']}: {process['command']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

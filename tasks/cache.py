@@ -45,8 +45,8 @@ class Rows:
 
 
 def folder_of(key: str) -> Path:
-    asked = os.environ.get("ATTENTION_ZOO_CACHE") or "~/.cache/attention-zoo"
-    return Path(os.path.expanduser(asked)) / f"{key}-f{FORMAT}"
+    root = os.environ.get("ATTENTION_ZOO_CACHE") or "~/.cache/attention-zoo"
+    return Path(os.path.expanduser(root)) / f"{key}-f{FORMAT}"
 
 
 @contextmanager

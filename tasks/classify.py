@@ -67,7 +67,7 @@ class LabelledText(Task):
 
     def build(self) -> Mapping[Split, Rows]:
         self._read = self.read()
-        return {split: Rows(found.count, self._some(split, found.rows)) for split, found in self._read.splits.items()}
+        return {split: Rows(rows.count, self._some(split, rows.rows)) for split, rows in self._read.splits.items()}
 
     def _some(self, split: Split, rows: Iterable[Row]) -> Iterator[Row]:
         """The rows, at least one."""
@@ -108,9 +108,9 @@ class LabelledText(Task):
         return np.minimum(self.lengths_of(split), self.seq_len)
 
     def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
-        found = self.tables[split][rows]
-        ids, padding = padded(found["ids"], self.seq_len, dtype=self.dtype, shift=1)
-        return Batch(ids, np.array(found["label"], np.int64), padding)
+        columns = self.tables[split][rows]
+        ids, padding = padded(columns["ids"], self.seq_len, dtype=self.dtype, shift=1)
+        return Batch(ids, np.array(columns["label"], np.int64), padding)
 
     def baselines(self) -> dict[str, float]:
         """The most frequent class; logistic regression on words and pairs of words of the cut texts.
@@ -296,7 +296,7 @@ def open_tokenizer(name: str, what: str) -> tuple[Encode, int]:
         fast.no_padding()
 
         def tokens_of(texts: list[str]) -> list[list[int]]:
-            return [found.ids for found in fast.encode_batch(texts, add_special_tokens=False)]
+            return [encoding.ids for encoding in fast.encode_batch(texts, add_special_tokens=False)]
 
         vocabulary = fast.get_vocab()
     else:
@@ -309,8 +309,8 @@ def open_tokenizer(name: str, what: str) -> tuple[Encode, int]:
             )
 
         def tokens_of(texts: list[str]) -> list[list[int]]:
-            found: list[list[int]] = opened(texts, add_special_tokens=False, verbose=False)["input_ids"]
-            return found
+            ids: list[list[int]] = opened(texts, add_special_tokens=False, verbose=False)["input_ids"]
+            return ids
 
         vocabulary = opened.get_vocab()
 

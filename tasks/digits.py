@@ -100,9 +100,9 @@ class Digits(Task):
         }
 
     def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
-        found = self.tables[split][rows]
-        images = matrix(found["pixels"], np.uint8).reshape(-1, SIDE, SIDE)
-        return Batch(tokens(images, math.isqrt(self.seq_len) // SIDE), np.array(found["label"], np.int64))
+        columns = self.tables[split][rows]
+        images = matrix(columns["pixels"], np.uint8).reshape(-1, SIDE, SIDE)
+        return Batch(tokens(images, math.isqrt(self.seq_len) // SIDE), np.array(columns["label"], np.int64))
 
     def baselines(self) -> dict[str, float]:
         """The most frequent class; logistic regression on the 64 pixels."""

@@ -82,12 +82,12 @@ def _read_json(files: Sequence[Path]) -> Table:
     for file in files:
         for row in json_rows(file):
             for column, value in row.items():
-                found = kinds.setdefault(column, set())
+                column_kinds = kinds.setdefault(column, set())
                 if value is not None:
-                    found.add(_kind_of(value))
+                    column_kinds.add(_kind_of(value))
     if not kinds:
         raise ValueError(f"expected rows, got none in {files[0]}")
-    types = {column: _type_for(found) for column, found in kinds.items()}
+    types = {column: _type_for(column_kinds) for column, column_kinds in kinds.items()}
     makers = {column: MAKERS[kind] for column, kind in types.items()}
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -198,10 +198,10 @@ def _flat(row: Any, file: Path, before: str = "") -> dict[str, Any]:
     """The values of a row, nested ones under dotted names."""
     if not isinstance(row, dict):
         raise ValueError(f"expected an object for each row of {file}, got {type(row).__name__}")
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in row.items():
-        found |= _flat(value, file, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
-    return found
+        values |= _flat(value, file, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
+    return values
 
 
 def _read_columns(files: Sequence[Path]) -> Table:
@@ -210,9 +210,9 @@ def _read_columns(files: Sequence[Path]) -> Table:
 
     schemas = [_schema_of(file) for file in files]
     classes = [_class_names(schema) for schema in schemas]
-    for file, found in zip(files, classes, strict=True):
-        if found != classes[0]:
-            raise ValueError(f"expected the classes {classes[0]} as in {files[0]}, got {found} in {file}")
+    for file, file_classes in zip(files, classes, strict=True):
+        if file_classes != classes[0]:
+            raise ValueError(f"expected the classes {classes[0]} as in {files[0]}, got {file_classes} in {file}")
     if any(_is_strange(kind) for schema in schemas for kind in schema.types):
         return datasets.concatenate_datasets([datasets.Dataset(_plain(_arrow_of(file))) for file in files])
     kind = format_of(files[0]) or "parquet"
@@ -249,7 +249,7 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
     if b"huggingface" not in (schema.metadata or {}):
         return {}
     features = datasets.Features.from_arrow_schema(schema)
-    return {name: found.names for name, found in features.items() if isinstance(found, datasets.ClassLabel)}
+    return {name: feature.names for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
 
 
 def _is_strange(kind: Any) -> bool:

@@ -61,8 +61,8 @@ def suffix_of(path: Path) -> str:
 
 def format_of(path: Path) -> str:
     """ "csv", "json", "parquet" or "arrow"; "" for any other file. Only text files may be compressed."""
-    found = READERS.get(suffix_of(path), "")
-    return "" if found in ("parquet", "arrow") and path.suffix.lower() in PACKED else found
+    kind = READERS.get(suffix_of(path), "")
+    return "" if kind in ("parquet", "arrow") and path.suffix.lower() in PACKED else kind
 
 
 def split_of(path: Path) -> str:
@@ -80,7 +80,7 @@ def files_below(folder: Path) -> list[Path]:
 
     caches = folder_of("").parent, Path(datasets.config.HF_DATASETS_CACHE)
     seen = {path.resolve() for path in (folder, *caches)}
-    found = []
+    files = []
     for here, folders, names in os.walk(folder, followlinks=True):
         place, written = Path(here), set(PACKAGES)
         if _is_results(place, names):
@@ -90,8 +90,8 @@ def files_below(folder: Path) -> list[Path]:
             if name.startswith((".", "__")) or name in written or inside in seen:
                 folders.remove(name)
             seen.add(inside)
-        found += [place / name for name in names if not name.startswith(".") and name not in written]
-    return sorted(file for file in found if file.is_file())
+        files += [place / name for name in names if not name.startswith(".") and name not in written]
+    return sorted(file for file in files if file.is_file())
 
 
 def _is_results(folder: Path, names: Iterable[str]) -> bool:

@@ -61,8 +61,8 @@ class Generated(Task):
                 yield {"inputs": inputs.tobytes(), "targets": targets.tobytes()}
 
     def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
-        found = self.tables[split][rows]
-        inputs, targets = (matrix(found[column], self.stored) for column in ("inputs", "targets"))
+        columns = self.tables[split][rows]
+        inputs, targets = (matrix(columns[name], self.stored) for name in ("inputs", "targets"))
         return self.to_batch(inputs, targets)
 
     def to_batch(self, inputs: NDArray[Any], targets: NDArray[Any]) -> Batch:

@@ -123,8 +123,8 @@ class Source:
 
     @cached_property
     def labels(self) -> list[Any]:
-        found: list[Any] = self.table["label"][:]
-        return found
+        labels: list[Any] = self.table["label"][:]
+        return labels
 
     @property
     def class_names(self) -> list[str]:
@@ -226,8 +226,8 @@ class Image(Task):
         opened = open_splits(self.source, self.name)
         sources = {name: Source(opened[name], f"{name} of {self.source}") for name in SPLITS if name in opened}
         names = {name: source.class_names for name, source in sources.items() if source.class_names}
-        for name, found in names.items():
-            if found != next(iter(names.values())):
+        for name, class_names in names.items():
+            if class_names != next(iter(names.values())):
                 wanted = f"expected classes of the same names and order in every split of {self.source}"
                 raise ValueError(f"image: {wanted}, got different ones in {name} and {next(iter(names))}")
         classes = sorted({label for source in sources.values() for label in source.labels})
@@ -248,10 +248,10 @@ class Image(Task):
         }
 
     def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
-        found = self.tables[split][rows]
-        images = matrix(found["pixels"], np.uint8).reshape(-1, SIDE, SIDE, 3)
+        columns = self.tables[split][rows]
+        images = matrix(columns["pixels"], np.uint8).reshape(-1, SIDE, SIDE, 3)
         inputs = tokens(images) if self.patch == 1 else patches(images, self.patch)
-        return Batch(inputs, np.array(found["label"], np.int64))
+        return Batch(inputs, np.array(columns["label"], np.int64))
 
     def baselines(self) -> dict[str, float]:
         """The most frequent class; logistic regression on 16 x 16 gray pixels, fitted on at most 10,000 images."""
@@ -269,8 +269,8 @@ class Image(Task):
         """(rows, 256) gray pixels, 2 x 2 averaged, from 0 to 1."""
         parts = []
         for start in range(0, len(rows), READ_AT_ONCE):
-            found = self.tables[split][rows[start : start + READ_AT_ONCE]]
-            images = gray(matrix(found["pixels"], np.uint8).reshape(-1, SIDE, SIDE, 3))
+            columns = self.tables[split][rows[start : start + READ_AT_ONCE]]
+            images = gray(matrix(columns["pixels"], np.uint8).reshape(-1, SIDE, SIDE, 3))
             parts.append(images.reshape(-1, SIDE // 2, 2, SIDE // 2, 2).mean(axis=(2, 4), dtype=np.float32) / 255)
         return np.concatenate(parts).reshape(len(rows), -1)
 

@@ -91,14 +91,14 @@ def labelled_rows(
     sources = {split: _flat(opened[split]) for split in SPLITS if split in opened}
     remarks = []
     if test_split:
-        asked = SPLIT_WORDS.get(test_split.lower(), test_split)
-        if asked not in opened or asked == "train":
+        chosen_split = SPLIT_WORDS.get(test_split.lower(), test_split)
+        if chosen_split not in opened or chosen_split == "train":
             others = ", ".join(name for name in opened if name != "train") or "it has train only"
             raise ValueError(f"{what}: expected a test_split of the data ({others}), got {test_split!r}")
-        sources["test"] = _flat(opened[asked])
-        if asked == "validation":
+        sources["test"] = _flat(opened[chosen_split])
+        if chosen_split == "validation":
             del sources["validation"]
-        remarks.append(f"the test scores are those of the {asked} split, as requested")
+        remarks.append(f"the test scores are those of the {chosen_split} split, as requested")
     text_column, label_column = pick_columns(sources["train"].features, text_column, label_column, what)
     columns = {split: _columns_of(split, sources, text_column, label_column, what) for split in sources}
     labelled = {split: names for split, names in columns.items() if names[1]}
@@ -114,7 +114,7 @@ def labelled_rows(
         unlabelled.append(split)
         del sources[split]
     _check_count(classes, sources, label_column, what)
-    found = LabelledRows({}, classes.names, text_column, label_column, {}, unlabelled, remarks + classes.remarks)
+    dataset = LabelledRows({}, classes.names, text_column, label_column, {}, unlabelled, remarks + classes.remarks)
     number = {name: index for index, name in enumerate(classes.names)}
     seen: set[bytes] = set()
 
@@ -128,20 +128,20 @@ def labelled_rows(
             inside = [(text, name) for text, name, mine in zip(texts, names, dealt, strict=True) if mine]
             for ids, (_, name) in zip(encode([text for text, _ in inside]), inside, strict=True):
                 if not ids:
-                    found.left_out["empty"] += 1
+                    dataset.left_out["empty"] += 1
                 elif not name:
-                    found.left_out["without a class"] += 1
+                    dataset.left_out["without a class"] += 1
                 else:
                     yield {"ids": ids, "label": number[name]}
 
     def unique(rows: Iterator[Row]) -> Iterator[Row]:
         for row in fresh(count(rows), "ids", seen):
-            found.left_out["duplicate"] -= 1
+            dataset.left_out["duplicate"] -= 1
             yield row
 
     def count(rows: Iterator[Row]) -> Iterator[Row]:
         for row in rows:
-            found.left_out["duplicate"] += 1  # `unique` takes 1 off for each row that `fresh` lets through
+            dataset.left_out["duplicate"] += 1  # `unique` takes 1 off for each row that `fresh` lets through
             yield row
 
     low = 0.0
@@ -151,9 +151,9 @@ def labelled_rows(
             start = low
         elif split not in sources:
             source, start, end = "train", low, low + TENTH
-            low, found.carved[split] = end, TENTH
-        found.splits[split] = Rows(round(len(sources[source]) * (end - start)), unique(read(source, start, end)))
-    return found
+            low, dataset.carved[split] = end, TENTH
+        dataset.splits[split] = Rows(round(len(sources[source]) * (end - start)), unique(read(source, start, end)))
+    return dataset
 
 
 def deal(text: bytes) -> float:
@@ -180,8 +180,8 @@ def column_of(features: Mapping[str, Any], name: str) -> str:
         return name
     wanted = name.strip().casefold()
     plain = {column: column.strip().casefold() for column in features}
-    for alike in (plain, {column: found.rpartition(".")[2] for column, found in plain.items()}):
-        if wanted and len(named := [column for column, found in alike.items() if found == wanted]) == 1:
+    for alike in (plain, {column: folded.rpartition(".")[2] for column, folded in plain.items()}):
+        if wanted and len(named := [column for column, folded in alike.items() if folded == wanted]) == 1:
             return named[0]
     return ""
 

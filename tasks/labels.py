@@ -5,8 +5,8 @@ names its classes, a number means the class of that index:
 
 >>> import datasets
 >>> named = datasets.ClassLabel(names=["neg", "pos"])
->>> found = name_classes({"train": (named, [1, 0]), "test": (datasets.Value("float64"), [1.0, 0.0, -1.0])}, "label")
->>> found.names, found.of("test", 1.0), found.of("test", -1.0)
+>>> classes = name_classes({"train": (named, [1, 0]), "test": (datasets.Value("float64"), [1.0, 0.0, -1.0])}, "label")
+>>> classes.names, classes.of("test", 1.0), classes.of("test", -1.0)
 (['neg', 'pos'], 'pos', '')
 
 Classes without names in the data are sorted by name, numbers by value:
@@ -115,14 +115,14 @@ def name_classes(columns: Mapping[Split, Column], column: str) -> Classes:
     import datasets
 
     splits = [split for split in SPLITS if split in columns]
-    found = Classes(_spell={split: speller(columns[split][0]) for split in splits})
+    classes = Classes(_spell={split: speller(columns[split][0]) for split in splits})
     named = {s: _names(columns[s][0]) for s in splits if isinstance(columns[s][0], datasets.ClassLabel)}
     listed = {key_of(name): name for names in named.values() for name in names}
 
     # For each split: spelling -> key. A class has the same key in all splits; "" = no class.
     keys: dict[Split, dict[str, str]] = {}
     for split in splits:
-        spellings = {found._spell[split](label) for label in columns[split][1]}
+        spellings = {classes._spell[split](label) for label in columns[split][1]}
         keys[split] = {spelling: key_of(spelling) for spelling in sorted(spellings)}
     plain = [split for split in splits if split not in named]
     for split in plain:
@@ -130,21 +130,21 @@ def name_classes(columns: Mapping[Split, Column], column: str) -> Classes:
         if named:
             _numbers_to_names(keys[split], list(named.values()), f"the column {column!r} of {split}")
     _truths_to_numbers(keys)
-    found.remarks = _join_cases(keys)
+    classes.remarks = _join_cases(keys)
 
-    found.unlabelled = [split for split in splits if not set(keys[split].values()) - {""}]
+    classes.unlabelled = [split for split in splits if not set(keys[split].values()) - {""}]
     best: dict[str, tuple[int, int, str]] = {}
     for order, split in enumerate(splits):
         for spelling, key in keys[split].items():
             best[key] = min(best.get(key, (len(spelling), order, spelling)), (len(spelling), order, spelling))
     name_of = {key: listed.get(key, spelling) for key, (_, _, spelling) in best.items()} | {"": ""}
-    found._name = {s: {spelling: name_of[key] for spelling, key in known.items()} for s, known in keys.items()}
-    _check(found, column)
+    classes._name = {s: {spelling: name_of[key] for spelling, key in known.items()} for s, known in keys.items()}
+    _check(classes, column)
 
-    used = {name for names in found._name.values() for name in names.values()} - {""}
+    used = {name for names in classes._name.values() for name in names.values()} - {""}
     known = [name for split, names in named.items() for name in names if split == "train" or name in used]
-    found.names = [*dict.fromkeys(known), *in_order(used - set(known))]
-    return found
+    classes.names = [*dict.fromkeys(known), *in_order(used - set(known))]
+    return classes
 
 
 def _names(feature: Any) -> list[str]:
@@ -223,13 +223,13 @@ def _join_cases(keys: Mapping[Split, dict[str, str]]) -> list[str]:
     return remarks
 
 
-def _check(found: Classes, column: str) -> None:
-    trained = set(found._name["train"].values()) - {""}
+def _check(classes: Classes, column: str) -> None:
+    trained = set(classes._name["train"].values()) - {""}
     if len(trained) < 2:
         got = ", ".join(map(repr, trained)) or "none"
         raise ValueError(f"expected at least two classes in the column {column!r} of train, got {got}")
-    for split, names in found._name.items():
-        if split not in found.unlabelled and not trained & set(names.values()):
+    for split, names in classes._name.items():
+        if split not in classes.unlabelled and not trained & set(names.values()):
             got = shown(in_order(set(names.values()) - {""}))
             raise ValueError(
                 f"expected classes of train in the column {column!r} of {split}, got {got}; "

@@ -186,8 +186,8 @@ def read(path: Path) -> Iterator[tuple[bytes, int]]:
         if not header:
             raise ValueError(f"{path}: expected the columns {SOURCE} and {TARGET}, got an empty file")
         if not {SOURCE, TARGET} <= set(columns):
-            found = ", ".join(column[:20] for column in columns[:10])
-            raise ValueError(f"{path}: expected the columns {SOURCE} and {TARGET}, separated by tabs, got {found}")
+            names = ", ".join(column[:20] for column in columns[:10])
+            raise ValueError(f"{path}: expected the columns {SOURCE} and {TARGET}, separated by tabs, got {names}")
         for number, line in enumerate(lines, start=2):
             if not line.strip():
                 continue
@@ -232,12 +232,12 @@ def root_keys(rows: list[bytes]) -> Ints:
     return np.stack([np.zeros_like(root), root, 11 * root + made])
 
 
-def most_frequent(keys: Ints, labels: Ints, asked: Ints, otherwise: Ints) -> Ints:
-    """The most frequent label of each key in ``asked``; ``otherwise`` for a key that is not in ``keys``."""
+def most_frequent(keys: Ints, labels: Ints, new_keys: Ints, otherwise: Ints) -> Ints:
+    """The most frequent label of each key in ``new_keys``; ``otherwise`` for a key that is not in ``keys``."""
     known, index = np.unique(keys, return_inverse=True)
     best = np.bincount(10 * index + labels, minlength=10 * len(known)).reshape(-1, 10).argmax(axis=1)
-    place = np.minimum(np.searchsorted(known, asked), len(known) - 1)
-    return np.where(known[place] == asked, best[place], otherwise)
+    place = np.minimum(np.searchsorted(known, new_keys), len(known) - 1)
+    return np.where(known[place] == new_keys, best[place], otherwise)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,8 +344,8 @@ class Listops(Task):
                 yield {"ids": ids, "label": label}
 
     def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
-        found = self.tables[split][rows]
-        return self._to_batch(found["ids"], found["label"])
+        columns = self.tables[split][rows]
+        return self._to_batch(columns["ids"], columns["label"])
 
     def _to_batch(self, expressions: Sequence[bytes], values: Sequence[int]) -> Batch:
         inputs, padding = padded(list(expressions), self.seq_len)
@@ -382,8 +382,8 @@ class Listops(Task):
         (train, labels), (test, answers) = keys_and_labels("train"), keys_and_labels("test")
         scores = {}
         guess = np.zeros_like(answers)
-        for name, seen, asked in zip(LADDER, train, test, strict=True):
-            guess = most_frequent(seen, labels, asked, guess)
+        for name, train_keys, test_keys in zip(LADDER, train, test, strict=True):
+            guess = most_frequent(train_keys, labels, test_keys, guess)
             scores[name] = float(np.mean(guess == answers))
         return scores
 

@@ -64,8 +64,8 @@ def neighbours(names: Iterable[str]) -> dict[str, list[str]]:
     top = PurePosixPath()
     for package in [package for package, members in packages.items() if package != top and len(members) == 1]:
         packages[top] += packages.pop(package)
-    found = {name: [other for other in members if other != name] for members in packages.values() for name in members}
-    return {name: others for name, others in found.items() if others}
+    mates = {name: [other for other in members if other != name] for members in packages.values() for name in members}
+    return {name: others for name, others in mates.items() if others}
 
 
 def chunks(rng: np.random.Generator, early: bytes, late: bytes, *, seq_len: int) -> tuple[bytes, bytes]:

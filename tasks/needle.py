@@ -100,8 +100,8 @@ class Needle(Generated):
 
     def to_batch(self, inputs: Ids, targets: Ids) -> Batch:
         batch = super().to_batch(inputs, targets)
-        text, asked = batch.inputs[:, :-NEEDLES], batch.inputs[:, -NEEDLES:]
-        places = (text[:, None] == asked[..., None]).argmax(axis=-1)
+        text, questions = batch.inputs[:, :-NEEDLES], batch.inputs[:, -NEEDLES:]
+        places = (text[:, None] == questions[..., None]).argmax(axis=-1)
         slots = (text.shape[1] - GAP - 2 - places) // 2  # counted backwards, as in `generate`
         slices = np.zeros(batch.inputs.shape, np.int64)
         slices[:, -NEEDLES:] = slots * BINS // count_slots(batch.inputs.shape[1])

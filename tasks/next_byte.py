@@ -119,11 +119,11 @@ class NextByte(Corpus):
         the window, and of `xz -9e` on the whole test set, which neither knows train nor is limited to a window."""
         train, test = self.streams["train"], self.streams["test"]
         context = 1 + np.arange(-1, len(test) - 1) % self.seq_len
-        found = [-np.log2(p[1:]).mean() for p in backed_off(train, test, context)]
+        bits = [-np.log2(p[1:]).mean() for p in backed_off(train, test, context)]
         packed_size = len(lzma.compress(test.tobytes(), preset=9 | lzma.PRESET_EXTREME))
         return {
             "uniform": float(np.log2(BYTES)),
-            "unigram": float(found[0]),
-            f"{LONGEST_CONTEXT + 1}-gram": float(found[-1]),
+            "unigram": float(bits[0]),
+            f"{LONGEST_CONTEXT + 1}-gram": float(bits[-1]),
             "xz of the test set": 8 * packed_size / len(test),
         }

@@ -79,15 +79,15 @@ def generate(
     pair_of_slot = np.where(rng.random((rows, slots)) < hay, -1, rng.integers(n_pairs, size=(rows, slots)))
     pair_of_slot[:, :n_pairs] = np.arange(n_pairs)
     pair_of_slot = rng.permuted(pair_of_slot, axis=1)  # the number of each slot's pair, -1 = hay
-    asked = rng.integers(n_pairs, size=(rows, len(range(2 * slots, seq_len, 2))))
+    pair_of_question = rng.integers(n_pairs, size=(rows, len(range(2 * slots, seq_len, 2))))
 
     inputs = rng.integers(n_values, n_values + HAY, size=(rows, seq_len), dtype=np.int16)
     for shift, ids in enumerate((keys, values)):
         slot_ids = inputs[:, shift : 2 * slots : 2]
         np.copyto(slot_ids, np.take_along_axis(ids, pair_of_slot, axis=1), where=pair_of_slot >= 0, casting="same_kind")
-    inputs[:, 2 * slots :: 2] = np.take_along_axis(keys, asked, axis=1)
+    inputs[:, 2 * slots :: 2] = np.take_along_axis(keys, pair_of_question, axis=1)
     targets = np.full((rows, seq_len), IGNORE, np.int16)
-    targets[:, 2 * slots :: 2] = np.take_along_axis(values, asked, axis=1)
+    targets[:, 2 * slots :: 2] = np.take_along_axis(values, pair_of_question, axis=1)
     return inputs, targets
 
 

@@ -113,8 +113,8 @@ def read_index(folder: Path) -> list[tuple[str, int]]:
     for file in files:
         for number, fields in enumerate(_lines(file), start=1):
             if len(fields) < 4 or fields[3] not in ("0", "1"):
-                found = " ".join(fields)
-                raise ValueError(f"{file}:{number}: expected folder, file, number and label 0 or 1, got {found!r}")
+                line = " ".join(fields)
+                raise ValueError(f"{file}:{number}: expected folder, file, number and label 0 or 1, got {line!r}")
             index.append((f"{fields[0]}/{fields[1]}", int(fields[3])))
     if len({label for _, label in index}) < 2:
         raise ValueError(f"data: expected pictures of both labels, got {len(index)} of one label in {str(folder)!r}")
@@ -146,7 +146,7 @@ def read_picture(file: Path, pixels: int) -> bytes | None:
         raise ValueError(f"data: expected every picture that the metadata lists, but {str(file)!r} is missing")
     try:
         with Image.open(file) as image:
-            size, found = image.size, bytes(image.convert("L").tobytes())
+            size, gray = image.size, bytes(image.convert("L").tobytes())
     except OSError:
         return None
     if size != (pixels, pixels):
@@ -154,7 +154,7 @@ def read_picture(file: Path, pixels: int) -> bytes | None:
             f"data: expected {pixels} x {pixels} pixels at seq_len {pixels**2}, "
             f"got {size[0]} x {size[1]} in {str(file)!r}"
         )
-    return found
+    return gray
 
 
 def deal(name: str) -> Split:
@@ -174,13 +174,13 @@ def find_discs(pictures: NDArray[np.uint8], radius: float) -> NDArray[np.int64]:
         moved = framed[:, reach + dy : reach + dy + side, reach + dx : reach + dx + side]
         np.minimum(darkest, moved, out=darkest)
     rows, columns = np.indices((side, side))
-    found = []
+    discs = []
     for _ in range(2):
         y, x = np.divmod(darkest.reshape(count, -1).argmax(axis=1), side)
-        found.append(np.stack([y, x], axis=1))
+        discs.append(np.stack([y, x], axis=1))
         near = (rows - y[:, None, None]) ** 2 + (columns - x[:, None, None]) ** 2 <= radius**2
         darkest[near] = 0
-    return np.stack(found, axis=1)
+    return np.stack(discs, axis=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,8 +282,8 @@ class Pathfinder(Task):
                 yield {"pixels": pixels, "label": label}
 
     def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
-        found = self.tables[split][rows]
-        return Batch(matrix(found["pixels"], np.uint8).astype(np.int64) + 1, np.array(found["label"], np.int64))
+        columns = self.tables[split][rows]
+        return Batch(matrix(columns["pixels"], np.uint8).astype(np.int64) + 1, np.array(columns["label"], np.int64))
 
     def baselines(self) -> dict[str, float]:
         """The most frequent label; logistic regression on the pixels; boosted trees on the positions of the two discs.
@@ -309,8 +309,8 @@ class Pathfinder(Task):
         table, side, step = self.tables[split], math.isqrt(self.seq_len), 256
         brightness, places = [], []
         for start in range(0, min(count, len(table)), step):
-            found = table[start : min(count, start + step)]["pixels"]
-            pictures = matrix(found, np.uint8).reshape(-1, side, side)
+            pixels = table[start : min(count, start + step)]["pixels"]
+            pictures = matrix(pixels, np.uint8).reshape(-1, side, side)
             blocks = pictures.reshape(-1, 32, side // 32, 32, side // 32).mean(axis=(2, 4), dtype=np.float32)
             brightness.append(blocks.reshape(-1, 1024) / 255)
             discs = find_discs(pictures, SCALES[self.seq_len].radius)
@@ -322,13 +322,13 @@ class Pathfinder(Task):
         test = hashlib.sha256()
         for row in self.tables["test"]:
             test.update(row["pixels"] + bytes([row["label"]]))
-        found: dict[str, str | int] = {"generator": GENERATOR, "python": platform.python_version()}
+        provenance: dict[str, str | int] = {"generator": GENERATOR, "python": platform.python_version()}
         if self.config.data:
-            found = {"index_sha256": self.index_sha256}
+            provenance = {"index_sha256": self.index_sha256}
         for split in SPLITS:
-            found[f"{split}_samples"] = self.size(split)
-            found[f"{split}_connected"] = int(self.labels(split).sum())
-        return found | {"test_sha256": test.hexdigest()}
+            provenance[f"{split}_samples"] = self.size(split)
+            provenance[f"{split}_connected"] = int(self.labels(split).sum())
+        return provenance | {"test_sha256": test.hexdigest()}
 
     def notes(self) -> list[str]:
         if not self.config.data:

@@ -65,12 +65,12 @@ def fresh_rows(pairs: Iterable[Pair], seen: set[bytes]) -> Iterator[Row]:
 
 def pieces(text: bytes) -> NDArray[np.bool_]:
     """(2, BUCKETS) whether a text has the byte 4-grams, and the words, of each hash bucket."""
-    found = np.zeros((2, BUCKETS), np.bool_)
+    marks = np.zeros((2, BUCKETS), np.bool_)
     codes = np.frombuffer(text, np.uint8).astype(np.uint32)
     grams = codes[:-3] | codes[1:-2] << 8 | codes[2:-1] << 16 | codes[3:] << 24
-    found[0, grams * np.uint32(2_654_435_761) >> 16] = True
-    found[1, [zlib.crc32(word) % BUCKETS for word in set(re.findall(rb"\w+", text))]] = True
-    return found
+    marks[0, grams * np.uint32(2_654_435_761) >> 16] = True
+    marks[1, [zlib.crc32(word) % BUCKETS for word in set(re.findall(rb"\w+", text))]] = True
+    return marks
 
 
 def overlap(weights: NDArray[np.float64], first: bytes, second: bytes) -> NDArray[np.float64]:
@@ -92,8 +92,8 @@ class PairTask(Task):
     n_classes = 2
 
     def take(self, split: Split, rows: NDArray[np.int64]) -> Batch:
-        found = self.tables[split][rows]
-        return self._to_batch(found["label"], found["first"], found["second"])
+        columns = self.tables[split][rows]
+        return self._to_batch(columns["label"], columns["first"], columns["second"])
 
     def _to_batch(self, labels: Sequence[int], first: Sequence[bytes], second: Sequence[bytes]) -> Batch:
         texts = [text for pair in zip(first, second, strict=True) for text in pair]
@@ -108,8 +108,8 @@ class PairTask(Task):
     def _texts(self, split: Split, rows: NDArray[np.int64]) -> Iterator[tuple[bytes, bytes]]:
         """The texts of these samples, read a few at a time."""
         for start in range(0, len(rows), 100):
-            found = self.tables[split][rows[start : start + 100]]
-            yield from zip(found["first"], found["second"], strict=True)
+            columns = self.tables[split][rows[start : start + 100]]
+            yield from zip(columns["first"], columns["second"], strict=True)
 
     def baselines(self) -> dict[str, float]:
         """The more frequent label; logistic regression on the `overlap` of the texts, which weights rare pieces more.
@@ -279,9 +279,9 @@ class Retrieval(PairTask):
                 empty += not (first and second)
                 cut += max(len(first), len(second)) > self.seq_len
         again = read - empty - sum(self.size(split) for split in SPLITS)
-        found = {
+        counts = {
             f"a text cut at {self.seq_len:,} bytes": cut,
             "left out, a text is empty": empty,
             "left out, equal to an earlier pair": again,
         }
-        return [f"{count:,} of {read:,} pairs: {what}" for what, count in found.items() if count]
+        return [f"{count:,} of {read:,} pairs: {what}" for what, count in counts.items() if count]

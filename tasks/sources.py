@@ -71,11 +71,11 @@ def named_splits(opened: Mapping[str, Table]) -> dict[str, Table]:
     names = [str(name) for name in opened]
     known = {name: SPLIT_WORDS.get(name.lower(), name) for name in names}
     free = "validation" if "test" in known.values() and "validation" not in known.values() else "test"
-    found: dict[str, str] = {}
+    new_names: dict[str, str] = {}
     for name in sorted(names, key=lambda name: (name not in SPLITS, known[name] == "eval")):
         meant = free if known[name] == "eval" else known[name]
-        found[name] = name if meant in found.values() else meant
-    return {found[str(name)]: table for name, table in opened.items()}
+        new_names[name] = name if meant in new_names.values() else meant
+    return {new_names[str(name)]: table for name, table in opened.items()}
 
 
 def split_config(data: str) -> tuple[str, str | None]:
@@ -217,7 +217,7 @@ def _from_repository(source: str, config: str | None) -> Mapping[str, Table]:
     files = builder.config.data_files
     if files and (kind in ("csv", "json") or (kind in ("parquet", "arrow") and builder.info.features is None)):
         downloaded = datasets.DownloadManager().download({str(split): list(named) for split, named in files.items()})
-        return {split: read_files(list(map(Path, found)), kind) for split, found in downloaded.items()}
+        return {split: read_files(list(map(Path, paths)), kind) for split, paths in downloaded.items()}
     builder.download_and_prepare()
     prepared: Mapping[str, Table] = builder.as_dataset()
     return prepared

@@ -71,12 +71,12 @@ class Text(LabelledText):
         return f"{fingerprint(self.source, self.name)}-g{GENERATOR}"
 
     def read(self) -> LabelledRows:
-        found = labelled_rows(self.source, self.name, text_column="text", label_column="label", encode=list)
-        if len(found.classes) != self.n_classes:
+        labelled = labelled_rows(self.source, self.name, text_column="text", label_column="label", encode=list)
+        if len(labelled.classes) != self.n_classes:
             raise ValueError(
-                f"text.data: expected two classes, got {len(found.classes)} in the column label: use --task classify"
+                f"text.data: expected two classes, got {len(labelled.classes)} in the column label: use --task classify"
             )
-        return found
+        return labelled
 
     def provenance(self) -> dict[str, str | int]:
         return {"source": self.source, **super().provenance()}

@@ -92,8 +92,8 @@ class Encoder(Formed):
         one_of("positions", positions, ("sinusoidal", "learned", "rotary", "none"))
         if d_ff is None:
             d_ff = 8 * d_model // 3 if activation == "swiglu" else 4 * d_model
-        given = {"d_ff": d_ff, "conv_width": conv_width, "vocab_size": vocab_size, "n_features": n_features}
-        at_least(1, **{name: value for name, value in given.items() if value is not None})
+        sizes = {"d_ff": d_ff, "conv_width": conv_width, "vocab_size": vocab_size, "n_features": n_features}
+        at_least(1, **{name: value for name, value in sizes.items() if value is not None})
 
         if vocab_size is not None and n_features is not None:
             raise ValueError(f"expected vocab_size or n_features, got both: {vocab_size} and {n_features}")

@@ -28,8 +28,8 @@ class Formed(nn.Module):
         """``form(*inputs)`` as a call of this module. It returns (result, rest); hooks see only the result."""
         beside = []
 
-        def run(*given: Tensor) -> Any:
-            result, rest = form(*given)
+        def run(*tensors: Tensor) -> Any:
+            result, rest = form(*tensors)
             beside.append(rest)
             return result
 

@@ -172,8 +172,8 @@ class _Twice(torch.autograd.Function):
         with sdpa_kernel(SDPBackend.MATH), torch.autocast(grad.device.type, enabled=False):
             out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=ctx.causal, scale=ctx.scale)
         needed = [x for x in inputs if x.requires_grad]
-        found = iter(torch.autograd.grad(out, needed, grad, create_graph=True))
-        return None, *(next(found) if x.requires_grad else None for x in inputs), None, None, None
+        gradients = iter(torch.autograd.grad(out, needed, grad, create_graph=True))
+        return None, *(next(gradients) if x.requires_grad else None for x in inputs), None, None, None
 
 
 class _ConvolveTaps(torch.autograd.Function):
@@ -309,8 +309,8 @@ def as_function(module: nn.Module) -> tuple[Callable[..., Tensor], list[Tensor]]
     tensors = tensors_of(module)
     learned = {id(x): x for x in tensors.values() if x.requires_grad}
 
-    def function(*given: Tensor) -> Tensor:
-        inputs, own = given[: len(given) - len(learned)], given[len(given) - len(learned) :]
+    def function(*arguments: Tensor) -> Tensor:
+        inputs, own = arguments[: len(arguments) - len(learned)], arguments[len(arguments) - len(learned) :]
         lent, now = dict(zip(learned, own, strict=True)), tensors_of(module)
         wanted = {name: lent.get(id(x), x) for name, x in tensors.items()}
         changed = {name: x for name, x in wanted.items() if now.get(name) is not x}
@@ -369,12 +369,12 @@ class RestoreBuffers(AbstractContextManager[None]):
 
     def __enter__(self) -> None:
         self.replaced = [
-            (getattr(child, name), None if held is None else buffer.clone()) for child, name, buffer, held in self.saved
+            (getattr(child, name), None if copy is None else buffer.clone()) for child, name, buffer, copy in self.saved
         ]
-        for child, name, buffer, held in self.saved:
+        for child, name, buffer, copy in self.saved:
             setattr(child, name, buffer)
-            if held is not None:
-                buffer.copy_(held)
+            if copy is not None:
+                buffer.copy_(copy)
 
     def __exit__(self, *_error: object) -> None:
         for (child, name, buffer, _), (now, left) in zip(self.saved, self.replaced, strict=True):

@@ -156,8 +156,8 @@ class Trainer:
         The optimizer has its state after its first step.
         """
         state = (value for values in self.optimizer.state.values() for value in values.values())
-        held = [*self.model.parameters(), *self.model.buffers(), *filter(torch.is_tensor, state)]
-        return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}.values())
+        tensors = [*self.model.parameters(), *self.model.buffers(), *filter(torch.is_tensor, state)]
+        return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
 
     def forward(self, batch: tuple[Tensor, Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
         logits, targets = self.model(*batch)

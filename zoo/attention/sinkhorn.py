@@ -281,8 +281,8 @@ class _LogSums(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            found: tuple[Tensor, ...] = torch.autograd.grad(leaf.logcumsumexp(-2), leaf, grad)
-        return found
+            gradients: tuple[Tensor, ...] = torch.autograd.grad(leaf.logcumsumexp(-2), leaf, grad)
+        return gradients
 
 
 def beside_pick(x: Tensor, weight: Tensor, best: Tensor) -> Tensor:

@@ -231,8 +231,8 @@ class _BlockAttention(torch.autograd.Function):
     @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, padding, out, lse, *content = ctx.saved_tensors
-        given = zip(ctx.parts, content[::2], content[1::2], strict=True)
-        parts = [replace(part, positions=positions, labels=labels) for part, positions, labels in given]
+        saved_parts = zip(ctx.parts, content[::2], content[1::2], strict=True)
+        parts = [replace(part, positions=positions, labels=labels) for part, positions, labels in saved_parts]
         if ctx.on_triton:
             from zoo.kernels import block_attention
 

@@ -70,21 +70,21 @@ class Part:
     labels: Tensor | None = None
 
 
-def made_once(build: Callable[..., list[Part]], *given: Hashable, like: Tensor) -> list[Part]:
-    """``build(*given)``. On a GPU the result is cached, since building takes longer than attention.
+def made_once(build: Callable[..., list[Part]], *arguments: Hashable, like: Tensor) -> list[Part]:
+    """``build(*arguments)``. On a GPU the result is cached, since building takes longer than attention.
 
     Not while torch traces: tensors made in one trace are invalid outside it.
     """
     traced = torch.compiler.is_compiling() or type(like) not in (Tensor, nn.Parameter)
     if traced or (like.device.type == "cpu" and not INTERPRETED):
-        return build(*given)
+        return build(*arguments)
     with torch.inference_mode(False):
-        return _made_once(build, *given)
+        return _made_once(build, *arguments)
 
 
 @lru_cache(maxsize=64)
-def _made_once(build: Callable[..., list[Part]], *given: Hashable) -> list[Part]:
-    return build(*given)
+def _made_once(build: Callable[..., list[Part]], *arguments: Hashable) -> list[Part]:
+    return build(*arguments)
 
 
 def layout_groups(layout: Tensor, n_heads: int, size: int, biases: Mapping[int, Tensor]) -> list[Group]:

@@ -203,8 +203,8 @@ class _Decayed(torch.autograd.Function):
             d_beta_k = torch.addcmul(d_system @ k, d_reads, since).neg_()
             d_k = d_k.sub_(d_system.mT @ beta_k)
             d_before -= (beta_k * since).mT @ d_v
-        found = (d_before, before), (d_q, q), (d_k, k), (d_v, v), (d_log, log_decay), (d_beta_k, beta_k)
-        return tuple(None if d is None else d.sum_to_size(x.shape) for d, x in found)
+        gradients = (d_before, before), (d_q, q), (d_k, k), (d_v, v), (d_log, log_decay), (d_beta_k, beta_k)
+        return tuple(None if d is None else d.sum_to_size(x.shape) for d, x in gradients)
 
 
 def _block(

@@ -92,7 +92,7 @@ def scan_to_end(
 ) -> tuple[Tensor, Tensors]:
     """``scan`` without gradients, and the state after the last position."""
     size = size or chunk_size([sequences], folds)
-    walk = _Walk(chunk, lambda *given: chunk(*given)[1], (False,), size, len(sequences), len(constants))
+    walk = _Walk(chunk, lambda *arguments: chunk(*arguments)[1], (False,), size, len(sequences), len(constants))
     (out,), _, after = walk.run(sequences, constants, state)
     return out, tuple(x.clone() for x in after)  # copies: views would keep the last chunk alive
 
@@ -109,7 +109,7 @@ def _scan(
 ) -> Tensors:
     """One result for each direction."""
     size = size or chunk_size(sequences, folds)
-    next_state = next_state or (lambda *given: chunk(*given)[1])
+    next_state = next_state or (lambda *arguments: chunk(*arguments)[1])
     walk = _Walk(chunk, next_state, reverse, size, len(sequences[0]), len(constants))
     if traced():
         return _scan_traced(walk, sequences, constants, state)
@@ -265,8 +265,8 @@ class _Scan(torch.autograd.Function):
                 kept = first // ctx.every * n_state
                 befores = [states[kept : kept + n_state]]
                 for at in group[:-1]:
-                    given = (*walk.pieces(sequences, at), *wide)
-                    befores.append(walk.next_state(walk.first(at, length), befores[-1], *given))
+                    inputs = (*walk.pieces(sequences, at), *wide)
+                    befores.append(walk.next_state(walk.first(at, length), befores[-1], *inputs))
                 for at, before in zip(reversed(group), reversed(befores), strict=True):
                     d_state = _pull(walk, at, sequences, wide, before, grads, d_sequences, d_constants, d_state)
         sums = [None if d is None else d.to(x.dtype) for d, x in zip(d_constants, constants, strict=True)]
