@@ -164,8 +164,8 @@ def test_a_heat_map_is_blue_where_fewer_bits_are_better() -> None:
     column = [group.task for group in heat.groups].index("next_byte")
     control = next(line for line in heat.lines if line.rows[0].is_control)
     worse = control.cells[column]
-    assert worse.found is not None
-    assert worse.found.mean > 0
+    assert worse.estimate is not None
+    assert worse.estimate.mean > 0
     assert worse.words.startswith("+0.")
     assert " bits (" in worse.words
     red, _, blue, _ = COLOURS(0.15)

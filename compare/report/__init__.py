@@ -115,7 +115,7 @@ def in_short(folder: Path) -> tuple[str, list[str]]:
 def read_environment(path: Path) -> tuple[dict[str, Any], list[str]]:
     """The environment stamp, or an empty one with a warning."""
     try:
-        found = parse_json(path.read_bytes())
+        stamp = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         return {}, [f"{path}: the environment could not be read ({error}); the machine is unknown."]
-    return (found, []) if isinstance(found, dict) else ({}, [f"{path}: not a JSON object; the machine is unknown."])
+    return (stamp, []) if isinstance(stamp, dict) else ({}, [f"{path}: not a JSON object; the machine is unknown."])

@@ -83,8 +83,8 @@ def validations(record: Record, field: str) -> list[tuple[float, float]]:
     """The validated points of a run's curve: (steps, seconds or FLOPs; score), with rising x."""
     curve = record.get("curve")
     points = (point for point in (curve if isinstance(curve, list) else []) if isinstance(point, dict))
-    found = ((as_number(p.get(field)), as_number(p["val_score"])) for p in points if p.get("val_score") is not None)
-    return sorted((x, score) for x, score in found if x is not None and score is not None)
+    pairs = ((as_number(p.get(field)), as_number(p["val_score"])) for p in points if p.get("val_score") is not None)
+    return sorted((x, score) for x, score in pairs if x is not None and score is not None)
 
 
 def read(points: Sequence[tuple[float, float]], at: float) -> float | None:

@@ -111,7 +111,7 @@ def short_labels(records: Iterable[Record]) -> dict[str, str]:
     labels: dict[str, set[str]] = {}
     for record in records:
         labels.setdefault(str(record.get("variant")), set()).add(label_of(record))
-    alone = {next(iter(found)): variant for variant, found in labels.items() if len(found) == 1}
+    alone = {next(iter(own)): variant for variant, own in labels.items() if len(own) == 1}
     return {label: variant for label, variant in alone.items() if variant != REFERENCE}
 
 
@@ -126,11 +126,11 @@ def cost_key(conditions: Mapping[str, Any]) -> str:
 
 def families_of(records: Iterable[Record]) -> dict[str, str]:
     """The family of each variant. One record that names it is enough, since old records do not."""
-    found = {CONTROL: CONTROL_FAMILY}
+    families = {CONTROL: CONTROL_FAMILY}
     for record in records:
         if isinstance(family := record.get("family"), str) and family.strip():
-            found.setdefault(str(record.get("variant")), " ".join(family.split()))
-    return found
+            families.setdefault(str(record.get("variant")), " ".join(family.split()))
+    return families
 
 
 def make_rows(cell: Mapping[tuple[str, str], Mapping[str, Record]], families: Mapping[str, str]) -> tuple[Row, ...]:
@@ -177,9 +177,9 @@ def tell_machines_apart(machines: Mapping[str, Mapping[str, Any]]) -> dict[str, 
 
 def data_hashes(records: Iterable[Record]) -> dict[str, list[str]]:
     """Name of a recorded hash -> the different hashes of the data that the runs used."""
-    found: dict[str, list[str]] = {}
+    hashes: dict[str, list[str]] = {}
     for record in records:
         for key, value in as_mapping(record.get("data")).items():
-            if key.endswith("sha256") and str(value) not in found.setdefault(key, []):
-                found[key].append(str(value))
-    return found
+            if key.endswith("sha256") and str(value) not in hashes.setdefault(key, []):
+                hashes[key].append(str(value))
+    return hashes

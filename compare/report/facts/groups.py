@@ -118,9 +118,11 @@ class Row:
     @property
     def status(self) -> str:
         """ "ok", or how many runs ended how: "2 ok, 1 oom"."""
-        found = [status_of(record) for record in self.records]
-        kinds = sorted(set(found), key=lambda kind: (kind != "ok", kind))
-        return kinds[0] if len(found) == 1 or kinds == ["ok"] else ", ".join(f"{found.count(k)} {k}" for k in kinds)
+        statuses = [status_of(record) for record in self.records]
+        kinds = sorted(set(statuses), key=lambda kind: (kind != "ok", kind))
+        if len(statuses) == 1 or kinds == ["ok"]:
+            return kinds[0]
+        return ", ".join(f"{statuses.count(kind)} {kind}" for kind in kinds)
 
     def by_seed(self, quantity: Quantity) -> dict[str, float]:
         """Seed -> the quantity, for each finished run that has it."""
@@ -146,12 +148,12 @@ class Row:
 
     def slices(self) -> dict[str, Estimate]:
         """Mean score of each slice of the test set, in the order of the records."""
-        found: dict[str, list[float]] = {}
+        by_slice: dict[str, list[float]] = {}
         for record in self.finished:
             for name, value in as_mapping(record.get("test_slices")).items():
                 if (score := as_number(value)) is not None:
-                    found.setdefault(str(name), []).append(score)
-        return {name: mean for name, scores in found.items() if (mean := estimate(scores)) is not None}
+                    by_slice.setdefault(str(name), []).append(score)
+        return {name: mean for name, scores in by_slice.items() if (mean := estimate(scores)) is not None}
 
 
 @dataclass(frozen=True)
@@ -213,12 +215,12 @@ class Group:
     @property
     def baselines(self) -> dict[str, float]:
         """Trivial predictors and their scores, the worst first; the mean where each seed measured its own."""
-        found: dict[str, list[float]] = {}
+        by_predictor: dict[str, list[float]] = {}
         for record in self.records:
             for name, value in as_mapping(record.get("baselines")).items():
                 if (score := as_number(value)) is not None:
-                    found.setdefault(str(name), []).append(score)
-        means = {name: float(np.mean(values)) for name, values in found.items()}
+                    by_predictor.setdefault(str(name), []).append(score)
+        means = {name: float(np.mean(values)) for name, values in by_predictor.items()}
         return dict(sorted(means.items(), key=lambda item: self.scale.better(item[1])))
 
     @property
@@ -281,8 +283,8 @@ class Group:
         """The estimate from one variant's scores, given by seed."""
         values = list(scores.values())
         solved = sum(solved_by(values, *self.gain)) if self.splits(values) else None
-        found = estimate(values)
-        return found and found._replace(bounds=self.bounds, solved=solved)
+        score = estimate(values)
+        return score and score._replace(bounds=self.bounds, solved=solved)
 
     def score(self, row: Row) -> Estimate | None:
         """The estimate from all runs, disturbed or not."""
@@ -341,8 +343,8 @@ Differences = Mapping[str, Difference]
 
 def scores_of(group: Group) -> Measured:
     """The rows that attend, with the scores that a verdict may use."""
-    return [(row, found) for row in group.rows if row.attends and (found := group.fair_score(row))]
+    return [(row, score) for row in group.rows if row.attends and (score := group.fair_score(row))]
 
 
 def measured(group: Group, quantity: Quantity) -> Measured:
-    return [(row, found) for row in group.rows if row.attends and (found := row.fair(quantity).over_seeds(quantity))]
+    return [(row, value) for row in group.rows if row.attends and (value := row.fair(quantity).over_seeds(quantity))]

@@ -73,13 +73,13 @@ class Scale:
         """How much better a score is than another: their difference for fractions, else a share of the other."""
         return self.better(score - other) / (1.0 if self.is_fraction else other)
 
-    def number(self, found: Estimate) -> str:
+    def number(self, estimate: Estimate) -> str:
         """ "97.5 ± 0.8", "98.8 (94.9 to 100.0)", "2 of 3 solved"; without the unit."""
-        return in_numbers(found, self.factor, self.decimals)
+        return in_numbers(estimate, self.factor, self.decimals)
 
-    def change(self, found: Estimate | Difference) -> str:
+    def change(self, difference: Estimate | Difference) -> str:
         """A difference with its sign, in points or in the unit: "−4.1 ± 1.2"."""
-        return in_points(found, self.factor, self.decimals)
+        return in_points(difference, self.factor, self.decimals)
 
     def margin(self, full: float) -> float:
         """How much worse than full a variant may be and still be as good, in units of the score."""
@@ -95,23 +95,23 @@ OLDER = {"explained variance": Scale(bounds=(None, 1.0))}
 """The scales of metrics in old records, which name the metric only."""
 
 
-def in_points(found: Estimate | Difference, factor: float = 100, decimals: int = 1) -> str:
+def in_points(difference: Estimate | Difference, factor: float = 100, decimals: int = 1) -> str:
     """A difference of scores with its sign, by default in percentage points: "−4.1 ± 1.2"."""
-    ends = (found.mean, *found.ends)
+    ends = (difference.mean, *difference.ends)
     mean, low, high = (f"{round(factor * value, decimals) or 0.0:+.{decimals}f}".replace("-", "−") for value in ends)
-    if isinstance(found, Difference) and found.solved:
-        return f"{mean}; {found.solved[0]} against {found.solved[1]} of {found.n} seeds solved"
-    if found.is_cut:
+    if isinstance(difference, Difference) and difference.solved:
+        return f"{mean}; {difference.solved[0]} against {difference.solved[1]} of {difference.n} seeds solved"
+    if difference.is_cut:
         return f"{mean}, {low} to {high}"
-    return mean if found.half is None else f"{mean} ± {factor * found.half:.{decimals}f}"
+    return mean if difference.half is None else f"{mean} ± {factor * difference.half:.{decimals}f}"
 
 
-def in_numbers(found: Estimate, factor: float = 100, decimals: int = 1) -> str:
+def in_numbers(estimate: Estimate, factor: float = 100, decimals: int = 1) -> str:
     """A score and its interval without the unit, by default in percent: "97.2 ± 1.2", "98.8 (94.9 to 100.0)", "2 of 3
     solved"."""
-    mean, low, high = (f"{factor * value:.{decimals}f}" for value in (found.mean, *found.ends))
-    if found.solved is not None:
-        return f"{found.solved} of {found.n} solved"
-    if found.is_cut:
+    mean, low, high = (f"{factor * value:.{decimals}f}" for value in (estimate.mean, *estimate.ends))
+    if estimate.solved is not None:
+        return f"{estimate.solved} of {estimate.n} solved"
+    if estimate.is_cut:
         return f"{mean} ({low} to {high})"
-    return mean if found.half is None else f"{mean} ± {factor * found.half:.{decimals}f}"
+    return mean if estimate.half is None else f"{mean} ± {factor * estimate.half:.{decimals}f}"

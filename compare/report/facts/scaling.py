@@ -71,10 +71,10 @@ class Crossover(NamedTuple):
 
 def length_series(groups: Sequence[Group]) -> list[list[Group]]:
     """Lists of groups, of two lengths or more, that differ in length but in no other condition of a step's cost."""
-    found: dict[tuple[str, str, str], list[Group]] = {}
+    by_conditions: dict[tuple[str, str, str], list[Group]] = {}
     for group in groups:
-        found.setdefault((group.machine, group.task, group.cost_conditions), []).append(group)
-    return [series for series in found.values() if len({group.seq_len for group in series}) > 1]
+        by_conditions.setdefault((group.machine, group.task, group.cost_conditions), []).append(group)
+    return [series for series in by_conditions.values() if len({group.seq_len for group in series}) > 1]
 
 
 def series_note(series: Sequence[Group], groups: Sequence[Group]) -> str:
@@ -101,10 +101,10 @@ class Series(NamedTuple):
 
 
 def series_of(groups: Sequence[Group]) -> list[Series]:
-    found = length_series(groups)
-    notes = [series_note(series, groups) for series in found]
-    slugs = distinct_slugs([(each[0].task, each[0].where, note) for each, note in zip(found, notes, strict=True)])
-    return [Series(*each) for each in zip(found, notes, slugs, strict=True)]
+    all_series = length_series(groups)
+    notes = [series_note(series, groups) for series in all_series]
+    slugs = distinct_slugs([(each[0].task, each[0].where, note) for each, note in zip(all_series, notes, strict=True)])
+    return [Series(*each) for each in zip(all_series, notes, slugs, strict=True)]
 
 
 def rows_by_length(series: Sequence[Group]) -> dict[str, dict[int, Row]]:
@@ -123,8 +123,8 @@ def reference_of(cells: RowsByLength) -> Mapping[int, Row] | None:
 
 
 def batch_of(group: Group) -> str:
-    found = numbers((as_mapping(record.get("spec")) for record in group.records), "batch_size")
-    return f"{found[0]:.0f}" if found else "?"
+    sizes = numbers((as_mapping(record.get("spec")) for record in group.records), "batch_size")
+    return f"{sizes[0]:.0f}" if sizes else "?"
 
 
 def one_batch(series: Sequence[Group]) -> bool:
@@ -181,10 +181,10 @@ def noise_of(cells: RowsByLength, quantity: Quantity) -> Noise:
     parabola through the logarithms, which fits any cost that grows smoothly.
     """
     logs = [
-        {n: np.log(found) for n, row in rows.items() if (found := positive(row, quantity))} for rows in cells.values()
+        {n: np.log(costs) for n, row in rows.items() if (costs := positive(row, quantity))} for rows in cells.values()
     ]
-    squares = sum(float(((found - found.mean()) ** 2).sum()) for line in logs for found in line.values())
-    degrees = sum(len(found) - 1 for line in logs for found in line.values())
+    squares = sum(float(((values - values.mean()) ** 2).sum()) for line in logs for values in line.values())
+    degrees = sum(len(values) - 1 for line in logs for values in line.values())
     if not degrees:
         smooth = [(np.log(list(line)), np.concatenate(list(line.values()))) for line in logs if len(line) > 3]
         squares = sum(float(((y - np.polyval(np.polyfit(x, y, 2), x)) ** 2).sum()) for x, y in smooth)
@@ -195,13 +195,13 @@ def noise_of(cells: RowsByLength, quantity: Quantity) -> Noise:
 def levels(rows: Mapping[int, Row], quantity: Quantity, noise: Noise) -> dict[int, Level]:
     """The cost at each measured length. Its error is the larger of two: that between processes, and that between
     repetitions."""
-    found = {}
+    by_length = {}
     for n, row in rows.items():
         if costs := positive(row, quantity):
             spread = row.fair(quantity).spread(quantity)
             own = math.log(spread[1] / spread[0]) / IQR_OF_NORMAL if spread and spread[0] > 0 else 0.0
-            found[n] = Level(float(np.log(costs).mean()), max(noise.deviation, own) / math.sqrt(len(costs)))
-    return found
+            by_length[n] = Level(float(np.log(costs).mean()), max(noise.deviation, own) / math.sqrt(len(costs)))
+    return by_length
 
 
 def find_crossover(
@@ -235,12 +235,12 @@ def find_crossover(
 def find_crossovers(cells: RowsByLength, quantity: Quantity) -> dict[str, Crossover]:
     """Label -> the crossover, for each variant measured at two lengths of the reference."""
     reference, noise = reference_of(cells), noise_of(cells, quantity)
-    found = {
+    crossovers = {
         label: find_crossover(rows, reference, quantity, noise)
         for label, rows in cells.items()
         if reference is not None and rows is not reference
     }
-    return {label: crossover for label, crossover in found.items() if crossover is not None}
+    return {label: crossover for label, crossover in crossovers.items() if crossover is not None}
 
 
 def student(degrees: float, size: int) -> FloatArray:
@@ -264,8 +264,8 @@ def last_crossing(logs: FloatArray, ratios: FloatArray) -> FloatArray:
     after, rows = np.minimum(last + 1, len(places) - 1), np.arange(len(ratios))
     high, low = ratios[rows, last], ratios[rows, after]
     crossing = places[last] + (places[after] - places[last]) * high / np.where(high > low, high - low, 1.0)
-    found: FloatArray = np.select([~above.any(axis=1), above[:, -1]], [-math.inf, math.inf], crossing)
-    return found
+    crossings: FloatArray = np.select([~above.any(axis=1), above[:, -1]], [-math.inf, math.inf], crossing)
+    return crossings
 
 
 def between(logs: FloatArray) -> tuple[FloatArray, FloatArray]:

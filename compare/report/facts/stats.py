@@ -201,10 +201,10 @@ def judge(
         bounds: of a difference.
     """
     splits = splits or {}
-    found = {name: pair for name, (values, noise) in families.items() if (pair := paired(values, noise))}
+    pairs = {name: pair for name, (values, noise) in families.items() if (pair := paired(values, noise))}
     chances = {
         name: splits[name].chance if name in splits else chance
-        for name, (mean, chance) in found.items()
+        for name, (mean, chance) in pairs.items()
         if mean.n >= ENOUGH_SEEDS
     }
     beyond = discoveries({name: chance for name, chance in chances.items() if name not in aside})
@@ -212,7 +212,7 @@ def judge(
     solved = {name: (split.mine, split.theirs) for name, split in splits.items()}
     return {
         name: Difference(mean.mean, mean.half, mean.n, name in beyond, bounds, solved.get(name))
-        for name, (mean, _) in found.items()
+        for name, (mean, _) in pairs.items()
     }
 
 

@@ -36,15 +36,15 @@ def options_in_words(row: Row) -> str:
 
 def sweeps_of(rows: Sequence[Row]) -> list[Sweep]:
     """A sweep for every option that has two numeric values or more among rows of equal other options."""
-    found: dict[tuple[str, str, str], list[tuple[float, Row]]] = {}
+    by_option: dict[tuple[str, str, str], list[tuple[float, Row]]] = {}
     for row in rows:
         options = options_of(row)
         for option, value in options.items():
             if (number := as_number(value)) is not None:
                 others = as_key({name: other for name, other in options.items() if name != option})
-                found.setdefault((row.variant, option, others), []).append((number, row))
+                by_option.setdefault((row.variant, option, others), []).append((number, row))
     sweeps = []
-    for (variant, option, others), points in found.items():
+    for (variant, option, others), points in by_option.items():
         points.sort(key=lambda point: point[0])
         if points[0][0] < points[-1][0]:
             words = (f"{name}={as_word(value)}" for name, value in json.loads(others).items())

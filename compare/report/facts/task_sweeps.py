@@ -63,39 +63,39 @@ class TaskSweep:
     @property
     def rows(self) -> dict[str, dict[float, Row]]:
         """Name -> value -> row; the reference first, the control last."""
-        found: dict[str, dict[float, Row]] = {}
+        by_name: dict[str, dict[float, Row]] = {}
         for value, group in self.points:
             for row in group.rows:
-                found.setdefault(row.name, {})[value] = row
-        return dict(sorted(found.items(), key=lambda item: next(iter(item[1].values())).is_control))
+                by_name.setdefault(row.name, {})[value] = row
+        return dict(sorted(by_name.items(), key=lambda item: next(iter(item[1].values())).is_control))
 
     @property
     def scores(self) -> dict[str, dict[float, Estimate]]:
         """Name -> value -> score, where there is one."""
         groups = dict(self.points)
         return {
-            name: {value: found for value, row in rows.items() if (found := groups[value].score(row))}
+            name: {value: score for value, row in rows.items() if (score := groups[value].score(row))}
             for name, rows in self.rows.items()
         }
 
     def state(self, name: str) -> Estimate | None:
         """State of one layer, in bytes, over all values; None without records of it."""
-        values = [found.mean for row in self.rows[name].values() if (found := row.over_seeds(LAYER_STATE))]
+        values = [state.mean for row in self.rows[name].values() if (state := row.over_seeds(LAYER_STATE))]
         return estimate(values)
 
 
 def task_sweeps(groups: Sequence[Group]) -> list[TaskSweep]:
     """A sweep for every option of a task that has two numeric values or more among scored groups of equal other
     conditions."""
-    found: dict[tuple[str, str, int, str, str], list[tuple[float, Group]]] = {}
+    by_option: dict[tuple[str, str, int, str, str], list[tuple[float, Group]]] = {}
     for group in groups:
         if any(row.scores for row in group.rows):
             for option, value in group.task_options.items():
                 if (number := as_number(value)) is not None:
                     key = (*place_of(group), option, without(group, option))
-                    found.setdefault(key, []).append((number, group))
+                    by_option.setdefault(key, []).append((number, group))
     sweeps = []
-    for (machine, task, seq_len, option, own), points in found.items():
+    for (machine, task, seq_len, option, own), points in by_option.items():
         if len({value for value, _ in points}) > 1:
             rivals = [without(group, option) for group in groups if place_of(group) == (machine, task, seq_len)]
             extra = "; ".join(part for part in (conditions_in_words(own, rivals), points[0][1].where) if part)
@@ -127,8 +127,8 @@ def representatives(groups: Sequence[Group], sweeps: Sequence[TaskSweep]) -> lis
 
 def baseline_lines(points: Sequence[tuple[float, Group]]) -> dict[str, list[tuple[float, float]]]:
     """Name of a trivial predictor -> (value, score) pairs."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    lines: dict[str, list[tuple[float, float]]] = {}
     for value, group in points:
         for name, score in group.baselines.items():
-            found.setdefault(name, []).append((value, score))
-    return found
+            lines.setdefault(name, []).append((value, score))
+    return lines

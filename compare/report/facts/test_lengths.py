@@ -18,14 +18,14 @@ def tested_at(record: Record, length: int) -> Record:
 
 def test_lengths(group: Group) -> list[int]:
     """Every length at which a run of the group was tested, with the training length; empty if it is the only one."""
-    found = {int(length) for record in group.records for length in as_mapping(record.get("test_lens"))}
-    return sorted({*found, group.seq_len}) if found - {group.seq_len} else []
+    lengths = {int(length) for record in group.records for length in as_mapping(record.get("test_lens"))}
+    return sorted({*lengths, group.seq_len}) if lengths - {group.seq_len} else []
 
 
 def seeds_at(row: Row, length: int) -> dict[str, float]:
     """Seed -> the score at a length."""
-    found = {str(record.get("seed")): as_number(tested_at(record, length).get("score")) for record in row.finished}
-    return {seed: score for seed, score in found.items() if score is not None}
+    scores = {str(record.get("seed")): as_number(tested_at(record, length).get("score")) for record in row.finished}
+    return {seed: score for seed, score in scores.items() if score is not None}
 
 
 def size_at(group: Group, length: int) -> float | None:
@@ -37,17 +37,17 @@ def size_at(group: Group, length: int) -> float | None:
 def baseline_at(group: Group, length: int) -> float | None:
     """The best trivial predictor's score at a length."""
     scores = (as_mapping(tested_at(record, length).get("baselines")).values() for record in group.records)
-    known = [value for found in scores for score in found if (value := as_number(score)) is not None]
+    known = [value for of_run in scores for score in of_run if (value := as_number(score)) is not None]
     return max(known, key=group.scale.better, default=None)
 
 
 def courses(group: Group) -> dict[str, dict[int, Estimate]]:
     """Row name -> length -> score, for each row with a score."""
-    found = {
+    by_name = {
         row.name: {n: mean for n in test_lengths(group) if (mean := estimate(list(seeds_at(row, n).values())))}
         for row in group.rows
     }
-    return {name: scores for name, scores in found.items() if scores}
+    return {name: scores for name, scores in by_name.items() if scores}
 
 
 def changes(group: Group, rows: Sequence[Row], longest: int) -> dict[str, Difference]:

@@ -80,10 +80,10 @@ def distinct_slugs(names: Sequence[tuple[str, ...]]) -> list[str]:
     """A slug for each name. A slug that is too long for a file name, or equal to another, ends in a hash."""
     whole = [slug(*parts) for parts in names]
     met = Counter(word.casefold() for word in whole)  # some file systems ignore case
-    found: list[str] = []
+    slugs: list[str] = []
     for word, parts in zip(whole, names, strict=True):
         if met[word.casefold()] > 1 or len(word) > LONGEST_SLUG:
-            full_name = json.dumps([*parts, names[: len(found)].count(parts)])
+            full_name = json.dumps([*parts, names[: len(slugs)].count(parts)])
             word = f"{word[:LONGEST_SLUG]}_{hashlib.sha256(full_name.encode()).hexdigest()[:8]}"
-        found.append(word)
-    return found
+        slugs.append(word)
+    return slugs

@@ -58,7 +58,7 @@ def csv_table(groups: Sequence[Group]) -> str:
             difference = group.against_full.get(row.name)
             scale = group.scale
             means = [(q, measured(q, row, group)) for q in RECORDED]
-            found = [n for q, mean in means for n in pair(mean if scale.is_fraction or q.unit != FRACTION else None)]
+            cells = [n for q, mean in means for n in pair(mean if scale.is_fraction or q.unit != FRACTION else None)]
             scores = [
                 n for mean in (*(mean for q, mean in means if q.unit == FRACTION), difference) for n in pair(mean)
             ]
@@ -69,7 +69,7 @@ def csv_table(groups: Sequence[Group]) -> str:
             fraction = pair(difference if scale.is_fraction else None)
             score = group.score(row) if scale.is_fraction else None
             reach = (*score.ends, "" if score.solved is None else score.solved) if score else ("", "", "")
-            writer.writerow((*map(as_text, words), *counts, *found, *fraction, seeds, *reach, *others))
+            writer.writerow((*map(as_text, words), *counts, *cells, *fraction, seeds, *reach, *others))
     return out.getvalue()
 
 
@@ -81,10 +81,13 @@ def as_text(value: str | int) -> str | int:
     return f"'{line}" if line.startswith(FORMULA) else line
 
 
-def pair(found: Estimate | Difference | None) -> tuple[float | str, float | str]:
-    if found is None:
+def pair(estimate: Estimate | Difference | None) -> tuple[float | str, float | str]:
+    if estimate is None:
         return "", ""
-    return found.mean, "" if found.half is None or found.is_cut or found.solved is not None else found.half
+    return (
+        estimate.mean,
+        "" if estimate.half is None or estimate.is_cut or estimate.solved is not None else estimate.half,
+    )
 
 
 def measured(quantity: Quantity, row: Row, group: Group) -> Estimate | None:

@@ -74,8 +74,8 @@ def crossings(leader: FloatArray, others: FloatArray) -> FloatArray:
         return turn - (q[..., 1] - p[..., 1]) * (r[..., 0] - p[..., 0])
 
     crossed = (side(a, b, c) * side(a, b, d) < 0) & (side(c, d, a) * side(c, d, b) < 0)
-    found: FloatArray = crossed.sum(axis=1).astype(float)
-    return found
+    counts: FloatArray = crossed.sum(axis=1).astype(float)
+    return counts
 
 
 def as_boxes(boxes: Sequence[Box]) -> FloatArray:
@@ -87,8 +87,8 @@ def mistaken(index: int, boxes: FloatArray, points: FloatArray, radii: FloatArra
     the box as its own mark: (K,)."""
     nearest = np.clip(points, boxes[:, None, :2], boxes[:, None, 2:])  # (K, M, 2)
     away = np.linalg.norm(nearest - points, axis=-1) - radii
-    found: FloatArray = (away < away[:, index, None] + 2 * GAP).sum(axis=1) - 1.0  # its own is among them
-    return found
+    counts: FloatArray = (away < away[:, index, None] + 2 * GAP).sum(axis=1) - 1.0  # its own is among them
+    return counts
 
 
 def place(anchors: Sequence[Anchor], area: Box, marks: Sequence[Box], lines: Sequence[Box]) -> list[Box]:

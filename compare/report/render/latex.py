@@ -56,16 +56,16 @@ class Shown(NamedTuple):
 def shown_in(group: Group) -> list[Shown]:
     """The columns in which some row has a value, with the score in this group's unit."""
     scale = group.scale
-    found = [
+    columns = [
         Shown(quantity, quantity.latex, quantity.better)
         for quantity in QUANTITIES
         if quantity.latex and any(row.over_seeds(quantity) for row in group.rows)
     ]
     if scale.is_fraction:
-        return found
+        return columns
     own = Latex(f"test {group.metric}", scale.factor, scale.decimals)
     better = "low" if scale.lower_is_better else "high"
-    return [Shown(TEST_SCORE, own, better) if each.quantity is TEST_SCORE else each for each in found]
+    return [Shown(TEST_SCORE, own, better) if each.quantity is TEST_SCORE else each for each in columns]
 
 
 def latex_table(group: Group) -> str:
@@ -148,16 +148,16 @@ def fold(table: Sequence[Sequence[str]]) -> list[Part]:
     """
     widths = [max(map(width_of, column)) + 8 for column in zip(*table, strict=True)]
     widths[0] = min(widths[0], WIDEST_NAME + 20)
-    found: list[list[int]] = [[]]
+    parts: list[list[int]] = [[]]
     for index in range(1, len(widths)):
         # The parts stand below one another in one set of columns, each as wide as its widest cell.
-        if found[-1] and widths[0] + columns_width([*found[:-1], [*found[-1], index]], widths) > LINE:
-            found.append([])
-        found[-1].append(index)
-    while widths[0] + columns_width(found, widths) > LINE and (most := max(map(len, found))) > 1:
-        order = [index for part in found for index in part]
-        found = [order[i : i + most - 1] for i in range(0, len(order), most - 1)]
-    return [[[line[0], *(line[index] for index in part)] for line in table] for part in found]
+        if parts[-1] and widths[0] + columns_width([*parts[:-1], [*parts[-1], index]], widths) > LINE:
+            parts.append([])
+        parts[-1].append(index)
+    while widths[0] + columns_width(parts, widths) > LINE and (most := max(map(len, parts))) > 1:
+        order = [index for part in parts for index in part]
+        parts = [order[i : i + most - 1] for i in range(0, len(order), most - 1)]
+    return [[[line[0], *(line[index] for index in part)] for line in table] for part in parts]
 
 
 def height_of(part: Part) -> int:
@@ -175,7 +175,7 @@ def in_a_line(cells: Sequence[str], columns: int) -> str:
 
 def width_of(tex: str) -> float:
     """About how many points wide a text is in 8 point type, rather overestimated."""
-    plain = re.sub(r"\\(mathbf|textsuperscript|allowbreak)\b|\{,\}", lambda found: "," * (found[0] == "{,}"), tex)
+    plain = re.sub(r"\\(mathbf|textsuperscript|allowbreak)\b|\{,\}", lambda match: "," * (match[0] == "{,}"), tex)
     plain = re.sub(r"\\pm", "wi", plain)  # with the space on either side
     plain = re.sub(r"\\[A-Za-z]+(\{\})?", "w", plain)
     return sum(WIDTHS.get(sign, 4.6 if sign.islower() or sign.isdigit() else 6.5) for sign in plain)
@@ -196,27 +196,27 @@ def best_of(group: Group, column: Shown) -> Row | None:
     """The best row that attends, if all others are worse beyond noise, which needs enough seeds of each."""
     quantity = column.quantity
     rows = [row for row in group.rows if row.attends]
-    found = [(row, measured.mean) for row in rows if (measured := row.fair(quantity).over_seeds(quantity))]
-    if len(found) < 2 or not column.better:
+    means = [(row, measured.mean) for row in rows if (measured := row.fair(quantity).over_seeds(quantity))]
+    if len(means) < 2 or not column.better:
         return None
-    best, _ = (max if column.better == "high" else min)(found, key=lambda item: item[1])
+    best, _ = (max if column.better == "high" else min)(means, key=lambda item: item[1])
     behind = group.score_differences(best) if quantity is TEST_SCORE else group.differences(best, quantity)
-    return best if all(row is best or (row.name in behind and behind[row.name].beyond) for row, _ in found) else None
+    return best if all(row is best or (row.name in behind and behind[row.name].beyond) for row, _ in means) else None
 
 
 def number(
-    found: Estimate | Difference | None, factor: float, decimals: int, *, bold: bool = False, sign: bool = False
+    estimate: Estimate | Difference | None, factor: float, decimals: int, *, bold: bool = False, sign: bool = False
 ) -> str:
     """A mean and its half interval in LaTeX; no interval where all runs agree, for example on parameters."""
-    if found is None:
+    if estimate is None:
         return "--"
-    mean = f"{round(factor * found.mean, decimals) or 0.0:{'+' if sign else ''},.{decimals}f}".replace(",", "{,}")
-    half = "" if not found.half else rf" \pm {factor * found.half:,.{decimals}f}".replace(",", "{,}")
-    if found.solved is not None:
-        sides = found.solved if isinstance(found, Difference) else (found.solved,)
-        return " vs. ".join(f"{solved} of {found.n}" for solved in sides) + " solved"
-    if found.is_cut:
-        low, high = (f"{factor * end:{'+' if sign else ''},.{decimals}f}" for end in found.ends)
+    mean = f"{round(factor * estimate.mean, decimals) or 0.0:{'+' if sign else ''},.{decimals}f}".replace(",", "{,}")
+    half = "" if not estimate.half else rf" \pm {factor * estimate.half:,.{decimals}f}".replace(",", "{,}")
+    if estimate.solved is not None:
+        sides = estimate.solved if isinstance(estimate, Difference) else (estimate.solved,)
+        return " vs. ".join(f"{solved} of {estimate.n}" for solved in sides) + " solved"
+    if estimate.is_cut:
+        low, high = (f"{factor * end:{'+' if sign else ''},.{decimals}f}" for end in estimate.ends)
         half = rf"\ ({low} \mbox{{ to }} {high})"
     shown = rf"\mathbf{{{mean}}}" if bold else mean
     return f"${shown}{half}$"
@@ -228,4 +228,4 @@ def letter(index: int) -> str:
 
 
 def escape_tex(text: str) -> str:
-    return UNSET.sub(lambda found: f"[U+{ord(found[0]):04X}]", text.translate(TEX))
+    return UNSET.sub(lambda match: f"[U+{ord(match[0]):04X}]", text.translate(TEX))

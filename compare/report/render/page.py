@@ -61,7 +61,7 @@ def html_page(report: Document, folder: Path) -> str:
 @cache
 def environment() -> Environment:
     """The Jinja2 environment of the templates beside this file."""
-    found = Environment(
+    jinja = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
         undefined=StrictUndefined,
@@ -69,9 +69,9 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.globals["zip"] = zip
-    found.filters["breakable"] = breakable
-    return found
+    jinja.globals["zip"] = zip
+    jinja.filters["breakable"] = breakable
+    return jinja
 
 
 def breakable(name: str) -> Markup:
@@ -86,8 +86,8 @@ def asset(name: str) -> str:
 def embedded(path: Path) -> Drawing:
     """The drawing in an SVG file, with its coordinates cut to two decimals of a point."""
     lines = re.compile(r' d="[^"]*"')
-    text = lines.sub(lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), path.read_text(encoding="utf-8"))
+    text = lines.sub(lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]), path.read_text(encoding="utf-8"))
     data = " ".join(text.split()).translate(IN_A_URL)
-    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', data)
-    size = 'width="{:.0f}" height="{:.0f}"'.format(*map(float, found.groups())) if found else ""
+    view_box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', data)
+    size = 'width="{:.0f}" height="{:.0f}"'.format(*map(float, view_box.groups())) if view_box else ""
     return Drawing(Markup(data), Markup(size))

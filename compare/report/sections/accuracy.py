@@ -184,12 +184,12 @@ def accuracy_chart(group: Group, against: Against, begin: str = "") -> Chart | N
 
 def scatter_of(group: Group, against: Against) -> Scatter:
     memory = memory_of(group.rows)
-    found = [
+    all_spots = [
         Spot(row, cost, score, row.over_seeds(memory) if against is SPEED else None)
         for row in group.rows
         if (score := group.score(row)) and (cost := row.over_seeds(against.quantity))
     ]
-    spots, free = [s for s in found if s.cost.mean > 0], [s for s in found if s.cost.mean <= 0]
+    spots, free = [s for s in all_spots if s.cost.mean > 0], [s for s in all_spots if s.cost.mean <= 0]
     sign = 1 if against.quantity.better == "high" else -1
     attending = [s for s in spots if against.pareto and s.row.attends and group.is_fair(s.row, against.quantity)]
     places = [(sign * s.cost.mean, group.scale.better(s.score.mean)) for s in attending]
@@ -372,6 +372,6 @@ def describe_accuracy(group: Group, against: Against) -> str:
     quantity, unit = against.quantity, " tokens/s" if against.quantity is quantities.SPEED else ""
     return (
         f"{count(len(rows), 'variant')}. {sentence(group.basis.words(group.metric))}: "
-        f"{span([(row, found.mean) for row in rows if (found := group.score(row))], group.scale.show)}. "
+        f"{span([(row, score.mean) for row in rows if (score := group.score(row))], group.scale.show)}. "
         f"{against.words.capitalize()}: {span(means(rows, quantity), lambda value: quantity.show(value) + unit)}."
     )

@@ -50,7 +50,9 @@ def answer(overview: Overview) -> list[str]:
 
 
 def can_be_judged(group: Group) -> bool:
-    return any(found.n >= ENOUGH_SEEDS for row in rivals(group) if (found := group.against_full.get(row.name)))
+    return any(
+        difference.n >= ENOUGH_SEEDS for row in rivals(group) if (difference := group.against_full.get(row.name))
+    )
 
 
 def rivals(group: Group) -> list[Row]:
@@ -68,11 +70,11 @@ def good(scale: Scale) -> str:
     return GOOD if scale.is_fraction else f"within {100 * WITHIN:g} % of full's {scale.unit}"
 
 
-def is_within(found: Difference | None, scale: Scale = FRACTION, full: float = 1.0) -> bool:
+def is_within(difference: Difference | None, scale: Scale = FRACTION, full: float = 1.0) -> bool:
     """Whether a variant is, at 95 % confidence, no more than the margin worse than full. full: the score of full."""
-    if found is None or found.solved is not None or found.n < ENOUGH_SEEDS or found.half is None:
+    if difference is None or difference.solved is not None or difference.n < ENOUGH_SEEDS or difference.half is None:
         return False
-    return scale.better(found.mean) - found.half > -scale.margin(full)
+    return scale.better(difference.mean) - difference.half > -scale.margin(full)
 
 
 def is_as_good(group: Group, name: str) -> bool:
@@ -103,7 +105,7 @@ def sentences(group: Group) -> list[str]:
     if not any(row.name in group.against_full for row in rivals(group)):
         return ["No variant shares a seed with full, so nothing can be compared with it.", *sobering(group)]
     if not can_be_judged(group):
-        n = max(found.n for found in group.against_full.values())
+        n = max(difference.n for difference in group.against_full.values())
         word = "good" if group.scale.lower_is_better else "accurate"
         return [
             f"{n} {plural(n, 'seed')} cannot show which variants are as {word} as full ({score_words(group, full)}): "
@@ -130,14 +132,14 @@ def disturbed(group: Group) -> list[str]:
 
 def as_good(group: Group, full: Estimate) -> list[str]:
     """The variants that are as good as full, with the fastest and the lightest of them; else the nearest variant."""
-    found = {name: d for name, d in group.against_full.items() if d.half is not None and d.n >= ENOUGH_SEEDS}
+    differences = {name: d for name, d in group.against_full.items() if d.half is not None and d.n >= ENOUGH_SEEDS}
     reached = [row for row in rivals(group) if is_as_good(group, row.name)]
     scale = group.scale
     words, level = good(scale), score_words(group, full)
     if reached:
         names = short([row.name for row in reached])
         return [f"{sentence(words)} ({level}): {names}.", *cheapest(group, reached, " of these")]
-    near = {row.name: found[row.name] for row in rivals(group) if row.name in found}
+    near = {row.name: differences[row.name] for row in rivals(group) if row.name in differences}
     nearest = max(near, key=lambda name: scale.better(near[name].mean) - (near[name].half or 0.0))
     return [f"No variant is shown to be {words} ({level}); nearest: {nearest} ({points_words(group, near[nearest])})."]
 
@@ -158,8 +160,8 @@ def beside_full(group: Group, row: Row, value: float, quantity: Quantity) -> str
     full = group.reference.fair(quantity).over_seeds(quantity) if group.reference else None
     if full is None or group.reference is None or full.mean <= 0:
         return ""
-    found = group.differences(group.reference, quantity).get(row.name)
-    unsure = found is not None and found.n >= ENOUGH_SEEDS and not found.beyond
+    difference = group.differences(group.reference, quantity).get(row.name)
+    unsure = difference is not None and difference.n >= ENOUGH_SEEDS and not difference.beyond
     return f", {significant(value / full.mean)} times full's {quantity.told}" + (
         " (within noise of full)" if unsure else ""
     )
@@ -168,16 +170,18 @@ def beside_full(group: Group, row: Row, value: float, quantity: Quantity) -> str
 def clearly(group: Group) -> list[str]:
     """The variants that differ from full beyond noise, and those without a verdict, by reason."""
     names = [row.name for row in rivals(group)]
-    found = {name: group.against_full[name] for name in names if name in group.against_full}
-    gains = {name: group.scale.better(d.mean) for name, d in found.items()}
-    better = [name for name, d in found.items() if d.beyond and gains[name] > 0]
-    behind = [name for name, d in found.items() if d.beyond and gains[name] < 0 and not is_as_good(group, name)]
+    differences = {name: group.against_full[name] for name in names if name in group.against_full}
+    gains = {name: group.scale.better(d.mean) for name, d in differences.items()}
+    better = [name for name, d in differences.items() if d.beyond and gains[name] > 0]
+    behind = [name for name, d in differences.items() if d.beyond and gains[name] < 0 and not is_as_good(group, name)]
     worse = sorted(behind, key=lambda name: -gains[name])
     unclear = {
-        name: d for name, d in found.items() if d.n >= ENOUGH_SEEDS and not d.beyond and not is_as_good(group, name)
+        name: d
+        for name, d in differences.items()
+        if d.n >= ENOUGH_SEEDS and not d.beyond and not is_as_good(group, name)
     }
     partly = {row.name: score for row in rivals(group) if (score := group.fair_score(row)) and score.solved is not None}
-    few = [row.name for row in sound(group) if row.name not in found or found[row.name].n < ENOUGH_SEEDS]
+    few = [row.name for row in sound(group) if row.name not in differences or differences[row.name].n < ENOUGH_SEEDS]
     said = (
         ("Clearly better than full", better),
         ("Clearly worse", worse),
@@ -192,12 +196,12 @@ def clearly(group: Group) -> list[str]:
     return [f"{words}: {short(names)}." for words, names in said if names]
 
 
-def score_words(group: Group, found: Estimate) -> str:
-    return group.scale.show(found.mean) if found.solved is None else group.scale.number(found)
+def score_words(group: Group, score: Estimate) -> str:
+    return group.scale.show(score.mean) if score.solved is None else group.scale.number(score)
 
 
-def points_words(group: Group, found: Difference) -> str:
-    return group.scale.change(found) + ("" if found.solved else f" {group.scale.points}")
+def points_words(group: Group, difference: Difference) -> str:
+    return group.scale.change(difference) + ("" if difference.solved else f" {group.scale.points}")
 
 
 def sobering(group: Group) -> list[str]:
@@ -207,7 +211,7 @@ def sobering(group: Group) -> list[str]:
     ahead = "better than" if group.scale.lower_is_better else "above"
     if group.baselines:
         words, above = baseline_differences(group, scores)
-        if not any(may_be_ahead(group, found) for found in above.values()):
+        if not any(may_be_ahead(group, difference) for difference in above.values()):
             said.append(f"No variant is shown to be {ahead} the best trivial baseline ({words}).")
     if group.control and (alone := group.fair_score(group.control)):
         above = group.score_differences(group.control)
@@ -221,11 +225,11 @@ def crossovers(series: Sequence[Group]) -> str:
     """From which length each variant is faster than full, the earliest first."""
     cells = rows_by_length(series)
     quantity = TOKEN if series[0].decodes else FORWARD_BACKWARD
-    found = find_crossovers(cells, quantity)
+    by_label = find_crossovers(cells, quantity)
     shortest, longest = series[0].seq_len, series[-1].seq_len
     always, sometime, never, unclear = [], [], [], []
-    for label in sorted(found, key=lambda label: (found[label].length, label)):
-        crossover, row = found[label], next(iter(cells[label].values()))
+    for label in sorted(by_label, key=lambda label: (by_label[label].length, label)):
+        crossover, row = by_label[label], next(iter(cells[label].values()))
         if not row.attends:
             continue
         last = crossover.measured[1]
@@ -250,9 +254,9 @@ def crossovers(series: Sequence[Group]) -> str:
     return " ".join([text, *disturbed_note(cells)])
 
 
-def may_be_ahead(group: Group, found: Difference) -> bool:
+def may_be_ahead(group: Group, difference: Difference) -> bool:
     """Whether the variant is better, either beyond noise or on too few seeds for a verdict."""
-    return group.scale.better(found.mean) > 0 and (found.beyond or found.n < ENOUGH_SEEDS)
+    return group.scale.better(difference.mean) > 0 and (difference.beyond or difference.n < ENOUGH_SEEDS)
 
 
 def over_tasks(groups: Sequence[Group]) -> list[str]:

@@ -48,19 +48,19 @@ def sweep_table(group: Group) -> Table | None:
     """
     body, scale = [], group.scale
     for sweep in sweeps_of(group.rows):
-        scored = [(value, row, found) for value, row in sweep.points if (found := group.score(row))]
+        scored = [(value, row, score) for value, row in sweep.points if (score := group.score(row))]
         if len(scored) < 2:
             continue
         top, best, highest = max(scored, key=lambda point: scale.better(point[2].mean))
         line = [sweep.name, ", ".join(f"{value:g}" for value, _, _ in scored), f"{scale.show(highest.mean)} at {top:g}"]
-        if min(found.n for _, _, found in scored) < ENOUGH_SEEDS:
+        if min(score.n for _, _, score in scored) < ENOUGH_SEEDS:
             body.append([*line, *3 * [MISSING]])
             continue
         apart = group.score_differences(best)
-        below = {name for name, found in apart.items() if found.beyond and scale.better(found.mean) < 0}
-        value, row, found = next(point for point in scored if point[1].name not in below)
+        below = {name for name, difference in apart.items() if difference.beyond and scale.better(difference.mean) < 0}
+        value, row, score = next(point for point in scored if point[1].name not in below)
         state, step = row.over_seeds(quantities.LAYER_STATE), row.over_seeds(quantities.STEP)
-        line += [f"{scale.show(found.mean)} at {value:g}", size(state.mean) if state else MISSING]
+        line += [f"{scale.show(score.mean)} at {value:g}", size(state.mean) if state else MISSING]
         body.append([*line, seconds(step.mean) if step else MISSING])
     header = [
         "sweep",

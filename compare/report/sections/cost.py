@@ -35,11 +35,11 @@ from compare.units import MISSING, plain, seconds, size
 
 def longest_that_fits(rows: Mapping[int, Row], probes: Sequence[Record]) -> str:
     """The longest length that finished and the shortest longer one that did not: "23,552 (24,576: oom)"."""
-    found = {n: status_of(row.records[-1]) for n, row in rows.items()}
-    found |= {int(as_number(probe.get("seq_len")) or 0): status_of(probe) for probe in probes}
-    fitting = max((n for n, status in found.items() if status == "ok"), default=0)
-    failed = min((n for n in found if n > fitting), default=None)
-    ending = "no longer length tried" if failed is None else f"{plain(failed)}: {found[failed]}"
+    statuses = {n: status_of(row.records[-1]) for n, row in rows.items()}
+    statuses |= {int(as_number(probe.get("seq_len")) or 0): status_of(probe) for probe in probes}
+    fitting = max((n for n, status in statuses.items() if status == "ok"), default=0)
+    failed = min((n for n in statuses if n > fitting), default=None)
+    ending = "no longer length tried" if failed is None else f"{plain(failed)}: {statuses[failed]}"
     return f"{plain(fitting)} ({ending})" if fitting else f"none ({ending})"
 
 
@@ -91,7 +91,7 @@ def training_table(series: Sequence[Group], told_apart: str) -> Table:
         line += [exponent_text(fits.get(label)) if one_batch(series) else MISSING for fits in exponents]
         line.append(seconds(time.mean) if time else there.status if there else MISSING)
         line.append(f"{time.mean / full.mean:.2f}" if time and full else MISSING)
-        line += [crossover_text(found[label]) if label in found else MISSING for found in crossovers]
+        line += [crossover_text(by_label[label]) if label in by_label else MISSING for by_label in crossovers]
         share = matrix_share(there) if there else None
         line.append(MISSING if share is None else f"{share:.2f}")
         if limit and probes:

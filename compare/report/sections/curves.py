@@ -172,7 +172,7 @@ def panels(
         for family in families
     }
     columns = {
-        family: [*(texts[course.row.name] for course in found), *baselines.values()] for family, found in shown.items()
+        family: [*(texts[course.row.name] for course in panel), *baselines.values()] for family, panel in shown.items()
     }
     right = max(margin_width(column) for column in columns.values())
     left, gap, above, below = 70.0, 40.0, 34.0, 52.0

@@ -20,7 +20,7 @@ def mixed_data(groups: Sequence[Group]) -> list[str]:
 
 def commands(groups: Sequence[Group]) -> list[str]:
     """The commands that a user typed, else those of the runs: each once, in order."""
-    found = [str(record["command"]) for group in groups for record in group.records if record.get("command")]
+    of_runs = [str(record["command"]) for group in groups for record in group.records if record.get("command")]
     stamps = [as_mapping(record.get("machine")) or group.environment for group in groups for record in group.records]
     typed = [str(stamp["command"]) for stamp in stamps if stamp.get("command")]
-    return list(dict.fromkeys(typed or found))
+    return list(dict.fromkeys(typed or of_runs))

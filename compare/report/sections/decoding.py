@@ -74,12 +74,12 @@ def time_against_state(group: Group) -> Chart | None:
 
 def draw_decoding(group: Group, styles: Mapping[str, Style]) -> Figure:
     """Draws the time per token of each variant against its state."""
-    found = {row.name: (state.mean, time.mean) for row, state, time in measured(group)}
-    spots = [(row, *found[row.name]) for row, *_ in measured(group) if found[row.name][0] > 0]
+    costs = {row.name: (state.mean, time.mean) for row, state, time in measured(group)}
+    spots = [(row, *costs[row.name]) for row, *_ in measured(group) if costs[row.name][0] > 0]
     notes = ["Mean over seeds; further left and lower is cheaper. State: all that the encoder keeps of one sample."]
-    if nothing := [name for name, (state, _) in found.items() if state <= 0]:
+    if nothing := [name for name, (state, _) in costs.items() if state <= 0]:
         notes.append(f"Not drawn (no state): {', '.join(nothing)}.")
-    if absent := [f"{row.name} ({row.status})" for row in group.rows if row.name not in found]:
+    if absent := [f"{row.name} ({row.status})" for row in group.rows if row.name not in costs]:
         notes.append(f"Nothing measured: {', '.join(absent)}.")
     rows = [row for row, _, _ in spots]
     plot = max(360.0, 16.0 * len(rows))
@@ -174,11 +174,11 @@ def cost_of(row: Row) -> str:
 
 def kept(group: Group) -> str:
     """The state of one sample in full and in the other variants, the smallest first."""
-    found = sorted(
+    states = sorted(
         (state.mean, row.name) for row, state, _ in measured(group) if row.attends and row is not group.reference
     )
     full = group.reference.over_seeds(STATE) if group.reference else None
-    others = short([f"{name} {size(state)}" for state, name in found])
+    others = short([f"{name} {size(state)}" for state, name in states])
     words = ([f"full {size(full.mean)}"] if full else []) + ([others] if others else [])
     return f"State of one sample: {'; '.join(words)}." if words else ""
 
@@ -186,4 +186,4 @@ def kept(group: Group) -> str:
 def describe_decoding(group: Group) -> str:
     """The chart of time per token against state in words: the ends of both axes."""
     parts = [(quantity, means(group.rows, quantity)) for quantity in (TOKEN, STATE)]
-    return " ".join(f"{sentence(q.told)}: {span(found, q.show)}." for q, found in parts if found)
+    return " ".join(f"{sentence(q.told)}: {span(values, q.show)}." for q, values in parts if values)

@@ -29,8 +29,8 @@ class Flag(NamedTuple):
 
 
 def flags_of(row: Row, group: Group) -> list[Flag]:
-    found = (check(row, group) for check in (kernel, parameters, unfinished, seeds, data, busy))
-    return [flag for flag in found if flag]
+    flags = (check(row, group) for check in (kernel, parameters, unfinished, seeds, data, busy))
+    return [flag for flag in flags if flag]
 
 
 def marked(row: Row, group: Group) -> str:
@@ -46,11 +46,11 @@ def in_words(row: Row, group: Group) -> str:
 
 def flag_notes(rows: Sequence[Row], group: Group) -> list[str]:
     """For each mark that occurs, its meaning and the rows that have it."""
-    found = [(row.name, flag) for row in rows for flag in flags_of(row, group)]
+    flagged = [(row.name, flag) for row in rows for flag in flags_of(row, group)]
     return [
-        f"{mark} {meaning}: {', '.join(f'{name} ({flag.detail})' for name, flag in found if flag.mark == mark)}."
+        f"{mark} {meaning}: {', '.join(f'{name} ({flag.detail})' for name, flag in flagged if flag.mark == mark)}."
         for mark, meaning in MEANINGS.items()
-        if any(flag.mark == mark for _, flag in found)
+        if any(flag.mark == mark for _, flag in flagged)
     ]
 
 
@@ -71,11 +71,11 @@ def parameters(row: Row, group: Group) -> Flag | None:
 
 def unfinished(row: Row, group: Group) -> Flag | None:
     del group
-    found = [status for record in row.records if (status := status_of(record)) != "ok"]
-    if not found:
+    statuses = [status for record in row.records if (status := status_of(record)) != "ok"]
+    if not statuses:
         return None
-    kinds = ", ".join(f"{found.count(kind)} {kind}" for kind in sorted(set(found)))
-    share = f"{len(found)} of {len(row.records)}"
+    kinds = ", ".join(f"{statuses.count(kind)} {kind}" for kind in sorted(set(statuses)))
+    share = f"{len(statuses)} of {len(row.records)}"
     return Flag("‡", f"{share}: {kinds}", f"{share} {plural(len(row.records), 'seed')} did not finish: {kinds}")
 
 

@@ -27,10 +27,10 @@ def sections(overview: Overview) -> list[Section]:
 
 def of_group(group: Group, anchor: str = "") -> Section:
     """The section of one group, without a title. anchor: of its table of results."""
-    found = [part(group) for part in SUBJECTS]
-    tables = [replace(table, anchor=anchor) if table.of else table for part in found for table in part.tables]
+    parts = [part(group) for part in SUBJECTS]
+    tables = [replace(table, anchor=anchor) if table.of else table for part in parts for table in part.tables]
     return Section(
-        sentences=[sentence for part in found for sentence in part.sentences],
+        sentences=[sentence for part in parts for sentence in part.sentences],
         tables=tables,
-        charts=[chart._replace(numbers=anchor) for part in found for chart in part.charts],
+        charts=[chart._replace(numbers=anchor) for part in parts for chart in part.charts],
     )

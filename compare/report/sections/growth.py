@@ -22,21 +22,21 @@ def number_links(overview: Overview, groups: Sequence[Group]) -> Links:
     return Links("Results at each length", [(overview.anchor(group), group.title) for group in groups])
 
 
-def crossover_text(found: Crossover) -> str:
+def crossover_text(crossover: Crossover) -> str:
     """The crossover and its interval in words: "1,240 (1,050 to 1,400)"."""
-    if found.within_noise:
+    if crossover.within_noise:
         return NOISE
-    text = length_text(found.length, found)
-    if found.low < found.high:
-        text += f" ({length_text(found.low, found)} to {length_text(found.high, found)})"
-    if found.low == math.inf and found.crossings:
+    text = length_text(crossover.length, crossover)
+    if crossover.low < crossover.high:
+        text += f" ({length_text(crossover.low, crossover)} to {length_text(crossover.high, crossover)})"
+    if crossover.low == math.inf and crossover.crossings:
         return f"{text}, though cheaper at some shorter length"
-    several = found.crossings > 1 and 0 < found.length < math.inf
-    return f"{text}; the last of {found.crossings} crossings" if several else text
+    several = crossover.crossings > 1 and 0 < crossover.length < math.inf
+    return f"{text}; the last of {crossover.crossings} crossings" if several else text
 
 
-def length_text(length: float, found: Crossover) -> str:
-    shortest, longest = found.measured
+def length_text(length: float, crossover: Crossover) -> str:
+    shortest, longest = crossover.measured
     if length == 0:
         return f"below{SPACE}{plain(shortest)}"
     return f"above{SPACE}{plain(longest)}" if length == math.inf else plain(float(f"{length:.3g}"))
@@ -53,10 +53,10 @@ def exponent_text(fit: Fit | None) -> str:
 
 def disturbed_note(cells: RowsByLength) -> list[str]:
     """The disturbed runs, whose times no power and no crossover uses."""
-    found = {
+    disturbed = {
         n: [row.name for rows in cells.values() if (row := rows.get(n)) and row.disturbed] for n in lengths_of(cells)
     }
-    runs = "; ".join(f"at {plain(n)} {', '.join(names)}" for n, names in found.items() if names)
+    runs = "; ".join(f"at {plain(n)} {', '.join(names)}" for n, names in disturbed.items() if names)
     left_out = "Disturbed (e.g. by other processes) and left out of crossovers and powers of time"
     return [f"{left_out}: {runs}."] if runs else []
 

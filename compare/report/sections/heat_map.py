@@ -46,14 +46,14 @@ class Cell:
     """The result of one variant on one task.
 
     Attributes:
-        found: the difference to full, or the score itself; None without a score.
-        relative: whether `found` is a difference.
+        estimate: the difference to full, or the score itself; None without a score.
+        relative: whether `estimate` is a difference.
         mark: a key of MARKS.
         status: how the runs ended, where none finished.
         scale: of the task's scores.
     """
 
-    found: Estimate | Difference | None
+    estimate: Estimate | Difference | None
     relative: bool
     mark: str
     status: str = ""
@@ -62,38 +62,38 @@ class Cell:
     @property
     def lines(self) -> tuple[str, str]:
         """The text in the cell: the number and its half interval, in points, percent or the unit of the scores."""
-        if self.found is None:
+        if self.estimate is None:
             return self.status or "–", ""
         factor, decimals = self.scale.factor, self.scale.decimals
-        rounded = round(factor * self.found.mean, decimals) or 0.0  # no -0.0
+        rounded = round(factor * self.estimate.mean, decimals) or 0.0  # no -0.0
         number = f"{rounded:{'+' if self.relative else ''}.{decimals}f}".replace("-", "−")
         return number, self.half
 
     @property
     def gain(self) -> float:
         """How much better than full; 0 without a difference to full."""
-        return self.scale.better(self.found.mean) if self.found and self.relative else 0.0
+        return self.scale.better(self.estimate.mean) if self.estimate and self.relative else 0.0
 
     @property
     def half(self) -> str:
         """The half interval, or the number of seeds that solved the task, or the ends of a cut interval."""
-        if self.found is None or self.found.half is None:
+        if self.estimate is None or self.estimate.half is None:
             return ""
-        if self.found.solved is not None:
-            solved = self.found.solved[0] if isinstance(self.found, Difference) else self.found.solved
-            return f"{solved} of {self.found.n} solved"
+        if self.estimate.solved is not None:
+            solved = self.estimate.solved[0] if isinstance(self.estimate, Difference) else self.estimate.solved
+            return f"{solved} of {self.estimate.n} solved"
         factor, decimals = self.scale.factor, self.scale.decimals
-        if self.found.is_cut:
-            return " to ".join(f"{factor * end:.{decimals}f}" for end in self.found.ends).replace("-", "−")
-        return f"± {factor * self.found.half:.{decimals}f}"
+        if self.estimate.is_cut:
+            return " to ".join(f"{factor * end:.{decimals}f}" for end in self.estimate.ends).replace("-", "−")
+        return f"± {factor * self.estimate.half:.{decimals}f}"
 
     @property
     def words(self) -> str:
         """The text of the cell and its mark in one line."""
-        if self.found is None:
+        if self.estimate is None:
             return self.status or MARKS["absent"]
         unit = self.scale.points if self.relative else self.scale.unit
-        notes = [f"n={self.found.n}", *([MARKS[self.mark]] if self.mark else [])]
+        notes = [f"n={self.estimate.n}", *([MARKS[self.mark]] if self.mark else [])]
         return f"{' '.join(part for part in self.lines if part)} {unit} ({', '.join(notes)})"
 
 
@@ -144,8 +144,8 @@ class HeatMap:
     def alt(self) -> str:
         """What the figure shows, with its extremes."""
         pairs = ((line, zip(line.cells, self.groups, strict=True)) for line in self.lines)
-        cells = [(cell, line.name, group) for line, found in pairs for cell, group in found]
-        differences = [item for item in cells if item[0].relative and item[0].found]
+        cells = [(cell, line.name, group) for line, columns in pairs for cell, group in columns]
+        differences = [item for item in cells if item[0].relative and item[0].estimate]
         marks = [cell.mark for cell, _, _ in cells]
         text = f"{self.title}: {len(self.lines)} variants on {len(self.groups)} tasks."
         for scale in self.scales:
@@ -181,13 +181,13 @@ def sections(overview: Overview) -> list[Section]:
 def heat_maps(groups: Sequence[Group]) -> list[HeatMap]:
     """Maps of at most COLUMNS columns, for each machine on which two tasks or more have scores."""
     maps = []
-    for found in scored_by_machine(groups):
-        parts = math.ceil(len(found) / COLUMNS)
+    for scored in scored_by_machine(groups):
+        parts = math.ceil(len(scored) / COLUMNS)
         names = [f", part {number} of {parts}" if parts > 1 else "" for number in range(1, parts + 1)]
-        lines = make_lines(found)
-        for name, places in zip(names, np.array_split(np.arange(len(found)), parts), strict=True):
+        lines = make_lines(scored)
+        for name, places in zip(names, np.array_split(np.arange(len(scored)), parts), strict=True):
             shown = [Line(line.name, line.rows, tuple(line.cells[i] for i in places)) for line in lines]
-            maps.append(HeatMap(tuple(found[i] for i in places), tuple(shown), name))
+            maps.append(HeatMap(tuple(scored[i] for i in places), tuple(shown), name))
     stems = distinct_slugs([("tasks", heat.groups[0].where, heat.part) for heat in maps])
     return [replace(heat, stem=stem) for heat, stem in zip(maps, stems, strict=True)]
 
@@ -198,18 +198,18 @@ def scored_by_machine(groups: Sequence[Group]) -> list[list[Group]]:
     for group in groups:
         if any(row.scores for row in group.rows):
             machines.setdefault(group.machine, []).append(group)
-    return [found for found in machines.values() if len({group.task for group in found}) > 1]
+    return [scored for scored in machines.values() if len({group.task for group in scored}) > 1]
 
 
 def make_lines(groups: Sequence[Group]) -> list[Line]:
     """A line for each variant, or for each setting of a variant where a group has several of its settings."""
     crowded = {row.variant for g in groups for row in g.rows if sum(r.variant == row.variant for r in g.rows) > 1}
-    found: dict[str, dict[int, Row]] = {}
+    by_name: dict[str, dict[int, Row]] = {}
     for index, group in enumerate(groups):
         for row in group.rows:
-            found.setdefault(row.name if row.variant in crowded else row.variant, {})[index] = row
+            by_name.setdefault(row.name if row.variant in crowded else row.variant, {})[index] = row
     lines = []
-    for places in found.values():
+    for places in by_name.values():
         rows = tuple(places.values())
         name = rows[0].name if len({row.name for row in rows}) == 1 else rows[0].variant
         cells = (make_cell(places.get(index), group) for index, group in enumerate(groups))
@@ -226,13 +226,13 @@ def make_cell(row: Row | None, group: Group) -> Cell:
         return Cell(None, relative=False, mark="failed", status=row.status)
     scale = group.scale
     difference = group.against_full.get(row.name)
-    found = difference or score
+    estimate = difference or score
     if difference is None and len(group.fair_scores(row)) < len(row.scores):
-        return Cell(found, relative=False, mark="busy")
-    if found.n < ENOUGH_SEEDS:
-        return Cell(found, difference is not None, "few", scale=scale)
+        return Cell(estimate, relative=False, mark="busy")
+    if estimate.n < ENOUGH_SEEDS:
+        return Cell(estimate, difference is not None, "few", scale=scale)
     mark = "noise" if difference and not difference.beyond else ""
-    return Cell(found, difference is not None, mark, scale=scale)
+    return Cell(estimate, difference is not None, mark, scale=scale)
 
 
 def column_names(groups: Sequence[Group]) -> list[str]:
@@ -250,7 +250,7 @@ def heat_notes(heat: HeatMap) -> list[str]:
     """How to read a map."""
     marks = {cell.mark for line in heat.lines for cell in line.cells}
     notes = ["Points above (+) or below (−) full on the same seeds, ± half of the 95 % interval."]
-    if any(cell.found and not cell.relative for line in heat.lines for cell in line.cells):
+    if any(cell.estimate and not cell.relative for line in heat.lines for cell in line.cells):
         notes.append("White, without a sign: the score in %, of full and where full has no score.")
     names = zip(column_names(heat.groups), heat.groups, strict=True)
     lower = [
@@ -334,7 +334,7 @@ def luminance(colour: str) -> float:
 
 
 def fill_of(cell: Cell, furthest: float) -> str:
-    if cell.found is None:
+    if cell.estimate is None:
         return EMPTY
     return shade(cell.gain, furthest) if cell.relative else "#ffffff"
 
@@ -351,9 +351,9 @@ def draw_cell(axes: Axes, cell: Cell, box: tuple[float, float, float, float], fu
         axes.add_patch(pattern)
     axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="white", linewidth=1.5))
     number, half = cell.lines
-    if cell.found is None:
+    if cell.estimate is None:
         number = fold_to(number, width - 6, SMALLEST)
-    texts = [(number, SMALL if cell.found else SMALLEST, "bold" if cell.found and not cell.mark else "normal")]
+    texts = [(number, SMALL if cell.estimate else SMALLEST, "bold" if cell.estimate and not cell.mark else "normal")]
     texts += [(half, SMALLEST, "normal")] if half else []
     for (text, points, weight), down in zip(texts, (-7.5, 7.5) if half else (0.0,), strict=True):
         axes.text(

@@ -103,9 +103,9 @@ class Lines:
         self.lengths = sorted({group.seq_len for group in series})
         self.points = {
             label: [
-                (n, found.mean)
+                (n, estimate.mean)
                 for n, row in rows.items()
-                if (found := row.over_seeds(cost.quantity)) and found.mean > 0
+                if (estimate := row.over_seeds(cost.quantity)) and estimate.mean > 0
             ]
             for label, rows in self.cells.items()
         }
@@ -122,12 +122,12 @@ class Lines:
     @cached_property
     def failed(self) -> dict[tuple[int, str], list[str]]:
         """(Length, status) -> the rows that failed there but were measured at another length."""
-        found: dict[tuple[int, str], list[str]] = {}
+        failures: dict[tuple[int, str], list[str]] = {}
         for label, rows in self.cells.items():
             for n, row in rows.items():
                 if not row.finished and self.points[label]:
-                    found.setdefault((n, status_of(row.records[-1])), []).append(row.name)
-        return found
+                    failures.setdefault((n, status_of(row.records[-1])), []).append(row.name)
+        return failures
 
     @cached_property
     def fell_back(self) -> list[Row]:
@@ -273,24 +273,25 @@ def notes_of(lines: Lines) -> list[str]:
 
 def crossover_chart(series: Series, cost: Cost) -> Chart | None:
     """None where no variant was measured at two lengths of full."""
-    found = find_crossovers(rows_by_length(series.groups), cost.quantity)
-    if not found:
+    crossovers = find_crossovers(rows_by_length(series.groups), cost.quantity)
+    if not crossovers:
         return None
     stem, words = ("decode_crossover", "decodes") if series.decodes else ("crossover", "is")
     alt = f"Length from which a variant {words} faster than full: {series.groups[0].task}. "
-    alt += describe_crossovers(found)
-    return Chart(f"{stem}_{series.slug}", alt.strip(), partial(draw_crossovers, series.groups, cost, found))
+    alt += describe_crossovers(crossovers)
+    return Chart(f"{stem}_{series.slug}", alt.strip(), partial(draw_crossovers, series.groups, cost, crossovers))
 
 
 def draw_crossovers(
-    series: Sequence[Group], cost: Cost, found: Mapping[str, Crossover], styles: Mapping[str, Style]
+    series: Sequence[Group], cost: Cost, crossovers: Mapping[str, Crossover], styles: Mapping[str, Style]
 ) -> Figure:
     """Draws, for each variant, the length from which it is faster than full, with its interval; earliest on top."""
     cells = rows_by_length(series)
-    order = sorted(found, key=lambda label: (found[label].within_noise, found[label].length, found[label].high, label))
-    texts = {label: NOISE if c.within_noise else length_text(c.length, c) for label, c in found.items()}
+    ranks = {label: (c.within_noise, c.length, c.high, label) for label, c in crossovers.items()}
+    order = sorted(crossovers, key=lambda label: ranks[label])
+    texts = {label: NOISE if c.within_noise else length_text(c.length, c) for label, c in crossovers.items()}
     rows = {label: next(iter(cells[label].values())) for label in order}
-    shortest, longest = min(c.measured[0] for c in found.values()), max(c.measured[1] for c in found.values())
+    shortest, longest = min(c.measured[0] for c in crossovers.values()), max(c.measured[1] for c in crossovers.values())
     sheet = Sheet(
         f"Length from which {cost.what} faster than full: {series[0].task}"
         + (f" ({series[0].where})" if series[0].where else ""),
@@ -317,7 +318,7 @@ def draw_crossovers(
         axes.axvline(edge, color=FAINT, linewidth=0.8)
     box = axes.get_window_extent()
     for place, label in enumerate(order):
-        style, crossover = styles[label], found[label]
+        style, crossover = styles[label], crossovers[label]
         ends = [min(max(end, low), high) for end in (crossover.low, crossover.length, crossover.high)]
         axes.plot([ends[0], ends[2]], [place, place], color=style.colour, linewidth=1.5)
         if not crossover.within_noise:
@@ -332,10 +333,10 @@ def describe_cost(series: Sequence[Group], cost: Cost) -> str:
     """The chart in words: costs at the shortest and at the longest length."""
     ends = [(group, means(group.rows, cost.quantity)) for group in (series[0], series[-1])]
     return " ".join(
-        f"At length {group.seq_len:,}: {span(found, cost.quantity.show)}." for group, found in ends if found
+        f"At length {group.seq_len:,}: {span(costs, cost.quantity.show)}." for group, costs in ends if costs
     )
 
 
-def describe_crossovers(found: Mapping[str, Crossover]) -> str:
+def describe_crossovers(crossovers: Mapping[str, Crossover]) -> str:
     """The chart in words: the length from which each variant is faster than full."""
-    return "; ".join(f"{label} {crossover_text(crossover)}" for label, crossover in found.items()) + "."
+    return "; ".join(f"{label} {crossover_text(crossover)}" for label, crossover in crossovers.items()) + "."

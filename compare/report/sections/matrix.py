@@ -42,12 +42,14 @@ def table_of(overview: Overview, groups: Sequence[Group]) -> Table:
 
 def cell_of(line: Line, index: int, group: Group, anchor: str) -> Cell:
     """A variant's verdict and number in one group, with a link to the group's table."""
-    found = line.cells[index]
+    cell = line.cells[index]
     verdict = verdict_of(line, index, group)
-    number = found.lines[0]
-    if found.found is not None and not found.relative:
-        number = found.scale.show(found.found.mean)
-    return Cell(f"{SIGNS[verdict]} {number}".strip(), found.gain, verdict=verdict, anchor=anchor if found.found else "")
+    number = cell.lines[0]
+    if cell.estimate is not None and not cell.relative:
+        number = cell.scale.show(cell.estimate.mean)
+    return Cell(
+        f"{SIGNS[verdict]} {number}".strip(), cell.gain, verdict=verdict, anchor=anchor if cell.estimate else ""
+    )
 
 
 def verdict_of(line: Line, index: int, group: Group) -> str:
@@ -55,7 +57,7 @@ def verdict_of(line: Line, index: int, group: Group) -> str:
     cell = line.cells[index]
     if cell.mark == "busy":
         return "no verdict"
-    if cell.found is None or not cell.relative:
+    if cell.estimate is None or not cell.relative:
         return ""
     if cell.mark == "few":
         return "no verdict"
@@ -78,13 +80,13 @@ def notes(lines: Sequence[Line], groups: Sequence[Group]) -> list[str]:
         "inconclusive": "inconclusive: the interval is too wide",
         "no verdict": f"no verdict: fewer than {ENOUGH_SEEDS} seeds, or a busy machine",
     }
-    found = [
+    sentences = [
         "; ".join(f"{SIGNS[verdict]} {words}" for verdict, words in meanings.items()) + ".",
         "Numbers with + or −: the difference to full on the same seeds, in points. Numbers without a sign: the score.",
     ]
     if lower:
         names = (f"{name} (in {g.scale.unit})" for name, g in zip(column_names(lower), lower, strict=True))
-        found.append(f"Lower is better, so − is better than full: {', '.join(names)}.")
+        sentences.append(f"Lower is better, so − is better than full: {', '.join(names)}.")
     if any(line.options_differ for line in lines):
-        found.append(OPTIONS_DIFFER)
-    return found
+        sentences.append(OPTIONS_DIFFER)
+    return sentences

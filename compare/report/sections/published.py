@@ -20,8 +20,8 @@ Scores = dict[str, dict[str, float]]
 
 
 def sections(overview: Overview) -> list[Section]:
-    found = published_tables(overview.groups)
-    parts = [Section(table.caption, tables=[table]) for table in found]
+    tables = published_tables(overview.groups)
+    parts = [Section(table.caption, tables=[table]) for table in tables]
     return [Section("Beside published figures", "published", parts=parts)] if parts else []
 
 
@@ -37,12 +37,12 @@ def published_tables(groups: Sequence[Group]) -> list[Table]:
 
 def settings_of(groups: Sequence[Group], name: str) -> dict[str, Scores]:
     """The scores of each setting of the plan that was run, under the title of its group."""
-    found = {}
+    settings = {}
     for group in groups:
         rows = [row for row in group.rows if any(record.get("plan") == name for record in row.records)]
         if rows:
-            found[group.title] = {row.variant: row.by_seed(TEST_SCORE) for row in rows}
-    return found
+            settings[group.title] = {row.variant: row.by_seed(TEST_SCORE) for row in rows}
+    return settings
 
 
 def over_settings(settings: Sequence[Scores]) -> Scores:
@@ -57,7 +57,7 @@ def over_settings(settings: Sequence[Scores]) -> Scores:
 
 
 def table_of(name: str, plan: Plan, scores: Scores, settings: Sequence[str]) -> Table:
-    ours = {variant: mean for variant, found in scores.items() if (mean := estimate(list(found.values())))}
+    ours = {variant: mean for variant, by_seed in scores.items() if (mean := estimate(list(by_seed.values())))}
     body = []
     for variant, mean in ours.items():
         figures = [source.get(variant) for source in plan.published.values()]
@@ -91,9 +91,9 @@ def orderings(plan: Plan, scores: Scores) -> list[str]:
             )
             for better, worse in pairs
         }
-        found = judge(families)
-        same = [words for words, d in found.items() if d.beyond and d.mean > 0]
-        other = [words for words, d in found.items() if d.beyond and d.mean < 0]
+        differences = judge(families)
+        same = [words for words, d in differences.items() if d.beyond and d.mean > 0]
+        other = [words for words, d in differences.items() if d.beyond and d.mean < 0]
         open_ = [words for words in families if words not in same + other]
         parts = [f"the same here: {', '.join(same)}"] if same else []
         parts += [f"reversed here: {', '.join(other)}"] if other else []

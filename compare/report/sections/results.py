@@ -30,12 +30,12 @@ def measured(quantity: Quantity) -> Callable[[Row, Group], Cell]:
 
     def cell(row: Row, group: Group) -> Cell:
         del group
-        found = row.over_seeds(quantity)
-        if found is None:
+        estimate = row.over_seeds(quantity)
+        if estimate is None:
             return Cell(MISSING, None)
         quartiles = row.spread(quantity)
         tail = f" [{quantity.show(quartiles[0])}, {quantity.show(quartiles[1])}]" if quartiles else ""
-        return Cell(quantity.show(found.mean) + tail, found.mean)
+        return Cell(quantity.show(estimate.mean) + tail, estimate.mean)
 
     return cell
 
@@ -50,38 +50,39 @@ def family(row: Row, group: Group) -> Cell:
 
 
 def score(row: Row, group: Group) -> Cell:
-    found = group.score(row)
-    return Cell(score_text(found, group.scale), found.mean if found else None)
+    estimate = group.score(row)
+    return Cell(score_text(estimate, group.scale), estimate.mean if estimate else None)
 
 
 def test_score(row: Row, group: Group) -> Cell:
-    found = group.estimate_of(row.by_seed(TEST_SCORE))
-    return Cell(score_text(found, group.scale), found.mean if found else None)
+    estimate = group.estimate_of(row.by_seed(TEST_SCORE))
+    return Cell(score_text(estimate, group.scale), estimate.mean if estimate else None)
 
 
 def against_full(row: Row, group: Group) -> Cell:
-    found = group.against_full.get(row.name)
-    if found:
-        return Cell(verdict(found, group.scale), found.mean)
+    difference = group.against_full.get(row.name)
+    if difference:
+        return Cell(verdict(difference, group.scale), difference.mean)
     of = [each for each in (row, group.reference) if each and each.scores and not group.fair_scores(each)]
     return Cell("no verdict: on a busy machine", None) if of and row is not group.reference else Cell(MISSING, None)
 
 
-def verdict(found: Difference, scale: Scale = FRACTION) -> str:
+def verdict(difference: Difference, scale: Scale = FRACTION) -> str:
     """A row's verdict against full in plain words, with its paired difference."""
-    if found.n < ENOUGH_SEEDS:
-        return f"no verdict: {found.n} shared {plural(found.n, 'seed')} ({scale.change(found)})"
-    if found.solved:
-        mine, theirs = (f"{count} of {found.n}" for count in found.solved)
+    if difference.n < ENOUGH_SEEDS:
+        return f"no verdict: {difference.n} shared {plural(difference.n, 'seed')} ({scale.change(difference)})"
+    where = "above" if difference.mean > 0 else "below"
+    if difference.solved:
+        mine, theirs = (f"{count} of {difference.n}" for count in difference.solved)
         counts = f"{mine} seeds solved, full {theirs}"
-        return f"{'above' if found.mean > 0 else 'below'} full: {counts}" if found.beyond else f"no verdict: {counts}"
-    if found.beyond:
-        where = "above" if found.mean > 0 else "below"
-        mean, _, interval = scale.change(found if found.mean > 0 else mirrored(found)).replace("+", "").partition(", ")
+        return f"{where} full: {counts}" if difference.beyond else f"no verdict: {counts}"
+    if difference.beyond:
+        change = scale.change(difference if difference.mean > 0 else mirrored(difference))
+        mean, _, interval = change.replace("+", "").partition(", ")
         amount = f"{mean} ({interval})" if interval else mean
-        better = f" ({'better' if scale.better(found.mean) > 0 else 'worse'})" if scale.lower_is_better else ""
+        better = f" ({'better' if scale.better(difference.mean) > 0 else 'worse'})" if scale.lower_is_better else ""
         return f"{amount} {scale.points} {where} full{better}"
-    return f"within noise of full ({scale.change(found)})"
+    return f"within noise of full ({scale.change(difference)})"
 
 
 def mirrored(difference: Difference) -> Difference:
@@ -91,11 +92,11 @@ def mirrored(difference: Difference) -> Difference:
 
 
 def params(row: Row, group: Group) -> Cell:
-    found = row.over_seeds(PARAMETERS)
-    if found is None:
+    estimate = row.over_seeds(PARAMETERS)
+    if estimate is None:
         return Cell(MISSING, None)
     unlike = parameters(row, group)
-    return Cell(count(found.mean) + (f" {unlike.mark}" if unlike else ""), found.mean)
+    return Cell(count(estimate.mean) + (f" {unlike.mark}" if unlike else ""), estimate.mean)
 
 
 def steps(row: Row, group: Group) -> Cell:
@@ -196,20 +197,20 @@ def search_notes(group: Group) -> list[str]:
     grids: dict[str, list[str]] = {}
     costs: list[float] = []
     for row in group.rows:
-        found = next((search for r in row.records if (search := as_mapping(r.get("lr_search")))), {})
-        chosen, grid = as_number(found.get("chosen")), found.get("grid")
+        search = next((each for r in row.records if (each := as_mapping(r.get("lr_search")))), {})
+        chosen, grid = as_number(search.get("chosen")), search.get("grid")
         if chosen is None or not isinstance(grid, list):
             continue
-        remark = f" ({found['note']})" if found.get("note") else ""
-        decays, decay = found.get("weight_decay_grid"), as_number(found.get("chosen_weight_decay"))
+        remark = f" ({search['note']})" if search.get("note") else ""
+        decays, decay = search.get("weight_decay_grid"), as_number(search.get("chosen_weight_decay"))
         words = ", ".join(map(str, grid))
         if decay is not None and isinstance(decays, list):
             words += f", with a weight decay of {', '.join(map(str, decays))},"
             remark = f" with {decay:g}{remark}"
-        if isinstance(found.get("at"), str):
-            words += f" at {found['at']}"
+        if isinstance(search.get("at"), str):
+            words += f" at {search['at']}"
         grids.setdefault(words, []).append(f"{row.name} {chosen:g}{remark}")
-        costs += numbers([found], "seconds")
+        costs += numbers([search], "seconds")
     took = f" The search took {seconds(sum(costs) / len(costs))} per variant." if costs else ""
     chosen_from = "Learning rate chosen on validation from"
     return [f"{chosen_from} {grid}: {', '.join(names)}.{took}" for grid, names in grids.items()]

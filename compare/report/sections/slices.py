@@ -8,8 +8,8 @@ from compare.report.sections.wording import score_text
 
 def part(group: Group) -> Section:
     """The score of each variant on each slice of the test set, where there are slices."""
-    found = {row.name: row.slices() for row in group.rows}
-    names = list(dict.fromkeys(name for slices in found.values() for name in slices))
+    by_name = {row.name: row.slices() for row in group.rows}
+    names = list(dict.fromkeys(name for slices in by_name.values() for name in slices))
     if not names:
         return Section()
     body = [
@@ -17,7 +17,7 @@ def part(group: Group) -> Section:
             label,
             *(score_text(part and part._replace(bounds=group.bounds), group.scale) for part in map(slices.get, names)),
         ]
-        for label, slices in found.items()
+        for label, slices in by_name.items()
     ]
     header = ["variant", *(f"{name}, {unit_of(group)}" for name in names)]
     return Section(tables=[Table(f"Score by slice: {group.title}", header, body)])

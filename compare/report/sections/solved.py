@@ -13,8 +13,8 @@ Scores = dict[str, float]
 
 def scores_of(group: Group) -> Scores:
     """The mean score of each variant that attends, the best first."""
-    found = {row.name: score.mean for row in group.rows if row.attends and (score := group.score(row))}
-    return dict(sorted(found.items(), key=lambda item: -group.scale.better(item[1])))
+    means = {row.name: score.mean for row in group.rows if row.attends and (score := group.score(row))}
+    return dict(sorted(means.items(), key=lambda item: -group.scale.better(item[1])))
 
 
 def floor_of(group: Group) -> tuple[float, str] | None:
@@ -94,10 +94,10 @@ def remarks(group: Group) -> list[str]:
     failed = unsolved(group)
     if len(failed) == len(scores_of(group)):
         return []
-    found = {
+    reasons = {
         f"Why {row.variant} cannot: {remark}."
         for row in group.rows
         for record in row.records
         if row.name in failed and (remark := record.get("remark"))
     }
-    return sorted(found)
+    return sorted(reasons)

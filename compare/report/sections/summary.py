@@ -51,7 +51,7 @@ def speed(value: float) -> str:
 
 def leader(
     group: Group,
-    found: Measured,
+    values: Measured,
     words: tuple[str, str],
     show: Callable[[float], str],
     against: Callable[[Row], Differences],
@@ -62,15 +62,15 @@ def leader(
 
     Args:
         group: the group of the rows.
-        found: the rows and their values.
+        values: the rows and their values.
         words: the beginning of the claim, and the beginning of the sentence without a claim.
         show: writes a value with its unit.
         against: takes a row and returns the differences of all others to it.
         more_is_better: whether the largest value leads.
     """
-    if not found:
+    if not values:
         return ""
-    ranked = sorted(found, key=lambda item: item[1].mean, reverse=more_is_better)
+    ranked = sorted(values, key=lambda item: item[1].mean, reverse=more_is_better)
     (best, top), rest = ranked[0], ranked[1:]
     claim, number = words
 
@@ -97,9 +97,9 @@ def baseline_differences(group: Group, scores: Measured) -> tuple[str, Differenc
     families = {
         row.name: (
             [score - value for score in group.fair_scores(row).values()],
-            paired_noise((found.mean, value), group.test_size),
+            paired_noise((estimate.mean, value), group.test_size),
         )
-        for row, found in scores
+        for row, estimate in scores
     }
     return f"{name}, {group.scale.show(value)}", judge(families)
 
@@ -131,13 +131,13 @@ def standing(scores: Measured, differences: Differences, group: Group) -> str:
     known = {name: differences[own] for own, name in names.items() if own in differences}
     few = [name for name in names.values() if name not in known or known[name].n < ENOUGH_SEEDS]
     if len(few) == len(scores):
-        higher = [name for name, found in known.items() if group.scale.better(found.mean) > 0]
-        most = max((found.n for found in known.values()), default=0)
+        higher = [name for name, difference in known.items() if group.scale.better(difference.mean) > 0]
+        most = max((difference.n for difference in known.values()), default=0)
         return f"{sentence(leading)}: {listing(higher)} {no_ranking(most)}."
-    apart = {name: group.scale.better(found.mean) for name, found in known.items() if found.beyond}
+    apart = {name: group.scale.better(difference.mean) for name, difference in known.items() if difference.beyond}
     above = [name for name, gain in apart.items() if gain > 0]
     below = [name for name, gain in apart.items() if gain < 0]
-    level = [name for name, found in known.items() if not found.beyond and name not in few]
+    level = [name for name, difference in known.items() if not difference.beyond and name not in few]
     sides = ((sentence(ahead), above), (sentence(behind), below), ("Within noise of", level))
     text = " ".join(f"{words} it: {listing(names)}." for words, names in sides)
     return text + (f" Too few seeds for a ranking: {listing(few)}." if few else "")

@@ -46,12 +46,12 @@ def held(sweep: TaskSweep) -> str:
     rows = {name: row for name, row in sweep.rows.items() if next(iter(row.values())).attends}
     values = [value for value, _ in sweep.points]
     reached: dict[str, list[str]] = {}
-    scores = {name: found for name, found in sweep.scores.items() if name in rows}
-    for name, found in scores.items():
-        good = [value for value in values if value in found and found[value].mean >= HELD]
+    scores = {name: by_value for name, by_value in sweep.scores.items() if name in rows}
+    for name, by_value in scores.items():
+        good = [value for value in values if value in by_value and by_value[value].mean >= HELD]
         reached.setdefault(range_words(values, good), []).append(name)
     parts = "; ".join(f"{joined(names, NAMED)} {words}" for words, names in reached.items())
-    fewest = min((score.n for found in scores.values() for score in found.values()), default=0)
+    fewest = min((score.n for by_value in scores.values() for score in by_value.values()), default=0)
     unsure = "" if fewest >= ENOUGH_SEEDS else f" {no_ranking(fewest)}"
     tried = f"with {sweep.option} from {values[0]:g} to {values[-1]:g}"
     return f"{sentence(sweep.groups[0].metric)} of {100 * HELD:g}{SPACE}% or more {tried}: {parts}{unsure}."
@@ -81,8 +81,8 @@ def kept_state(sweep: TaskSweep) -> str:
 def describe_sweep(sweep: TaskSweep) -> str:
     """The chart in words: the first and the last point of each line."""
     lines = []
-    for name, found in sweep.scores.items():
-        scored = [(value, score.mean) for value, score in found.items()]
+    for name, by_value in sweep.scores.items():
+        scored = [(value, score.mean) for value, score in by_value.items()]
         if scored:
             (first, start), (last, end) = scored[0], scored[-1]
             lines.append(f"{name} from {sweep.scale.show(start)} at {first:g} to {sweep.scale.show(end)} at {last:g}")
@@ -105,8 +105,8 @@ def sections(overview: Overview) -> list[Section]:
 
 def value_section(overview: Overview, sweep: TaskSweep, value: float, group: Group) -> Section:
     """The results at one value, without charts, folded."""
-    found = of_group(group, overview.anchor(group))
-    return replace(found, title=f"{sweep.option}={value:g}", folded=True, charts=())
+    section = of_group(group, overview.anchor(group))
+    return replace(section, title=f"{sweep.option}={value:g}", folded=True, charts=())
 
 
 def sweep_chart(sweep: TaskSweep) -> Chart:
@@ -115,7 +115,7 @@ def sweep_chart(sweep: TaskSweep) -> Chart:
 
 def draw_sweep(sweep: TaskSweep, styles: Mapping[str, Style]) -> Figure:
     """Draws the score against the option, a line for each variant; below, the state of each variant."""
-    lines = {name: found for name, found in sweep.scores.items() if found}
+    lines = {name: line for name, line in sweep.scores.items() if line}
     trivial = baseline_lines(sweep.points)
     texts = {name: folded(name) for name in lines}
     trivial_texts = {name: folded(f"{name} {sweep.scale.show(line[-1][1])}", 20) for name, line in trivial.items()}
@@ -152,7 +152,12 @@ def set_axes(axes: Axes, sweep: TaskSweep) -> None:
         axes.set_xticks(ticks, labels=[f"{value:g}" for value in ticks])
         axes.set_xlabel(sweep.option)
     scores = [
-        *(score for name, found in sweep.scores.items() for value in found for score in seeds_at(sweep, name, value)),
+        *(
+            score
+            for name, by_value in sweep.scores.items()
+            for value in by_value
+            for score in seeds_at(sweep, name, value)
+        ),
         *(value for line in baseline_lines(sweep.points).values() for _, value in line),
     ]
     score_axis(axes, sweep.score_words, scores, sweep.scale)
@@ -164,9 +169,9 @@ def seeds_at(sweep: TaskSweep, name: str, value: float) -> list[float]:
 
 def draw_line(axes: Axes, sweep: TaskSweep, name: str, style: Style) -> None:
     """Draws the means of one variant and its seeds."""
-    found = sweep.scores[name]
+    scores = sweep.scores[name]
     axes.plot(
-        *(list(found), [score.mean for score in found.values()]),
+        *(list(scores), [score.mean for score in scores.values()]),
         color=style.colour,
         linestyle=style.dash,
         linewidth=style.width,
@@ -174,7 +179,7 @@ def draw_line(axes: Axes, sweep: TaskSweep, name: str, style: Style) -> None:
         markersize=6,
         zorder=3,
     )
-    for value, score in found.items():
+    for value, score in scores.items():
         if score.n > 1:
             seeds = seeds_at(sweep, name, value)
             axes.plot([value] * score.n, seeds, color=style.colour, linewidth=0.9, marker=".", alpha=0.6, zorder=2)
@@ -205,23 +210,23 @@ def draw_states(sheet: Sheet, states: Mapping[str, float], styles: Mapping[str, 
 
 
 def sweep_notes(sweep: TaskSweep) -> list[str]:
-    counts = sorted({score.n for found in sweep.scores.values() for score in found.values()})
+    counts = sorted({score.n for by_value in sweep.scores.values() for score in by_value.values()})
     most = counts[-1]
     note = f"Mean of {most} seeds; dots: each seed." if most > 1 else "One seed."
     if len(counts) > 1:
         note = f"Mean of {counts[0]} to {most} {plural(most, 'seed')}; dots: each seed."
-    missing = [name for name, found in sweep.scores.items() if len(found) < len(sweep.rows[name])]
+    missing = [name for name, by_value in sweep.scores.items() if len(by_value) < len(sweep.rows[name])]
     return [note, *([f"Without a score at some values: {', '.join(missing)}."] if missing else [])]
 
 
 def task_sweep_table(sweep: TaskSweep) -> tuple[list[str], list[list[str]]]:
     """Header and rows: the state of each variant, and its score at each value."""
     body = []
-    for name, rows in sweep.rows.items():
+    for name, by_value in sweep.rows.items():
         state = sweep.state(name)
-        found, scores = [rows.get(value) for value, _ in sweep.points], sweep.scores[name]
+        rows, scores = [by_value.get(value) for value, _ in sweep.points], sweep.scores[name]
         texts = [score_text(scores.get(value), sweep.scale) for value, _ in sweep.points]
-        cells = [row.status if row and not row.scores else text for row, text in zip(found, texts, strict=True)]
+        cells = [row.status if row and not row.scores else text for row, text in zip(rows, texts, strict=True)]
         body.append([name, size(state.mean) if state else MISSING, *cells])
     return [
         "variant",

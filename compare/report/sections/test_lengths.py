@@ -37,14 +37,14 @@ BASELINE = "best trivial predictor"
 
 def failures_at(group: Group) -> list[str]:
     """ "naive at 65,536 (oom)", each once."""
-    found = [
+    failures = [
         f"{row.name} at {length:,} ({status})"
         for row in group.rows
         for record in row.finished
         for length in test_lengths(group)
         if (status := str(tested_at(record, length).get("status", "not tested"))) != "ok"
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(failures))
 
 
 def part(group: Group) -> Section:
@@ -63,8 +63,8 @@ def chart_by_length(group: Group) -> Chart:
 
 
 def draw_by_length(group: Group, styles: Mapping[str, Style]) -> Figure:
-    found, baseline = courses(group), baselines_of(group)
-    rows = [row for row in group.rows if row.name in found]
+    by_name, baseline = courses(group), baselines_of(group)
+    rows = [row for row in group.rows if row.name in by_name]
     texts = {row.name: folded(shown_name(row)) for row in rows}
     column = [*texts.values(), *([BASELINE] if baseline else [])]
     plot = max(370.0, 1.15 * margin_height(column))
@@ -77,7 +77,7 @@ def draw_by_length(group: Group, styles: Mapping[str, Style]) -> Figure:
         axes.plot(*zip(*baseline.items(), strict=True), color=SOFT, linewidth=1.0, linestyle=TRIVIAL, zorder=1)
         margin.append(MarginLabel(*list(baseline.items())[-1], BASELINE, Style(SOFT, TRIVIAL, "")))
     for row in rows:
-        style, scores = styles[row.name], found[row.name]
+        style, scores = styles[row.name], by_name[row.name]
         axes.errorbar(
             list(scores),
             [mean.mean for mean in scores.values()],
@@ -112,11 +112,11 @@ def set_axes(axes: Axes, group: Group) -> None:
 
 
 def chart_notes(group: Group) -> list[str]:
-    found = courses(group)
-    rows = [row for row in group.rows if row.name in found]
+    by_name = courses(group)
+    rows = [row for row in group.rows if row.name in by_name]
     sizes = [f"{plain(size)} at {n:,}" for n in test_lengths(group) if (size := size_at(group, n))]
     notes = [
-        f"Vertical line: the training length. {seeds_note({row.name: max_seeds(found[row.name]) for row in rows})}",
+        f"Vertical line: the training length. {seeds_note({row.name: max_seeds(by_name[row.name]) for row in rows})}",
         f"Predictions scored: {', '.join(sizes)}.",
     ]
     if baselines_of(group):
@@ -137,9 +137,9 @@ def max_seeds(scores: Mapping[int, Estimate]) -> Estimate:
 
 def table_by_length(group: Group) -> tuple[list[str], list[list[str]]]:
     """Header and rows: the score of each variant at each length."""
-    lengths, found = test_lengths(group), courses(group)
+    lengths, by_name = test_lengths(group), courses(group)
     header = ["variant", *(f"{n:,}{' (trained)' * (n == group.seq_len)}, {group.scale.unit}" for n in lengths)]
-    body = [[row.name, *(cell(row, n, group.scale) for n in lengths)] for row in group.rows if row.name in found]
+    body = [[row.name, *(cell(row, n, group.scale) for n in lengths)] for row in group.rows if row.name in by_name]
     baselines = [baseline_at(group, n) for n in lengths]
     if any(value is not None for value in baselines):
         scores = (MISSING if value is None else group.scale.number(Estimate(value, None, 1)) for value in baselines)
@@ -156,15 +156,15 @@ def cell(row: Row, length: int, scale: Scale) -> str:
 
 def carried_over(group: Group) -> list[str]:
     """A sentence on the longest test length: which variants keep the score of the training length there."""
-    lengths, found = test_lengths(group), courses(group)
+    lengths, by_name = test_lengths(group), courses(group)
     if not lengths or lengths[-1] == group.seq_len:
         return []
     longest = lengths[-1]
-    rows = [row for row in group.rows if row.attends and {group.seq_len, longest} <= found.get(row.name, {}).keys()]
+    rows = [row for row in group.rows if row.attends and {group.seq_len, longest} <= by_name.get(row.name, {}).keys()]
     if not rows:
         return []
     drops = changes(group, rows, longest)
-    words = {row.name: ends(row.name, group.scale, found[row.name], group.seq_len, longest) for row in rows}
+    words = {row.name: ends(row.name, group.scale, by_name[row.name], group.seq_len, longest) for row in rows}
     better = {name: group.scale.better(change.mean) for name, change in drops.items()}
     times = longest / group.seq_len
     begin = f"Trained at {group.seq_len:,} tokens and tested at {longest:,}, {times:.3g} times as long"

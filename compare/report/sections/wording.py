@@ -27,7 +27,7 @@ def listing(names: Sequence[str]) -> str:
 
 
 def seeds_note(estimates: Mapping[str, Estimate]) -> str:
-    counts = {name: found.n for name, found in estimates.items()}
+    counts = {name: estimate.n for name, estimate in estimates.items()}
     few = [name for name, n in counts.items() if n < ENOUGH_SEEDS]
     usual = max(counts.values())
     text = f"Mean of {usual} seeds; bars: 95 % t interval." if usual > 1 else "One seed, so no intervals."
@@ -54,14 +54,14 @@ Means = list[tuple[Row, float]]
 
 
 def means(rows: Sequence[Row], quantity: Quantity) -> Means:
-    return [(row, found.mean) for row in rows if (found := row.over_seeds(quantity))]
+    return [(row, estimate.mean) for row in rows if (estimate := row.over_seeds(quantity))]
 
 
-def span(found: Means, show: Callable[[float], str]) -> str:
+def span(values: Means, show: Callable[[float], str]) -> str:
     """The lowest and the highest value, and that of full: "from 1.6 % (none) to 99.9 % (full)"."""
-    (low, least), (high, most) = min(found, key=lambda item: item[1]), max(found, key=lambda item: item[1])
+    (low, least), (high, most) = min(values, key=lambda item: item[1]), max(values, key=lambda item: item[1])
     text = f"from {show(least)} ({low.name}) to {show(most)} ({high.name})" if low is not high else show(least)
-    reference = [show(value) for row, value in found if row.is_reference and row not in (low, high)]
+    reference = [show(value) for row, value in values if row.is_reference and row not in (low, high)]
     return text + "".join(f", full {value}" for value in reference)
 
 
@@ -69,12 +69,12 @@ def count(number: int, what: str) -> str:
     return f"1 {what}" if number == 1 else f"{number} {what}s"
 
 
-def score_text(found: Estimate | None, scale: Scale) -> str:
-    if found is None:
+def score_text(score: Estimate | None, scale: Scale) -> str:
+    if score is None:
         return MISSING
-    if found.solved is not None:
-        return f"{scale.number(found)} (mean {scale.factor * found.mean:.{scale.decimals}f})"
-    return f"{scale.number(found)} (n={found.n})"
+    if score.solved is not None:
+        return f"{scale.number(score)} (mean {scale.factor * score.mean:.{scale.decimals}f})"
+    return f"{scale.number(score)} (n={score.n})"
 
 
 def options_set(group: Group) -> list[str]:
