@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from compare.__main__ import main
-from compare.arguments import MATCHES as CHOICES
+from compare.flags import MATCHES as CHOICES
 from compare.report import write_report
 from compare.report.facts.equal_terms import MATCHES, match_scores
 from compare.report.facts.grouping import Source, group_records
