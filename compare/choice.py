@@ -8,8 +8,9 @@ import sys
 
 import tasks
 import zoo
-from compare.arguments import CONTROL, DEFAULT_BUDGET
+from compare.arguments import DEFAULT_BUDGET
 from compare.errors import UsageError, closest
+from compare.flags import CONTROL
 from tasks import Task
 from zoo.entry import Entry
 

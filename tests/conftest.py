@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from zoo import MultiHeadAttention, available, describe
 from zoo.contract import Attention, Dims, Traits
 from zoo.cores import scan
-from zoo.registry import build
+from zoo.registry import _entries, build
 
 # `datasets` keeps a copy of every file it reads: not in the home folder of whoever tests.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-")
@@ -119,6 +119,16 @@ def heads(
     shape = (batch, 2, length, d_model // 2)
     q, k, v = (torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3))
     return (q, q, v) if backend.traits.shared_qk else (q, k, v)
+
+
+@pytest.fixture
+def own_registry() -> Iterator[None]:
+    """Leave the registry as it was."""
+    available()
+    before = dict(_entries)
+    yield
+    _entries.clear()
+    _entries.update(before)
 
 
 @pytest.fixture

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from compare.runs.measure import saved_bytes
+from tests.counted import counts, dense
 from zoo.cores import blocks as core
 from zoo.cores import tiles
 from zoo.cores.blocks import attend, kernel_name
@@ -24,8 +22,6 @@ from zoo.cores.parts import (
     causal_bias,
     hide,
     layout_groups,
-    random_layout,
-    window_block,
     window_spans,
 )
 
@@ -45,61 +41,6 @@ def use(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if kernel == "plain":
         monkeypatch.setattr(core, "_forward_kernel", core._plain_forward)
         monkeypatch.setattr(core, "_backward_kernel", core._plain_backward)
-
-
-def seen(group: Group | Span, n_heads: int, blocks: int, key_blocks: int) -> Iterator[tuple[int, int, Any]]:
-    """(head, query block, key blocks), one by one."""
-    if isinstance(group, Span):
-        for head in range(n_heads):
-            for row in range(group.first, group.last):
-                yield head, row, list(range(row + group.offset, row + group.offset + group.width))
-        return
-    for number, columns in zip(group.rows.tolist(), group.columns.tolist(), strict=True):
-        head, row = divmod(number, blocks)
-        assert {column // key_blocks for column in columns} == {head}
-        yield head, row, [column % key_blocks for column in columns]
-
-
-def cut(positions: Tensor | None, size: int, B: int, H: int, N: int) -> Tensor:
-    """(B, H, blocks, S): the position in each slot, −1 = empty."""
-    if positions is None:
-        slots = -(-N // size) * size
-        positions = torch.arange(slots).where(torch.arange(slots) < N, -1).view(-1, size)
-    return positions.expand(B, H, *positions.shape[-2:])
-
-
-def counts(parts: Sequence[Part], B: int, H: int, N: int) -> Tensor:
-    """(B, H, N, N) float64: the sum of exp(bias) over all the times that a part shows j to i."""
-    total = torch.zeros(B, H, N, N, dtype=torch.float64)
-    for part in parts:
-        queries = cut(part.positions, part.size, B, H, N)
-        keys = queries if part.keys is None else cut(part.keys, part.keys.shape[-1], B, H, N)
-        for group in part.groups:
-            for head, row, columns in seen(group, H, queries.shape[2], keys.shape[2]):
-                for sample in range(B):
-                    i, j = queries[sample, head, row][:, None], keys[sample, head, columns].flatten()
-                    visible = (i >= 0) & (j >= 0)
-                    if part.causal:
-                        visible = visible & (j <= i)
-                    if part.labels is not None:
-                        label = part.labels[sample, head]
-                        visible = visible & (label[row] == label[columns].repeat_interleave(keys.shape[-1]))
-                    weight = visible.double() if group.bias is None else group.bias.double().exp() * visible
-                    at = (i.clamp(min=0) * N + j.clamp(min=0)).flatten()
-                    total[sample, head].view(-1).index_add_(0, at, weight.flatten())
-    return total
-
-
-def dense(q: Tensor, k: Tensor, v: Tensor, count: Tensor, padding: Tensor | None, scale: float) -> Tensor:
-    """In float64: softmax in which a pair counts ``count`` times, 0 where a query sees nothing."""
-    q, k, v = q.double(), k.double(), v.double()
-    if padding is not None:
-        count = count * ~padding[:, None, None, :]
-    logits = scale * q @ k.mT
-    top = logits.masked_fill(count == 0, -torch.inf).amax(-1, keepdim=True).detach()
-    weights = count * (logits - top.where(top.isfinite(), 0)).clamp(max=0).exp()
-    total = weights.sum(-1, keepdim=True)
-    return weights / total.where(total > 0, 1) @ v
 
 
 def qkv(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
@@ -358,71 +299,6 @@ def test_it_keeps_inputs_output_and_a_number_a_query() -> None:
     assert kept == 4 * (4 * 2 * 512 * 8 + 2 * 512)
 
 
-# What makes parts
-
-
-@pytest.mark.parametrize("heads", [0, 3])
-def test_groups_of_a_layout_show_what_the_layout_shows(heads: int) -> None:
-    torch.manual_seed(0)
-    layout = torch.rand(max(1, heads), 6, 6) < 0.4
-    layout[0, 1] = False
-    part = Part(groups=layout_groups(layout if heads else layout[0], 3, 4, {}), size=4)
-    want = layout.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, :22, :22].double()
-    torch.testing.assert_close(counts([part], 1, 3, 22)[0], want.expand(3, -1, -1))
-
-
-def test_rows_alike_stand_in_one_group() -> None:
-    row = torch.arange(50)
-    layout = (row[:, None] - row).abs() <= 1
-    groups = layout_groups(layout, 2, 4, {})
-    assert sorted(tuple(group.columns.shape) for group in groups) == [(4, 2), (96, 3)]
-    biased = layout_groups(layout.tril(), 2, 4, causal_bias(4))
-    assert sorted(tuple(group.columns.shape) for group in biased) == [(2, 1), (98, 2)]
-
-
-@pytest.mark.parametrize("size", [1, 3, 4, 16, 40])
-@pytest.mark.parametrize("reach", [(-5, 0), (0, 0), (-3, 3), (-40, 7), (0, 6), (-100, 100), (-1, 4)])
-@pytest.mark.parametrize("skip", [0, 1, 4, 9, 30])
-def test_spans_of_a_window_show_the_window(size: int, reach: tuple[int, int], skip: int) -> None:
-    part = Part(groups=window_spans(-(-22 // size), size, reach, skip=skip), size=size)
-    i, j = torch.arange(22)[:, None], torch.arange(22)
-    want = (j - i >= reach[0]) & (j - i <= reach[1]) & (j >= skip)
-    torch.testing.assert_close(counts([part], 1, 1, 22)[0, 0], want.double())
-
-
-def test_a_long_window_takes_few_spans() -> None:
-    spans = window_spans(1000, 16, (-16, 16))
-    assert len(spans) == 3
-    assert sum(span.last - span.first for span in spans) == 1000
-    assert len(window_spans(1000, 16, (-16, 16), skip=20)) <= 5
-
-
-def test_block_sizes_follow_the_window_within_bounds() -> None:
-    assert [window_block(window) for window in (1, 2, 16, 17, 64, 100, 128, 129, 10_000)] == [
-        16, 16, 16, 32, 64, 128, 128, 128, 128,
-    ]  # fmt: skip
-
-
-def test_what_is_hidden_is_finite() -> None:
-    bias = hide(torch.tensor([True, False]))
-    assert bias.tolist() == [0, pytest.approx(HIDDEN)]
-    assert bias.dtype == torch.float32
-    assert bias.isfinite().all()
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_random_layouts_hold_window_global_and_random_blocks(causal: bool) -> None:
-    torch.manual_seed(0)
-    layout = random_layout(40, 5, 2, 3, causal)
-    row = torch.arange(40)
-    fixed = ((row[:, None] - row).abs() <= 2) | (row < 2) | (row[:, None] < 2)
-    fixed = fixed.tril() if causal else fixed
-    assert layout[fixed].all()
-    assert ((layout & ~fixed).sum(-1)[9:] == 3).all()
-    if causal:
-        assert not layout.triu(1).any()
-
-
 def test_kernel_is_named_for_the_device() -> None:
     assert "flash (cpu)" in kernel_name(torch.zeros(1)).name
     assert "matmul" in kernel_name(torch.zeros(1, device="meta")).name
@@ -503,68 +379,3 @@ def test_a_cuda_device_gives_what_the_cpu_gives(dtype: torch.dtype) -> None:
         results.append([x.cpu() for x in (out, *torch.autograd.grad(out.sum(), (q, k, v)))])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
-
-
-# Any parts
-
-
-@st.composite
-def any_part(draw: st.DrawFn, B: int, H: int, N: int) -> Part:
-    """Positions, keys, labels, order and layout as they come."""
-    size = draw(st.integers(1, 9))
-    blocks, positions = -(-N // size), None
-    order = draw(st.sampled_from(["consecutive", "shared", "per head", "per sample"]))
-    if order != "consecutive":
-        blocks = draw(st.integers(1, blocks + 2))
-        lead = {"shared": (), "per head": (H,), "per sample": (B, H)}[order]
-        positions = permuted(*lead, slots=blocks * size, size=size, n=N)
-    keys, key_size, key_blocks = None, size, blocks
-    if draw(st.booleans()):
-        key_size, key_blocks = draw(st.integers(1, 5)), draw(st.integers(1, 4))
-        keys = permuted(slots=key_blocks * key_size, size=key_size, n=N)
-    labels = torch.randint(3, (B, H, blocks)) if keys is None and draw(st.booleans()) else None
-    groups: list[Group | Span] = []
-    if draw(st.booleans()):
-        layout = torch.rand(H, blocks, key_blocks) < draw(st.floats(0, 1))
-        found: dict[int, list[list[int]]] = {}
-        for head, row in layout.any(-1).nonzero().tolist():
-            columns = head * key_blocks + layout[head, row].nonzero()[:, 0]
-            found.setdefault(len(columns), []).append([head * blocks + row, *columns.tolist()])
-        for width, numbers in found.items():
-            table = torch.tensor(numbers)
-            bias = draw_bias(draw, size, width * key_size)
-            groups.append(Group(rows=table[:, 0], columns=table[:, 1:], bias=bias))
-    else:
-        first = 0
-        while first < blocks:
-            last = draw(st.integers(first + 1, blocks))
-            rows = min(last - first, key_blocks)
-            width = draw(st.integers(1, key_blocks - rows + 1))
-            start = draw(st.integers(0, key_blocks - rows - width + 1))
-            bias = draw_bias(draw, size, width * key_size)
-            groups.append(Span(first=first, last=first + rows, offset=start - first, width=width, bias=bias))
-            first = last
-    return Part(groups=groups, size=size, positions=positions, keys=keys, causal=draw(st.booleans()), labels=labels)
-
-
-def draw_bias(draw: st.DrawFn, rows: int, columns: int) -> Tensor | None:
-    kind = draw(st.sampled_from(["none", "hidden", "any"]))
-    if kind == "none":
-        return None
-    bias = hide(torch.rand(rows, columns) < 0.6)
-    return bias + torch.randn(rows, columns) if kind == "any" else bias
-
-
-@settings(deadline=None, max_examples=60)
-@given(data=st.data())
-def test_any_parts_are_one_softmax(data: st.DataObject) -> None:
-    draw = data.draw
-    torch.manual_seed(draw(st.integers(0, 2**16)))
-    B, H, N, D = (draw(st.integers(1, high)) for high in (3, 3, 40, 9))
-    parts = [draw(any_part(B, H, N)) for _ in range(draw(st.integers(1, 3)))]
-    padding = torch.rand(B, N) < draw(st.sampled_from([0.0, 0.3, 1.0])) if draw(st.booleans()) else None
-    dtype = draw(st.sampled_from(list(TOLERANCE)))
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(tiles, "TILE_ELEMENTS", {"cpu": draw(st.sampled_from([1, 200, 2**19]))})
-        use(draw(st.sampled_from(KERNELS)), monkeypatch)
-        check(parts, qkv((B, H, N, D), dtype), padding=padding)

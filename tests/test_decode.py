@@ -33,8 +33,8 @@ from compare.spec import RunSpec, reproduce
 from tests.drawn import answer_to, drawn, tables_of
 from tests.here import compare_here
 from tests.make_records import ENVIRONMENT, MANY, QUADRATIC, Record, make_decoded, make_record, write_folder
+from tests.test_charts import assert_readable, labels_of
 from tests.test_compare import SPEC, records_of
-from tests.test_report import assert_readable, labels_of
 from zoo import Encoder, MultiHeadAttention, available, describe
 
 pytestmark = pytest.mark.usefixtures("blank_charts")

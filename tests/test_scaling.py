@@ -26,7 +26,7 @@ from compare.report.sections.lengths import TIME as TIME_CHART
 from compare.report.sections.lengths import cost_against_length, crossover_chart
 from tests.drawn import drawn, markdown_of, tables_of
 from tests.make_records import ENVIRONMENT, MANY, Record, make_record
-from tests.test_report import assert_readable, labels_of
+from tests.test_charts import assert_readable, labels_of
 
 LENGTHS = tuple(2**power for power in range(9, 16))  # 512 to 32,768
 Law = Callable[[float], float]

@@ -18,7 +18,8 @@ from compare.report.sections.capacity import sweep_table
 from compare.report.sections.flags import MEANINGS
 from tests.drawn import charts_of, drawn
 from tests.make_records import Record, make_record, write_folder
-from tests.test_report import assert_readable, groups_of, labels_of
+from tests.test_charts import assert_readable, labels_of
+from tests.test_report import groups_of
 
 pytestmark = pytest.mark.usefixtures("blank_charts")
 

@@ -13,7 +13,8 @@ from compare.report.sections.task_sweeps import held, range_words, task_sweep_ta
 from compare.units import size
 from tests.drawn import answer_to, charts_of, drawn
 from tests.make_records import RECALL, Record, make_recall, swept_recall, write_folder
-from tests.test_report import assert_readable, groups_of, labels_of
+from tests.test_charts import assert_readable, labels_of
+from tests.test_report import groups_of
 
 SPACE = "\N{NO-BREAK SPACE}"
 
