@@ -17,12 +17,6 @@ def of_release(folder, seq_len=1024) -> Pathfinder:
     return Pathfinder(seq_len, PathfinderConfig(data=str(folder)))
 
 
-def rewrite(file, old, new) -> None:
-    text = file.read_text()
-    assert old in text
-    file.write_text(text.replace(old, new, 1))
-
-
 def test_a_release_is_read_as_it_is(tmp_path):
     task = of_release(write_release(tmp_path / "release", 32, 300))
     expected = {}
