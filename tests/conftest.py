@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import importlib.util
 import os
@@ -108,6 +109,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         case = given.get("case") or given.get("causal_case") or Case(given.get("name", "none"))
         if law.args[0] in case.traits.exceptions:
             item.add_marker(pytest.mark.xfail(strict=True, reason=case.traits.exceptions[law.args[0]]))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected by now stays: looking through it for garbage takes half a second each time."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # for nanobind, which complains of what nobody has collected at the end
 
 
 def heads(

@@ -65,3 +65,10 @@ def test_what_comes_later_stays_out_up_to_rounding() -> None:
 @pytest.mark.parametrize(("least", "size"), [(1, 1), (2, 2), (7, 8), (11, 12), (17, 18), (121, 125), (16383, 16384)])
 def test_sizes_have_small_factors(least: int, size: int) -> None:
     assert fft_size(least) == size
+
+
+def test_a_compiler_takes_the_size_for_a_constant() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(convolve, fullgraph=True, backend="eager", dynamic=False)
+    x, filters = torch.randn(2, 20, 7), torch.randn(7, 39)
+    torch.testing.assert_close(compiled(x, filters), convolve(x, filters))

@@ -28,7 +28,7 @@ from compare.runs.options import RunOptions
 from compare.runs.outcome import record_of_crash
 from compare.runs.sequence import run_all
 from compare.runs.supervisor import run_one
-from tests.here import compare_here
+from tests.here import compare_here, few_samples
 from tests.learning import small_spec
 from tests.make_records import many_records, write_folder
 
@@ -279,6 +279,7 @@ def file_limit(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("room", [600, 40_000])
+@few_samples()
 def test_a_full_disk_is_one_line_and_the_comparison_goes_on_later(room: int, tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk."""
     task = make_task(SPEC)

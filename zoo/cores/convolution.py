@@ -42,13 +42,16 @@ def _convolve_some(x: Tensor, filters: Tensor, size: int) -> Tensor:
     return out
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def fft_size(least: int) -> int:
     """The next size without prime factors above 5: transforms of other sizes take several times as long."""
     from scipy.fft import next_fast_len  # imported here: takes a fifth of torch's import time
 
     size: int = next_fast_len(least, real=True)
     return size
+
+
+# What torch.compiler.assume_constant_result sets. That imports torch's compiler, which takes as long as torch itself.
+fft_size._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _Convolve(torch.autograd.Function):
