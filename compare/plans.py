@@ -58,8 +58,8 @@ PLANS: dict[str, Plan] = {
             "gated_deltanet": "its initialisation. At a vocabulary of 4096 ours scores 58.8 %, and 66.1 % with one "
             "head of 128, as theirs has; from the authors' initialisation these are 3.5 % and 37.9 % (one seed; "
             "results/cpu-2core/initialisation)",
-            "full": "perhaps its heads, 4 of 32 where MAD has 16 of 8. The published figures stand on either side of ours "
-            "and further from each other than from it (not measured)",
+            "full": "perhaps its heads, 4 of 32 where MAD has 16 of 8. The published figures stand on either side of "
+            "ours and further from each other than from it (not measured)",
             "hyena": "perhaps float32 and LayerNorm, where MAD has bfloat16 and RMSNorm (not measured)",
         },
     ),
