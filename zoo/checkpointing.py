@@ -1,11 +1,11 @@
-"""Gradient checkpointing: a layer keeps only its input, and backward runs the layer again (arXiv:1604.06174)."""
+"""Gradient checkpointing: a part keeps only its input, and backward runs the part again (arXiv:1604.06174)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,22 +13,27 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.functional import Calls, RestoreBuffers, as_function
 
+Part = Literal["layer", "attention", "feed_forward"]
 
-def checkpointed(layer: nn.Module, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-    """``layer(x, key_padding_mask=key_padding_mask)``, (B, N, C), which keeps only ``x`` for backward."""
+
+def checkpointed(run: Callable[[Tensor], Tensor], x: Tensor, *modules: nn.Module) -> Tensor:
+    """``run(x)``, which calls ``modules``. Keeps only ``x`` for backward, where one is possible."""
+    if not (torch.is_grad_enabled() and any(module.training for module in modules)):
+        return run(x)
     kept: Tensor = _Keep.apply(x)  # type: ignore[no-untyped-call]
-    run: Callable[..., Tensor] = partial(layer, key_padding_mask=key_padding_mask)
+    function: Callable[..., Tensor] = run
     learned: list[Tensor] = []
-    plain = all(type(x) in (Tensor, nn.Parameter) for x in layer.parameters())  # sharded ones change during a call
+    called = Calls(run, *modules)
+    plain = all(type(x) in (Tensor, nn.Parameter) for x in called.parameters())  # sharded ones change during a call
     if plain and not torch.compiler.is_compiling():
-        run, learned = as_function(Calls(run, layer))
-    y: Tensor = checkpoint(run, kept, *learned, use_reentrant=False, context_fn=partial(_contexts, layer))
+        function, learned = as_function(called)
+    y: Tensor = checkpoint(function, kept, *learned, use_reentrant=False, context_fn=partial(_contexts, called))
     return y
 
 
-def _contexts(layer: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts of a layer's forward and of its repetition, which sees the backend's buffers as the forward saw them."""
-    return nullcontext(), RestoreBuffers(layer)
+def _contexts(called: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a forward and of its repetition, which sees the backend's buffers as the forward saw them."""
+    return nullcontext(), RestoreBuffers(called)
 
 
 class _Keep(torch.autograd.Function):

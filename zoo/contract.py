@@ -22,11 +22,21 @@ Tensors = tuple[Tensor, ...]
 Device = torch.device | str | int | None
 
 
+class UnsupportedError(ValueError, NotImplementedError):
+    """A backend cannot have what the model asks for, by its nature."""
+
+
 def at_least(low: int, **options: int) -> None:
     """Raise ValueError for the first option that is not an integer or is below ``low``."""
     for name, value in options.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
+
+
+def a_share(name: str, value: float) -> None:
+    """Raise ValueError unless 0 <= ``value`` < 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}")
 
 
 def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -44,8 +54,12 @@ class Dims:
 
     ``layer`` of ``n_layers``: the index of the backend's layer in the model, from 0. A single sublayer is layer 0 of 1.
 
+    ``qk_norm``: the shell normalises queries and keys of each head. ``attention_dropout``: the share of attention
+    weights that training drops.
+
     Raises:
-        ValueError: a size below 1, ``d_model`` not a multiple of ``n_heads``, or ``layer`` not below ``n_layers``.
+        ValueError: a size below 1, ``d_model`` not a multiple of ``n_heads``, ``layer`` not below ``n_layers``, or
+            ``attention_dropout`` outside [0, 1).
     """
 
     d_model: int
@@ -55,12 +69,15 @@ class Dims:
     rotary: bool = False
     layer: int = 0
     n_layers: int = 1
+    qk_norm: bool = False
+    attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         at_least(1, d_model=self.d_model, n_heads=self.n_heads, max_len=self.max_len, n_layers=self.n_layers)
         at_least(0, layer=self.layer)
         if self.layer >= self.n_layers:
             raise ValueError(f"layer must be below n_layers, got layer={self.layer}, n_layers={self.n_layers}")
+        a_share("attention_dropout", self.attention_dropout)
         if self.d_model % self.n_heads:
             raise ValueError(
                 f"d_model must be a multiple of n_heads, got d_model={self.d_model}, n_heads={self.n_heads}"
@@ -116,6 +133,7 @@ class Traits:
             (its authors' or a measured one). A ``Mixer`` initialises itself.
         rotary: whether ``positions="rotary"`` has an effect. True for every ``Attention``; False for a ``Mixer`` that
             ignores it.
+        weights: computes ``attention_dropout``: it has the weights of single pairs to drop.
         exceptions: contract law -> why this method cannot hold it (tested as a strict expected failure).
     """
 
@@ -134,6 +152,7 @@ class Traits:
     shared_qk: bool = False
     init: Init | None = None
     rotary: bool = True
+    weights: bool = False
     exceptions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -169,6 +188,11 @@ class Backend(Formed):
     def __init__(self, dims: Dims) -> None:
         super().__init__()
         self.dims, self.causal, self.max_len, self.d_model = dims, dims.causal, dims.max_len, dims.d_model
+
+    @property
+    def dropped(self) -> float:
+        """The share of attention weights that a call drops now: ``attention_dropout`` in training."""
+        return self.dims.attention_dropout if self.training else 0.0
 
     def bind_to(self, name: str, size: int) -> None:
         """Refuse to load weights built for another ``size``, for functions that depend on a size that no parameter's

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo import takeover
-from zoo.checkpointing import checkpointed
-from zoo.contract import Backend, Device, Dims, at_least, one_of
+from zoo.checkpointing import Part
+from zoo.contract import Backend, Device, Dims, a_share, at_least, one_of
 from zoo.embeddings import (
     LearnedPositions,
     ShortConvolution,
@@ -38,10 +38,15 @@ class Encoder(Formed):
         attn: a name from ``available()``, or an instance of a backend's config class.
         d_ff: hidden width of the feed-forward; by default 4 · d_model (8/3 · d_model for ``swiglu``, which has three
             matrices, so the number of parameters stays the same).
-        dropout: on the sum of embedding and position, inside the feed-forward and on every sublayer's output. There is
-            no dropout on attention weights: most backends never hold them.
+        ff_chunk: positions that a feed-forward computes at once; backward computes their hidden features again. None:
+            all positions at once.
+        dropout: on the sum of embedding and position, inside the feed-forward and on every sublayer's output.
+        attention_dropout: on attention weights, for the backends that hold them; most never do.
         max_len: the longest input.
-        norm: LayerNorm before each sublayer (``pre``, with one more at the end) or after it (``post``).
+        norm: the norm stands before each sublayer (``pre``, with one more at the end) or after it (``post``).
+        norm_type: LayerNorm (``layer``) or RMSNorm (``rms``, arXiv:1910.07467).
+        qk_norm: an RMSNorm on the queries and the keys of each head (see ``MultiHeadAttention``).
+        init: how linear maps of shell and feed-forward are drawn (see ``EncoderLayer.initialise``).
         positions: ``sinusoidal``, ``learned``, ``rotary`` (turns queries and keys) or ``none``.
         conv_width: width of a depthwise convolution after the embedding; None for none.
         vocab_size: number of token ids; None for float inputs.
@@ -50,15 +55,16 @@ class Encoder(Formed):
             layer overwrite its input at once (recall), large ones keep the input (local patterns).
         causal: position t sees positions up to t only.
         checkpointing: in training each layer keeps only its input, and backward runs the layer again (gradient
-            checkpointing, Chen et al., arXiv:1604.06174): about a third more time, memory of one layer at a time.
+            checkpointing, Chen et al., arXiv:1604.06174): about a third more time, memory of one layer at a time. With
+            ``attention`` or ``feed_forward`` only that part of each layer does so.
         reversible: attention and feed-forward add to two streams in turn, and backward recomputes each layer's input
             from its output (``zoo/reversible.py``): a different function of the same parameters, about a third more
             time, memory of one layer at any depth. Needs ``norm="pre"``.
         device, dtype: of the parameters, as in torch's modules.
 
     Raises:
-        ValueError: unknown name or option, sizes or options that cannot be combined, or ``causal`` for a method without
-            a causal form.
+        ValueError: unknown name or option, sizes or options that cannot be combined, or ``causal``, ``qk_norm`` or
+            ``attention_dropout`` for a method that cannot have it.
     """
 
     def __init__(
@@ -71,15 +77,20 @@ class Encoder(Formed):
         d_ff: int | None = None,
         dropout: float = 0.1,
         max_len: int = 8192,
+        ff_chunk: int | None = None,
         norm: Norm = "pre",
+        attention_dropout: float = 0.0,
         activation: Activation = "gelu",
         positions: Positions = "sinusoidal",
+        norm_type: NormType = "layer",
+        qk_norm: bool = False,
+        init: Init = "zoo",
         conv_width: int | None = None,
         vocab_size: int | None = None,
         n_features: int | None = None,
         embedding_std: float = 1.0,
         causal: bool = False,
-        checkpointing: bool = False,
+        checkpointing: bool | Part = False,
         reversible: bool = False,
         device: Device = None,
         dtype: torch.dtype | None = None,
@@ -92,11 +103,18 @@ class Encoder(Formed):
         one_of("positions", positions, ("sinusoidal", "learned", "rotary", "none"))
         if d_ff is None:
             d_ff = 8 * d_model // 3 if activation == "swiglu" else 4 * d_model
+        one_of("norm_type", norm_type, tuple(NORMS))
+        one_of("init", init, ("zoo", *INITS))
+        recomputed = "layer" if checkpointing is True else checkpointing or None
+        if recomputed is not None:
+            one_of("checkpointing", recomputed, get_args(Part))
+        a_share("dropout", dropout)
         sizes = {"d_ff": d_ff, "conv_width": conv_width, "vocab_size": vocab_size, "n_features": n_features}
         at_least(1, **{name: value for name, value in sizes.items() if value is not None})
 
         if vocab_size is not None and n_features is not None:
             raise ValueError(f"expected vocab_size or n_features, got both: {vocab_size} and {n_features}")
+        sizes["ff_chunk"] = ff_chunk
         if reversible and norm != "pre":
             raise ValueError(f"reversible layers need norm='pre', got {norm!r}")
         if reversible and checkpointing:
@@ -132,21 +150,23 @@ class Encoder(Formed):
                     layer=layer,
                     n_layers=n_layers,
                 )
-                feed_forward = FeedForward(d_model, d_ff, activation=activation, dropout=dropout)
+                feed_forward = FeedForward(d_model, d_ff, activation=activation, dropout=dropout, chunk=ff_chunk)
+                    qk_norm=qk_norm,
+                    attention_dropout=attention_dropout,
                 kind = ReversibleLayer if reversible else EncoderLayer
-                self.layers.append(kind(attention, feed_forward, norm=norm, dropout=dropout))
-            self.norm: nn.Module = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
-            self._shrink_residual_branches()
+                added = kind(
+                    attention,
+                    feed_forward,
+                    norm=norm,
+                    norm_type=norm_type,
+                    dropout=dropout,
+                    checkpointing=recomputed,
+                )
+                added.initialise(init, 2 * n_layers)
+                self.layers.append(added)
+            self.norm: nn.Module = NORMS[norm_type](d_model) if norm == "pre" else nn.Identity()
         if dtype is not None:
             self.to(dtype)
-
-    @torch.no_grad()
-    def _shrink_residual_branches(self) -> None:
-        """Scale each sublayer's output by (2 · n_layers)^-1/2, so that their sum has the same size at any depth."""
-        for layer in self.layers:
-            assert isinstance(layer, EncoderLayer)
-            for out in (layer.attention.mixer.out, layer.feed_forward.out):
-                out.weight.mul_((2 * len(self.layers)) ** -0.5)
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         """Encode ``x``; padded positions of the result are 0.
@@ -173,17 +193,11 @@ class Encoder(Formed):
             x = self._run_streams(x, key_padding_mask)
         else:
             for layer in self.layers:
-                x = self._run(layer, x, key_padding_mask)
+                x = layer(x, key_padding_mask=key_padding_mask)
         y: Tensor = self.norm(x)
         if padding is None:
             return y
         return reordered(y, real_positions(padding)).masked_fill(padding[..., None], 0)
-
-    def _run(self, layer: nn.Module, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-        if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpointed(layer, x, key_padding_mask)
-        y: Tensor = layer(x, key_padding_mask=key_padding_mask)
-        return y
 
     def _run_streams(self, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
         streams = Streams()

@@ -98,26 +98,35 @@ def visible_keys(key_padding_mask: Tensor | None) -> Tensor | None:
     return None if key_padding_mask is None else ~key_padding_mask[:, None, None, :]
 
 
-def sdpa_kernel_name(q: Tensor, key_padding_mask: Tensor | None = None, *, causal: bool = False) -> Kernel:
+def sdpa_kernel_name(
+    q: Tensor, key_padding_mask: Tensor | None = None, *, causal: bool = False, dropout: float = 0.0
+) -> Kernel:
     """The kernel that torch chooses in ``full_attention`` for inputs like ``q`` (B, H, N, D)."""
     mask = None if causal else visible_keys(key_padding_mask)
-    choice = torch._fused_sdp_choice(q, q, q, mask, 0.0, causal)
+    choice = torch._fused_sdp_choice(q, q, q, mask, dropout, causal)
     return Kernel(f"torch SDPA {SDPA_NAMES[SDPBackend(choice)]} ({q.device.type})")
 
 
 def full_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None, causal: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    key_padding_mask: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Softmax attention on torch's fused kernels, which never hold an N × N tensor, with any mask.
 
-    q, k, v and the result: (B, H, N, D); key_padding_mask: (B, N) bool, True = padding.
+    q, k, v and the result: (B, H, N, D); key_padding_mask: (B, N) bool, True = padding; dropout: share of the weights
+    that are dropped. On a CPU torch's kernel with dropout holds the N × N weights.
 
     The fused kernels take either a causal flag or a mask. To have both, padding becomes one more feature: every query
     has 1 there and a padded key a large negative number, so q·k hides the key.
     """
     if key_padding_mask is None or not causal:
         mask = visible_keys(key_padding_mask)
-        return softmax_attention(q, k, v, mask, causal=causal)
+        return softmax_attention(q, k, v, mask, causal=causal, dropout=dropout)
     d_head = q.shape[-1]
     hidden = key_padding_mask[:, None, :, None]
     floor = torch.finfo(q.dtype).min / 4
@@ -127,7 +136,7 @@ def full_attention(
     q = torch.cat([q[..., :d_head], torch.ones_like(q[..., :1]), q[..., d_head + 1 :]], dim=-1)
     bias = torch.zeros_like(k[..., :1]).masked_fill(hidden, floor)
     k = torch.cat([k[..., :d_head], bias, k[..., d_head + 1 :]], dim=-1)
-    out = softmax_attention(q, k, F.pad(v, extra), causal=True, scale=d_head**-0.5)
+    out = softmax_attention(q, k, F.pad(v, extra), causal=True, scale=d_head**-0.5, dropout=dropout)
     return out[..., :d_head].masked_fill(hidden, 0)
 
 
@@ -139,13 +148,16 @@ def softmax_attention(
     *,
     causal: bool = False,
     scale: float | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
-    """torch's scaled_dot_product_attention, differentiable twice with any kernel that torch chooses.
+    """torch's scaled_dot_product_attention, differentiable twice with any kernel that torch chooses, unless weights are
+    dropped.
 
-    q and the result: (…, N, D); k, v: (…, L, D); mask: (…, N, L) bool, True = may be attended to.
+    q and the result: (…, N, D); k, v: (…, L, D); mask: (…, N, L) bool, True = may be attended to; dropout: share of the
+    weights that are dropped.
     """
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
-    if not (torch.is_grad_enabled() and out.requires_grad) or traced():
+    out = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, scale=scale)
+    if not (torch.is_grad_enabled() and out.requires_grad) or traced() or dropout:
         return out
     twice: Tensor = _Twice.apply(out, q, k, v, mask, causal, scale)  # type: ignore[no-untyped-call]
     return twice

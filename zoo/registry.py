@@ -10,7 +10,7 @@ from functools import cache
 from typing import TypeVar
 
 from zoo import plugins
-from zoo.contract import Backend, Dims
+from zoo.contract import Backend, Dims, Mixer, UnsupportedError
 from zoo.entry import OWN, Entry
 from zoo.validation import RegistrationError, broken_rule, place
 
@@ -85,8 +85,9 @@ def build(attn: object, dims: Dims) -> Backend:
     """Build the backend ``attn``: a name (default options) or an instance of a config class.
 
     Raises:
-        ValueError: unknown name or config class, options out of range, ``causal`` without a causal form, or a
-            ``Mixer`` without its linear map ``out``.
+        ValueError: unknown name or config class, options out of range, or a ``Mixer`` without its linear map ``out``.
+        UnsupportedError: ``causal`` without a causal form, ``qk_norm`` without the shell's queries and keys, or
+            ``attention_dropout`` without attention weights.
     """
     if isinstance(attn, str):
         entry = describe(attn)
@@ -99,7 +100,14 @@ def build(attn: object, dims: Dims) -> Backend:
         entry, config = matches[0], attn
     if dims.causal and not entry.traits.causal:
         able = [e.name for e in _entries.values() if e.traits.causal]
-        raise ValueError(f"{entry.name} has no causal form; these have: {', '.join(sorted(able))}")
+        raise UnsupportedError(f"{entry.name} has no causal form; these have: {', '.join(sorted(able))}")
+    if dims.qk_norm and issubclass(entry.cls, Mixer):
+        raise UnsupportedError(f"qk_norm: {entry.name} has no queries and keys of the shell")
+    if dims.attention_dropout and not entry.traits.weights:
+        able = sorted(e.name for e in _entries.values() if e.traits.weights)
+        raise UnsupportedError(
+            f"attention_dropout: {entry.name} does not hold the weight of each pair; these do: {', '.join(able)}"
+        )
     return entry.build(dims, config)
 
 

@@ -25,6 +25,8 @@ class Shell(Mixer):
         self.n_heads = dims.n_heads
         self.inputs = 2 if attention.traits.shared_qk else 3  # (q, v) or (q, k, v)
         self.qkv = nn.Linear(dims.d_model, self.inputs * dims.d_model)
+        norms = self.inputs - 1 if dims.qk_norm else 0
+        self.qk_norms = nn.ModuleList(nn.RMSNorm(dims.d_head) for _ in range(norms))
         self.rotary = RotaryPositions(dims.max_len, dims.d_head) if dims.rotary else None
         self.attention = attention
         self.kind = attention.kind
@@ -46,6 +48,8 @@ class Shell(Mixer):
         """x (B, N, C), positions from ``first`` on -> q, k, v (B, H, N, D)."""
         pieces = split(self.qkv(x), self.inputs)
         q, *k, v = (rearrange(piece, "b n (h d) -> b h n d", h=self.n_heads) for piece in pieces)
+        if self.qk_norms:
+            q, *k = (norm(x) for norm, x in zip(self.qk_norms, (q, *k), strict=True))
         if self.rotary is not None:
             q, k = self.rotary(q, first), [self.rotary(x, first) for x in k]
         return q, k[0] if k else q, v
@@ -110,11 +114,15 @@ class MultiHeadAttention(Formed):
         max_len: the longest input.
         causal: position t sees positions up to t only.
         rotary: turn queries and keys by their position.
+        qk_norm: normalise the queries and the keys of each head by an RMSNorm, before positions turn them (Henry et
+            al., arXiv:2010.04245; Dehghani et al., arXiv:2302.05442): logits cannot grow without bound.
+        attention_dropout: share of the attention weights that training drops, for backends that hold them.
         layer, n_layers: index of the sublayer in a stack, from 0, for backends that differ by depth.
         device, dtype: of the parameters, as in torch's modules.
 
     Raises:
-        ValueError: unknown name, sizes that do not fit, or ``causal`` for a method without a causal form.
+        ValueError: unknown name, sizes that do not fit, or ``causal``, ``qk_norm`` or ``attention_dropout`` for a
+            method that cannot have it.
     """
 
     def __init__(
@@ -126,6 +134,8 @@ class MultiHeadAttention(Formed):
         max_len: int = 8192,
         causal: bool = False,
         rotary: bool = False,
+        qk_norm: bool = False,
+        attention_dropout: float = 0.0,
         layer: int = 0,
         n_layers: int = 1,
         device: Device = None,
@@ -140,6 +150,8 @@ class MultiHeadAttention(Formed):
             rotary=rotary,
             layer=layer,
             n_layers=n_layers,
+            qk_norm=qk_norm,
+            attention_dropout=attention_dropout,
         )
         self.d_model, self.max_len = d_model, max_len
         with made_on(device):

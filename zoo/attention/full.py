@@ -2,7 +2,7 @@
 
 Attention Is All You Need, arXiv:1706.03762, equation 1: ``softmax(q kᵀ / √D) v``; the fused kernels follow
 FlashAttention, arXiv:2205.14135. Cost: O(N² D) time, O(N D) memory.
-Departures from the paper: none (no backend here has dropout on the attention weights).
+Departures from the paper: none.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class FullAttention(CachedAttention):
         memory="O(N)",
         causal=True,
         exact=True,
+        weights=True,
     )
 
     def __init__(self, dims: Dims, config: FullConfig) -> None:
@@ -53,11 +54,11 @@ class FullAttention(CachedAttention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         """See ``Attention.forward``. Raises NotImplementedError where the chosen kernel cannot run."""
         with self._restricted(q, "" if key_padding_mask is None else " and a padding mask"):
-            return full_attention(q, k, v, key_padding_mask=key_padding_mask, causal=self.causal)
+            return full_attention(q, k, v, key_padding_mask=key_padding_mask, causal=self.causal, dropout=self.dropped)
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
         with self._restricted(q):
-            return cached_attention(q, k, v, tensors, position, self.max_len)
+            return cached_attention(q, k, v, tensors, position, self.max_len, dropout=self.dropped)
 
     @contextmanager
     def _restricted(self, q: Tensor, beside: str = "") -> Iterator[None]:
@@ -78,5 +79,5 @@ class FullAttention(CachedAttention):
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         if self.config.kernel == "auto":
-            return sdpa_kernel_name(x, key_padding_mask, causal=self.causal)
+            return sdpa_kernel_name(x, key_padding_mask, causal=self.causal, dropout=self.dropped)
         return Kernel(f"torch SDPA {self.config.kernel} ({x.device.type})")

@@ -3,7 +3,7 @@
 Attention Is All You Need, arXiv:1706.03762, equation 1, as every textbook writes it:
 ``softmax(q kᵀ / √D) v`` with the N × N weights held in memory. Cost: O(N² D) time, O(N²) memory.
 A step has one row of weights, and runs the step form of ``full``.
-Departures from the paper: none (no backend here has dropout on the attention weights).
+Departures from the paper: none.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.contract import Dims, Traits
@@ -36,6 +37,7 @@ class NaiveAttention(CachedAttention):
         memory="O(N²)",
         causal=True,
         exact=True,
+        weights=True,
     )
 
     def __init__(self, dims: Dims, config: NaiveConfig) -> None:
@@ -52,6 +54,6 @@ class NaiveAttention(CachedAttention):
         if visible is not None:
             # The smallest finite number, not -inf: a row that sees no key must not become NaN.
             logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
-        weights = logits.softmax(-1).to(v.dtype)
+        weights = F.dropout(logits.softmax(-1).to(v.dtype), self.dropped)
         out: Tensor = weights @ v
         return out if key_padding_mask is None else out.masked_fill(key_padding_mask[:, None, :, None], 0)

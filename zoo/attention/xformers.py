@@ -44,6 +44,7 @@ class XformersAttention(CachedAttention):
         memory="O(N)",
         causal=True,
         exact=True,
+        weights=True,
     )
 
     def __init__(self, dims: Dims, config: XformersConfig) -> None:
@@ -51,13 +52,13 @@ class XformersAttention(CachedAttention):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         if missing_kernel(q):
-            return full_attention(q, k, v, key_padding_mask=key_padding_mask, causal=self.causal)
+            return full_attention(q, k, v, key_padding_mask=key_padding_mask, causal=self.causal, dropout=self.dropped)
         from xformers.ops import LowerTriangularMask, fmha, memory_efficient_attention
 
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, N, H, D)
         out: Tensor
         if key_padding_mask is None:
-            out = memory_efficient_attention(q, k, v, LowerTriangularMask() if self.causal else None)
+            out = memory_efficient_attention(q, k, v, LowerTriangularMask() if self.causal else None, self.dropped)
             return out.transpose(1, 2)
         real = ~key_padding_mask
         lengths = [n for n in real.sum(1).tolist() if n]
@@ -65,14 +66,15 @@ class XformersAttention(CachedAttention):
         if lengths:
             bias = fmha.attn_bias.BlockDiagonalMask.from_seqlens(lengths)
             packed = [x[real][None] for x in (q, k, v)]  # (1, sum of lengths, H, D)
-            out[real] = memory_efficient_attention(*packed, bias.make_causal() if self.causal else bias)[0]
+            bias = bias.make_causal() if self.causal else bias
+            out[real] = memory_efficient_attention(*packed, bias, self.dropped)[0]
         return out.transpose(1, 2)
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         missing = missing_kernel(x)
         if not missing:
             return Kernel("xformers memory_efficient_attention")
-        torch_kernel = sdpa_kernel_name(x, key_padding_mask, causal=self.causal).name
+        torch_kernel = sdpa_kernel_name(x, key_padding_mask, causal=self.causal, dropout=self.dropped).name
         return Kernel(f"{torch_kernel}: {missing}", fallback=True)
 
 

@@ -64,7 +64,7 @@ class CachedAttention(Attention):
         return empty(x)
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int) -> tuple[Tensor, Tensors]:
-        return cached_attention(q, k, v, tensors, position, self.kept)
+        return cached_attention(q, k, v, tensors, position, self.kept, dropout=self.dropped)
 
     def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
         return self.forward(q, k, v), fill(empty(v[:, :, 0]), (k, v), self.kept)
@@ -77,9 +77,17 @@ class CachedAttention(Attention):
 
 
 def cached_attention(
-    q: Tensor, k: Tensor, v: Tensor, tensors: Tensors, position: int, limit: int, pinned: int = 0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tensors: Tensors,
+    position: int,
+    limit: int,
+    pinned: int = 0,
+    dropout: float = 0.0,
 ) -> tuple[Tensor, Tensors]:
-    """Softmax attention over all kept positions and this one. q, k, v and the result: (B, H, 1, D)."""
+    """Softmax attention over all kept positions and this one. q, k, v and the result: (B, H, 1, D); dropout: share of
+    the weights that are dropped."""
     tensors = append(tensors, (k, v), position, limit, pinned)
     keys, values = (x[:, :, : position + 1] for x in tensors)
-    return F.scaled_dot_product_attention(q, keys, values), tensors
+    return F.scaled_dot_product_attention(q, keys, values, dropout_p=dropout), tensors
