@@ -20,15 +20,17 @@ from zoo.embeddings import (
     reordered,
 )
 from zoo.forms import Formed
-from zoo.layers import Activation, EncoderLayer, FeedForward, Norm, ReversibleLayer
+from zoo.layers import INITS, NORMS, Activation, EncoderLayer, FeedForward, Init, Norm, NormType, ReversibleLayer
+from zoo.pretrained import Pretrained
 from zoo.reversible import Streams
 from zoo.shell import MultiHeadAttention, Shell, check_input, check_step, made_on
 from zoo.state import State, prefill_groups
 
 Positions = Literal["sinusoidal", "learned", "rotary", "none"]
+NOT_KEPT = ("self", "__class__", "device", "dtype")  # arguments that say where the encoder lives
 
 
-class Encoder(Formed):
+class Encoder(Formed, Pretrained):
     """A Transformer encoder with the attention of your choice.
 
     Takes (B, N) token ids with ``vocab_size``, (B, N, n_features) floats with ``n_features`` (image patches, say), else
@@ -75,16 +77,16 @@ class Encoder(Formed):
         n_heads: int = 8,
         n_layers: int = 6,
         d_ff: int | None = None,
-        dropout: float = 0.1,
-        max_len: int = 8192,
         ff_chunk: int | None = None,
-        norm: Norm = "pre",
+        dropout: float = 0.1,
         attention_dropout: float = 0.0,
-        activation: Activation = "gelu",
-        positions: Positions = "sinusoidal",
+        max_len: int = 8192,
+        norm: Norm = "pre",
         norm_type: NormType = "layer",
         qk_norm: bool = False,
         init: Init = "zoo",
+        activation: Activation = "gelu",
+        positions: Positions = "sinusoidal",
         conv_width: int | None = None,
         vocab_size: int | None = None,
         n_features: int | None = None,
@@ -95,26 +97,28 @@ class Encoder(Formed):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name not in NOT_KEPT}
         super().__init__()
+        self.settings: dict[str, Any] | None = given
         Dims(d_model=d_model, n_heads=n_heads, max_len=max_len)
         at_least(0, n_layers=n_layers)
         one_of("norm", norm, ("pre", "post"))
-        one_of("activation", activation, ("gelu", "relu", "swiglu"))
-        one_of("positions", positions, ("sinusoidal", "learned", "rotary", "none"))
-        if d_ff is None:
-            d_ff = 8 * d_model // 3 if activation == "swiglu" else 4 * d_model
         one_of("norm_type", norm_type, tuple(NORMS))
         one_of("init", init, ("zoo", *INITS))
         recomputed = "layer" if checkpointing is True else checkpointing or None
         if recomputed is not None:
             one_of("checkpointing", recomputed, get_args(Part))
         a_share("dropout", dropout)
+        one_of("activation", activation, ("gelu", "relu", "swiglu"))
+        one_of("positions", positions, ("sinusoidal", "learned", "rotary", "none"))
+        if d_ff is None:
+            d_ff = 8 * d_model // 3 if activation == "swiglu" else 4 * d_model
         sizes = {"d_ff": d_ff, "conv_width": conv_width, "vocab_size": vocab_size, "n_features": n_features}
+        sizes["ff_chunk"] = ff_chunk
         at_least(1, **{name: value for name, value in sizes.items() if value is not None})
 
         if vocab_size is not None and n_features is not None:
             raise ValueError(f"expected vocab_size or n_features, got both: {vocab_size} and {n_features}")
-        sizes["ff_chunk"] = ff_chunk
         if reversible and norm != "pre":
             raise ValueError(f"reversible layers need norm='pre', got {norm!r}")
         if reversible and checkpointing:
@@ -147,12 +151,12 @@ class Encoder(Formed):
                     max_len=max_len,
                     causal=causal,
                     rotary=positions == "rotary",
+                    qk_norm=qk_norm,
+                    attention_dropout=attention_dropout,
                     layer=layer,
                     n_layers=n_layers,
                 )
                 feed_forward = FeedForward(d_model, d_ff, activation=activation, dropout=dropout, chunk=ff_chunk)
-                    qk_norm=qk_norm,
-                    attention_dropout=attention_dropout,
                 kind = ReversibleLayer if reversible else EncoderLayer
                 added = kind(
                     attention,
@@ -386,4 +390,5 @@ class Encoder(Formed):
             layer = takeover.take_over(source, attn, max_len=max_len, layer=number, n_layers=len(layers))
             ours.layers.append(layer)
         ours.norm = nn.Identity() if encoder.norm is None else copy.deepcopy(encoder.norm)
+        ours.settings = None
         return ours.to(layers[0].linear1.weight).train(encoder.training)

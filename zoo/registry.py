@@ -89,15 +89,7 @@ def build(attn: object, dims: Dims) -> Backend:
         UnsupportedError: ``causal`` without a causal form, ``qk_norm`` without the shell's queries and keys, or
             ``attention_dropout`` without attention weights.
     """
-    if isinstance(attn, str):
-        entry = describe(attn)
-        config = entry.config()
-    else:
-        available()
-        matches = [entry for entry in _entries.values() if type(attn) is entry.config]
-        if not matches:
-            raise ValueError(f"attn must be a name or a registered config, got {attn!r}")
-        entry, config = matches[0], attn
+    entry, config = resolve(attn)
     if dims.causal and not entry.traits.causal:
         able = [e.name for e in _entries.values() if e.traits.causal]
         raise UnsupportedError(f"{entry.name} has no causal form; these have: {', '.join(sorted(able))}")
@@ -109,6 +101,22 @@ def build(attn: object, dims: Dims) -> Backend:
             f"attention_dropout: {entry.name} does not hold the weight of each pair; these do: {', '.join(able)}"
         )
     return entry.build(dims, config)
+
+
+def resolve(attn: object) -> tuple[Entry, object]:
+    """The backend and its config, from a name or an instance of a config class.
+
+    Raises:
+        ValueError: unknown name or config class.
+    """
+    if isinstance(attn, str):
+        entry = describe(attn)
+        return entry, entry.config()
+    available()
+    for entry in _entries.values():
+        if type(attn) is entry.config:
+            return entry, attn
+    raise ValueError(f"attn must be a name or a registered config, got {attn!r}")
 
 
 @cache
