@@ -79,6 +79,16 @@ def command_reproduce(options: argparse.Namespace, words: list[str]) -> int:
     return execute(changed, words)
 
 
+def command_ablate(options: argparse.Namespace, words: list[str]) -> int:
+    from compare.tips import read_tips
+
+    try:
+        options.tips = read_tips(options.tips)
+    except ValueError as error:
+        raise UsageError(f"--tips: {error}") from error
+    return execute(options, words)
+
+
 def command_cost(options: argparse.Namespace, words: list[str]) -> int:
     if options.decode:
         for flag, reason in WHY_NOT_DECODED.items():
@@ -175,13 +185,28 @@ def command_diff(options: argparse.Namespace, _words: list[str]) -> int:
     return 1 if options.fail_on_regression and result.regressed else 0
 
 
+def command_evaluate(options: argparse.Namespace, _words: list[str]) -> int:
+    from compare.evaluate import score_kept
+
+    return score_kept(options)
+
+
+def command_predict(options: argparse.Namespace, _words: list[str]) -> int:
+    from compare.predict import predict
+
+    return predict(options)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "run": execute,
     "cost": command_cost,
+    "ablate": command_ablate,
     "list": command_list,
     "report": command_report,
     "diff": command_diff,
     "reproduce": command_reproduce,
+    "evaluate": command_evaluate,
+    "predict": command_predict,
 }
 
 

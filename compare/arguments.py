@@ -9,6 +9,7 @@ from pathlib import Path
 
 from compare.flags import add_field, add_fields, add_match, add_run_options, add_switches, add_what, add_where
 from compare.parser import PROGRAM, Parser, Version
+from compare.tips import TIPS
 from compare.values import amounts, length, lengths, natural, positive_float, rates, seeds
 
 Make = Callable[..., Parser]
@@ -22,7 +23,10 @@ EPILOG = """other commands:
   python -m compare list NAME        describe one backend and its options
   python -m compare report DIR ...   draw charts and pages again, from records alone
   python -m compare diff A B         show what changed between two folders of results, beyond noise
+  python -m compare ablate ...       measure what each tip of the trade buys: warm-up, dropout, bfloat16 ...
   python -m compare reproduce NAME   run a named plan, and show its results beside published figures
+  python -m compare evaluate ...     score a model that --save kept, at other lengths
+  python -m compare predict ...      classify new texts by such a model
 
 examples:
   python -m compare                  which of three variants keeps its accuracy at 8192 tokens, and at what cost
@@ -38,6 +42,13 @@ examples:
   python -m compare --variants full,linear --lr-grid 1e-3,3e-3,1e-2 --tasks mqar --seeds 3
   python -m compare --causal --variants full,linear,mamba2 --tasks mqar,bytes
   python -m compare --variants full,my_module:MyAttention --set my_attention.scale=5
+"""
+ABLATE_EXAMPLES = """
+
+examples:
+  python -m compare ablate --variants full,linformer --tips amp,checkpoint,accumulate,compile
+  python -m compare ablate --variants full,linformer,linear --tasks digits,mqar --tips all --seeds 3
+  python -m compare ablate --variants full --tips amp,checkpoint,amp+checkpoint
 """
 COST_EPILOG = """examples:
   python -m compare cost --variants full,linformer,linear --seq-len 512:65536
@@ -76,6 +87,13 @@ def run_parser(make: Make = Parser) -> Parser:
         default=argparse.SUPPRESS,
         help="print the versions of the zoo, torch and Python",
     )
+    add_training(run)
+    run.commands = list(PARSERS)
+    return run
+
+
+def add_training(run: Parser) -> None:
+    """Add the flags of comparisons that train."""
     what = add_what(run)
     what.add_argument(
         "--seq-len",
@@ -160,9 +178,31 @@ def run_parser(make: Make = Parser) -> Parser:
     add_match(run)
     add_where(run)
     add_run_options(run)
-    run.commands = list(PARSERS)
-    run.set_defaults(decode=False, plan=None)
-    return run
+    run.set_defaults(decode=False, plan=None, tips=())
+
+
+def ablate_parser(make: Make = Parser) -> Parser:
+    """Make the parser of ``python -m compare ablate``."""
+    width = max(map(len, TIPS))
+    ablate = make(
+        prog=f"{PROGRAM} ablate",
+        description="Measure what each tip of the trade buys in memory, speed and accuracy: a baseline, and the same "
+        "with each tip, on the same seeds. A tip that a variant cannot have is a run with status unsupported.",
+        epilog="\n".join(["tips:", *(f"  {name:{width}}  {tip.summary}" for name, tip in TIPS.items())])
+        + ABLATE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    tips = ablate.add_argument_group("tips")
+    tips.add_argument(
+        "--tips",
+        default="all",
+        metavar="A,B+C",
+        help="names of tips, A+B for several at once, or all (default: %(default)s)",
+    )
+    add_training(ablate)
+    ablate.set_defaults(tips="all")
+    return ablate
 
 
 def cost_parser(make: Make = Parser) -> Parser:
@@ -234,6 +274,54 @@ def diff_parser(make: Make = Parser) -> Parser:
     return diff
 
 
+def add_model(parser: Parser) -> None:
+    """Add the flag of a kept model, and of its device."""
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a folder that --save wrote")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes the GPU if there is one"
+    )
+
+
+def evaluate_parser(make: Make = Parser) -> Parser:
+    """Make the parser of ``python -m compare evaluate``."""
+    evaluate = make(
+        prog=f"{PROGRAM} evaluate",
+        description="Score a kept model at any length, on its task or on another with the same inputs and answers.",
+        epilog="examples:\n  python -m compare evaluate --model results/mine/models/full_mqar_256_seed-0_1a2b3c4d5e6f\n"
+        "  python -m compare evaluate --model DIR --seq-len 512,1k,2k\n"
+        "  python -m compare evaluate --model DIR --set noisy_recall.pairs=64\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model(evaluate)
+    evaluate.add_argument("--task", metavar="NAME", help="a task (default: that of the model)")
+    evaluate.add_argument(
+        "--set", action="append", default=[], metavar="TASK.OPTION=VALUE", help="an option of the task"
+    )
+    evaluate.add_argument(
+        "--seq-len", type=lengths, default=[], metavar="N,M", help="lengths of samples (default: that of the training)"
+    )
+    evaluate.add_argument("--json", action="store_true", help="print each result as a line of JSON")
+    return evaluate
+
+
+def predict_parser(make: Make = Parser) -> Parser:
+    """Make the parser of ``python -m compare predict``."""
+    predict = make(
+        prog=f"{PROGRAM} predict",
+        description="Classify new texts by a kept model. A model of the task bytes fills in each [MASK] of a text. The "
+        "rows get two columns: prediction and probability.",
+        epilog="examples:\n  python -m compare predict --model DIR --data new.csv --out answers.csv\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model(predict)
+    predict.add_argument(
+        "--data", type=Path, required=True, metavar="FILE", help="a csv, tsv, json, parquet or arrow file"
+    )
+    predict.add_argument("--text-column", metavar="NAME", help="column of the text (default: as in training)")
+    predict.add_argument("--out", type=Path, metavar="FILE", help="the csv to write (default: standard output)")
+    return predict
+
+
 def list_parser(make: Make = Parser) -> Parser:
     """Make the parser of ``python -m compare list``."""
     listing = make(prog=f"{PROGRAM} list", description="List backends and tasks, or describe one backend.")
@@ -279,6 +367,9 @@ PARSERS: dict[str, Callable[[Make], Parser]] = {
     "list": list_parser,
     "report": report_parser,
     "diff": diff_parser,
+    "ablate": ablate_parser,
     "reproduce": reproduce_parser,
+    "evaluate": evaluate_parser,
+    "predict": predict_parser,
 }
 """Command -> the function that makes its parser."""

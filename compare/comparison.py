@@ -30,6 +30,7 @@ from compare.runs.rate_search import At, GridPoint, search_rates
 from compare.runs.sequence import run_all
 from compare.runs.track import TRACKERS, check_trackers
 from compare.spec import DataId, RunSpec
+from compare.tips import TIPS, with_tips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class Comparison:
     Attributes:
         command: the typed command.
         specs: the runs; before a search, with the learning rates that the search replaces.
+        tips: the tips that each run is repeated with, after the search; empty = none.
         grid: rates and weight decays that the search tries for each variant; empty = no search.
         grid_at: swept tasks for which one search serves all values, as ``At``.
         longest: the longest length that the search for the longest that fits into memory tries; None = no search.
@@ -50,6 +52,7 @@ class Comparison:
 
     command: str
     specs: tuple[RunSpec, ...]
+    tips: tuple[str, ...]
     grid: tuple[GridPoint, ...]
     grid_at: At
     longest: int | None
@@ -101,6 +104,7 @@ def make_comparison(options: argparse.Namespace, words: list[str], longest: int 
     return Comparison(
         command=command,
         specs=tuple(planned.specs),
+        tips=tuple(options.tips),
         grid=tuple(planned.grid),
         grid_at=planned.grid_at,
         longest=longest,
@@ -113,6 +117,7 @@ def make_comparison(options: argparse.Namespace, words: list[str], longest: int 
             checkpoint_every=options.checkpoint_every,
             timeout=options.timeout,
             track=track,
+            save=options.save or any(TIPS[part].teacher for tip in options.tips for part in tip.split("+")),
             machine=machine,
         ),
     )
@@ -162,7 +167,8 @@ def run_and_report(comparison: Comparison, unprepared: dict[DataId, str], displa
     """Do the runs and draw the report. unprepared: data that could not be prepared -> the reason."""
     out, specs = comparison.out, comparison.specs
     stamp_folder(out, comparison.run_options.machine, display)
-    count = f"{len(specs)} runs, one after another" if len(specs) > 1 else "1 run"
+    number = len(with_tips(specs, comparison.tips).specs) if comparison.tips else len(specs)
+    count = f"{number} runs, one after another" if number > 1 else "1 run"
     display.say(f"{count}; results in {out}")
     interrupted = False
     try:
@@ -195,6 +201,13 @@ def do_runs(comparison: Comparison, unprepared: dict[DataId, str], display: Disp
         specs, notes = search_rates(specs, comparison.grid, run, display.say, comparison.grid_at)
     if comparison.plan:
         notes = {spec.run_id: notes.get(spec.run_id, {}) | {"plan": comparison.plan} for spec in specs}
+    if comparison.tips:
+        tipped = with_tips(specs, comparison.tips)
+        for line in tipped.idle:
+            display.say(f"skipped: {line}")
+        searched = {spec.run_id: notes.get(spec.run_id, {}) for spec in specs}
+        notes = {spec.run_id: searched[base] | {"tip": tip} for spec, tip, base in tipped.rows}
+        specs = tipped.specs
     run(specs, notes=notes)
     if comparison.longest is not None:
         search_longest(specs, comparison.longest, read_records(comparison.records)[0], run)

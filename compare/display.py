@@ -44,6 +44,9 @@ class Runs:
         self.shared: dict[str, set[tuple[str, Option]]] = {}  # options that all runs of a task have
         for spec in specs:
             self.shared[spec.task] = self.shared.get(spec.task, set(spec.task_options)) & set(spec.task_options)
+        self.firsts: dict[object, RunSpec] = {}  # the first run of each variant on its data
+        for spec in specs:
+            self.firsts.setdefault((spec.label, spec.data_id, spec.kind), spec)
         self.weight_decays = {spec.weight_decay for spec in specs if spec.kind == "search"}
         self.current: RunSpec | None = None
         self.event: Record = {}
@@ -70,10 +73,16 @@ class Runs:
         return " ".join([spec.task, *own])
 
     def setting_of(self, spec: RunSpec) -> str:
-        """The settings that a search run tries; "" for other runs."""
-        if spec.kind != "search":
-            return ""
-        return f" · lr {spec.lr:g}" + f" · weight decay {spec.weight_decay:g}" * (len(self.weight_decays) > 1)
+        """The settings that a search run tries, and those in which a run differs from the first of its variant."""
+        first, apart = self.firsts[spec.label, spec.data_id, spec.kind], {"seed"}
+        tried = ""
+        if spec.kind == "search":
+            apart |= {"lr", "weight_decay"}
+            tried = f" · lr {spec.lr:g}" + f" · weight decay {spec.weight_decay:g}" * (len(self.weight_decays) > 1)
+        changed = {name: value for name, value in vars(spec).items() if name not in apart}
+        return tried + "".join(
+            f" · {name.replace('_', ' ')} {value}" for name, value in changed.items() if value != getattr(first, name)
+        )
 
     def time_left(self, at: float) -> tuple[float | None, float | None]:
         """Seconds left of the current run and of the comparison; None where unknown."""

@@ -22,6 +22,7 @@ from compare.kinds import (
     SHARE,
     SPREAD,
     SWITCH,
+    SWITCH_OR_TEXT,
     TEXT,
     Kind,
     are_lengths,
@@ -40,8 +41,10 @@ UNSHOWN = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\ufffe\\uffff
 FIELDS: dict[str, Kind] = {
     **{quantity.field: quantity.kind for quantity in QUANTITIES},
     **{quantity.spread_field: SPREAD for quantity in QUANTITIES if quantity.quartiles},
-    **dict.fromkeys(("run_id", "variant", "task", "status", "label", "plan"), NAME),
-    **dict.fromkeys(("family", "reason", "kernel", "metric", "command", "started", "task_summary", "remark"), TEXT),
+    **dict.fromkeys(("run_id", "variant", "task", "status", "label", "plan", "tip"), NAME),
+    **dict.fromkeys(
+        ("family", "reason", "kernel", "metric", "command", "started", "task_summary", "remark", "model"), TEXT
+    ),
     **{"seq_len": LENGTH, "seed": COUNT, "kernel_fallback": SWITCH, "causal": SWITCH, "rotary_without_effect": SWITCH},
     "val_loss": NUMBER,
     **dict.fromkeys(("test_size", "val_size", "train_flops", "matrix_rate_flops"), AMOUNT),
@@ -57,7 +60,8 @@ FIELDS: dict[str, Kind] = {
 SPEC_FIELDS: dict[str, Kind] = {
     **dict.fromkeys(("options", "task_options"), OPTIONS),
     **dict.fromkeys(("lr", "budget"), MEASURED),
-    **dict.fromkeys(("search", "causal", "decode", "checkpointing", "reversible", "compile", "length_warmup"), SWITCH),
+    **dict.fromkeys(("search", "causal", "decode", "reversible", "compile", "length_warmup", "qk_norm"), SWITCH),
+    "checkpointing": SWITCH_OR_TEXT,
     **dict.fromkeys(("batch_size", "probe", "memory_limit"), LENGTH),
     **dict.fromkeys(("seed", "steps"), COUNT),
     **dict.fromkeys(("lr_schedule", "length_schedule"), TEXT),
@@ -65,8 +69,8 @@ SPEC_FIELDS: dict[str, Kind] = {
     "test_lens": Kind("a list of whole numbers above 0", are_lengths),
 }
 POINT_FIELDS: dict[str, Kind] = {
-    **dict.fromkeys(("step", "seconds", "tokens", "flops"), AMOUNT),
-    **dict.fromkeys(("train_loss", "train_score", "val_loss", "val_score"), NUMBER),
+    **dict.fromkeys(("step", "seconds", "tokens", "flops", "grad_norm"), AMOUNT),
+    **dict.fromkeys(("train_loss", "train_score", "val_loss", "val_score", "restoring_loss"), NUMBER),
     "seq_len": LENGTH,
 }
 

@@ -87,6 +87,7 @@ def add_run_options(parser: Parser) -> None:
         "checkpoint (default: %(default)g)",
     )
     how.add_argument("--track", metavar="A,B", help="also log to tensorboard, wandb (offline) (default: none)")
+    how.add_argument("--save", action="store_true", help="keep each trained model, in the folder models of --out")
     shown = how.add_mutually_exclusive_group()
     shown.add_argument("--quiet", action="store_true", help="print only errors and the path of the report")
     shown.add_argument("--json", action="store_true", help="print each event as a line of JSON")
@@ -129,7 +130,17 @@ def add_fields(group: Container, name: str, apart: Sequence[str] = ()) -> None:
 def add_field(group: Container, field: str) -> None:
     """Add the flag of a field of ``RunSpec``."""
     flag = FLAGS[field]
-    if isinstance(flag.unasked, bool):
+    if isinstance(flag.unasked, bool) and flag.choices:
+        group.add_argument(
+            flag.option,
+            nargs="?",
+            const=True,
+            default=False,
+            choices=flag.choices,
+            metavar=flag.metavar,
+            help=flag.help,
+        )
+    elif isinstance(flag.unasked, bool):
         group.add_argument(flag.option, action="store_true", help=flag.help)
     else:
         group.add_argument(

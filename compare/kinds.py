@@ -78,6 +78,7 @@ def is_scale(value: Any) -> bool:
 TEXT = Kind("a string", is_text)
 NAME = Kind("a string that is not empty", lambda value: is_text(value) and bool(value.strip()))
 SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
+SWITCH_OR_TEXT = Kind("true, false or a string", lambda value: isinstance(value, bool | str))
 COUNT = Kind("a whole number of at least 0", lambda value: is_whole(value) and value >= 0)
 LENGTH = Kind("a whole number above 0", lambda value: is_whole(value) and value > 0)
 NUMBER = Kind("a number", is_number)

@@ -118,6 +118,10 @@ def check_flags(options: argparse.Namespace) -> None:
         raise UsageError("--weight-decay-grid needs --lr-grid R,S: one search chooses both")
     if options.test_len and options.steps == 0:
         raise UsageError("--test-len cannot be combined with --steps 0: it tests trained models")
+    if options.tune and not (options.start or options.pretrain):
+        raise UsageError(f"--tune {options.tune} needs --start DIR or --pretrain SHARE: it fixes the encoder's weights")
+    if options.distill != "answers" and not options.teacher:
+        raise UsageError(f"--distill {options.distill} needs --teacher DIR: the model to learn from")
     if options.memory_limit is not None and options.memory_limit < LEAST_MEMORY:
         raise UsageError(
             f"--memory-limit: expected a size with its unit such as 500MB or 16GB, at least {LEAST_MEMORY >> 20}MB "

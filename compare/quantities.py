@@ -195,6 +195,15 @@ STATE = Quantity(
     better="low",
     floor=0,
 )
+WEIGHTS = Quantity(
+    field="weights_bytes",
+    title="weights",
+    unit="B",
+    show=size,
+    words="bytes of weights",
+    better="low",
+    floor=0,
+)
 PARAMETERS = Quantity(
     field="params",
     title="parameters",
@@ -203,6 +212,9 @@ PARAMETERS = Quantity(
     column="parameters",
     latex=Latex("parameters"),
     floor=0,
+)
+TRAINED_PARAMETERS = Quantity(
+    field="trained_params", title="trained parameters", unit="count", show=count, better="low"
 )
 TRAINING_STEPS = Quantity(field="train_steps", title="training steps", unit="count")
 
@@ -221,7 +233,9 @@ QUANTITIES = (
     FLOPS,
     TOKEN,
     STATE,
+    WEIGHTS,
     PARAMETERS,
+    TRAINED_PARAMETERS,
     TRAINING_STEPS,
     Quantity(field="train_seconds", title="training time", unit="s", show=seconds),
     Quantity(field="train_cpu_seconds", title="CPU time of training", unit="s", show=seconds),

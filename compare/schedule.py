@@ -35,6 +35,7 @@ LR_SCHEDULES: dict[LrSchedule, LrCurve] = {
         "1 / √(share of the training done) after the warm-up",
         lambda done, warmup: math.sqrt(warmup / max(done, warmup)),
     ),
+    "constant": LrCurve("constant to the end", lambda _done, _warmup: 1.0),
 }
 
 

@@ -89,11 +89,17 @@ class RunSpec:
         accumulate: micro-batches in an optimizer step.
         lr: the peak learning rate. lr_schedule: how it changes over the training. warmup: share of the training in
             which it rises.
+        early_stopping: training ends after this many validations in a row without a better score.
+        pretrain: share of the training that is self-supervised. start, teacher: the folder of a kept model, or the
+            ``run_id`` of a run that kept its model in the same folder of results. distill: what the teacher gives.
+        tune: which weights the training of the task adds and trains; None = it trains all.
+        quantize: how the trained model is quantised before its test; None = not.
         length_schedule: how the length of training samples changes over the training.
         test_lens: lengths beside ``seq_len`` at which the trained model is tested. Where one is longer, the encoder is
             built for the longest.
-        checkpointing: backward recomputes layers instead of storing them. reversible: layers add to two streams in
-            turn, and backward undoes them instead of storing them. compile: use ``torch.compile``.
+        checkpointing: backward recomputes layers, or the named part of each, instead of storing them. reversible:
+            layers add to two streams in turn, and backward undoes them instead of storing them. compile: use
+            ``torch.compile``.
         causal: a position sees itself and earlier positions.
         search: the run is part of the search for a learning rate: validated, never tested.
         decode: measure the cost of causal decoding, step by step up to ``seq_len``.
@@ -127,8 +133,36 @@ class RunSpec:
         *("shape", "position embedding (default: rotary; sinusoidal for pictures)"),
         choices=("sinusoidal", "learned", "rotary", "none"),
     )
-    norm: str = "pre"
-    dropout: float = 0.0
+    norm: str = flagged(
+        "shape", "place of the norms: before each sublayer, or after it (default: %(default)s)", default="pre",
+        choices=("pre", "post"),
+    )  # fmt: skip
+    norm_type: str = flagged(
+        "shape", "LayerNorm or RMSNorm (default: %(default)s)", default="layer", choices=("layer", "rms")
+    )
+    qk_norm: bool = flagged("shape", "an RMSNorm on the queries and keys of each head", default=False)
+    init: str = flagged(
+        *(
+            "shape",
+            "initial weights of the linear maps: the zoo's, nn.Linear's, Glorot's or GPT-2's (default: %(default)s)",
+        ),
+        default="zoo",
+        choices=("zoo", "torch", "xavier", "gpt2"),
+    )
+    dropout: float = flagged(
+        "training",
+        "share of the features that training drops after the embedding and in every sublayer (default: %(default)g)",
+        share,
+        default=0.0,
+        metavar="P",
+    )
+    attention_dropout: float = flagged(
+        "training",
+        "share of the attention weights that training drops, for variants that hold them (default: %(default)g)",
+        share,
+        default=0.0,
+        metavar="P",
+    )
     accumulate: int = flagged(
         "training", "micro-batches in an optimizer step (default: %(default)s)", positive, default=1, metavar="K"
     )
@@ -136,7 +170,67 @@ class RunSpec:
     weight_decay: float = flagged(
         "training", "weight decay of matrices (default: %(default)g)", amount, default=0.01, metavar="W"
     )
-    clip_norm: float = 1.0
+    label_smoothing: float = flagged(
+        "training",
+        "share of each target that training spreads over all classes (default: %(default)g)",
+        share,
+        default=0.0,
+        metavar="E",
+    )
+    clip_norm: float = flagged(
+        "training",
+        "norm that gradients are scaled down to, 0 for no limit (default: %(default)g)",
+        amount,
+        default=1.0,
+        metavar="G",
+    )
+    early_stopping: int | None = flagged(
+        "training",
+        "stop after K validations in a row without a better score, and test the weights of the best one",
+        positive,
+        default=None,
+        metavar="K",
+    )
+    pretrain: float = flagged(
+        "training",
+        "share of the training that restores hidden tokens or patches of the task's own inputs (causal: predicts the "
+        "next one); the rest trains the task (default: %(default)g)",
+        share,
+        default=0.0,
+        metavar="SHARE",
+    )
+    start: str | None = flagged(
+        "training",
+        "begin with the weights of a kept model; with another attention, those that both have",
+        str,
+        default=None,
+        metavar="DIR",
+    )
+    teacher: str | None = flagged(
+        "training", "also learn from the answers of a kept model of the same task", str, default=None, metavar="DIR"
+    )
+    distill: str = flagged(
+        *(
+            "training",
+            "what to learn from the teacher: answers, hidden states too, or attention (default: %(default)s)",
+        ),
+        default="answers",
+        choices=("answers", "hidden", "attention"),
+    )
+    tune: str | None = flagged(
+        "training",
+        "after --start or --pretrain, fix the encoder and train a few new weights beside it, and the head",
+        default=None,
+        choices=("lora", "adapter", "prompt", "prefix"),
+        metavar="METHOD",
+    )
+    quantize: str | None = flagged(
+        "training",
+        "test the trained model with weights of int8, and measure its forward pass and its size",
+        default=None,
+        choices=("int8-dynamic", "int8-weights"),
+        metavar="SCHEME",
+    )
     lr_schedule: LrSchedule = flagged(
         "training",
         f"how the learning rate changes after its warm-up. {LR_CURVES} (default: the task's)",
@@ -168,7 +262,20 @@ class RunSpec:
         "variants and tasks without a causal form, unless they are named: then it is an error",
         default=False,
     )
-    checkpointing: bool = flagged("switches", "recompute layers in backward instead of storing them", default=False)
+    checkpointing: bool | str = flagged(
+        "switches",
+        "recompute layers in backward instead of storing them, or only the attention or the feed_forward of each",
+        default=False,
+        choices=("attention", "feed_forward"),
+        metavar="PART",
+    )
+    ff_chunk: int | None = flagged(
+        "switches",
+        "positions that a feed-forward computes at once, in forward and in backward",
+        positive,
+        default=None,
+        metavar="K",
+    )
     reversible: bool = flagged(
         "switches", "two-stream layers: backward recomputes their inputs instead of storing them", default=False
     )

@@ -1,6 +1,7 @@
-"""Numbers as people read them: times, bytes, counts and percentages with their units."""
+"""Numbers as people read them: times, bytes, counts and percentages with their units; words as names of files."""
 
 import math
+import re
 from collections.abc import Sequence
 
 SPACE = "\N{NO-BREAK SPACE}"
@@ -63,3 +64,9 @@ def joined(words: Sequence[str], most: int) -> str:
 def sentence(text: str) -> str:
     """The text with a capital first letter."""
     return text[:1].upper() + text[1:]
+
+
+def slug(*parts: str) -> str:
+    """Words as part of a file name."""
+    words = (re.sub(r"[^A-Za-z0-9.=-]+", "-", part).strip("-") for part in parts)
+    return "_".join(word for word in words if word)

@@ -83,7 +83,7 @@ def share(text: str) -> float:
         value = -1.0
     if 0 <= value < 1:
         return value
-    raise ArgumentTypeError(f"expected a share of the training, at least 0 and below 1, got {text!r}")
+    raise ArgumentTypeError(f"expected a share, at least 0 and below 1, got {text!r}")
 
 
 def positive_float(text: str) -> float:

@@ -85,7 +85,7 @@ def test_what_is_no_size_of_memory(text: str) -> None:
         ),
         (["--length-schedule", "short"], "invalid choice: 'short' .choose from '?from-64th'?, '?from-16th"),
         (["--lr-schedule", "step"], "invalid choice: 'step' .choose from '?constant-then-linear"),
-        (["--warmup", "1"], "expected a share of the training, at least 0 and below 1, got '1'"),
+        (["--warmup", "1"], "expected a share, at least 0 and below 1, got '1'"),
         (
             ["--warmup", "0", "--lr-schedule", "inverse-square-root"],
             "--warmup 0 cannot be combined with --lr-schedule inverse-square-root",

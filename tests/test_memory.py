@@ -16,8 +16,9 @@ from compare.report.render.latex import latex_tables
 from compare.report.sections.accuracy import weight_of
 from compare.report.sections.lengths import cost_against_length, memory_cost
 from compare.report.sections.results import columns_of
+from compare.runs.score import Tally
 from compare.runs.step_cost import measure_costs
-from compare.runs.train import Tally, Trainer
+from compare.runs.train import Trainer
 from tasks import Batch
 from tests.drawn import answer_to, drawn, markdown_of
 from tests.make_records import ENVIRONMENT, Record, make_record

@@ -201,7 +201,7 @@ def go_on(spec: RunSpec, kind: type[Checkpoint], path: Path, cpu: str) -> tuple[
     record: Record = {"machine": {"cpu": cpu, "command": "…"}}
     said: list[str] = []
     sent = io.StringIO()
-    work(spec, record, Events(sent), kind(path, 1e-9, said.append), None, lambda: 0.0)
+    work(spec, None, record, Events(sent), kind(path, 1e-9, said.append), None, lambda: 0.0)
     return record, [json.loads(line)["phase"] for line in sent.getvalue().splitlines()], said
 
 

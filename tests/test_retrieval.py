@@ -14,7 +14,8 @@ import torch
 
 import tasks.retrieval
 from compare.runs.measure import saved_bytes
-from compare.runs.train import Tally, Trainer
+from compare.runs.score import Tally
+from compare.runs.train import Trainer
 from tasks.base import ACCURACY
 from tasks.retrieval import BUCKETS, FILES, Retrieval, RetrievalConfig, overlap, pieces
 from tests.learning import learns, small_spec

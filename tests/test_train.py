@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from compare.runs.data import at_full_length, count_tokens, make_task
 from compare.runs.model import Model, decay_groups
 from compare.runs.outcome import DivergedError
-from compare.runs.train import Evaluation, Tally, Trainer
+from compare.runs.score import Evaluation, Tally
+from compare.runs.train import Trainer
 from compare.spec import RunSpec
 from tasks import IGNORE, Batch
 from tasks.base import ACCURACY, EXPLAINED_VARIANCE

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from compare.fields import parse_json
 from compare.record import read_records, write_atomically
+from compare.report.facts.ablation import group_tips, split_tips
 from compare.report.facts.equal_terms import match_scores
 from compare.report.facts.grouping import Source, group_records
 from compare.report.facts.overview import Overview
@@ -88,10 +89,13 @@ def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") ->
         environment, complaint = read_environment(folder / "environment.json")
         sources.append(Source(records, environment))
         warnings += damaged + complaint
-    ended = group_records(sources)
+    apart = [split_tips(source) for source in sources]
+    ended, tipped = group_records([plain for plain, _ in apart]), group_tips(tips for _, tips in apart)
     groups = [match_scores(group, match) for group in ended]
     warnings += mixed_data(groups)
-    report = document(groups, warnings)
+    tips = {tip: [match_scores(group, match) for group in own] for tip, own in tipped.items()}
+    report = document(groups, warnings, tips)
+    ended += [group for own in tipped.values() for group in own]
     write_charts(report.charts, choose_styles(groups), out)
     write_atomically(out / "report.md", markdown_report(report))
     write_atomically(out / "table.csv", csv_table(ended))
@@ -106,7 +110,7 @@ def in_short(folder: Path) -> tuple[str, list[str]]:
     Without scores the stem is "", and each sentence names the lengths from which variants are faster than full.
     """
     records, _ = read_records(folder / "records.jsonl")
-    groups = group_records([Source(records, read_environment(folder / "environment.json")[0])])
+    groups = group_records([split_tips(Source(records, read_environment(folder / "environment.json")[0]))[0]])
     if lead := lead_of(Overview(groups)):
         return lead.stem, [*lead.sentences, *lead.remarks]
     return "", [crossovers(series) for series in length_series(groups)]

@@ -15,13 +15,16 @@ from compare.record import Record, other_data, other_machine
 from compare.runs import measure
 from compare.runs.checkpoint import Checkpoint
 from compare.runs.child import Events
-from compare.runs.data import make_task, resized
+from compare.runs.data import at_full_length, make_task, resized
 from compare.runs.decode import measure_decoding
+from compare.runs.keep import keep
 from compare.runs.options import RunOptions
 from compare.runs.outcome import explain, new_record
-from compare.runs.step_cost import measure_costs, try_length
+from compare.runs.quantise import check_quantiser, quantised, weights_bytes
+from compare.runs.step_cost import measure_costs, measure_forward, try_length
 from compare.runs.track import Tracking
 from compare.runs.train import Trainer, share_done
+from compare.runs.tune import check_tuner
 from compare.spec import RunSpec
 from tasks import Task
 
@@ -43,7 +46,10 @@ def execute(spec: RunSpec, run_options: RunOptions, events: Events, started: flo
     try:
         if run_options.track and run_options.out is not None and spec.kind in ("train", "search"):
             tracking = Tracking(run_options.track, Path(run_options.out) / "track", spec, events.warn)
-        work(spec, record, events, checkpoint, tracking, wall)
+        trained = work(spec, run_options.out, record, events, checkpoint, tracking, wall)
+        if run_options.save and run_options.out is not None and trained is not None:
+            events.phase("saving")
+            save(trained, record, Path(run_options.out), events)
     except Exception as error:
         record["status"], record["reason"] = explain(error)
         if checkpoint is not None:  # it would repeat the failure, or skip the part that was mended
@@ -52,6 +58,15 @@ def execute(spec: RunSpec, run_options: RunOptions, events: Events, started: flo
         tracking.end(record)
     record["wall_seconds"] = wall()
     return record
+
+
+def save(trainer: Trainer, record: Record, out: Path, events: Events) -> None:
+    """Keep the trained model; a full disk is a warning, because the results are there."""
+    try:
+        keep(trainer, record, out)
+    except OSError as error:
+        record.pop("model", None)
+        events.warn(f"the trained model cannot be saved: {error.filename or out}: {error.strerror or error}")
 
 
 def settle_cpu(threads: int) -> None:
@@ -66,15 +81,20 @@ def settle_cpu(threads: int) -> None:
 
 def work(
     spec: RunSpec,
+    out: str | None,
     record: Record,
     events: Events,
     checkpoint: Checkpoint | None,
     tracking: Tracking | None,
     wall: Callable[[], float],
-) -> None:
+) -> Trainer | None:
     """Measure, train and test as the spec says, and add each result to ``record``.
 
-    ``wall`` returns the seconds that the run took so far, including those of an earlier process that was killed.
+    ``out``: the folder of the results, which may hold models that the run begins with or learns from. ``wall`` returns
+    the seconds that the run took so far, including those of an earlier process that was killed.
+
+    Returns:
+        The trainer with the tested model; None where the spec trains no model to test.
     """
     if spec.device == "cuda" and spec.memory_limit:
         share = spec.memory_limit / torch.cuda.get_device_properties(0).total_memory
@@ -86,8 +106,8 @@ def work(
     task.prepare(lambda done: events.phase("preparing data", done))
     if spec.kind == "probe":
         events.phase("probing")
-        try_length(Trainer(spec, task))
-        return
+        try_length(Trainer(spec, task, out))
+        return None
     facts = task.facts
     scale = asdict(task.metric)
     record |= {"metric": scale.pop("name"), "metric_scale": scale}
@@ -97,21 +117,41 @@ def work(
         events.phase("decoding")
         batch = resized(next(task.train_batches(spec.batch_size, spec.seq_len, spec.seed)), spec.seq_len)
         record |= measure_decoding(spec, task, batch.inputs, lambda done: events.still("decoding", done))
-        return
-    resumed = None if checkpoint is None else checkpoint.load(lambda state: restore(spec, task, record, state))
+        return None
+    if spec.quantize is not None:
+        check_quantiser()
+    if spec.tune is not None:
+        check_tuner(spec.tune)
+    resumed = None if checkpoint is None else checkpoint.load(lambda state: restore(spec, task, out, record, state))
     if resumed is None:
         events.phase("measuring")
-        counted = measure_costs(Trainer(spec, task), record)
+        counted = measure_costs(Trainer(spec, task, out), record)
         if spec.kind == "cost":
-            return
-        resumed = Trainer(spec, task), counted
+            return None
+        resumed = Trainer(spec, task, out), counted
     trainer, counted = resumed
     train(trainer, counted, record, events, checkpoint, tracking, wall)
-    if spec.kind == "train":
-        test(trainer, record, events)
+    if spec.kind != "train":
+        return None
+    if spec.quantize is not None:
+        events.phase("quantising")
+        quantise(trainer, spec.quantize, record)
+    test(trainer, record, events)
+    return trainer
 
 
-def restore(spec: RunSpec, task: Task, record: Record, state: dict[str, Any]) -> tuple[Trainer, dict[int, float]]:
+def quantise(trainer: Trainer, scheme: str, record: Record) -> None:
+    """Replace the model by its quantised copy, and measure the copy's forward pass and size."""
+    spec = trainer.spec
+    trainer.model = quantised(trainer.trained, scheme)
+    record["weights_bytes"] = weights_bytes(trainer.model)
+    first = at_full_length(next(trainer.task.train_batches(spec.batch_size, spec.seq_len, spec.seed)), spec.seq_len)
+    measure_forward(trainer, trainer.to_device(first), record)
+
+
+def restore(
+    spec: RunSpec, task: Task, out: str | None, record: Record, state: dict[str, Any]
+) -> tuple[Trainer, dict[int, float]]:
     """Return the trainer and the counted FLOPs of a checkpoint, and copy its results into ``record``.
 
     Raises:
@@ -122,7 +162,7 @@ def restore(spec: RunSpec, task: Task, record: Record, state: dict[str, Any]) ->
         raise ValueError(f"the data changed: {changed}")
     if changed := other_machine(so_far.get("machine"), record["machine"]):
         raise ValueError(f"the machine changed: {changed}")
-    trainer = Trainer(spec, task)
+    trainer = Trainer(spec, task, out)
     trainer.restore(state["trainer"])
     record.update(so_far)
     return trainer, state["counted"]

@@ -19,6 +19,7 @@ class RunOptions:
         checkpoint_every: seconds of training between checkpoints, at least.
         timeout: seconds after which the run is stopped; None = never.
         track: names of trackers, such as ``tensorboard``.
+        save: keep each trained model in the folder of the results.
         machine: the result of ``describe_machine``; empty = unknown.
     """
 
@@ -26,6 +27,7 @@ class RunOptions:
     checkpoint_every: float = 30.0
     timeout: float | None = None
     track: tuple[str, ...] = ()
+    save: bool = False
     machine: Record = field(default_factory=dict)
 
     def to_json(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -10,7 +11,9 @@ from compare.record import Record
 from compare.runs import measure
 from compare.runs.clocks import add_since, clocks, shares
 from compare.runs.data import at_full_length, count_tokens, resized
-from compare.runs.train import Tally, Trainer
+from compare.runs.quantise import weights_bytes
+from compare.runs.score import OnDevice
+from compare.runs.train import Trainer
 from tasks import Batch
 
 
@@ -23,6 +26,8 @@ def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
         Length -> FLOPs per token of forward and backward, at some lengths that occur in training.
     """
     spec = trainer.spec
+    if spec.tune is not None:
+        trainer.tune()
     first = at_full_length(next(trainer.task.train_batches(spec.batch_size, spec.seq_len, spec.seed)), spec.seq_len)
     if spec.kind != "search":
         measure_step(trainer, first, record)
@@ -31,7 +36,7 @@ def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
 
 def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
     """Measure kernel, parameters, state, time and memory of a micro-batch at full length."""
-    spec, task, device = trainer.spec, trainer.task, trainer.device
+    spec, device = trainer.spec, trainer.device
     before = clocks()
     if spec.kind == "cost":
         record["matrix_rate_flops"] = measure.matrix_rate(device, getattr(torch, spec.dtype))
@@ -40,21 +45,23 @@ def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
     shape = (count_tokens(first) // spec.seq_len, spec.seq_len, spec.d_model)
     example = torch.empty(shape, device=device, dtype=getattr(torch, spec.dtype), requires_grad=True)
     kernel = sublayer.kernel(example, None if batch[2] is None else batch[2].view(shape[:2]))
-    record |= {"params": trainer.parameters, "kernel": kernel.name, "kernel_fallback": kernel.fallback}
+    trained = sum(p.numel() for p in trainer.trained.parameters() if p.requires_grad)
+    record |= {
+        "params": trainer.parameters,
+        "trained_params": trained,
+        "kernel": kernel.name,
+        "kernel_fallback": kernel.fallback,
+    }
     state = sublayer.state_size(spec.seq_len)
     record["state_bytes"] = None if state is None else state * example.element_size()
     del example
 
-    def forward() -> None:
-        with torch.no_grad():
-            trainer.forward(batch)
-
     def forward_backward() -> None:
-        trainer.accelerator.backward(Tally(task.metric).add(*trainer.forward(batch)))
+        trainer.accelerator.backward(trainer.loss(batch, trainer.training_tally()))
         trainer.model.zero_grad()
 
     def step() -> None:
-        trainer.step(batch, Tally(task.metric))
+        trainer.step(batch, trainer.training_tally())
 
     def whole_step() -> None:
         for _ in range(spec.accumulate):
@@ -63,14 +70,29 @@ def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
     whole_step()  # creates the state of the optimizer
     record["peak_memory_bytes"] = added = measure.peak_memory(whole_step, device)
     record["train_memory_bytes"] = None if added is None else trainer.held_bytes() + added
-    record["saved_bytes"] = measure.saved_bytes(lambda: Tally(task.metric).add(*trainer.forward(batch)), trainer.model)
-    warm_up = 3 if device.type == "cuda" else 1
-    for name, fn in (("forward", forward), ("forward_backward", forward_backward), ("step", step)):
-        timing = measure.time_it(fn, device, warm_up=warm_up)
-        record[f"{name}_seconds"], record[f"{name}_seconds_spread"] = timing.median, list(timing.spread)
+    record["saved_bytes"] = measure.saved_bytes(lambda: trainer.loss(batch, trainer.training_tally()), trainer.model)
+    record["weights_bytes"] = weights_bytes(trainer.trained)
+    measure_forward(trainer, batch, record)
+    for name, fn in (("forward_backward", forward_backward), ("step", step)):
+        note_time(record, name, fn, device)
     record["tokens_per_second"] = count_tokens(first) / record["step_seconds"]
     spent = add_since({}, before, clocks())
     record |= {f"measure_{name}": share for name, share in shares(spent, spec.threads).items()}
+
+
+def measure_forward(trainer: Trainer, batch: OnDevice, record: Record) -> None:
+    """Measure the time of a forward pass without gradients."""
+
+    @torch.no_grad()
+    def forward() -> None:
+        trainer.forward(batch)
+
+    note_time(record, "forward", forward, trainer.device)
+
+
+def note_time(record: Record, name: str, fn: Callable[[], object], device: torch.device) -> None:
+    timing = measure.time_it(fn, device, warm_up=3 if device.type == "cuda" else 1)
+    record[f"{name}_seconds"], record[f"{name}_seconds_spread"] = timing.median, list(timing.spread)
 
 
 def count_step(trainer: Trainer, first: Batch, record: Record) -> dict[int, float]:
@@ -82,7 +104,7 @@ def count_step(trainer: Trainer, first: Batch, record: Record) -> dict[int, floa
         lengths |= {max(1, spec.seq_len // 4), max(1, spec.seq_len // 16)}
 
     def forward_backward(batch: Batch) -> None:
-        trainer.accelerator.backward(Tally(task.metric).add(*trainer.forward(trainer.to_device(batch))))
+        trainer.accelerator.backward(trainer.loss(trainer.to_device(batch), trainer.training_tally()))
         trainer.model.zero_grad()
 
     parts = {length: resized(first, length) for length in lengths}
@@ -96,5 +118,5 @@ def try_length(trainer: Trainer) -> None:
     spec, task = trainer.spec, trainer.task
     first = at_full_length(next(task.train_batches(spec.batch_size, task.seq_len, spec.seed)), task.seq_len)
     for length in (task.seq_len, spec.seq_len):
-        trainer.step(trainer.to_device(resized(first, length)), Tally(task.metric))
+        trainer.step(trainer.to_device(resized(first, length)), trainer.training_tally())
     measure.synchronise(trainer.device)

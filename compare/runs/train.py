@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 import time
@@ -9,22 +10,26 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
 from compare.runs.clocks import add_since, clocks, shares
 from compare.runs.data import count_tokens, length_of
+from compare.runs.divergence import first_not_finite
+from compare.runs.kept import find_model, start_from
 from compare.runs.measure import synchronise
-from compare.runs.model import Model, decay_groups
+from compare.runs.model import Model, decay_groups, restoring_loss
 from compare.runs.outcome import DivergedError
+from compare.runs.score import Evaluation, OnDevice, Tally, at_length, evaluate, to_device
+from compare.runs.teacher import Teacher
+from compare.runs.tune import tune
 from compare.schedule import lr_factor
 from compare.spec import RunSpec
-from tasks import IGNORE, Batch, EvalSplit, Task
-from tasks.base import BITS_PER_BYTE, EXPLAINED_VARIANCE, Metric
+from tasks import Batch, EvalSplit, Task
+from zoo import Encoder
 
 CURVE_POINTS = 100
 VALIDATIONS = 10
@@ -32,61 +37,7 @@ TIMED_STEPS = 1000  # the latest at full length; their median is compared with t
 FEWEST_TIMED = 3
 PROGRESS_SECONDS = 0.5  # between reports of progress, beside those at points of the curve
 VALIDATION_SHARE = 0.1  # of the training time, at most, apart from the last validation
-TEST_TOKENS = 2**19  # at most, at another length than that of training: softmax at 65,536 takes minutes for them
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-
-
-class Tally:
-    """Sums of loss and score over predictions, kept on the device until they are read.
-
-    Accuracy counts right predictions; explained variance is 1 - squared error / variance of the targets; bits per byte
-    are the loss to the base 2.
-    """
-
-    def __init__(self, metric: Metric) -> None:
-        self.metric = metric
-        self.count = 0
-        self.sums: dict[str, Tensor | float] = dict.fromkeys(("loss", "correct", "target", "square"), 0.0)
-
-    def add(self, predicted: Tensor, targets: Tensor) -> Tensor:
-        """Add a batch, (asked, n_classes) and (asked,), and return its mean loss."""
-        predicted = predicted.float()
-        if self.metric == EXPLAINED_VARIANCE:
-            loss = F.mse_loss(predicted.squeeze(-1), targets)
-            sums = {"target": targets.double().sum(), "square": targets.double().square().sum()}
-        else:
-            loss = F.cross_entropy(predicted, targets)
-            sums = {"correct": (predicted.detach().argmax(-1) == targets).sum()}
-        sums["loss"] = loss.detach() * len(targets)
-        for name, value in sums.items():
-            self.sums[name] = self.sums[name] + value
-        self.count += len(targets)
-        return loss
-
-    def read(self) -> tuple[float, float]:
-        """Return the mean loss and the score.
-
-        Raises:
-            DivergedError: the loss is not finite.
-        """
-        loss, correct, target, square = (float(value) / self.count for value in self.sums.values())
-        if not math.isfinite(loss):
-            raise DivergedError(f"loss is {loss}")
-        if self.metric == BITS_PER_BYTE:
-            return loss, loss / math.log(2)
-        if self.metric != EXPLAINED_VARIANCE:
-            return loss, correct
-        variance = square - target**2
-        return loss, 1 - loss / variance if variance > 0 else 0.0
-
-
-class Evaluation(NamedTuple):
-    """Mean loss, score and number of predictions of a split, and the score of each of its slices."""
-
-    loss: float
-    score: float
-    size: int
-    slices: dict[str, float]
 
 
 @dataclass
@@ -101,6 +52,9 @@ class Progress:
         full: seconds per micro-batch of the latest steps at full length, without loading.
         seq_len, taken: the length of the current phase, and the micro-batches taken in it.
         curve: its points so far.
+        best: step of the best validation so far. worse: validations since then.
+        restored: losses of the self-supervised steps since the last point.
+        norms: gradient norms of the steps since the last point, where they were finite, and their number.
         tally: loss and score of the steps since the last point.
     """
 
@@ -117,20 +71,34 @@ class Progress:
     seq_len: int = 0
     taken: int = 0
     curve: list[dict[str, Any]] = field(default_factory=list)
+    best: int = 0
+    worse: int = 0
+    restored: list[float] = field(default_factory=list)
+    norms: tuple[float, int] = (0.0, 0)
 
 
 @dataclass
 class Trainer:
-    """Model, optimizer and accelerator of one run."""
+    """Model, optimizer and accelerator of one run.
+
+    out: the folder of the results, which may hold the model to start from and the teacher.
+    kept: the weights of the best validation so far, where training stops early.
+    restoring: whether the training is in its self-supervised part.
+    """
 
     spec: RunSpec
     task: Task
+    out: str | None = None
     model: Any = field(init=False)
     optimizer: Any = field(init=False)
     progress: Progress = field(init=False)
+    kept: dict[str, Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.progress = Progress(Tally(self.task.metric))
+        self.progress = Progress(self.training_tally())
+        self.micro_batches: list[OnDevice] = []
+        self.steps = 0  # of the optimizer, those of a measurement too
+        self.restoring = False
         torch.manual_seed(self.spec.seed)
         self.accelerator = Accelerator(
             cpu=self.spec.device == "cpu",
@@ -140,15 +108,41 @@ class Trainer:
         )
         self.device: torch.device = self.accelerator.device
         model = Model(self.spec, self.task)
-        self.parameters = sum(p.numel() for p in model.parameters())
+        self._model = model
+        if self.spec.start is not None:
+            start_from(model, self.spec, find_model(self.spec.start, self.out))
+        self.parameters = sum(p.numel() for part in (model.encoder, model.head) for p in part.parameters())
         self.encoder = model.encoder
-        optimizer = torch.optim.AdamW(decay_groups(model, self.spec.weight_decay), lr=self.spec.lr)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.base: Encoder | None = None  # the encoder before its tuning
+        self.model, self.optimizer = self.accelerator.prepare(model, self.make_optimizer())
+        if self.spec.tune is not None and not self.spec.pretrain:
+            self.tune()
+        self.teacher = None
+        if self.spec.teacher is not None:
+            folder = find_model(self.spec.teacher, self.out)
+            self.teacher = Teacher(folder, model, self.task, self.spec.distill, self.device)
 
-    def to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        inputs, targets = (torch.from_numpy(x).to(self.device) for x in (batch.inputs, batch.targets))
-        padding = None if batch.padding is None else torch.from_numpy(batch.padding).to(self.device)
-        return inputs, targets, padding
+    @property
+    def trained(self) -> Model:
+        """The model as it was trained, without what accelerate or a quantisation put around it."""
+        return self._model
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(decay_groups(self._model, self.spec.weight_decay), lr=self.spec.lr)
+
+    def tune(self) -> None:
+        """Fix the encoder, and train what the method of the spec adds, and the head."""
+        assert self.spec.tune is not None
+        if self.base is None:
+            self.base = copy.deepcopy(self._model.encoder)
+            tune(self._model, self.spec.tune)
+            self.optimizer = self.accelerator.prepare(self.make_optimizer())
+
+    def training_tally(self) -> Tally:
+        return Tally(self.task.metric, self.spec.label_smoothing)
+
+    def to_device(self, batch: Batch) -> OnDevice:
+        return to_device(batch, self.device)
 
     def held_bytes(self) -> int:
         """Bytes of weights, buffers and optimizer state, which are held between steps; each storage is counted once.
@@ -159,20 +153,64 @@ class Trainer:
         tensors = [*self.model.parameters(), *self.model.buffers(), *filter(torch.is_tensor, state)]
         return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
 
-    def forward(self, batch: tuple[Tensor, Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: OnDevice) -> tuple[Tensor, Tensor]:
         logits, targets = self.model(*batch)
         return logits, targets
 
-    def step(self, batch: tuple[Tensor, Tensor, Tensor | None], tally: Tally) -> None:
-        """Run forward, backward and, after the last micro-batch of a step, the optimizer."""
+    def loss(self, batch: OnDevice, tally: Tally) -> Tensor:
+        """The loss that training minimises. The tally gets loss and score of the task; nothing in the self-supervised
+        part."""
+        if self.restoring:
+            return restoring_loss(*self.model(*batch, restore=True))
+        if self.teacher is None:
+            return tally.add(*self.forward(batch))
+        with self.teacher.watching():
+            predicted, targets = self.forward(batch)
+            with self.accelerator.autocast():
+                return self.teacher.loss(batch, predicted, tally.add(predicted, targets))
+
+    def step(self, batch: OnDevice, tally: Tally) -> float | None:
+        """Run forward, backward and, after the last micro-batch of a step, the optimizer.
+
+        Returns:
+            The norm of the gradients; None before the last micro-batch, or where loss scaling skips the step.
+
+        Raises:
+            DivergedError: loss or gradients are not finite; the weights are still those before the step.
+        """
+        norm = None
+        self.micro_batches.append(batch)
         with self.accelerator.accumulate(self.model):
-            self.accelerator.backward(tally.add(*self.forward(batch)))
+            loss = self.loss(batch, tally)
+            self.accelerator.backward(loss)
+            if self.restoring:
+                self.progress.restored.append(float(loss.detach()))
             if self.accelerator.sync_gradients:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), self.spec.clip_norm)
+                limit = self.spec.clip_norm or math.inf
+                norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
+                scaled = self.accelerator.scaler is not None  # a scaler skips steps whose gradients overflow
+                reached = float(loss.detach())
+                if not math.isfinite(norm) and not (scaled and math.isfinite(reached)):
+                    where = self.where_it_diverged()
+                    raise DivergedError(f"step {self.steps + 1}: loss {reached:.3g}, gradient norm {norm:.3g}; {where}")
+                self.micro_batches.clear()
+                self.steps += 1
             self.optimizer.step()
             self.optimizer.zero_grad()
+        return norm if norm is not None and math.isfinite(norm) else None
 
-    @torch.no_grad()
+    def where_it_diverged(self) -> str:
+        """Repeat the micro-batches of a step until one is not finite, and name the module."""
+        self.model.zero_grad()
+        for batch in self.micro_batches:
+
+            def forward(batch: OnDevice = batch) -> Tensor:
+                return self.loss(batch, self.training_tally())
+
+            if said := first_not_finite(self.accelerator.unwrap_model(self.model), forward, Tensor.backward):
+                return said
+        return "repeated, the step is finite: a random part decided, or the sum over micro-batches overflowed"
+
     def evaluate(
         self, split: EvalSplit, on_progress: Callable[[], None] = lambda: None, elsewhere: Task | None = None
     ) -> Evaluation:
@@ -180,25 +218,13 @@ class Trainer:
 
         elsewhere: the task at another length; at most ``TEST_TOKENS`` of its tokens are evaluated.
         """
-        self.model.eval()
         task, size, most = self.task, self.spec.batch_size, None
         if elsewhere is not None:
-            task, size = elsewhere, max(1, size * self.spec.seq_len // elsewhere.seq_len)
-            most = max(1, TEST_TOKENS // elsewhere.seq_len)
-        total = Tally(task.metric)
-        slices = {name: Tally(task.metric) for name in task.slice_names}
-        for batch in task.eval_batches(split, size, most):
-            on_progress()
-            predicted, targets = self.forward(self.to_device(batch))
-            total.add(predicted, targets)
-            if batch.slices is not None:
-                part = torch.from_numpy(batch.slices[batch.targets != IGNORE]).to(self.device)
-                for number, tally in enumerate(slices.values()):
-                    if bool((inside := part == number).any()):
-                        tally.add(predicted[inside], targets[inside])
+            task, size, most = elsewhere, *at_length(self.spec, elsewhere.seq_len)
+        self.model.eval()
+        result = evaluate(self.model, task, split, size, self.device, on_progress, most)
         self.model.train()
-        scores = {name: tally.read()[1] for name, tally in slices.items() if tally.count}
-        return Evaluation(*total.read(), total.count, scores)
+        return result
 
     def train(
         self,
@@ -227,15 +253,21 @@ class Trainer:
         batches: Iterator[Batch] | None = None
         reported, read = time.perf_counter(), clocks()
         self.model.train()
-        while (done := share_done(spec, at.step, at.seconds)) < 1 or at.step == 0:
-            wanted, size = next((length, size) for end, length, size in spec.phases() if done < end)
+        while ((done := share_done(spec, at.step, at.seconds)) < 1 and not self.stops_early()) or at.step == 0:
+            restoring, part_done = part_of(spec, done)
+            if self.restoring and not restoring:  # fine-tuning begins
+                self.optimizer = self.accelerator.prepare(self.make_optimizer())
+                if spec.tune is not None:
+                    self.tune()
+            self.restoring = restoring
+            wanted, size = next((length, size) for end, length, size in spec.phases() if part_done < end)
             if wanted != at.seq_len:
                 at.seq_len, at.taken, batches = wanted, 0, None
             if batches is None:
                 batches = self.task.train_batches(size, wanted, spec.seed)
                 deque(islice(batches, at.taken), maxlen=0)
             for group in self.optimizer.param_groups:
-                group["lr"] = spec.lr * lr_factor(spec.lr_schedule, spec.warmup, done)
+                group["lr"] = spec.lr * lr_factor(spec.lr_schedule, spec.warmup, part_done)
             start, cpu, loading, is_full = time.perf_counter(), time.process_time(), at.loading, True
             self.encoder.redraw(after=at.step)
             for _ in range(spec.accumulate):
@@ -246,7 +278,9 @@ class Trainer:
                 tokens = count_tokens(batch)
                 at.tokens += tokens
                 at.flops += tokens * flops_per_token(length_of(batch))
-                self.step(self.to_device(batch), at.tally)
+                norm = self.step(self.to_device(batch), at.tally)
+                if norm is not None:
+                    at.norms = at.norms[0] + norm, at.norms[1] + 1
             synchronise(self.device)
             took = time.perf_counter() - start
             at.seconds += took
@@ -264,6 +298,10 @@ class Trainer:
                 reported = time.perf_counter()
                 on_progress(min(done, 1.0), at.curve[-1]["train_loss"] if at.curve else None)
             on_step(at.seconds)
+        last = at.curve[-1]
+        if self.kept:
+            self.model.load_state_dict(self.kept)
+            last = next(point for point in at.curve if point["step"] == at.best)
         return {
             "train_steps": at.step,
             "train_seconds": at.seconds,
@@ -274,26 +312,51 @@ class Trainer:
             "train_tokens": at.tokens,
             "train_flops": at.flops,
             "curve": at.curve,
-            "val_loss": at.curve[-1]["val_loss"],
-            "val_score": at.curve[-1]["val_score"],
-            "val_size": at.curve[-1]["val_size"],
+            "val_loss": last["val_loss"],
+            "val_score": last["val_score"],
+            "val_size": last["val_size"],
         }
+
+    def stops_early(self) -> bool:
+        """Whether as many validations as the spec allows have passed without a better score."""
+        return self.spec.early_stopping is not None and self.progress.worse >= self.spec.early_stopping
 
     def point(self, done: float) -> dict[str, Any]:
         """The next point of the curve: training since the last point, and validation where it is due."""
         at = self.progress
-        loss, score = at.tally.read()
-        at.tally = Tally(self.task.metric)
+        loss, score = at.tally.read() if at.tally.count else (None, None)
+        at.tally = self.training_tally()
+        total, steps = at.norms
+        at.norms = 0.0, 0
         point: dict[str, Any] = {"step": at.step, "seconds": round(at.seconds, 3), "tokens": at.tokens}
+        point["grad_norm"] = total / steps if steps else None
         point |= {"flops": at.flops, "seq_len": at.seq_len, "train_loss": loss, "train_score": score}
         point |= {"val_loss": None, "val_score": None}
+        if at.restored:
+            point["restoring_loss"] = statistics.fmean(at.restored)
+            at.restored = []
+        restoring, done = part_of(self.spec, done)
+        if restoring:
+            return point
         validated = sum(p["val_loss"] is not None for p in at.curve)
         if done >= 1 or (done * VALIDATIONS >= validated + 1 and at.validating <= VALIDATION_SHARE * at.seconds):
             begun = time.perf_counter()
             result = self.evaluate("validation")
             point |= {"val_loss": result.loss, "val_score": result.score, "val_size": result.size}
+            if self.spec.early_stopping is not None:
+                self.keep_best(result.score)
             at.validating += time.perf_counter() - begun
         return point
+
+    def keep_best(self, score: float) -> None:
+        """Keep a copy of the weights if no earlier validation has a better or equal score."""
+        at, sign = self.progress, -1 if self.task.metric.lower_is_better else 1
+        scores = [sign * point["val_score"] for point in at.curve if point["val_score"] is not None]
+        if not scores or sign * score > max(scores):
+            at.best, at.worse = at.step, 0
+            self.kept = {name: x.detach().clone() for name, x in self.model.state_dict().items()}
+        else:
+            at.worse += 1
 
     def state(self) -> dict[str, Any]:
         """All that a training continues from, as tensors and plain values."""
@@ -301,6 +364,8 @@ class Trainer:
         scaler = self.accelerator.scaler
         return {
             "model": self.model.state_dict(),
+            "kept": self.kept,
+            "tuned": self.base is not None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "random": torch.get_rng_state(),
@@ -311,17 +376,28 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from the ``state`` that another process returned."""
+        if state["tuned"]:
+            self.tune()
         self.model.load_state_dict(state["model"])
+        self.kept = state["kept"]
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        tally = Tally(self.task.metric)
+        tally = self.training_tally()
         tally.count = state["tally"]["count"]
         tally.sums = {name: torch.as_tensor(sum_, device=self.device) for name, sum_ in state["tally"]["sums"].items()}
         self.progress = Progress(tally=tally, **state["progress"])
+        self.steps = self.progress.step
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"])
+
+
+def part_of(spec: RunSpec, done: float) -> tuple[bool, float]:
+    """Whether a training of which this share is done is in its self-supervised part, and the share of that part."""
+    if done < spec.pretrain:
+        return True, done / spec.pretrain
+    return False, (done - spec.pretrain) / (1 - spec.pretrain)
 
 
 def share_done(spec: RunSpec, step: int, seconds: float) -> float:

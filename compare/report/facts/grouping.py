@@ -32,7 +32,8 @@ PER_ROW = frozenset({"variant", "options", "lr", "weight_decay", "seed", "task",
 # Conditions that do not change the cost of one forward and backward pass, or that follow the length.
 NOT_COST = frozenset(
     {
-        *("steps", "budget", "batch_size", "accumulate", "weight_decay", "clip_norm"),
+        *("steps", "budget", "batch_size", "accumulate", "weight_decay", "clip_norm", "early_stopping"),
+        *("init", "label_smoothing", "pretrain", "start", "teacher", "distill", "quantize"),
         *("lr_schedule", "warmup", "length_schedule"),
     }
 )

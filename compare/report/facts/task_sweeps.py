@@ -8,8 +8,8 @@ from compare.quantities import LAYER_STATE
 from compare.report.facts.groups import Group, Row
 from compare.report.facts.scale import Scale
 from compare.report.facts.stats import Estimate, estimate
-from compare.report.facts.values import as_key, as_number, conditions_in_words, distinct_slugs, slug
-from compare.units import sentence
+from compare.report.facts.values import as_key, as_number, conditions_in_words, distinct_slugs
+from compare.units import sentence, slug
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from compare.units import slug
+
 Record = dict[str, Any]
 LONGEST_SLUG = 120  # letters; a file name can have 255 bytes
 
@@ -68,12 +70,6 @@ def as_word(value: object) -> str:
 def natural(name: str) -> list[str | int]:
     """A sort key for names that puts 16 before 128."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
-
-
-def slug(*parts: str) -> str:
-    """Words as part of a file name."""
-    words = (re.sub(r"[^A-Za-z0-9.=-]+", "-", part).strip("-") for part in parts)
-    return "_".join(word for word in words if word)
 
 
 def distinct_slugs(names: Sequence[tuple[str, ...]]) -> list[str]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from compare.report.facts.groups import Group, Row
-from compare.report.facts.values import Record, as_mapping, as_pairs, slug, status_of
+from compare.report.facts.values import Record, as_mapping, as_pairs, status_of
 from compare.spec import read_spec
-from compare.units import MISSING
+from compare.units import MISSING, slug
 
 # Fields that the page shows elsewhere than under "Measured".
 SHOWN_ELSEWHERE = frozenset(

@@ -7,9 +7,11 @@ defines `part`, which `groups.SUBJECTS` lists.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from compare.report.facts.ablation import Tipped
 from compare.report.facts.groups import Group
 from compare.report.facts.overview import Overview
 from compare.report.sections import (
+    ablation,
     answer,
     baselines,
     busy,
@@ -29,7 +31,7 @@ from compare.report.sections.section import Chart, Section
 
 TITLE = "Comparison of attention variants"
 OPENING = (matrix,)
-BEFORE = (answer, published)
+BEFORE = (answer, ablation, published)
 RESULTS = (task_sweeps, groups)
 AFTER = (cost, decoding, heat_map, baselines, failures, busy, reading)
 
@@ -61,8 +63,8 @@ class Document:
     charts: Sequence[Chart]
 
 
-def document(all_groups: Sequence[Group], warnings: Sequence[str]) -> Document:
-    overview = Overview(all_groups)
+def document(all_groups: Sequence[Group], warnings: Sequence[str], tips: Tipped | None = None) -> Document:
+    overview = Overview(all_groups, tips or {})
     opening, before, results, after = (
         [section for subject in subjects for section in subject.sections(overview)]
         for subjects in (OPENING, BEFORE, RESULTS, AFTER)

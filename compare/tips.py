@@ -1,0 +1,184 @@
+"""Tips of the trade: each changes the settings of a run in one way, and `ablate` measures what the change buys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from compare.errors import closest
+from compare.quantities import FORWARD, SPEED, TRAINING_MEMORY, WEIGHTS, Quantity
+from compare.spec import RunSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tip:
+    """One change.
+
+    Attributes:
+        summary: the change, and what it is for.
+        changes: the fields of ``RunSpec`` that it sets, or a function that returns them for a spec.
+        memory, speed: the quantities that it is judged by; of a speed in seconds, less is faster.
+        teacher: the field that names the run of full whose model the run needs; "" = none.
+    """
+
+    summary: str
+    changes: Mapping[str, Any] | Callable[[RunSpec], Mapping[str, Any]]
+    memory: Quantity = TRAINING_MEMORY
+    speed: Quantity = SPEED
+    teacher: str = ""
+
+    def applied(self, spec: RunSpec) -> RunSpec:
+        changed = replace(spec, **(self.changes(spec) if callable(self.changes) else self.changes))
+        named: dict[str, Any] = {self.teacher: teacher_of(spec).run_id} if self.teacher else {}
+        return replace(changed, **named)
+
+
+def teacher_of(spec: RunSpec) -> RunSpec:
+    """The run of full on the same task with the same seed and settings, without a tip."""
+    return replace(spec, variant="full", options=())
+
+
+MICRO_BATCHES = 4
+CHUNKS = 4
+
+
+def accumulated(spec: RunSpec) -> dict[str, int]:
+    """The same samples a step, in up to ``MICRO_BATCHES`` micro-batches."""
+    parts = next(n for n in range(MICRO_BATCHES, 0, -1) if spec.batch_size % n == 0)
+    return {"batch_size": spec.batch_size // parts, "accumulate": spec.accumulate * parts}
+
+
+def tuned(method: str) -> dict[str, Any]:
+    return {"pretrain": 0.5, "tune": method}
+
+
+TIPS: dict[str, Tip] = {
+    "no-warmup": Tip(summary="the learning rate begins at its peak", changes={"warmup": 0.0}),
+    "long-warmup": Tip(summary="the learning rate rises for a tenth of the training", changes={"warmup": 0.1}),
+    "constant-lr": Tip(summary="the learning rate stays at its peak to the end", changes={"lr_schedule": "constant"}),
+    "cosine-lr": Tip(summary="the learning rate falls by half a cosine", changes={"lr_schedule": "cosine"}),
+    "linear-lr": Tip(summary="the learning rate falls linearly", changes={"lr_schedule": "linear"}),
+    "accumulate": Tip(
+        summary=f"the same batch in {MICRO_BATCHES} micro-batches, whose gradients add up", changes=accumulated
+    ),
+    "dropout": Tip(summary="a tenth of the features of each sublayer is dropped", changes={"dropout": 0.1}),
+    "attention-dropout": Tip(summary="a tenth of the attention weights is dropped", changes={"attention_dropout": 0.1}),
+    "weight-decay": Tip(summary="ten times the weight decay", changes=lambda s: {"weight_decay": 10 * s.weight_decay}),
+    "no-weight-decay": Tip(summary="no weight decay", changes={"weight_decay": 0.0}),
+    "label-smoothing": Tip(
+        summary="a tenth of each target is spread over all classes", changes={"label_smoothing": 0.1}
+    ),
+    "early-stopping": Tip(
+        summary="training ends after two validations without a better score; the best weights are tested",
+        changes={"early_stopping": 2},
+    ),
+    "no-clipping": Tip(summary="gradients of any norm are taken as they are", changes={"clip_norm": 0.0}),
+    "post-norm": Tip(summary="norms after the sublayers, not before", changes={"norm": "post"}),
+    "rmsnorm": Tip(summary="RMSNorm in place of LayerNorm", changes={"norm_type": "rms"}),
+    "qk-norm": Tip(summary="queries and keys of each head are normalised", changes={"qk_norm": True}),
+    "init-torch": Tip(summary="linear maps drawn as nn.Linear draws them", changes={"init": "torch"}),
+    "init-xavier": Tip(summary="linear maps drawn by Glorot's rule", changes={"init": "xavier"}),
+    "init-gpt2": Tip(summary="linear maps drawn with a deviation of 0.02, as GPT-2's", changes={"init": "gpt2"}),
+    "amp": Tip(summary="autocast to bfloat16", changes={"dtype": "bfloat16"}),
+    "amp-fp16": Tip(summary="autocast to float16 with loss scaling", changes={"dtype": "float16"}),
+    "checkpoint": Tip(summary="backward recomputes whole layers", changes={"checkpointing": True}),
+    "checkpoint-attention": Tip(
+        summary="backward recomputes the attention of each layer", changes={"checkpointing": "attention"}
+    ),
+    "checkpoint-feed-forward": Tip(
+        summary="backward recomputes the feed-forward of each layer", changes={"checkpointing": "feed_forward"}
+    ),
+    "reversible": Tip(summary="reversible layers store nothing", changes={"reversible": True}),
+    "ff-chunk": Tip(
+        summary="a quarter of the positions in a feed-forward at a time",
+        changes=lambda s: {"ff_chunk": -(-s.seq_len // CHUNKS)},
+    ),
+    "compile": Tip(summary="torch.compile", changes={"compile": True}),
+    "int8": Tip(
+        summary="the trained model is tested with weights and inputs of int8",
+        changes={"quantize": "int8-dynamic"},
+        memory=WEIGHTS,
+        speed=FORWARD,
+    ),
+    "int8-weights": Tip(
+        summary="the trained model is tested with weights of int8",
+        changes={"quantize": "int8-weights"},
+        memory=WEIGHTS,
+        speed=FORWARD,
+    ),
+    "pretrain": Tip(
+        summary="half of the training restores hidden tokens or patches of the same inputs", changes={"pretrain": 0.5}
+    ),
+    "lora": Tip(summary="as pretrain, then trains updates of rank 8 and the head", changes=tuned("lora")),
+    "adapter": Tip(summary="as pretrain, then trains bottlenecks of width 8 and the head", changes=tuned("adapter")),
+    "prompt": Tip(summary="as pretrain, then trains 16 vectors before the input and the head", changes=tuned("prompt")),
+    "prefix": Tip(
+        summary="as pretrain, then trains 16 vectors before each layer and the head", changes=tuned("prefix")
+    ),
+    "distil": Tip(
+        summary="also learns from the answers of full, trained before on the same seed", changes={}, teacher="teacher"
+    ),
+    "convert": Tip(
+        summary="begins with the weights of full, trained before on the same seed", changes={}, teacher="start"
+    ),
+}
+"""Name -> tip. Several joined by + apply together."""
+BASELINE, TEACHER = "baseline", "teacher"
+"""What the records of `ablate` name the runs without a tip, and those of teachers that are not among the variants."""
+
+
+def read_tips(text: str) -> list[str]:
+    """``amp,amp+checkpoint`` or ``all`` -> names, each once.
+
+    Raises:
+        ValueError: an unknown name, or an empty one.
+    """
+    names = [name.strip() for name in text.split(",")]
+    if names == ["all"]:
+        return list(TIPS)
+    for name in names:
+        for part in name.split("+"):
+            if part not in TIPS:
+                raise ValueError(f"expected a tip among {', '.join(TIPS)}, got {part!r}{closest(part, list(TIPS))}")
+    return list(dict.fromkeys(names))
+
+
+def apply(name: str, spec: RunSpec) -> RunSpec:
+    """The spec with a tip, or with several joined by +."""
+    for part in name.split("+"):
+        spec = TIPS[part].applied(spec)
+    return spec
+
+
+class Tipped(NamedTuple):
+    """Runs with tips.
+
+    Attributes:
+        rows: each run once, its tip (``BASELINE`` for one without), and the ``run_id`` of its baseline.
+        idle: which tips equal others there, in words.
+    """
+
+    rows: list[tuple[RunSpec, str, str]]
+    idle: list[str]
+
+    @property
+    def specs(self) -> tuple[RunSpec, ...]:
+        return tuple(spec for spec, _, _ in self.rows)
+
+
+def with_tips(specs: Sequence[RunSpec], tips: Sequence[str]) -> Tipped:
+    """The specs, each followed by itself with each tip, at its own learning rate."""
+    rows, idle = dict[RunSpec, tuple[str, str]](), dict[str, None]()
+    if any(TIPS[part].teacher for name in tips for part in name.split("+")):
+        rows |= {teacher: (BASELINE, teacher.run_id) for teacher in map(teacher_of, specs) if teacher in specs}
+        rows |= {teacher: (TEACHER, teacher.run_id) for teacher in map(teacher_of, specs) if teacher not in specs}
+    for spec in specs:
+        for name in (BASELINE, *tips):
+            changed = spec if name == BASELINE else apply(name, spec)
+            if changed in rows and name != BASELINE:
+                idle[f"{name} on {spec.task} equals {rows[changed][0]}"] = None
+            else:
+                rows[changed] = name, spec.run_id
+    by_seed = sorted(rows.items(), key=lambda row: row[0].seed)  # so that an interrupted comparison is balanced
+    return Tipped([(spec, *row) for spec, row in by_seed], list(idle))

@@ -1,0 +1,153 @@
+"""`ablate`: a baseline and tips on the same seeds, their runs, and what the report says of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compare.__main__ import main
+from compare.report import write_report
+from compare.report.facts.ablation import ablations, group_tips, split_tips
+from compare.report.facts.grouping import Source, group_records
+from compare.report.facts.overview import Overview
+from compare.report.sections.ablation import sections, times
+from compare.spec import RunSpec
+from compare.tips import BASELINE, TIPS, apply, read_tips, with_tips
+from tests.here import compare_here
+from tests.make_records import ENVIRONMENT, make_record, write_folder
+from tests.test_train import SPEC
+
+Record = dict[str, Any]
+
+
+def tipped(variant: str, tip: str, seed: int, *, score: float, memory: float, speed: float) -> Record:
+    record = make_record(variant, seed=seed)
+    record |= {"tip": tip, "run_id": f"{variant}-{tip}-{seed}", "test_score": score}
+    record |= {"train_memory_bytes": int(memory), "tokens_per_second": speed}
+    if tip != BASELINE:
+        record["spec"] = record["spec"] | {"checkpointing": True}
+    return record
+
+
+def made_up() -> list[Record]:
+    """checkpoint: half the memory, 0.8 times the speed, the same score; amp: 5 points better."""
+    records = []
+    for variant in ("full", "linear"):
+        for seed in range(3):
+            noise = 0.001 * seed
+            records.append(tipped(variant, BASELINE, seed, score=0.5 + noise, memory=8e8, speed=1000 + seed))
+            records.append(tipped(variant, "checkpoint", seed, score=0.5 + noise, memory=4e8, speed=800 + 0.8 * seed))
+            records.append(tipped(variant, "amp", seed, score=0.6 + noise, memory=8e8, speed=1000 + seed))
+    failed = make_record("linear", seed=0) | {"tip": "qk-norm", "run_id": "q", "status": "unsupported", "reason": "no"}
+    return [*records, failed]
+
+
+def ablation_of(records: list[Record]) -> Any:
+    plain, tips = split_tips(Source(records, ENVIRONMENT))
+    groups = group_records([plain])
+    (found,) = ablations(groups, group_tips([tips]))
+    return found
+
+
+def test_a_tip_is_compared_with_the_baseline_of_the_same_seed() -> None:
+    ablation = ablation_of(made_up())
+    assert list(ablation.effects) == ["full", "linear"]
+    by_tip = {effect.tip: effect for effect in ablation.effects["linear"]}
+    saved = by_tip["checkpoint"]
+    assert math.exp(saved.memory.mean) == pytest.approx(0.5)
+    assert math.exp(saved.speed.mean) == pytest.approx(0.8)
+    assert saved.speed.half == pytest.approx(0, abs=1e-9), "seeds differ, their ratios do not"
+    assert saved.score.mean == pytest.approx(0)
+    assert not saved.score.beyond
+    assert by_tip["amp"].score.mean == pytest.approx(0.1)
+    assert by_tip["qk-norm"].row.status == "unsupported"
+    assert by_tip["qk-norm"].memory is None
+
+
+def test_the_report_says_what_each_tip_buys_and_keeps_the_baseline_apart(tmp_path: Path) -> None:
+    write_folder(tmp_path, made_up())
+    write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "least memory: checkpoint (0.50\N{NO-BREAK SPACE}× (0.50 to 0.50))" in text
+    assert "unsupported: qk-norm" in text
+    assert text.count("checkpoint (0.50") >= 1
+    names = {line.split(",")[2] for line in (tmp_path / "table.csv").read_text().splitlines()[1:]}
+    assert {"", "amp", "checkpoint", "qk-norm"} <= names
+    charts = (tmp_path / "charts.txt").read_text()
+    assert "tips_" in charts
+    assert "amp" not in charts, "no chart of the runs with one tip alone"
+
+
+def test_without_a_baseline_nothing_is_said() -> None:
+    plain, tips = split_tips(Source([r for r in made_up() if r["tip"] != BASELINE], ENVIRONMENT))
+    groups = group_records([plain])
+    assert sections(Overview(groups, group_tips([tips]))) == []
+
+
+@pytest.mark.parametrize("tip", TIPS)
+def test_every_tip_changes_the_run_and_keeps_its_samples(tip: str) -> None:
+    changed = apply(tip, SPEC)
+    assert changed.batch_size * changed.accumulate == SPEC.batch_size * SPEC.accumulate
+    assert (changed.variant, changed.task, changed.seq_len, changed.seed, changed.steps) == (
+        *(SPEC.variant, SPEC.task, SPEC.seq_len, SPEC.seed, SPEC.steps),
+    )
+    assert changed != SPEC or tip == "cosine-lr", "SPEC has it"
+    assert RunSpec.from_json(changed.to_json()) == changed
+
+
+def test_tips_combine_and_equal_ones_run_once() -> None:
+    both = apply("amp+checkpoint", SPEC)
+    assert (both.dtype, both.checkpointing) == ("bfloat16", True)
+    tipped = with_tips([SPEC], ["amp", "cosine-lr", "amp+amp"])
+    amp = apply("amp", SPEC)
+    assert tipped.rows == [(SPEC, BASELINE, SPEC.run_id), (amp, "amp", SPEC.run_id)]
+    assert tipped.idle == ["cosine-lr on mqar equals baseline", "amp+amp on mqar equals amp"]
+
+
+def test_names_are_read_and_wrong_ones_refused() -> None:
+    assert read_tips("all") == list(TIPS)
+    assert read_tips("amp, amp+checkpoint,amp") == ["amp", "amp+checkpoint"]
+    with pytest.raises(ValueError, match=r"got 'chekpoint' \(did you mean 'checkpoint'\?\)"):
+        read_tips("amp+chekpoint")
+
+
+def test_ratios_are_shown_with_their_interval() -> None:
+    effect = ablation_of(made_up()).effects["full"]
+    assert times(effect[0].memory) in (
+        "0.50\N{NO-BREAK SPACE}× (0.50 to 0.50)",
+        "1.00\N{NO-BREAK SPACE}× (1.00 to 1.00)",
+    )
+    assert times(None) == "–" or times(None)
+
+
+def test_the_command_runs_baseline_and_tips(tmp_path: Path) -> None:
+    small = "--tasks mqar --seq-len 64 --steps 2 --batch-size 4 --no-control --d-model 16 --n-heads 2 --n-layers 1"
+    words = f"ablate --variants full,hyena --tips checkpoint,qk-norm,attention-dropout,accumulate {small}".split()
+    done = compare_here(*words, "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    assert [(r["variant"], r["tip"], r["status"]) for r in records] == [
+        *(("full", tip, "ok") for tip in (BASELINE, "checkpoint", "qk-norm", "attention-dropout", "accumulate")),
+        ("hyena", BASELINE, "ok"),
+        ("hyena", "checkpoint", "ok"),
+        ("hyena", "qk-norm", "unsupported"),
+        ("hyena", "attention-dropout", "unsupported"),
+        ("hyena", "accumulate", "ok"),
+    ]
+    assert records[7]["reason"] == "qk_norm: hyena has no queries and keys of the shell"
+    assert "full · mqar · N 64 · seed 0 · checkpointing True: started" in done.stdout
+    assert "What each tip buys" in (tmp_path / "out" / "report.md").read_text()
+    again = compare_here(*words, "--out", str(tmp_path / "out"), "--resume")
+    assert "10 of 10 runs are already in" in again.stdout
+    assert "--qk-norm" in records[2]["command"]
+
+
+def test_a_wrong_tip_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["ablate", "--tips", "chekpoint"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
