@@ -5,7 +5,7 @@ Shape letters: `B` batch, `N` length, `F` features.
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeVar
@@ -50,7 +50,7 @@ EXPLAINED_VARIANCE = Metric("explained variance", bounds=(None, 1.0))
 BITS_PER_BYTE = Metric("bits per byte", unit="bits", lower_is_better=True, bounds=(0.0, None))
 """The mean cross-entropy to the base 2 over targets that are bytes."""
 
-LrSchedule = Literal["constant-then-linear", "cosine", "linear", "inverse-square-root"]
+LrSchedule = Literal["constant-then-linear", "cosine", "linear", "inverse-square-root", "constant"]
 LengthSchedule = Literal["from-64th", "from-16th", "constant"]
 """Names of schedules; compare/schedule.py defines them."""
 
@@ -237,6 +237,27 @@ class Task(ABC):
 
         self.prepare()
         return load_or_compute(f"{self.name}-{self.cache_key}", f"facts-{self.seq_len}", compute)
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The names of the classes, for tasks whose classes have names."""
+        return ()
+
+    def ids_of(self, texts: Sequence[bytes]) -> list[NDArray[np.int64]]:
+        """The inputs for new texts, each cut to seq_len; a text without ids gives an empty array.
+
+        Raises:
+            ValueError: the inputs of the task are no texts.
+        """
+        raise ValueError(f"{self.name}: expected a task whose inputs are texts")
+
+    def hidden(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which inputs of a new text ask for an answer, shaped as ids; for tasks of kind "token"."""
+        raise ValueError(f"{self.name}: expected a task that restores hidden parts of texts")
+
+    def filled(self, text: bytes, answers: NDArray[np.int64]) -> bytes:
+        """A new text with the answers in place of what it hides, in order; for tasks of kind "token"."""
+        raise ValueError(f"{self.name}: expected a task that restores hidden parts of texts")
 
     @property
     def shortest_train(self) -> int:

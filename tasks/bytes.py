@@ -26,7 +26,7 @@ import os
 import platform
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -42,6 +42,7 @@ SEED = 0
 MASK_RATE = 0.15
 SEPARATOR = b"\0"
 PAD, MASK = 0, 257
+HIDDEN = b"[MASK]"  # in new texts
 MAX_TOKENS = {"validation": 2**16, "test": 2**18}
 MIN_FILE, MAX_EVAL_FILE = 2_048, 2**14
 LEFT_OUT = re.compile(
@@ -209,6 +210,22 @@ class Bytes(Corpus):
         inputs, targets = self._masked[split].inputs[rows], self._masked[split].targets[rows]
         padding = inputs == PAD
         return Batch(inputs, targets, padding if padding.any() else None)
+
+    def ids_of(self, texts: Sequence[bytes]) -> list[NDArray[np.int64]]:
+        """Each ``[MASK]`` in a text hides one byte."""
+        return [self._hidden(text)[: self.seq_len] for text in texts]
+
+    def _hidden(self, text: bytes) -> NDArray[np.int64]:
+        first, *others = map(encode, text.split(HIDDEN))
+        return np.concatenate([first, *(part for other in others for part in (np.array([MASK]), other))])
+
+    def hidden(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return np.equal(ids, MASK)
+
+    def filled(self, text: bytes, answers: NDArray[np.int64]) -> bytes:
+        first, *others = text.split(HIDDEN)
+        found = [bytes([answer - 1]) for answer in answers] + [HIDDEN] * (len(others) - len(answers))
+        return first + b"".join(answer + other for answer, other in zip(found, others, strict=True))
 
     def _train(self, rng: np.random.Generator, batch_size: int, seq_len: int) -> Iterator[Batch]:
         """Windows start anywhere; each window hides other bytes."""

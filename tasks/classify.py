@@ -20,7 +20,7 @@ import hashlib
 import importlib
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -111,6 +111,18 @@ class LabelledText(Task):
         columns = self.tables[split][rows]
         ids, padding = padded(columns["ids"], self.seq_len, dtype=self.dtype, shift=1)
         return Batch(ids, np.array(columns["label"], np.int64), padding)
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        self.prepare()
+        return [str(name) for name in self.about["classes"]]
+
+    def encode(self, texts: Sequence[bytes]) -> list[bytes]:
+        """The ids of texts, as the bytes of arrays of `dtype`."""
+        return list(texts)
+
+    def ids_of(self, texts: Sequence[bytes]) -> list[NDArray[np.int64]]:
+        return [np.frombuffer(ids, self.dtype)[: self.seq_len].astype(np.int64) + 1 for ids in self.encode(texts)]
 
     def baselines(self) -> dict[str, float]:
         """The most frequent class; logistic regression on words and pairs of words of the cut texts.
@@ -241,6 +253,9 @@ class Classify(LabelledText):
         self.prepare()
         return int(self.about["vocab_size"])
 
+    def encode(self, texts: Sequence[bytes]) -> list[bytes]:
+        return self._tokenizer[0](list(texts)) if self.config.tokenizer else list(texts)
+
     @cached_property
     def _tokenizer(self) -> tuple[Encode, int]:
         return open_tokenizer(self.config.tokenizer, self.name)
@@ -261,7 +276,7 @@ class Classify(LabelledText):
             text_column=config.text_column,
             label_column=config.label_column,
             test_split=config.test_split,
-            encode=self._tokenizer[0] if config.tokenizer else list,
+            encode=self.encode,
         )
 
     def _describe(self) -> dict[str, Any]:

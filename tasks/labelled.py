@@ -229,14 +229,27 @@ def pick_columns(features: Mapping[str, Any], text_column: str, label_column: st
     """
     there = _listed(features)
     for column in (text_column, label_column):
-        if column and not column_of(features, column):
-            raise ValueError(f"{what}: expected a column {column!r}, got the columns {there}")
+        _check_there(features, column, what)
     text, label = column_of(features, text_column), column_of(features, label_column)
     if not label_column:
         named = [column_of(features, name) for name in LABEL_COLUMNS]
         label = next((column for column in named if column and not (text_column and column == text)), "")
     if not label:
         raise ValueError(f"{what}: expected a column of the class, named by --label-column, got none; columns: {there}")
+    text = pick_text_column(features, text_column, what, label)
+    _check_labels(features[label], repr(label), what)
+    return text, label
+
+
+def pick_text_column(features: Mapping[str, Any], text_column: str, what: str, label: str = "") -> str:
+    """The checked name of the column of the text; "" = chosen as in `labelled_rows`. label: the column of the class.
+
+    Raises:
+        ValueError: a missing or unsuitable column; the message lists the columns.
+    """
+    there = _listed(features)
+    _check_there(features, text_column, what)
+    text = column_of(features, text_column)
     texts = [name for name in features if name != label and getattr(features[name], "dtype", "") in TEXT_TYPES]
     if not text_column:
         named = [column_of(features, name) for name in TEXT_COLUMNS]
@@ -247,8 +260,12 @@ def pick_columns(features: Mapping[str, Any], text_column: str, label_column: st
     if text not in texts:
         other = "the column of the class" if text == label else f"of {features[text]}"
         raise ValueError(f"{what}: expected a column of strings or bytes, got {text!r}, {other}; columns: {there}")
-    _check_labels(features[label], repr(label), what)
-    return text, label
+    return text
+
+
+def _check_there(features: Mapping[str, Any], column: str, what: str) -> None:
+    if column and not column_of(features, column):
+        raise ValueError(f"{what}: expected a column {column!r}, got the columns {_listed(features)}")
 
 
 def _check_count(classes: Classes, sources: Mapping[Split, Table], column: str, what: str) -> None:
