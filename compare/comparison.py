@@ -21,6 +21,7 @@ from compare.folder import claim_folder, go_on, stamp_folder
 from compare.plan import plan_runs
 from compare.record import Record, is_result, read_records
 from compare.report import write_report
+from compare.runs.fit_batch import fit_batches
 from compare.runs.limits import usable_cores
 from compare.runs.longest import search_longest
 from compare.runs.machine import describe_machine
@@ -28,6 +29,7 @@ from compare.runs.options import RunOptions
 from compare.runs.prepare import prepare_data
 from compare.runs.rate_search import At, GridPoint, search_rates
 from compare.runs.sequence import run_all
+from compare.runs.supervisor import run_one
 from compare.runs.track import TRACKERS, check_trackers
 from compare.spec import DataId, RunSpec
 from compare.tips import TIPS, with_tips
@@ -41,6 +43,7 @@ class Comparison:
         command: the typed command.
         specs: the runs; before a search, with the learning rates that the search replaces.
         tips: the tips that each run is repeated with, after the search; empty = none.
+        fit_batch: whether each run takes the largest micro-batch that fits into memory.
         grid: rates and weight decays that the search tries for each variant; empty = no search.
         grid_at: swept tasks for which one search serves all values, as ``At``.
         longest: the longest length that the search for the longest that fits into memory tries; None = no search.
@@ -53,6 +56,7 @@ class Comparison:
     command: str
     specs: tuple[RunSpec, ...]
     tips: tuple[str, ...]
+    fit_batch: bool
     grid: tuple[GridPoint, ...]
     grid_at: At
     longest: int | None
@@ -105,6 +109,7 @@ def make_comparison(options: argparse.Namespace, words: list[str], longest: int 
         command=command,
         specs=tuple(planned.specs),
         tips=tuple(options.tips),
+        fit_batch=options.batch_size == 0,
         grid=tuple(planned.grid),
         grid_at=planned.grid_at,
         longest=longest,
@@ -197,6 +202,12 @@ def do_runs(comparison: Comparison, unprepared: dict[DataId, str], display: Disp
         unprepared=unprepared,
         run_options=comparison.run_options,
     )
+    if comparison.fit_batch:
+
+        def probe(spec: RunSpec) -> Record:
+            return run_one(spec, lambda _: None, comparison.run_options, display.warn)
+
+        specs = fit_batches(specs, probe, display.say)
     if comparison.grid:
         specs, notes = search_rates(specs, comparison.grid, run, display.say, comparison.grid_at)
     if comparison.plan:

@@ -122,6 +122,12 @@ def check_flags(options: argparse.Namespace) -> None:
         raise UsageError(f"--tune {options.tune} needs --start DIR or --pretrain SHARE: it fixes the encoder's weights")
     if options.distill != "answers" and not options.teacher:
         raise UsageError(f"--distill {options.distill} needs --teacher DIR: the model to learn from")
+    if options.batch_size == 0 and options.accumulate > 1:
+        raise UsageError("--accumulate cannot be combined with --batch-size auto, which chooses it")
+    if options.batch_size == 0 and options.steps == 0:
+        raise UsageError(
+            "--batch-size auto cannot be combined with --steps 0: costs are measured at a given batch size"
+        )
     if options.memory_limit is not None and options.memory_limit < LEAST_MEMORY:
         raise UsageError(
             f"--memory-limit: expected a size with its unit such as 500MB or 16GB, at least {LEAST_MEMORY >> 20}MB "

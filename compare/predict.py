@@ -130,6 +130,7 @@ def answers(
         with torch.autocast(device.type, dtype=getattr(torch, spec.dtype) if narrow else None, enabled=narrow):
             encoded = model.encoder(inputs, key_padding_mask=padding)
             if task.kind == "sequence":
+                padding = padding if model.encoder.class_token is None else None
                 predicted = model.head(encoded, key_padding_mask=padding)
             else:
                 predicted = model.head(encoded)

@@ -195,6 +195,32 @@ STATE = Quantity(
     better="low",
     floor=0,
 )
+RECOMPUTED = Quantity(
+    field="recompute_seconds",
+    title="time per token by recomputing",
+    unit="s",
+    show=seconds,
+    better="low",
+    timed=True,
+    quartiles=True,
+    floor=0.1,
+    kind=MEASURED,
+)
+RECOMPUTED_MEMORY = Quantity(
+    field="recompute_bytes", title="memory of recomputing", unit="B", show=size, better="low", floor=0.05
+)
+PREFILL = Quantity(
+    field="prefill_seconds",
+    title="prefill",
+    unit="s",
+    show=seconds,
+    words="time of a prefill",
+    better="low",
+    timed=True,
+    quartiles=True,
+    floor=0.1,
+    kind=MEASURED,
+)
 WEIGHTS = Quantity(
     field="weights_bytes",
     title="weights",
@@ -233,11 +259,16 @@ QUANTITIES = (
     FLOPS,
     TOKEN,
     STATE,
+    RECOMPUTED,
+    RECOMPUTED_MEMORY,
+    PREFILL,
     WEIGHTS,
     PARAMETERS,
     TRAINED_PARAMETERS,
     TRAINING_STEPS,
     Quantity(field="train_seconds", title="training time", unit="s", show=seconds),
+    Quantity(field="compile_seconds", title="compile time", unit="s", show=seconds),
+    Quantity(field="graph_breaks", title="graph breaks", unit="count", show=count),
     Quantity(field="train_cpu_seconds", title="CPU time of training", unit="s", show=seconds),
     Quantity(
         field="train_others_share",

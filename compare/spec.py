@@ -9,7 +9,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from compare.schedule import LENGTH_SCHEDULES, LR_SCHEDULES, SHORTEST_DEFAULT, in_words, phase_length
-from compare.values import amount, memory, one_rate, positive, share
+from compare.values import amount, batch, memory, one_rate, positive, share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -118,7 +118,13 @@ class RunSpec:
     seed: int
     budget: float | None
     steps: int | None
-    batch_size: int = flagged("shape", "samples in a micro-batch at full length", positive, metavar="B")
+    batch_size: int = flagged(
+        "shape",
+        "samples in a micro-batch at full length; auto: the largest that fits into memory, and as many accumulated as "
+        "make the task's batch",
+        batch,
+        metavar="B",
+    )
     d_model: int = flagged("shape", "width of the encoder", positive, metavar="C")
     n_heads: int = flagged("shape", "attention heads", positive, metavar="H")
     n_layers: int = flagged("shape", "encoder layers", positive, metavar="L")
@@ -131,7 +137,12 @@ class RunSpec:
     )
     positions: str = flagged(
         *("shape", "position embedding (default: rotary; sinusoidal for pictures)"),
-        choices=("sinusoidal", "learned", "rotary", "none"),
+        choices=("sinusoidal", "learned", "rotary", "learned-2d", "rotary-2d", "none"),
+    )
+    pool: str = flagged(
+        *("shape", "what a class is read from: the mean of all positions, or a class token (default: %(default)s)"),
+        default="mean",
+        choices=("mean", "cls"),
     )
     norm: str = flagged(
         "shape", "place of the norms: before each sublayer, or after it (default: %(default)s)", default="pre",
@@ -279,7 +290,7 @@ class RunSpec:
     reversible: bool = flagged(
         "switches", "two-stream layers: backward recomputes their inputs instead of storing them", default=False
     )
-    compile: bool = flagged("switches", "use torch.compile (compiling counts as training time)", default=False)
+    compile: bool = flagged("switches", "use torch.compile; its time is told apart from training time", default=False)
     search: bool = False
     decode: bool = False
     probe: int | None = None

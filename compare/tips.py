@@ -19,6 +19,7 @@ class Tip:
         summary: the change, and what it is for.
         changes: the fields of ``RunSpec`` that it sets, or a function that returns them for a spec.
         memory, speed: the quantities that it is judged by; of a speed in seconds, less is faster.
+        pictures: whether it needs positions in a picture.
         teacher: the field that names the run of full whose model the run needs; "" = none.
     """
 
@@ -26,6 +27,7 @@ class Tip:
     changes: Mapping[str, Any] | Callable[[RunSpec], Mapping[str, Any]]
     memory: Quantity = TRAINING_MEMORY
     speed: Quantity = SPEED
+    pictures: bool = False
     teacher: str = ""
 
     def applied(self, spec: RunSpec) -> RunSpec:
@@ -80,6 +82,13 @@ TIPS: dict[str, Tip] = {
     "init-torch": Tip(summary="linear maps drawn as nn.Linear draws them", changes={"init": "torch"}),
     "init-xavier": Tip(summary="linear maps drawn by Glorot's rule", changes={"init": "xavier"}),
     "init-gpt2": Tip(summary="linear maps drawn with a deviation of 0.02, as GPT-2's", changes={"init": "gpt2"}),
+    "cls": Tip(
+        summary="the class is read from a class token, not from the mean", changes={"pool": "cls"}, pictures=True
+    ),
+    "learned-2d": Tip(
+        summary="learned positions of rows and columns", changes={"positions": "learned-2d"}, pictures=True
+    ),
+    "rotary-2d": Tip(summary="rotary positions of rows and columns", changes={"positions": "rotary-2d"}, pictures=True),
     "amp": Tip(summary="autocast to bfloat16", changes={"dtype": "bfloat16"}),
     "amp-fp16": Tip(summary="autocast to float16 with loss scaling", changes={"dtype": "float16"}),
     "checkpoint": Tip(summary="backward recomputes whole layers", changes={"checkpointing": True}),
@@ -169,12 +178,20 @@ class Tipped(NamedTuple):
 
 def with_tips(specs: Sequence[RunSpec], tips: Sequence[str]) -> Tipped:
     """The specs, each followed by itself with each tip, at its own learning rate."""
+    import tasks  # brings numpy, which --help does not need
+
     rows, idle = dict[RunSpec, tuple[str, str]](), dict[str, None]()
     if any(TIPS[part].teacher for name in tips for part in name.split("+")):
         rows |= {teacher: (BASELINE, teacher.run_id) for teacher in map(teacher_of, specs) if teacher in specs}
         rows |= {teacher: (TEACHER, teacher.run_id) for teacher in map(teacher_of, specs) if teacher not in specs}
     for spec in specs:
         for name in (BASELINE, *tips):
+            if (
+                any(TIPS[part].pictures for part in name.split("+") if part in TIPS)
+                and not tasks.get(spec.task).picture
+            ):
+                idle[f"{name} on {spec.task}, which has no pictures"] = None
+                continue
             changed = spec if name == BASELINE else apply(name, spec)
             if changed in rows and name != BASELINE:
                 idle[f"{name} on {spec.task} equals {rows[changed][0]}"] = None

@@ -21,6 +21,11 @@ def positive(text: str) -> int:
     raise ArgumentTypeError(f"expected a positive integer, got {text!r}")
 
 
+def batch(text: str) -> int:
+    """A number of samples; ``auto`` is 0."""
+    return 0 if text == "auto" else positive(text)
+
+
 def seeds(text: str) -> int:
     if re.fullmatch(r"\d+([,:]\d+)+", text):
         raise ArgumentTypeError(f"expected the number of seeds (3 runs seeds 0, 1 and 2), got {text!r}")

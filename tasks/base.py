@@ -153,6 +153,8 @@ class Task(ABC):
     """Other encoders would see the answer, so the encoder is always causal."""
     causal_form: ClassVar[str] = ""
     """The task that replaces this task for a causal encoder; "" = the same task, if `causal`."""
+    picture: ClassVar[bool] = False
+    """The positions are those of a square picture, row by row."""
     fixed_places: ClassVar[str] = ""
     """How the task's definition ties answers to fixed positions, in words; "" = no position reveals more of an answer
     than another."""

@@ -65,6 +65,7 @@ class Digits(Task):
 
     name = "digits"
     kind = "sequence"
+    picture = True
     summary = "classify a handwritten digit from its pixels; scikit-learn's images, no download"
     lengths = (64, 256, 1024)
     min_len = 64

@@ -186,6 +186,7 @@ class Image(Task):
 
     name = "image"
     kind = "sequence"
+    picture = True
     summary = "classify a small photograph (CIFAR-10): 1024 gray pixels; 256, 64 or 16 patches in colour"
     lengths = (16, 64, 256, 1024)
     min_len = 16

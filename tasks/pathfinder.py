@@ -217,6 +217,7 @@ class Pathfinder(Task):
 
     name = "pathfinder"
     kind = "sequence"
+    picture = True
     summary = "do two discs lie on one dashed curve? 32, 64 or 128 pixels square"
     min_len = 32 * 32
     max_len = 128 * 128

@@ -125,7 +125,7 @@ def test_a_trained_model_is_scored_at_each_length(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("compare.runs.score.TEST_TOKENS", 4096)
     spec = replace(SPEC, variant="full", task="adding", seq_len=16, test_lens=(8, 16, 32), steps=3)
     record: Record = {"machine": {}}
-    work(spec, record, Events(io.StringIO()), None, None, lambda: 0.0)
+    work(spec, None, record, Events(io.StringIO()), None, None, lambda: 0.0)
     found = record["test_lens"]
     assert list(found) == ["8", "16", "32"]
     assert all(each["status"] == "ok" for each in found.values())

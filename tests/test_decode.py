@@ -357,3 +357,41 @@ def test_diff_tells_a_state_that_grew_and_a_token_that_takes_longer() -> None:
 def test_a_run_that_ended_is_told_in_a_line() -> None:
     record = make_decoded("full", seq_len=512) | {"token_seconds": 0.00042}
     assert outcome(record) == "0.42 ms per token, 1,048,576 bytes of state, 12 s in total"
+
+
+def test_a_token_by_recomputing_stands_beside_a_step() -> None:
+    record = compare_record("linear", 256)
+    assert record["status"] == "ok", record["reason"]
+    for field in ("recompute_seconds", "prefill_seconds", "token_seconds"):
+        assert record[field] > 0, field
+    assert record["recompute_seconds"] > record["token_seconds"], "256 positions for one"
+    assert record["recompute_bytes"] is not None
+
+
+def compare_record(variant: str, seq_len: int) -> Record:
+    from tests.here import run_here
+
+    return run_here(replace(SPEC, variant=variant, seq_len=seq_len, batch_size=1, decode=True, steps=0, task="mqar"))
+
+
+def test_the_report_tells_what_a_state_saves() -> None:
+    records = [make_decoded(name, seq_len=n, seed=seed) for name in FEW for n in (512, 1024) for seed in range(3)]
+    groups = group_records([Source(records, ENVIRONMENT)])
+    assert not [table for table in tables_of(groups, "decoding") if table.caption.startswith("With and without")]
+    for record in records:
+        step, n = record["token_seconds"], record["seq_len"]
+        record |= {"recompute_seconds": 50 * step, "recompute_bytes": 1000 * n, "prefill_seconds": n * step / 4}
+        record |= {"recompute_seconds_spread": [49 * step, 51 * step]}
+    groups = group_records([Source(records, ENVIRONMENT)])
+    (table,) = (table for table in tables_of(groups, "decoding") if table.caption.startswith("With and without"))
+    assert table.caption == "With and without a state, at 1,024: bytes"
+    rows = {row[0]: row for row in table.rows}
+    assert (rows["linear"][3], rows["linear"][7]) == ("50", "4")
+    stems = [chart.stem for chart in decoding_charts(groups)]
+    assert any(stem.startswith("decode_recompute") for stem in stems)
+
+
+def decoding_charts(groups: list[Group]) -> list[object]:
+    from tests.drawn import charts_of
+
+    return list(charts_of(groups, "decode_"))

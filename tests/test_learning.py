@@ -408,3 +408,43 @@ def test_a_run_with_int8_measures_and_keeps_it(tmp_path: Path) -> None:
 
         again = evaluate(load(folder).model, task, "test", 4, torch.device("cpu"), lambda: None)
     assert again.loss == less["test_loss"]
+
+
+# The largest batch that fits
+
+
+def test_the_largest_micro_batch_that_fits_is_taken_and_the_rest_accumulates() -> None:
+    from compare.runs.fit_batch import fit_batches
+
+    tried: list[tuple[str, int]] = []
+    limits = {"full": 3, "linear": 100, "naive": 0}
+
+    def run(spec: RunSpec) -> Record:
+        tried.append((spec.variant, spec.batch_size))
+        assert spec.probe == spec.seq_len
+        return {"status": "ok" if spec.batch_size <= limits[spec.variant] else "oom"}
+
+    said: list[str] = []
+    specs = [small(variant=name, batch_size=12, seed=seed) for name in limits for seed in (0, 1)]
+    fitted = fit_batches(specs, run, said.append)
+    assert [(s.variant, s.seed, s.batch_size, s.accumulate) for s in fitted] == [
+        *(("full", 0, 3, 4), ("full", 1, 3, 4)),
+        *(("linear", 0, 12, 1), ("linear", 1, 12, 1)),
+        *(("naive", 0, 1, 12), ("naive", 1, 1, 12)),
+    ]
+    assert tried[:4] == [("full", 12), ("full", 6), ("full", 4), ("full", 3)], "once for all seeds"
+    assert said[0] == "micro-batch of full · mqar · N 64: 3, 4 accumulated"
+
+
+def test_a_batch_that_does_not_fit_becomes_smaller(tmp_path: Path) -> None:
+    """naive at 2,048 tokens in 1.5 GB: the weights of 8 samples take 1 GiB in float32, and softmax as much again."""
+    from compare.runs.fit_batch import fit_batches
+    from compare.runs.options import RunOptions
+    from compare.runs.supervisor import run_one
+
+    spec = small("mqar", 2048, variant="naive", batch_size=8, memory_limit=3 * 2**29)
+    with few_samples():
+        make_task(spec).prepare()
+        (fitted,) = fit_batches([spec], lambda s: run_one(s, lambda _: None, RunOptions(), print), print)
+    assert fitted.batch_size < 8
+    assert fitted.batch_size * fitted.accumulate == 8

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +49,8 @@ def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
 class Dims:
     """The sizes and settings of the model, as a backend receives them.
 
-    ``rotary``: queries and keys are turned by their position. The shell turns them for every ``Attention``; a ``Mixer``
-    with its own queries and keys turns them itself.
+    ``rotary``: queries and keys are turned by their position; ``2d``: by its row and column in a picture. The shell
+    turns them for every ``Attention``; a ``Mixer`` with its own queries and keys turns them itself.
 
     ``layer`` of ``n_layers``: the index of the backend's layer in the model, from 0. A single sublayer is layer 0 of 1.
 
@@ -66,7 +66,7 @@ class Dims:
     n_heads: int
     max_len: int
     causal: bool = False
-    rotary: bool = False
+    rotary: bool | Literal["2d"] = False
     layer: int = 0
     n_layers: int = 1
     qk_norm: bool = False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,11 @@ from torch import Tensor, nn
 
 from zoo.forms import Formed
 
-BASE = 10_000.0
+if TYPE_CHECKING:
+    from zoo.contract import Dims
+
+BASE, BASE_2D = 10_000.0, 100.0
+Positions = Literal["sinusoidal", "learned", "rotary", "learned-2d", "rotary-2d", "none"]
 
 
 class Table(nn.Module):
@@ -107,18 +113,83 @@ class LearnedPositions(nn.Module):
         return x + self.table[first : first + x.shape[1]]
 
 
+class Learned2DPositions(nn.Module):
+    """Adds learned vectors of a row and a column, half of the features each (ViT, arXiv:2010.11929, appendix D.4).
+
+    (B, N, C) -> (B, N, C); the positions are those of a square picture, row by row (see ``grid_of``), after a class
+    token, if any, which has a vector of its own.
+    """
+
+    def __init__(self, max_len: int, d_model: int) -> None:
+        super().__init__()
+        side, lead = grid_of(max_len)
+        self.row = nn.Parameter(torch.randn(side, d_model // 2) * 0.02)
+        self.column = nn.Parameter(torch.randn(side, d_model - d_model // 2) * 0.02)
+        self.first = nn.Parameter(torch.randn(lead, d_model) * 0.02) if lead else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = len(self.row)
+        rows, columns = self.row.repeat_interleave(side, 0), self.column.repeat(side, 1)
+        added = torch.cat([rows, columns], dim=1)
+        if self.first is not None:
+            added = torch.cat([self.first, added])
+        return x + added[: x.shape[1]]
+
+
+def grid_of(max_len: int) -> tuple[int, int]:
+    """The side of the square picture that has ``max_len`` positions, and the positions before it: 0, or 1.
+
+    Raises:
+        ValueError: neither n² nor n² + 1.
+    """
+    side = math.isqrt(max_len)
+    if max_len - side**2 > 1:
+        raise ValueError(f"positions of a picture need max_len n² (n² + 1 with a class token), got {max_len}")
+    return side, max_len - side**2
+
+
+def waves_2d(length: int, width: int) -> Tensor:
+    """Cosines and sines for a square picture, (2, length, width / 2): half of the pairs turn by the row, half by the
+    column. A class token before the picture is not turned."""
+    side, lead = grid_of(length)
+    frequency = BASE_2D ** (-torch.arange(0, width, 4, dtype=torch.float64) / width)
+    angle = (torch.arange(side, dtype=torch.float64)[:, None] * frequency).float()  # (side, width / 4)
+    both = torch.cat([angle.repeat_interleave(side, 0), angle.repeat(side, 1)], dim=1)
+    both = F.pad(both, (0, 0, lead, 0))
+    return torch.stack([both.cos(), both.sin()])
+
+
+def make_positions(kind: Positions, max_len: int, d_model: int, scale: float) -> nn.Module:
+    """What adds positions to the embedded input; rotary ones, which heads get, add nothing."""
+    if kind == "sinusoidal":
+        return SinusoidalPositions(max_len, d_model, scale=scale)
+    learned: dict[Positions, type[nn.Module]] = {"learned": LearnedPositions, "learned-2d": Learned2DPositions}
+    return learned[kind](max_len, d_model) if kind in learned else nn.Identity()
+
+
 class RotaryPositions(nn.Module):
     """Turns pairs of features by position × frequency (RoFormer, arXiv:2104.09864). (B, H, N, D), from ``first`` on.
 
+    Args:
+        flat: False for a square picture: rows and columns turn pairs of their own, with frequencies down to 1 / 100
+            (RoPE-ViT, arXiv:2403.13298, the axial form).
+
     Raises:
-        ValueError: odd head width.
+        ValueError: a head width without pairs for each, or ``max_len`` of no square picture.
     """
 
-    def __init__(self, max_len: int, d_head: int) -> None:
+    def __init__(self, max_len: int, d_head: int, *, flat: bool = True) -> None:
         super().__init__()
-        if d_head % 2:
+        if flat and d_head % 2:
             raise ValueError(f"rotary positions turn pairs of features: d_head must be even, got {d_head}")
-        self.table = Table(partial(waves, max_len, d_head))
+        if not flat and d_head % 4:
+            raise ValueError(f"rotary positions of a picture need d_head a multiple of 4, got {d_head}")
+        self.table = Table(partial(waves if flat else waves_2d, max_len, d_head))
+
+    @classmethod
+    def of(cls, dims: Dims, d_head: int) -> RotaryPositions | None:
+        """The positions that the model's settings ask for; None for none."""
+        return cls(dims.max_len, d_head, flat=dims.rotary != "2d") if dims.rotary else None
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         cos, sin = self.table(x)[:, first : first + x.shape[-2]].to(x.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,21 +12,24 @@ from torch import Tensor, nn
 from zoo import takeover
 from zoo.checkpointing import Part
 from zoo.contract import Backend, Device, Dims, a_share, at_least, one_of
-from zoo.embeddings import (
-    LearnedPositions,
-    ShortConvolution,
-    SinusoidalPositions,
-    real_positions,
-    reordered,
-)
+from zoo.embeddings import Positions, ShortConvolution, make_positions, real_positions, reordered
 from zoo.forms import Formed
-from zoo.layers import INITS, NORMS, Activation, EncoderLayer, FeedForward, Init, Norm, NormType, ReversibleLayer
+from zoo.layers import (
+    CHOICES,
+    NORMS,
+    Activation,
+    EncoderLayer,
+    FeedForward,
+    Init,
+    Norm,
+    NormType,
+    ReversibleLayer,
+)
 from zoo.pretrained import Pretrained
 from zoo.reversible import Streams
 from zoo.shell import MultiHeadAttention, Shell, check_input, check_step, made_on
 from zoo.state import State, prefill_groups
 
-Positions = Literal["sinusoidal", "learned", "rotary", "none"]
 NOT_KEPT = ("self", "__class__", "device", "dtype")  # arguments that say where the encoder lives
 
 
@@ -49,7 +52,10 @@ class Encoder(Formed, Pretrained):
         norm_type: LayerNorm (``layer``) or RMSNorm (``rms``, arXiv:1910.07467).
         qk_norm: an RMSNorm on the queries and the keys of each head (see ``MultiHeadAttention``).
         init: how linear maps of shell and feed-forward are drawn (see ``EncoderLayer.initialise``).
-        positions: ``sinusoidal``, ``learned``, ``rotary`` (turns queries and keys) or ``none``.
+        positions: ``sinusoidal``, ``learned``, ``rotary`` (turns queries and keys) or ``none``; ``learned-2d`` and
+            ``rotary-2d`` for square pictures of ``max_len`` pixels or patches, row by row.
+        class_token: put a learned vector before the embedded input; the result is (B, 1 + N, d_model) and begins with
+            that of the class token. Not with ``causal``.
         conv_width: width of a depthwise convolution after the embedding; None for none.
         vocab_size: number of token ids; None for float inputs.
         n_features: width of float inputs, which a linear map projects to d_model; None for inputs of width d_model.
@@ -87,6 +93,7 @@ class Encoder(Formed, Pretrained):
         init: Init = "zoo",
         activation: Activation = "gelu",
         positions: Positions = "sinusoidal",
+        class_token: bool = False,
         conv_width: int | None = None,
         vocab_size: int | None = None,
         n_features: int | None = None,
@@ -102,23 +109,20 @@ class Encoder(Formed, Pretrained):
         self.settings: dict[str, Any] | None = given
         Dims(d_model=d_model, n_heads=n_heads, max_len=max_len)
         at_least(0, n_layers=n_layers)
-        one_of("norm", norm, ("pre", "post"))
-        one_of("norm_type", norm_type, tuple(NORMS))
-        one_of("init", init, ("zoo", *INITS))
         recomputed = "layer" if checkpointing is True else checkpointing or None
+        for name, choices in CHOICES.items():
+            one_of(name, given[name], choices)
         if recomputed is not None:
             one_of("checkpointing", recomputed, get_args(Part))
         a_share("dropout", dropout)
-        one_of("activation", activation, ("gelu", "relu", "swiglu"))
-        one_of("positions", positions, ("sinusoidal", "learned", "rotary", "none"))
         if d_ff is None:
             d_ff = 8 * d_model // 3 if activation == "swiglu" else 4 * d_model
         sizes = {"d_ff": d_ff, "conv_width": conv_width, "vocab_size": vocab_size, "n_features": n_features}
-        sizes["ff_chunk"] = ff_chunk
-        at_least(1, **{name: value for name, value in sizes.items() if value is not None})
-
+        at_least(1, **{name: x for name, x in (sizes | {"ff_chunk": ff_chunk}).items() if x is not None})
         if vocab_size is not None and n_features is not None:
             raise ValueError(f"expected vocab_size or n_features, got both: {vocab_size} and {n_features}")
+        if class_token and causal:
+            raise ValueError("a causal encoder cannot have a class token, which would see no other position")
         if reversible and norm != "pre":
             raise ValueError(f"reversible layers need norm='pre', got {norm!r}")
         if reversible and checkpointing:
@@ -135,12 +139,10 @@ class Encoder(Formed, Pretrained):
                 nn.init.normal_(self.features.weight, std=embedding_std * self.features.in_features**-0.5)
                 nn.init.zeros_(self.features.bias)
             self.conv = None if conv_width is None else ShortConvolution(d_model, conv_width, causal=causal)
-            self.positions: nn.Module = nn.Identity()
-            if positions == "sinusoidal":
-                scale = 1.0 if vocab_size is None and n_features is None else embedding_std
-                self.positions = SinusoidalPositions(max_len, d_model, scale=scale)
-            elif positions == "learned":
-                self.positions = LearnedPositions(max_len, d_model)
+            self.class_token = nn.Parameter(torch.randn(d_model) * 0.02) if class_token else None
+            room = max_len + int(class_token)
+            scale = 1.0 if vocab_size is None and n_features is None else embedding_std
+            self.positions = make_positions(positions, room, d_model, scale)
             self.dropout = nn.Dropout(dropout)
             self.layers = nn.ModuleList()
             for layer in range(n_layers):
@@ -148,9 +150,9 @@ class Encoder(Formed, Pretrained):
                     attn,
                     d_model=d_model,
                     n_heads=n_heads,
-                    max_len=max_len,
+                    max_len=room,
                     causal=causal,
-                    rotary=positions == "rotary",
+                    rotary="2d" if positions == "rotary-2d" else positions == "rotary",
                     qk_norm=qk_norm,
                     attention_dropout=attention_dropout,
                     layer=layer,
@@ -192,6 +194,9 @@ class Encoder(Formed, Pretrained):
             x = reordered(x, order)
         if self.conv is not None:
             x = self.conv(x, key_padding_mask=key_padding_mask)
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+            key_padding_mask = None if key_padding_mask is None else F.pad(key_padding_mask, (1, 0))
         x = self.dropout(self.positions(x))
         if self.reversible:
             x = self._run_streams(x, key_padding_mask)
@@ -201,7 +206,9 @@ class Encoder(Formed, Pretrained):
         y: Tensor = self.norm(x)
         if padding is None:
             return y
-        return reordered(y, real_positions(padding)).masked_fill(padding[..., None], 0)
+        lead = 0 if self.class_token is None else 1
+        real = reordered(y[:, lead:], real_positions(padding)).masked_fill(padding[..., None], 0)
+        return torch.cat([y[:, :lead], real], dim=1) if lead else real
 
     def _run_streams(self, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
         streams = Streams()
@@ -383,12 +390,9 @@ class Encoder(Formed, Pretrained):
         """
         layers = takeover.check(encoder)
         d_model, n_heads = layers[0].self_attn.embed_dim, layers[0].self_attn.num_heads
-        ours = cls(
-            attn, d_model=d_model, n_heads=n_heads, n_layers=0, dropout=0.0, max_len=max_len, positions="none"
-        )  # fmt: skip
-        for number, source in enumerate(layers):
-            layer = takeover.take_over(source, attn, max_len=max_len, layer=number, n_layers=len(layers))
-            ours.layers.append(layer)
+        sizes = {"d_model": d_model, "n_heads": n_heads, "n_layers": 0, "max_len": max_len}
+        ours = cls(attn, dropout=0.0, positions="none", **sizes)
+        ours.layers.extend(takeover.take_over(layers, attn, max_len=max_len))
         ours.norm = nn.Identity() if encoder.norm is None else copy.deepcopy(encoder.norm)
         ours.settings = None
         return ours.to(layers[0].linear1.weight).train(encoder.training)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.checkpointing import Part, checkpointed
+from zoo.embeddings import Positions
 from zoo.forms import Formed
 from zoo.functional import Calls
 from zoo.reversible import Streams
@@ -22,6 +23,9 @@ NormType = Literal["layer", "rms"]
 Activation = Literal["gelu", "relu", "swiglu"]
 Init = Literal["zoo", "torch", "xavier", "gpt2"]
 
+LITERALS = {"norm": Norm, "norm_type": NormType, "activation": Activation, "init": Init, "positions": Positions}
+CHOICES = {name: get_args(literal) for name, literal in LITERALS.items()}
+"""Argument of an encoder -> the words that it may be."""
 NORMS: dict[NormType, type[nn.LayerNorm] | type[nn.RMSNorm]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 INITS: dict[str, Callable[[Tensor], Tensor]] = {
     "torch": partial(nn.init.kaiming_uniform_, a=5**0.5),

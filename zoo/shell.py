@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -27,7 +28,7 @@ class Shell(Mixer):
         self.qkv = nn.Linear(dims.d_model, self.inputs * dims.d_model)
         norms = self.inputs - 1 if dims.qk_norm else 0
         self.qk_norms = nn.ModuleList(nn.RMSNorm(dims.d_head) for _ in range(norms))
-        self.rotary = RotaryPositions(dims.max_len, dims.d_head) if dims.rotary else None
+        self.rotary = RotaryPositions.of(dims, dims.d_head)
         self.attention = attention
         self.kind = attention.kind
         self.out = nn.Linear(dims.d_model, dims.d_model)
@@ -113,7 +114,7 @@ class MultiHeadAttention(Formed):
         d_model, n_heads: width, and the number of heads that split it.
         max_len: the longest input.
         causal: position t sees positions up to t only.
-        rotary: turn queries and keys by their position.
+        rotary: turn queries and keys by their position; ``2d``: by its row and column in a square picture.
         qk_norm: normalise the queries and the keys of each head by an RMSNorm, before positions turn them (Henry et
             al., arXiv:2010.04245; Dehghani et al., arXiv:2302.05442): logits cannot grow without bound.
         attention_dropout: share of the attention weights that training drops, for backends that hold them.
@@ -133,7 +134,7 @@ class MultiHeadAttention(Formed):
         n_heads: int,
         max_len: int = 8192,
         causal: bool = False,
-        rotary: bool = False,
+        rotary: bool | Literal["2d"] = False,
         qk_norm: bool = False,
         attention_dropout: float = 0.0,
         layer: int = 0,

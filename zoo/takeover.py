@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -102,14 +103,20 @@ def _own_methods(module: nn.Module, kind: type[nn.Module], *names: str) -> str:
     return own[0] if own else ""
 
 
-def take_over(
-    source: nn.TransformerEncoderLayer, attn: object, *, max_len: int, layer: int, n_layers: int
-) -> EncoderLayer:
-    """Layer ``layer`` of ``n_layers`` with ``attn`` and the weights of ``source``, which ``check`` has passed.
+def take_over(sources: Sequence[nn.TransformerEncoderLayer], attn: object, *, max_len: int) -> list[EncoderLayer]:
+    """Layers with ``attn`` and the weights of ``sources``, which ``check`` has passed.
 
     Raises:
         ValueError: a backend without query, key and value projections to load.
     """
+    n_layers = len(sources)
+    return [_layer(source, attn, max_len=max_len, layer=n, n_layers=n_layers) for n, source in enumerate(sources)]
+
+
+def _layer(
+    source: nn.TransformerEncoderLayer, attn: object, *, max_len: int, layer: int, n_layers: int
+) -> EncoderLayer:
+    """Layer ``layer`` of ``n_layers`` with ``attn`` and the weights of ``source``."""
     d_model, n_heads = source.self_attn.embed_dim, source.self_attn.num_heads
     attention = MultiHeadAttention(
         attn, d_model=d_model, n_heads=n_heads, max_len=max_len, layer=layer, n_layers=n_layers

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from compare.runs.clocks import add_since, clocks, shares
-from compare.runs.measure import FORMULAS, synchronise
+from compare.runs.measure import FORMULAS, peak_memory, synchronise, time_it
 from compare.runs.model import Model
 from compare.runs.outcome import DivergedError
 from compare.spec import RunSpec
@@ -55,8 +55,7 @@ def measure_decoding(
     torch.manual_seed(spec.seed)
     device = torch.device(spec.device)
     model = Model(spec, task).to(device).eval()
-    x = torch.from_numpy(inputs).to(device)
-    tokens = iter((x.flatten(0, 1) if task.kind == "pair" else x).unbind(1))
+    tokens = iter(single(task, inputs, device).unbind(1))
 
     def walk(steps: int, state: State) -> tuple[float, Tensor, State]:
         """Do steps; return the seconds per step, the last output, and the state after it."""
@@ -94,4 +93,36 @@ def measure_decoding(
         "token_seconds_spread": [low, high],
         "cache_bytes": state.nbytes // state.batch,
         **{f"measure_{name}": share for name, share in shares(spent, spec.threads).items()},
+    }
+
+
+def single(task: Task, inputs: NDArray[Any], device: torch.device) -> Tensor:
+    """The inputs (B, N, …); the two sequences of a pair are samples of their own."""
+    x = torch.from_numpy(inputs).to(device)
+    return x.flatten(0, 1) if task.kind == "pair" else x
+
+
+@torch.no_grad()
+def measure_without_state(spec: RunSpec, task: Task, inputs: NDArray[Any]) -> dict[str, Any]:
+    """What a token costs without a state, and what a state costs at once.
+
+    Args:
+        spec, task, inputs: as for ``measure_decoding``.
+
+    Returns:
+        Fields of a record: ``recompute_seconds`` and ``recompute_bytes``, time and added memory of a forward of all
+        positions; ``prefill_seconds``, the time of a prefill of all positions.
+    """
+    torch.manual_seed(spec.seed)
+    device = torch.device(spec.device)
+    encoder = Model(spec, task).to(device).eval().encoder
+    x = single(task, inputs, device)
+    with torch.autocast(device.type, getattr(torch, spec.dtype), enabled=spec.dtype != "float32"):
+        recompute = time_it(lambda: encoder(x), device, seconds=1.0)
+        added = peak_memory(lambda: encoder(x), device)
+        prefill = time_it(lambda: encoder.prefill(x), device, seconds=1.0)
+    return {
+        **{"recompute_seconds": recompute.median, "recompute_seconds_spread": list(recompute.spread)},
+        "recompute_bytes": added,
+        **{"prefill_seconds": prefill.median, "prefill_seconds_spread": list(prefill.spread)},
     }

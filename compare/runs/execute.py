@@ -15,8 +15,9 @@ from compare.record import Record, other_data, other_machine
 from compare.runs import measure
 from compare.runs.checkpoint import Checkpoint
 from compare.runs.child import Events
+from compare.runs.compiled import check_compiler
 from compare.runs.data import at_full_length, make_task, resized
-from compare.runs.decode import measure_decoding
+from compare.runs.decode import measure_decoding, measure_without_state
 from compare.runs.keep import keep
 from compare.runs.options import RunOptions
 from compare.runs.outcome import explain, new_record
@@ -117,11 +118,15 @@ def work(
         events.phase("decoding")
         batch = resized(next(task.train_batches(spec.batch_size, spec.seq_len, spec.seed)), spec.seq_len)
         record |= measure_decoding(spec, task, batch.inputs, lambda done: events.still("decoding", done))
+        events.phase("recomputing")
+        record |= measure_without_state(spec, task, batch.inputs)
         return None
     if spec.quantize is not None:
         check_quantiser()
     if spec.tune is not None:
         check_tuner(spec.tune)
+    if spec.compile:
+        check_compiler(spec.device)
     resumed = None if checkpoint is None else checkpoint.load(lambda state: restore(spec, task, out, record, state))
     if resumed is None:
         events.phase("measuring")

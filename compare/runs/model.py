@@ -61,6 +61,7 @@ class Model(nn.Module):
             init=spec.init,  # type: ignore[arg-type]
             activation=spec.activation,  # type: ignore[arg-type]
             positions=spec.positions,  # type: ignore[arg-type]
+            class_token=spec.pool == "cls" and task.kind in ("sequence", "value"),
             conv_width=spec.conv_width,
             embedding_std=spec.embedding_std,
             vocab_size=None if task.vocab_size is None else task.vocab_size + hidden,
@@ -77,7 +78,7 @@ class Model(nn.Module):
         elif task.kind == "pair":
             self.head = PairHead(spec.d_model, task.n_classes)
         else:
-            self.head = ClassificationHead(spec.d_model, task.n_classes)
+            self.head = ClassificationHead(spec.d_model, task.n_classes, pool=spec.pool)  # type: ignore[arg-type]
         restored = task.n_features if task.vocab_size is None else task.vocab_size
         self.restore = TokenHead(spec.d_model, restored) if spec.pretrain and restored else None
 
@@ -97,6 +98,7 @@ class Model(nn.Module):
             return self.head(self.encoder(both, key_padding_mask=padding), key_padding_mask=padding), targets
         encoded = self.encoder(inputs, key_padding_mask=padding)
         if isinstance(self.head, ClassificationHead):
+            padding = padding if self.encoder.class_token is None else None  # the class token is the first position
             return self.head(encoded, key_padding_mask=padding), targets
         asked = targets != IGNORE
         predicted = self.head(encoded)[asked] if isinstance(self.head, RestoreHead) else self.head(encoded[asked])
@@ -118,7 +120,10 @@ class Model(nn.Module):
             targets = inputs[asked]
             empty = self.encoder.vocab_size - 1 if self.encoder.vocab_size is not None else 0
             inputs = inputs.masked_fill(asked if inputs.dim() == 2 else asked[..., None], empty)
-        predicted: Tensor = self.restore(self.encoder(inputs, key_padding_mask=padding)[asked])
+        encoded = self.encoder(inputs, key_padding_mask=padding)
+        if self.encoder.class_token is not None:
+            encoded = encoded[:, 1:]
+        predicted: Tensor = self.restore(encoded[asked])
         return predicted, targets
 
 

@@ -27,7 +27,7 @@ def new_record(spec: RunSpec, status: Status, reason: str) -> Record:
     kind = tasks.get(spec.task)
     try:
         traits = zoo.describe(spec.variant).traits
-        family, without_effect = traits.family, spec.positions == "rotary" and not traits.rotary
+        family, without_effect = traits.family, spec.positions.startswith("rotary") and not traits.rotary
     except ValueError:  # an unknown backend: the run itself reports it
         family, without_effect = None, None
     return {

@@ -37,7 +37,6 @@ def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
 def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
     """Measure kernel, parameters, state, time and memory of a micro-batch at full length."""
     spec, device = trainer.spec, trainer.device
-    before = clocks()
     if spec.kind == "cost":
         record["matrix_rate_flops"] = measure.matrix_rate(device, getattr(torch, spec.dtype))
     batch = trainer.to_device(first)
@@ -67,7 +66,8 @@ def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
         for _ in range(spec.accumulate):
             step()
 
-    whole_step()  # creates the state of the optimizer
+    whole_step()  # creates the state of the optimizer, and compiles
+    before = clocks()
     record["peak_memory_bytes"] = added = measure.peak_memory(whole_step, device)
     record["train_memory_bytes"] = None if added is None else trainer.held_bytes() + added
     record["saved_bytes"] = measure.saved_bytes(lambda: trainer.loss(batch, trainer.training_tally()), trainer.model)

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from compare.runs.clocks import add_since, clocks, shares
+from compare.runs.compiled import compile_seconds, graph_breaks
 from compare.runs.data import count_tokens, length_of
 from compare.runs.divergence import first_not_finite
 from compare.runs.kept import find_model, start_from
@@ -241,10 +242,10 @@ class Trainer:
             on_step: called between steps, outside training time, with the seconds trained.
 
         Returns:
-            Steps, seconds, tokens and FLOPs of the training, and the part of its seconds in which batches were made;
-            CPU seconds of the process, CPU time that others took, and the time of a step at full length (None where
-            there were too few); the curve; loss, score and size of the last validation. Validation is not training
-            time.
+            Steps, seconds (without those of compiling), tokens and FLOPs of the training, and the part of its seconds in
+            which batches were made; CPU seconds of the process, CPU time that others took, and the time of a step at
+            full length (None where there were too few); the curve; loss, score and size of the last validation.
+            Validation is not training time.
 
         Raises:
             DivergedError: the loss is not finite.
@@ -269,6 +270,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = spec.lr * lr_factor(spec.lr_schedule, spec.warmup, part_done)
             start, cpu, loading, is_full = time.perf_counter(), time.process_time(), at.loading, True
+            compiled = compile_seconds()
             self.encoder.redraw(after=at.step)
             for _ in range(spec.accumulate):
                 begun = time.perf_counter()
@@ -282,7 +284,8 @@ class Trainer:
                 if norm is not None:
                     at.norms = at.norms[0] + norm, at.norms[1] + 1
             synchronise(self.device)
-            took = time.perf_counter() - start
+            compiled = compile_seconds() - compiled
+            took = time.perf_counter() - start - compiled
             at.seconds += took
             at.cpu += time.process_time() - cpu
             if is_full:
@@ -309,6 +312,7 @@ class Trainer:
             "train_cpu_seconds": at.cpu,
             **{f"train_{name}": share for name, share in shares(at.spent, spec.threads).items()},
             "train_step_seconds": statistics.median(at.full) if len(at.full) >= FEWEST_TIMED else None,
+            **({"compile_seconds": compile_seconds(), "graph_breaks": graph_breaks()} if spec.compile else {}),
             "train_tokens": at.tokens,
             "train_flops": at.flops,
             "curve": at.curve,

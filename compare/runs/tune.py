@@ -87,10 +87,12 @@ def put_prompts_before(encoder: Encoder, *, deep: bool) -> None:
     learned = [torch.randn(PROMPTS, encoder.d_model, device=embedding.weight.device) * DEVIATION for _ in places]
     added = nn.ParameterList(map(nn.Parameter, learned))
     encoder.add_module("prompts", added)
+    lead = 0 if encoder.class_token is None else 1
 
     def replaced(x: Tensor, number: int) -> Tensor:
         prompts = added[number].to(x.dtype).expand(len(x), -1, -1)
-        return torch.cat([prompts, x[:, PROMPTS:]], dim=1)
+        first = lead if number else 0  # of a layer's input, behind the class token
+        return torch.cat([x[:, :first], prompts, x[:, first + PROMPTS :]], dim=1)
 
     def lengthened(_encoder: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> Any:
         (x,), mask = inputs, options.get("key_padding_mask")
@@ -99,7 +101,7 @@ def put_prompts_before(encoder: Encoder, *, deep: bool) -> None:
         return (F.pad(x, (0, 0) * (x.dim() - 2) + (PROMPTS, 0)),), options
 
     encoder.register_forward_pre_hook(lengthened, with_kwargs=True)
-    encoder.register_forward_hook(lambda _encoder, _inputs, y: y[:, PROMPTS:])
+    encoder.register_forward_hook(lambda _e, _inputs, y: torch.cat([y[:, :lead], y[:, lead + PROMPTS :]], dim=1))
     embedding.register_forward_hook(lambda _embedding, _inputs, y: replaced(y, 0))
     for number, layer in enumerate(places[1:], 1):
         layer.register_forward_pre_hook(

@@ -85,7 +85,7 @@ class Based(Mixer):
         for linear in (self.qkv, self.out):
             nn.init.normal_(linear.weight, std=C**-0.5)
             nn.init.zeros_(linear.bias)
-        self.rotary = RotaryPositions(dims.max_len, d) if dims.rotary else None
+        self.rotary = RotaryPositions.of(dims, d)
         self.products = Table(partial(pairs, d))
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:

@@ -82,7 +82,7 @@ class GatedAttentionUnit(Mixer):
         sizes = torch.tensor([(c / s) ** 0.25, (c / s) ** 0.25, s**-0.25, s**-0.25])
         self.scale = nn.Parameter(sizes[:, None].repeat(1, s))  # of q, k, q' and k'
         self.offset = nn.Parameter(torch.zeros(4, s))
-        self.rotary = RotaryPositions(dims.max_len, s) if dims.rotary else None
+        self.rotary = RotaryPositions.of(dims, s)
         self.bind_to("chunk", c)
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:

@@ -70,7 +70,7 @@ class LongformerAttention(Mixer):
         see_all = config.n_global > 0 and not dims.causal
         self.global_q = nn.Linear(C, C) if see_all else None
         self.global_kv = nn.Linear(C, 2 * C) if see_all else None
-        self.rotary = RotaryPositions(dims.max_len, dims.d_head) if dims.rotary else None
+        self.rotary = RotaryPositions.of(dims, dims.d_head)
         self.out = nn.Linear(C, C)
         for linear in (self.qkv, self.global_q, self.global_kv, self.out):
             if linear is not None:

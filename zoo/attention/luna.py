@@ -71,7 +71,7 @@ class Luna(Mixer):
         self.unpack_query = nn.Linear(C, C)
         self.unpack_context = nn.Linear(C, contexts * C)
         self.out = nn.Linear(C, C)
-        self.rotary = RotaryPositions(dims.max_len, dims.d_head) if dims.rotary else None
+        self.rotary = RotaryPositions.of(dims, dims.d_head)
         for linear in (self.pack_query, self.pack_context, self.unpack_query, self.unpack_context, self.out):
             nn.init.normal_(linear.weight, std=C**-0.5)
             nn.init.zeros_(linear.bias)

@@ -9,15 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from compare.report.facts.ablation import Ablation, Effect, ablations
+from compare.report.facts.groups import Row
 from compare.report.facts.overview import Overview
 from compare.report.facts.scale import Scale
 from compare.report.facts.stats import ENOUGH_SEEDS, Difference, Estimate
+from compare.report.facts.values import numbers
 from compare.report.render.axes import log_ticks
 from compare.report.render.canvas import FAINT, SMALL, WIDTH, Sheet, Style, text_size, write
 from compare.report.sections.section import Chart, Section, Table
 from compare.report.sections.wording import short
 from compare.tips import TIPS
-from compare.units import MISSING, SPACE, sentence
+from compare.units import MISSING, SPACE, seconds
 
 LINE = 12.0  # pixels for each variant
 BETWEEN = 10.0  # pixels between tips
@@ -73,7 +75,7 @@ def sentences(ablation: Ablation) -> list[str]:
             ("scores", f"no verdict from fewer than {ENOUGH_SEEDS} seeds" if few else ""),
         ]
         words = "; ".join(f"{what}: {which}" for what, which in parts if which)
-        said.append(f"{sentence(name)}: {words}.")
+        said.append(f"{name}: {words}.")
     return said
 
 
@@ -104,9 +106,17 @@ def change(score: Difference | None, scale: Scale) -> str:
 def table_of(effects: Sequence[Effect], scale: Scale) -> tuple[list[str], list[list[str]]]:
     header = ["tip", "what it changes", "memory", "speed", f"score, {scale.points}", "status"]
     body = [
-        [e.tip, summary(e.tip), times(e.memory), times(e.speed), change(e.score, scale), e.row.status] for e in effects
+        [e.tip, summary(e.tip), times(e.memory), times(e.speed), change(e.score, scale), status(e.row)] for e in effects
     ]
     return header, body
+
+
+def status(row: Row) -> str:
+    """How its runs ended, and what compiling took."""
+    took, breaks = (numbers(row.finished, field) for field in ("compile_seconds", "graph_breaks"))
+    if not took:
+        return row.status
+    return f"{row.status}; compiled in {seconds(max(took))}, graph breaks: {max(breaks):.0f}"
 
 
 def summary(tip: str) -> str:
@@ -124,7 +134,7 @@ def draw(ablation: Ablation, styles: Mapping[str, Style]) -> Figure:
     width = (WIDTH - left - 20 - 2 * gap) / 3
     rows = [row for row in group.rows if row.name in names]
     title = f"What each tip changes: {group.title}"
-    sheet = Sheet(title, group.machine, chart_notes(ablation), rows, body=height + 100)
+    sheet = Sheet(title, group.machine, chart_notes(ablation), rows, body=height + 84)
     panels: list[tuple[str, Callable[[Effect], Mark | None]]] = [
         ("memory, × baseline", lambda e: as_mark(e.memory)),
         ("speed, × baseline", lambda e: as_mark(e.speed)),
@@ -146,7 +156,7 @@ def draw(ablation: Ablation, styles: Mapping[str, Style]) -> Figure:
                 y = middle + (place_of - (len(names) - 1) / 2) * LINE
                 if own := marks.get((tip, name)):
                     draw_mark(axes, own, y, styles[name])
-    key(sheet, names, styles, left)
+    key(sheet, names, styles, left, 54 + height + 8)
     return sheet.figure
 
 
@@ -180,9 +190,9 @@ def in_points(score: Difference | None, scale: Scale) -> Mark | None:
     return None if score is None else Mark(*(scale.factor * value for value in (score.mean, *score.ends)))
 
 
-def key(sheet: Sheet, names: Sequence[str], styles: Mapping[str, Style], left: float) -> None:
-    """Writes the names of the variants with their marks below the panels."""
-    axes = sheet.axes(left, 0, WIDTH - left - 20, 18)
+def key(sheet: Sheet, names: Sequence[str], styles: Mapping[str, Style], left: float, bottom: float) -> None:
+    """Writes the names of the variants with their marks above the panels."""
+    axes = sheet.axes(left, bottom, WIDTH - left - 20, 18)
     axes.set_axis_off()
     axes.set_xlim(0, WIDTH - left - 20)
     axes.set_ylim(0, 1)

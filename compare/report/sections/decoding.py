@@ -5,7 +5,7 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
-from compare.quantities import STATE, TOKEN
+from compare.quantities import PREFILL, RECOMPUTED, RECOMPUTED_MEMORY, STATE, TOKEN
 from compare.report.facts.groups import Group, Row
 from compare.report.facts.overview import Overview
 from compare.report.facts.scaling import (
@@ -60,7 +60,8 @@ def sections(overview: Overview) -> list[Section]:
 
 
 def charts_of(series: Series) -> list[Chart]:
-    costs = [cost_against_length(series, cost) for cost in (lengths.TOKEN, lengths.STATE)]
+    kinds = (lengths.TOKEN, lengths.STATE, lengths.RECOMPUTED)
+    costs = [cost_against_length(series, cost) for cost in kinds]
     return [chart for chart in (*costs, crossover_chart(series, lengths.TOKEN)) if chart]
 
 
@@ -115,7 +116,7 @@ def measured(group: Group) -> list[tuple[Row, Estimate, Estimate]]:
 def decode_tables(series: Sequence[Group], told_apart: str) -> list[Table]:
     """A table of growth and ratios to full, and one with the costs at each length."""
     title = table_title(series, told_apart)
-    return [growth_table(series, title), lengths_table(series, title)]
+    return [growth_table(series, title), lengths_table(series, title), *caching_table(series, title)]
 
 
 def growth_table(series: Sequence[Group], title: str) -> Table:
@@ -165,6 +166,30 @@ def lengths_table(series: Sequence[Group], title: str) -> Table:
         "State: bytes that all layers and the convolution before them keep of one sample after this length.",
     ]
     return cost_table(f"At each length: {title}", ["variant", *map(plain, measured_at)], body, notes)
+
+
+def caching_table(series: Sequence[Group], title: str) -> list[Table]:
+    """A token by a step and by recomputing, at the longest length; none where no record has the second."""
+    longest = max(series, key=lambda group: group.seq_len)
+    body = []
+    for row in longest.rows:
+        step, again, memory, prefill = (
+            row.over_seeds(quantity) for quantity in (TOKEN, RECOMPUTED, RECOMPUTED_MEMORY, PREFILL)
+        )
+        if step and again and prefill:
+            steps = step.mean * longest.seq_len
+            line = [row.name, f"{1 / step.mean:,.0f}", f"{1 / again.mean:,.3g}", significant(again.mean / step.mean)]
+            state = row.over_seeds(STATE)
+            line += [size(state.mean) if state else MISSING, size(memory.mean) if memory else MISSING]
+            body.append([*line, seconds(prefill.mean), significant(steps / prefill.mean)])
+    if not body:
+        return []
+    header = ["variant", "tokens/s by steps", "tokens/s by recomputing", "times as fast", "state of a sample"]
+    header += ["memory of recomputing", "prefill", "times as fast as steps"]
+    notes = [
+        "Recomputing: a forward over all positions for each token. Prefill: all positions at once, with their state."
+    ]
+    return [cost_table(f"With and without a state, at {plain(longest.seq_len)}: {title}", header, body, notes)]
 
 
 def cost_of(row: Row) -> str:

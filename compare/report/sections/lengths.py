@@ -88,6 +88,16 @@ STATE = Cost(
 )
 
 
+RECOMPUTED = Cost(
+    quantities.RECOMPUTED,
+    "decode_recompute",
+    "Time per token against length, recomputing",
+    "time of a forward over all positions",
+    what="recomputing is",
+    note="What a token costs without a state: a forward of the causal encoder over all positions up to it.",
+)
+
+
 def memory_cost(series: Sequence[Group]) -> Cost:
     """The memory cost: of all training where the records have it, else of a step."""
     memory = memory_of([row for group in series for row in group.rows])
