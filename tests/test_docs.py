@@ -15,16 +15,18 @@ import pytest
 
 import tasks
 import zoo
-from compare.arguments import cost_parser, diff_parser, run_parser
+from compare.arguments import ablate_parser, cost_parser, diff_parser, evaluate_parser, predict_parser, run_parser
 from compare.listing import markdown, written
 from compare.plan import plan_runs
 from compare.record import is_search, read_records
+from compare.tips import read_tips
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARKED = [path for path in PAGES if re.search(r"^<!-- /", path.read_text(encoding="utf-8"), re.M)]
 
 
+PARSE_ONLY = {"diff": diff_parser, "evaluate": evaluate_parser, "predict": predict_parser}
 SMALL = "--no-control --seq-len 64 --steps 2 --d-model 16 --n-layers 1 --batch-size 4"
 
 
@@ -74,8 +76,12 @@ def test_commands_are_understood(command: str) -> None:
     words = shlex.split(command)[3:]
     if words[:1] == ["cost"]:
         plan_runs(cost_parser().parse_args(words[1:]), "cpu", 2)
-    elif words[:1] == ["diff"]:
-        diff_parser().parse_args(words[1:])
+    elif words[:1] == ["ablate"]:
+        options = ablate_parser().parse_args(words[1:])
+        assert read_tips(options.tips)
+        plan_runs(options, "cpu", 2)
+    elif words[:1] and words[0] in PARSE_ONLY:
+        PARSE_ONLY[words[0]]().parse_args(words[1:])
     elif words[:1] not in (["list"], ["report"], ["reproduce"]) and "my_module" not in command:
         plan_runs(run_parser().parse_args(words), "cpu", 2)
 
