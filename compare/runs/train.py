@@ -242,8 +242,8 @@ class Trainer:
             on_step: called between steps, outside training time, with the seconds trained.
 
         Returns:
-            Steps, seconds (without those of compiling), tokens and FLOPs of the training, and the part of its seconds in
-            which batches were made; CPU seconds of the process, CPU time that others took, and the time of a step at
+            Steps, seconds (without those of compiling), tokens and FLOPs of the training, and the part of its seconds
+            in which batches were made; CPU seconds of the process, CPU time that others took, and the time of a step at
             full length (None where there were too few); the curve; loss, score and size of the last validation.
             Validation is not training time.
 
