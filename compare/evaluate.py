@@ -75,8 +75,7 @@ def score(folder: Path, spec: RunSpec, task: Task, device: torch.device) -> Reco
     """The test score of the model in a folder, as a record has it."""
     model = load(folder, task.seq_len).model.to(device)
     size, most = (spec.batch_size, None) if task.seq_len == spec.seq_len else at_length(spec, task.seq_len)
-    narrow = spec.dtype != "float32"
-    with torch.autocast(device.type, dtype=getattr(torch, spec.dtype) if narrow else None, enabled=narrow):
+    with torch.autocast(device.type, dtype=getattr(torch, spec.dtype), enabled=spec.dtype != "float32"):
         result = evaluate(model, task, "test", size, device, lambda: None, most)
     metric = {"unit": task.metric.unit, "lower_is_better": task.metric.lower_is_better}
     return {

@@ -14,7 +14,7 @@ from rich.table import Table
 
 import tasks
 import zoo
-from compare.report import in_short
+from compare.report import in_short, of_tip
 from zoo.entry import Entry, format_added, format_bytes
 
 Rows = list[list[str]]
@@ -26,6 +26,7 @@ KEPT = ["name", "directions", "state", "cache"]
 FORM = ["exact", "directions", "exceptions", "options", "source"]
 SHORT = ["name", "what it does", "family", "year", "time", "causal"]
 MARKDOWN = ["name", "what it does", "family", "year", *COST[1:-1], "state", "cache", "capacity", *FORM]
+TIP = "tip:"
 WRAPPED = ("time", "directions", "what it does", "options", "what it asks", "lengths", "purpose", "tasks")
 
 
@@ -155,11 +156,13 @@ def results(folder: Path, shown_as: str, chart: str = "") -> str:
     Args:
         folder: holds records.jsonl and charts.
         shown_as: path of the folder, relative to the file that shows the chart.
-        chart: stem of the chart; "" = the first chart of the report.
+        chart: stem of the chart; "" = the first chart of the report. ``tip:NAME`` = a table of what a tip changes.
 
     Raises:
-        ValueError: the folder has no such chart.
+        ValueError: the folder has no such chart, or no run with the tip.
     """
+    if chart.startswith(TIP):
+        return markdown_table(*of_tip(folder, chart.removeprefix(TIP)))
     stem, sentences = in_short(folder)
     path = folder / "charts" / f"{chart or stem}.png"
     if not path.is_file():
@@ -171,7 +174,7 @@ def results_in(text: str, folder: Path) -> dict[str, str]:
     """Content of a marker ``<!-- results/… -->`` in a text -> the results that belong after it.
 
     A marker names a folder of results, relative to the ``folder`` of the text, and the stem of a chart if it shows
-    another chart than the first.
+    another chart than the first, or ``tip:NAME``.
     """
     markers = re.findall(r"^<!-- ((?:\.\./)*results/\S+)(?: (\S+))? -->$", text, re.M)
     return {" ".join(filter(None, (name, chart))): results(folder / name, name, chart) for name, chart in markers}

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -16,17 +17,15 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from compare.comparison import choose_device
 from compare.errors import UsageError
-from compare.record import Record
 from compare.runs.data import make_task
 from compare.runs.execute import settle_cpu
-from compare.runs.kept import load
-from compare.runs.model import Model
-from compare.spec import RunSpec
+from compare.runs.kept import Kept, load
 from tasks import Task
 from tasks.files import read_files
 from tasks.folders import format_of
@@ -46,22 +45,22 @@ class Answer(NamedTuple):
 
 
 def predict(options: argparse.Namespace) -> int:
-    """Write the rows of the data with the columns of ``ADDED``."""
+    """Write the rows of the data with the columns of ``ADDED``.
+
+    Raises:
+        UsageError: no kept model of texts, or a file without its column.
+    """
     try:
-        model, spec, record = load(options.model)
-        task = make_task(spec)
-        if task.kind not in ("sequence", "token"):
-            raise ValueError(f"--model: expected a model that classifies or restores, got one of {task.name}")
-        task.ids_of([])
+        kept = load(options.model)
+        settle_cpu(kept.spec.threads)
+        predictor = Predictor(kept, make_task(kept.spec), torch.device(choose_device(options.device)))
         table = read_files([options.data], format_of(options.data) or "csv")
-        usual = str(record["data"].get("text_column", ""))  # "" = chosen by its name
+        usual = str(kept.record["data"].get("text_column", ""))  # "" = chosen by its name
         column = pick_text_column(table.features, options.text_column or usual, "predict")
         if taken := [name for name in ADDED if name in table.features]:
             raise ValueError(f"{options.data}: expected no column {taken[0]!r}, which the predictions get")
-        device = torch.device(choose_device(options.device))
-        settle_cpu(spec.threads)
         with writing(options.out) as file:
-            write_rows(model.to(device), spec, record, task, table, column, device, file)
+            write_rows(predictor, table, column, file)
     except (ValueError, OSError) as error:
         raise UsageError(" ".join(str(error).split())) from error
     return 0
@@ -82,31 +81,21 @@ def writing(out: Path | None) -> Iterator[IO[str]]:
         part.unlink(missing_ok=True)
 
 
-def write_rows(
-    model: Model,
-    spec: RunSpec,
-    record: Record,
-    task: Task,
-    table: Any,
-    column: str,
-    device: torch.device,
-    file: IO[str],
-) -> None:
+def write_rows(predictor: Predictor, table: Any, column: str, file: IO[str]) -> None:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*table.features, *ADDED])
     columns = (TextColumn("predicting"), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, console=None, disable=not sys.stderr.isatty()) as bar:
-        shown, rows, begun = bar.add_task("predicting", total=len(table)), iter(table), time.perf_counter()
+    begun, rows = time.perf_counter(), iter(table)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        shown = bar.add_task("predicting", total=len(table))
         while window := list(islice(rows, WINDOW)):
             texts = [as_text(row[column]) for row in window]
-            for row, answer in zip(window, answers(model, spec, record, task, texts, device), strict=True):
+            for row, answer in zip(window, predictor.answers(texts), strict=True):
                 probability = "" if answer.probability is None else f"{answer.probability:.6f}"
-                writer.writerow(
-                    [*(letters_of(as_text(value)) for value in row.values()), answer.prediction, probability]
-                )
+                cells = [letters_of(as_text(value)) for value in row.values()]
+                writer.writerow([*cells, answer.prediction, probability])
             bar.advance(shown, len(window))
-    took = time.perf_counter() - begun
-    print(f"{len(table):,} rows in {took:.1f} s", file=sys.stderr)
+    print(f"{len(table):,} rows in {time.perf_counter() - begun:.1f} s", file=sys.stderr)
 
 
 def as_text(value: object) -> bytes:
@@ -116,31 +105,50 @@ def as_text(value: object) -> bytes:
     return b"" if value is None else str(value).encode("utf-8", "surrogatepass")
 
 
-@torch.no_grad()
-def answers(
-    model: Model, spec: RunSpec, record: Record, task: Task, texts: Sequence[bytes], device: torch.device
-) -> list[Answer]:
-    """One answer for each text, in order; texts of similar length share a batch. An empty text has no answer."""
-    ids = task.ids_of(texts)
-    order = sorted((place for place, own in enumerate(ids) if len(own)), key=lambda place: len(ids[place]))
-    found = [Answer("", None)] * len(texts)
-    narrow = spec.dtype != "float32"
-    for batch in batches(order, ids):
-        inputs, padding = padded([ids[place] for place in batch], device)
-        with torch.autocast(device.type, dtype=getattr(torch, spec.dtype) if narrow else None, enabled=narrow):
+@dataclass
+class Predictor:
+    """A kept model and the task that reads its texts.
+
+    Raises:
+        ValueError: the model neither classifies nor restores texts.
+    """
+
+    kept: Kept
+    task: Task
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        if self.task.kind not in ("sequence", "token"):
+            raise ValueError(f"--model: expected a model that classifies or restores, got one of {self.task.name}")
+        self.task.ids_of([])
+        self.kept.model.to(self.device)
+
+    @torch.no_grad()
+    def answers(self, texts: Sequence[bytes]) -> list[Answer]:
+        """One answer for each text, in order; texts of similar length share a batch. An empty text has no answer."""
+        ids = self.task.ids_of(texts)
+        order = sorted((place for place, own in enumerate(ids) if len(own)), key=lambda place: len(ids[place]))
+        found = [Answer("", None)] * len(texts)
+        for batch in batches(order, ids):
+            for place, chances in zip(batch, self.chances([ids[place] for place in batch]), strict=True):
+                if self.task.kind == "sequence":
+                    found[place] = classified(chances, self.kept.record["class_names"])
+                else:
+                    found[place] = filled(self.task, texts[place], ids[place], chances)
+        return found
+
+    def chances(self, rows: Sequence[NDArray[np.int64]]) -> Tensor:
+        """Probabilities of the classes, (B, n_classes), or at each position, (B, N, n_classes)."""
+        model, dtype = self.kept.model, self.kept.spec.dtype
+        inputs, padding = padded(rows, self.device)
+        with torch.autocast(self.device.type, dtype=getattr(torch, dtype), enabled=dtype != "float32"):
             encoded = model.encoder(inputs, key_padding_mask=padding)
-            if task.kind == "sequence":
+            if self.task.kind == "sequence":
                 padding = padding if model.encoder.class_token is None else None
-                predicted = model.head(encoded, key_padding_mask=padding)
+                predicted: Tensor = model.head(encoded, key_padding_mask=padding)
             else:
                 predicted = model.head(encoded)
-        chances = predicted.float().softmax(-1).cpu()
-        for place, own in zip(batch, chances, strict=True):
-            if task.kind == "sequence":
-                found[place] = classified(own, record["class_names"])
-            else:
-                found[place] = filled(task, texts[place], ids[place], own)
-    return found
+        return predicted.float().softmax(-1).cpu()
 
 
 def batches(order: Sequence[int], ids: Sequence[NDArray[np.int64]]) -> Iterator[list[int]]:

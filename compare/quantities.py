@@ -242,6 +242,7 @@ PARAMETERS = Quantity(
 TRAINED_PARAMETERS = Quantity(
     field="trained_params", title="trained parameters", unit="count", show=count, better="low"
 )
+TRAINING_TIME = Quantity(field="train_seconds", title="training time", unit="s", show=seconds, better="low", timed=True)
 TRAINING_STEPS = Quantity(field="train_steps", title="training steps", unit="count")
 
 QUANTITIES = (
@@ -266,7 +267,7 @@ QUANTITIES = (
     PARAMETERS,
     TRAINED_PARAMETERS,
     TRAINING_STEPS,
-    Quantity(field="train_seconds", title="training time", unit="s", show=seconds),
+    TRAINING_TIME,
     Quantity(field="compile_seconds", title="compile time", unit="s", show=seconds),
     Quantity(field="graph_breaks", title="graph breaks", unit="count", show=count),
     Quantity(field="train_cpu_seconds", title="CPU time of training", unit="s", show=seconds),

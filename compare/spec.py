@@ -205,7 +205,7 @@ class RunSpec:
     pretrain: float = flagged(
         "training",
         "share of the training that restores hidden tokens or patches of the task's own inputs (causal: predicts the "
-        "next one); the rest trains the task (default: %(default)g)",
+        "next one; with --distill attention: learns its weights); the rest trains the task (default: %(default)g)",
         share,
         default=0.0,
         metavar="SHARE",

@@ -7,7 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from compare.errors import closest
-from compare.quantities import FORWARD, SPEED, TRAINING_MEMORY, WEIGHTS, Quantity
+from compare.quantities import (
+    FORWARD,
+    RECOMPUTED,
+    RECOMPUTED_MEMORY,
+    SPEED,
+    STATE,
+    TOKEN,
+    TRAINING_MEMORY,
+    TRAINING_TIME,
+    WEIGHTS,
+    Quantity,
+)
 from compare.spec import RunSpec
 
 
@@ -19,6 +30,8 @@ class Tip:
         summary: the change, and what it is for.
         changes: the fields of ``RunSpec`` that it sets, or a function that returns them for a spec.
         memory, speed: the quantities that it is judged by; of a speed in seconds, less is faster.
+        before: what these are compared with, where the runs with the tip measure it themselves; None = the same
+            quantities of the baseline.
         pictures: whether it needs positions in a picture.
         teacher: the field that names the run of full whose model the run needs; "" = none.
     """
@@ -27,6 +40,7 @@ class Tip:
     changes: Mapping[str, Any] | Callable[[RunSpec], Mapping[str, Any]]
     memory: Quantity = TRAINING_MEMORY
     speed: Quantity = SPEED
+    before: tuple[Quantity, Quantity] | None = None
     pictures: bool = False
     teacher: str = ""
 
@@ -61,6 +75,10 @@ TIPS: dict[str, Tip] = {
     "constant-lr": Tip(summary="the learning rate stays at its peak to the end", changes={"lr_schedule": "constant"}),
     "cosine-lr": Tip(summary="the learning rate falls by half a cosine", changes={"lr_schedule": "cosine"}),
     "linear-lr": Tip(summary="the learning rate falls linearly", changes={"lr_schedule": "linear"}),
+    "small-batch": Tip(
+        summary="a quarter of the samples in a step", changes=lambda s: {"batch_size": max(1, s.batch_size // 4)}
+    ),
+    "large-batch": Tip(summary="four times the samples in a step", changes=lambda s: {"batch_size": 4 * s.batch_size}),
     "accumulate": Tip(
         summary=f"the same batch in {MICRO_BATCHES} micro-batches, whose gradients add up", changes=accumulated
     ),
@@ -74,6 +92,7 @@ TIPS: dict[str, Tip] = {
     "early-stopping": Tip(
         summary="training ends after two validations without a better score; the best weights are tested",
         changes={"early_stopping": 2},
+        speed=TRAINING_TIME,
     ),
     "no-clipping": Tip(summary="gradients of any norm are taken as they are", changes={"clip_norm": 0.0}),
     "post-norm": Tip(summary="norms after the sublayers, not before", changes={"norm": "post"}),
@@ -104,6 +123,13 @@ TIPS: dict[str, Tip] = {
         changes=lambda s: {"ff_chunk": -(-s.seq_len // CHUNKS)},
     ),
     "compile": Tip(summary="torch.compile", changes={"compile": True}),
+    "cache": Tip(
+        summary="causal decoding with a state, beside a forward over all positions for each token",
+        changes={"decode": True, "steps": 0, "budget": None, "batch_size": 1, "accumulate": 1},
+        memory=STATE,
+        speed=TOKEN,
+        before=(RECOMPUTED_MEMORY, RECOMPUTED),
+    ),
     "int8": Tip(
         summary="the trained model is tested with weights and inputs of int8",
         changes={"quantize": "int8-dynamic"},

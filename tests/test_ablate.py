@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from compare.__main__ import main
-from compare.report import write_report
+from compare.listing import written
+from compare.report import of_tip, write_report
 from compare.report.facts.ablation import ablations, group_tips, split_tips
 from compare.report.facts.grouping import Source, group_records
 from compare.report.facts.overview import Overview
@@ -18,7 +19,7 @@ from compare.report.sections.ablation import sections, times
 from compare.spec import RunSpec
 from compare.tips import BASELINE, TIPS, apply, read_tips, with_tips
 from tests.here import compare_here
-from tests.make_records import ENVIRONMENT, make_record, write_folder
+from tests.make_records import ENVIRONMENT, make_decoded, make_record, write_folder
 from tests.test_train import SPEC
 
 Record = dict[str, Any]
@@ -82,6 +83,33 @@ def test_the_report_says_what_each_tip_buys_and_keeps_the_baseline_apart(tmp_pat
     assert "amp" not in charts, "no chart of the runs with one tip alone"
 
 
+def test_a_page_shows_the_table_of_a_tip(tmp_path: Path) -> None:
+    write_folder(tmp_path / "results" / "mine", made_up())
+    page = tmp_path / "tips.md"
+    page.write_text("<!-- results/mine tip:amp -->\nold\n<!-- /results/mine tip:amp -->\n")
+    text = written(page)
+    assert text.splitlines()[1:3] == [
+        "| variant | task | memory | speed | score | status |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    assert "| `linear` | bytes, 1,024 |" in text
+    assert "+10.0 ± 0.0 points | ok |" in text or "+10.0 ± " in text
+    with pytest.raises(ValueError, match="has no runs with the tip 'amq'"):
+        of_tip(tmp_path / "results" / "mine", "amq")
+
+
+def test_a_cache_is_compared_with_recomputing_in_the_same_run() -> None:
+    records = [r for r in made_up() if r["tip"] == BASELINE]
+    for seed in range(3):
+        record = make_decoded("linear", seq_len=1024, seed=seed) | {"tip": "cache", "run_id": f"cache-{seed}"}
+        step = record["token_seconds"]
+        records.append(record | {"recompute_seconds": 20 * step, "recompute_bytes": 4 * record["cache_bytes"]})
+    (effect,) = ablation_of(records).effects["linear"]
+    assert math.exp(effect.speed.mean) == pytest.approx(20)
+    assert math.exp(effect.memory.mean) == pytest.approx(0.25)
+    assert effect.score is None
+
+
 def test_without_a_baseline_nothing_is_said() -> None:
     plain, tips = split_tips(Source([r for r in made_up() if r["tip"] != BASELINE], ENVIRONMENT))
     groups = group_records([plain])
@@ -91,10 +119,12 @@ def test_without_a_baseline_nothing_is_said() -> None:
 @pytest.mark.parametrize("tip", TIPS)
 def test_every_tip_changes_the_run_and_keeps_its_samples(tip: str) -> None:
     changed = apply(tip, SPEC)
-    assert changed.batch_size * changed.accumulate == SPEC.batch_size * SPEC.accumulate
-    assert (changed.variant, changed.task, changed.seq_len, changed.seed, changed.steps) == (
-        *(SPEC.variant, SPEC.task, SPEC.seq_len, SPEC.seed, SPEC.steps),
+    samples = {"small-batch": 1, "large-batch": 4 * SPEC.batch_size, "cache": 1}.get(tip, SPEC.batch_size)
+    assert changed.batch_size * changed.accumulate == samples
+    assert (changed.variant, changed.task, changed.seq_len, changed.seed) == (
+        *(SPEC.variant, SPEC.task, SPEC.seq_len, SPEC.seed),
     )
+    assert changed.steps == (0 if tip == "cache" else SPEC.steps)
     assert changed != SPEC or tip == "cosine-lr", "SPEC has it"
     assert RunSpec.from_json(changed.to_json()) == changed
 

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 import tasks.digits
 from tasks import Task
 from tasks.base import SPLITS
-from tasks.digits import Digits, deal
+from tasks.digits import Digits, DigitsConfig, deal
 from tests.learning import learns, small_spec
 
 
@@ -76,8 +76,27 @@ def test_copies_are_dropped_from_train_first(monkeypatch):
 
 
 def test_a_length_between_is_refused():
-    with pytest.raises(ValueError, match=r"^digits: expected seq_len among 64, 256, 1024, got 128$"):
+    with pytest.raises(ValueError, match=r"^digits: expected seq_len among 4, 16, 64, 256, 1024, got 128$"):
         Digits(128)
+
+
+def test_patches_are_those_of_the_picture():
+    task = Digits(16, DigitsConfig(patch=2))
+    assert (task.vocab_size, task.n_features) == (None, 4)
+    whole, pixels = task.whole("test"), Digits(64).whole("test")
+    assert whole.inputs.shape[1:] == (16, 4)
+    picture = pixels.inputs[0].reshape(8, 8) - 1
+    np.testing.assert_allclose(whole.inputs[0, 5], picture[2:4, 2:4].flatten() / 8 - 1)
+    repeated = Digits(64, DigitsConfig(patch=2)).whole("test").inputs[0]
+    np.testing.assert_allclose(repeated[9], np.full(4, picture[1, 1] / 8 - 1), err_msg="one pixel, repeated")
+
+
+@pytest.mark.parametrize(("seq_len", "patch"), [(4, 1), (16, 1), (4, 2)])
+def test_a_picture_needs_enough_positions(seq_len, patch):
+    with pytest.raises(ValueError, match=rf"expected seq_len of at least {(8 // patch) ** 2} with patches of {patch}"):
+        Digits(seq_len, DigitsConfig(patch=patch))
+    with pytest.raises(ValueError, match=r"digits\.patch: expected 1, 2 or 4, got 3"):
+        DigitsConfig(patch=3)
 
 
 def test_baselines():

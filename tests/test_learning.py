@@ -214,6 +214,27 @@ def test_hidden_states_and_attention_add_to_the_loss(tmp_path: Path) -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in maps)
 
 
+def test_the_feature_maps_learn_alone_before_the_task(tmp_path: Path) -> None:
+    record = kept_in(tmp_path, small(seed=3))
+    name = record["run_id"]
+    spec = small(variant="hedgehog", teacher=name, start=name, distill="attention", pretrain=0.5, steps=20, lr=1e-2)
+    trainer = trainer_of(spec, tmp_path)
+    before = {name: p.clone() for name, p in trainer.trained.named_parameters()}
+    trainer.restoring = True
+    batch = batch_of(trainer)
+    losses = []
+    for _ in range(30):
+        losses.append(float(trainer.loss(batch, trainer.training_tally())))
+        trainer.step(batch, trainer.training_tally())
+    changed = {name for name, p in trainer.trained.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {name for name in before if name.endswith(("query_map", "key_map"))}
+    assert losses[-1] < losses[0]
+    trainer = trainer_of(spec, tmp_path)
+    result = trainer.train(lambda *_: None)
+    assert result["curve"][0]["train_loss"] is None
+    assert result["curve"][-1]["train_loss"] is not None
+
+
 def test_a_teacher_that_cannot_teach_is_one_line(tmp_path: Path) -> None:
     record = kept_in(tmp_path, small(seed=3))
     folder = str(tmp_path / record["model"])
@@ -274,7 +295,7 @@ def test_a_tuned_model_is_kept_and_loaded(method: str, tmp_path: Path) -> None:
 def test_every_attention_can_be_tuned(method: str, name: str) -> None:
     pytest.importorskip("peft")
     trainer = trainer_of(small("mqar", 64, variant=name, tune=method, pretrain=0.5))
-    trainer.tune()
+    trainer.begin_tuning()
     inputs, targets, _ = batch_of(trainer)
     padding = torch.arange(64) >= torch.tensor([64, 40, 64, 20])[:, None]
     targets = targets.masked_fill(padding, -100)
@@ -290,7 +311,7 @@ def test_every_attention_can_be_tuned(method: str, name: str) -> None:
 def test_prompts_stand_before_the_input_and_are_cut_from_the_result() -> None:
     trainer = trainer_of(small("mqar", 64, causal=True, tune="prompt", pretrain=0.5))
     encoder = trainer.trained.encoder
-    trainer.tune()
+    trainer.begin_tuning()
     seen: list[tuple[int, ...]] = []
     encoder.layers[0].register_forward_pre_hook(lambda _layer, inputs: seen.append(tuple(inputs[0].shape)))
     ids = torch.randint(1, 9, (2, 20))

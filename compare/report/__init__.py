@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from compare.fields import parse_json
 from compare.record import read_records, write_atomically
-from compare.report.facts.ablation import group_tips, split_tips
+from compare.report.facts.ablation import ablations, group_tips, split_tips
 from compare.report.facts.equal_terms import match_scores
 from compare.report.facts.grouping import Source, group_records
 from compare.report.facts.overview import Overview
@@ -21,12 +21,13 @@ from compare.report.render.latex import NEEDS, latex_tables
 from compare.report.render.markdown import markdown_report
 from compare.report.render.page import html_page
 from compare.report.sections import TITLE, document
+from compare.report.sections.ablation import table_of_tip
 from compare.report.sections.answer import crossovers
 from compare.report.sections.data import mixed_data
 from compare.report.sections.lead import lead_of
 from compare.report.sections.published import in_lines
 
-__all__ = ["Report", "foreign_files", "in_short", "write_report", "write_report_many"]
+__all__ = ["Report", "foreign_files", "in_short", "of_tip", "write_report", "write_report_many"]
 
 # Each file that a report writes has this text near its beginning.
 MARKS = {
@@ -102,6 +103,20 @@ def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") ->
     write_atomically(out / "table.tex", latex_tables(ended))
     write_atomically(out / "report.html", html_page(report, out / "charts"))
     return Report(warnings, [*(report.lead.sentences if report.lead else []), *in_lines(groups)])
+
+
+def of_tip(folder: Path, tip: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what a tip changes, for each variant on each task of a folder.
+
+    Raises:
+        ValueError: no run of the folder has the tip.
+    """
+    records, _ = read_records(folder / "records.jsonl")
+    plain, tips = split_tips(Source(records, read_environment(folder / "environment.json")[0]))
+    header, rows = table_of_tip(ablations(group_records([plain]), group_tips([tips])), tip)
+    if not rows:
+        raise ValueError(f"{folder} has no runs with the tip {tip!r}")
+    return header, rows
 
 
 def in_short(folder: Path) -> tuple[str, list[str]]:

@@ -17,7 +17,7 @@ from compare.record import Record
 from compare.runs.kept import HEAD, RECORD, TUNED
 from compare.runs.model import Sizes
 from compare.runs.train import Trainer
-from compare.runs.tune import tuned_tensors
+from compare.runs.tune import fixed_encoder, tuned_tensors
 from compare.spec import RunSpec, reproduce
 from compare.units import slug
 
@@ -59,9 +59,11 @@ def keep(trainer: Trainer, record: Record, out: Path) -> None:
     part.mkdir(parents=True)
     model = trainer.trained
     (part / "README.md").write_text(card(spec, record))
-    (trainer.base or model.encoder).save_pretrained(part)
-    if trainer.base is not None:
+    if trainer.tuned:
+        fixed_encoder(model.encoder).save_pretrained(part)
         write_tensors(tuned_tensors(model.encoder), part / TUNED)
+    else:
+        model.encoder.save_pretrained(part)
     write_tensors(model.head.state_dict(), part / HEAD)
     kept = record | {"command": reproduce(spec), "sizes": asdict(Sizes.of(trainer.task))}
     kept["class_names"] = list(trainer.task.class_names)

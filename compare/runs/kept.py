@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,12 +44,10 @@ def load(folder: Path, max_len: int | None = None) -> Kept:
         raise ValueError(f"{folder} has no {RECORD}: expected a model that --save kept") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / RECORD} is damaged or of another version: {error}") from error
-    model = Model(spec, sizes)
-    if max_len is None:
-        model.encoder = Encoder.from_pretrained(folder)
-    else:
-        longest = max(max_len, spec.max_len) + room(spec.tune)
-        model.encoder = Encoder.from_pretrained(folder, max_len=longest)
+    longer = () if max_len is None else (max_len,)
+    built = replace(spec, test_lens=(*spec.test_lens, *longer))
+    model = Model(built, sizes)
+    model.encoder = Encoder.from_pretrained(folder, max_len=built.max_len + room(spec.tune))
     if spec.tune is not None:
         tune(model, spec.tune)
         added = read_tensors(folder / TUNED)

@@ -45,7 +45,8 @@ class Model(nn.Module):
 
     def __init__(self, spec: RunSpec, task: Task | Sizes) -> None:
         super().__init__()
-        hidden = int(spec.pretrain > 0 and task.vocab_size is not None)  # one more id, for hidden tokens
+        restores = spec.pretrain > 0 and spec.distill != "attention"
+        hidden = int(restores and task.vocab_size is not None)  # one more id, for hidden tokens
         self.encoder = Encoder(
             describe(spec.variant).config(**dict(spec.options)),
             d_model=spec.d_model,
@@ -80,7 +81,7 @@ class Model(nn.Module):
         else:
             self.head = ClassificationHead(spec.d_model, task.n_classes, pool=spec.pool)  # type: ignore[arg-type]
         restored = task.n_features if task.vocab_size is None else task.vocab_size
-        self.restore = TokenHead(spec.d_model, restored) if spec.pretrain and restored else None
+        self.restore = TokenHead(spec.d_model, restored) if restores and restored else None
 
     def forward(
         self, inputs: Tensor, targets: Tensor, padding: Tensor | None, *, restore: bool = False

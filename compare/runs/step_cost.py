@@ -26,8 +26,8 @@ def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
         Length -> FLOPs per token of forward and backward, at some lengths that occur in training.
     """
     spec = trainer.spec
-    if spec.tune is not None:
-        trainer.tune()
+    if spec.tune is not None and not trainer.tuned:
+        trainer.begin_tuning()
     first = at_full_length(next(trainer.task.train_batches(spec.batch_size, spec.seq_len, spec.seed)), spec.seq_len)
     if spec.kind != "search":
         measure_step(trainer, first, record)
@@ -44,7 +44,8 @@ def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
     shape = (count_tokens(first) // spec.seq_len, spec.seq_len, spec.d_model)
     example = torch.empty(shape, device=device, dtype=getattr(torch, spec.dtype), requires_grad=True)
     kernel = sublayer.kernel(example, None if batch[2] is None else batch[2].view(shape[:2]))
-    trained = sum(p.numel() for p in trainer.trained.parameters() if p.requires_grad)
+    parts = trainer.trained.encoder, trainer.trained.head
+    trained = sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
     record |= {
         "params": trainer.parameters,
         "trained_params": trained,

@@ -5,6 +5,8 @@ the temperature T on the logits of both; for answers that are numbers, the squar
 adds the mean squared error between the outputs of the layers (Romero et al., arXiv:1412.6550; here layer by layer, each
 normalised). ``attention`` adds the loss of Hedgehog (Zhang et al., arXiv:2402.04347, section 4.2) for variants that
 define it: the cross-entropy of the student's attention weights, given those of softmax over the same queries and keys.
+With ``--pretrain SHARE`` it is alone in that share, as its authors have it, where only the feature maps learn; the rest
+of the training is then that of the task, without a teacher. They begin with the teacher's weights (``--start``).
 """
 
 from __future__ import annotations
@@ -97,9 +99,15 @@ class Teacher:
         for mine, theirs in zip(self.seen["student"], self.seen["teacher"], strict=True):
             width = mine.shape[-1:]
             total = total + F.mse_loss(F.layer_norm(mine.float(), width), F.layer_norm(theirs.float(), width))
-        for attention, q, k, padding in self.seen["attention"]:
-            total = total + attention.distillation_loss(q, k, key_padding_mask=padding)
-        return total
+        return total + self.attention_loss() if self.learners else total
+
+    def attention_loss(self) -> Tensor:
+        """The sum of the losses of attention weights, of the forward that was watched."""
+        losses = [
+            attention.distillation_loss(q, k, key_padding_mask=padding)
+            for attention, q, k, padding in self.seen["attention"]
+        ]
+        return torch.stack(losses).sum()
 
 
 def attentions_with_loss(model: nn.Module) -> list[nn.Module]:

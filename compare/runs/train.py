@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 import time
@@ -30,7 +29,6 @@ from compare.runs.tune import tune
 from compare.schedule import lr_factor
 from compare.spec import RunSpec
 from tasks import Batch, EvalSplit, Task
-from zoo import Encoder
 
 CURVE_POINTS = 100
 VALIDATIONS = 10
@@ -84,7 +82,8 @@ class Trainer:
 
     out: the folder of the results, which may hold the model to start from and the teacher.
     kept: the weights of the best validation so far, where training stops early.
-    restoring: whether the training is in its self-supervised part.
+    restoring: whether the training is in its self-supervised part. tuned: whether the encoder is fixed.
+    trained: the model itself; ``model`` is what accelerate makes of it, or its quantised copy.
     """
 
     spec: RunSpec
@@ -108,36 +107,30 @@ class Trainer:
             dynamo_backend="inductor" if self.spec.compile else "no",
         )
         self.device: torch.device = self.accelerator.device
-        model = Model(self.spec, self.task)
-        self._model = model
+        self.trained = model = Model(self.spec, self.task)
         if self.spec.start is not None:
             start_from(model, self.spec, find_model(self.spec.start, self.out))
         self.parameters = sum(p.numel() for part in (model.encoder, model.head) for p in part.parameters())
         self.encoder = model.encoder
-        self.base: Encoder | None = None  # the encoder before its tuning
+        self.tuned = False
         self.model, self.optimizer = self.accelerator.prepare(model, self.make_optimizer())
         if self.spec.tune is not None and not self.spec.pretrain:
-            self.tune()
+            self.begin_tuning()
         self.teacher = None
         if self.spec.teacher is not None:
             folder = find_model(self.spec.teacher, self.out)
             self.teacher = Teacher(folder, model, self.task, self.spec.distill, self.device)
 
-    @property
-    def trained(self) -> Model:
-        """The model as it was trained, without what accelerate or a quantisation put around it."""
-        return self._model
-
     def make_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(decay_groups(self._model, self.spec.weight_decay), lr=self.spec.lr)
+        return torch.optim.AdamW(decay_groups(self.trained, self.spec.weight_decay), lr=self.spec.lr)
 
-    def tune(self) -> None:
-        """Fix the encoder, and train what the method of the spec adds, and the head."""
-        assert self.spec.tune is not None
-        if self.base is None:
-            self.base = copy.deepcopy(self._model.encoder)
-            tune(self._model, self.spec.tune)
-            self.optimizer = self.accelerator.prepare(self.make_optimizer())
+    def begin_tuning(self) -> None:
+        """Begin the training of the task with a new optimizer. With ``tune``, the encoder is fixed from then on; what
+        the method adds, and the head, are trained."""
+        if self.spec.tune is not None and not self.tuned:
+            tune(self.trained, self.spec.tune)
+            self.tuned = True
+        self.optimizer = self.accelerator.prepare(self.make_optimizer())
 
     def training_tally(self) -> Tally:
         return Tally(self.task.metric, self.spec.label_smoothing)
@@ -161,12 +154,15 @@ class Trainer:
     def loss(self, batch: OnDevice, tally: Tally) -> Tensor:
         """The loss that training minimises. The tally gets loss and score of the task; nothing in the self-supervised
         part."""
-        if self.restoring:
+        by_attention = self.spec.pretrain > 0 and self.spec.distill == "attention"
+        if self.restoring and not by_attention:
             return restoring_loss(*self.model(*batch, restore=True))
-        if self.teacher is None:
+        if self.teacher is None or (by_attention and not self.restoring):
             return tally.add(*self.forward(batch))
         with self.teacher.watching():
             predicted, targets = self.forward(batch)
+            if self.restoring:
+                return self.teacher.attention_loss()
             with self.accelerator.autocast():
                 return self.teacher.loss(batch, predicted, tally.add(predicted, targets))
 
@@ -256,10 +252,8 @@ class Trainer:
         self.model.train()
         while ((done := share_done(spec, at.step, at.seconds)) < 1 and not self.stops_early()) or at.step == 0:
             restoring, part_done = part_of(spec, done)
-            if self.restoring and not restoring:  # fine-tuning begins
-                self.optimizer = self.accelerator.prepare(self.make_optimizer())
-                if spec.tune is not None:
-                    self.tune()
+            if self.restoring and not restoring:
+                self.begin_tuning()
             self.restoring = restoring
             wanted, size = next((length, size) for end, length, size in spec.phases() if part_done < end)
             if wanted != at.seq_len:
@@ -369,7 +363,7 @@ class Trainer:
         return {
             "model": self.model.state_dict(),
             "kept": self.kept,
-            "tuned": self.base is not None,
+            "tuned": self.tuned,
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "random": torch.get_rng_state(),
@@ -380,8 +374,8 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from the ``state`` that another process returned."""
-        if state["tuned"]:
-            self.tune()
+        if state["tuned"] and not self.tuned:
+            self.begin_tuning()
         self.model.load_state_dict(state["model"])
         self.kept = state["kept"]
         self.optimizer.load_state_dict(state["optimizer"])

@@ -112,3 +112,13 @@ def put_prompts_before(encoder: Encoder, *, deep: bool) -> None:
 def tuned_tensors(encoder: nn.Module) -> dict[str, Tensor]:
     """The weights that tuning added, by name."""
     return {name: p.detach() for name, p in encoder.named_parameters() if p.requires_grad}
+
+
+def fixed_encoder(encoder: Encoder) -> Encoder:
+    """The encoder without what tuning added: its fixed weights in a plain encoder."""
+    assert encoder.settings is not None
+    added = tuned_tensors(encoder)
+    plain = Encoder(**encoder.settings)
+    fixed = {name: x for name, x in encoder.state_dict().items() if name not in added}
+    plain.load_state_dict({name.replace(".base_layer.", "."): x for name, x in fixed.items()})  # peft's name for them
+    return plain

@@ -4,4 +4,4 @@ from pathlib import Path
 
 
 def cases(folder: Path) -> list[tuple[int, dict[str, object]]]:
-    return [(64, {}), (256, {})]
+    return [(64, {}), (256, {}), (16, {"patch": 2}), (64, {"patch": 4})]

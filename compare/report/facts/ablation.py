@@ -96,16 +96,16 @@ def effects_on(group: Group, baseline: Row, tips: Mapping[str, Row]) -> list[Eff
     rows = {tip: replace(row, label=tip, suffix="") for tip, row in tips.items()}
     compared = replace(group, rows=(baseline, *rows.values()))
     scores = compared.score_differences(baseline)
-    return [
-        Effect(
-            tip,
-            row,
-            ratio(row, baseline, tip_of(tip).memory),
-            ratio(row, baseline, tip_of(tip).speed, faster=True),
-            scores.get(tip),
-        )
-        for tip, row in rows.items()
-    ]
+    return [effect_of(tip, row, baseline, scores.get(tip)) for tip, row in rows.items()]
+
+
+def effect_of(name: str, row: Row, baseline: Row, score: Difference | None) -> Effect:
+    tip = tip_of(name)
+    memory, speed = tip.before or (tip.memory, tip.speed)
+    other = row if tip.before else baseline
+    return Effect(
+        name, row, ratio(row, tip.memory, other, memory), ratio(row, tip.speed, other, speed, faster=True), score
+    )
 
 
 def tip_of(name: str) -> Tip:
@@ -115,9 +115,12 @@ def tip_of(name: str) -> Tip:
     return known[-1] if known else Tip(summary="", changes={})
 
 
-def ratio(row: Row, baseline: Row, quantity: Quantity, *, faster: bool = False) -> Estimate | None:
-    """The mean logarithm of the ratio over the seeds that both have. faster: of seconds, how many times as fast."""
-    mine, theirs = (each.fair(quantity).by_seed(quantity) for each in (row, baseline))
+def ratio(row: Row, quantity: Quantity, other: Row, before: Quantity, *, faster: bool = False) -> Estimate | None:
+    """The mean logarithm of a quantity over another one, over the seeds that have both.
+
+    faster: of seconds, how many times as fast.
+    """
+    mine, theirs = row.fair(quantity).by_seed(quantity), other.fair(before).by_seed(before)
     pairs = [(mine[seed], theirs[seed]) for seed in mine if seed in theirs]
-    ratios = [math.log(own / other) for own, other in pairs if own > 0 and other > 0]
+    ratios = [math.log(own / its) for own, its in pairs if own > 0 and its > 0]
     return estimate([-ratio for ratio in ratios] if faster and quantity.better == "low" else ratios)

@@ -29,12 +29,7 @@ def learning_curve(record: Record, axis: str) -> Curve | None:
         record: one run.
         axis: "step" or "seconds".
     """
-    raw = record.get("curve")
-    points = [
-        (x, point)
-        for point in (raw if isinstance(raw, list) else [])
-        if isinstance(point, dict) and (x := as_number(point.get(axis))) is not None
-    ]
+    points = points_of(record, axis)
     changes = [
         (x, int(now))
         for (_, before), (x, point) in itertools.pairwise(points)
@@ -49,6 +44,22 @@ def learning_curve(record: Record, axis: str) -> Curve | None:
             scores = [score for _, score in seen]
             return Curve([x for x, _ in seen], scores if validated else smooth(scores), changes, validated)
     return None
+
+
+def line_of(record: Record, axis: str, field: str) -> tuple[list[float], list[float]] | None:
+    """A field of the points against the axis; None where fewer than two points have it."""
+    seen = [(x, y) for x, point in points_of(record, axis) if (y := as_number(point.get(field))) is not None]
+    return ([x for x, _ in seen], [y for _, y in seen]) if len(seen) > 1 else None
+
+
+def points_of(record: Record, axis: str) -> list[tuple[float, Record]]:
+    """The points of a curve, each with its place on the axis."""
+    raw = record.get("curve")
+    return [
+        (x, point)
+        for point in (raw if isinstance(raw, list) else [])
+        if isinstance(point, dict) and (x := as_number(point.get(axis))) is not None
+    ]
 
 
 def smooth(values: Sequence[float]) -> list[float]:

@@ -19,7 +19,7 @@ from compare.report.render.canvas import FAINT, SMALL, WIDTH, Sheet, Style, text
 from compare.report.sections.section import Chart, Section, Table
 from compare.report.sections.wording import short
 from compare.tips import TIPS
-from compare.units import MISSING, SPACE, seconds
+from compare.units import MISSING, SPACE, percent, seconds
 
 LINE = 12.0  # pixels for each variant
 BETWEEN = 10.0  # pixels between tips
@@ -111,12 +111,32 @@ def table_of(effects: Sequence[Effect], scale: Scale) -> tuple[list[str], list[l
     return header, body
 
 
+def table_of_tip(ablations: Sequence[Ablation], tip: str) -> tuple[list[str], list[list[str]]]:
+    """What one tip changes, for each variant on each task."""
+    header = ["variant", "task", "memory", "speed", "score", "status"]
+    body = [
+        [
+            *(name, f"{a.group.task}, {a.group.seq_len:,}", times(e.memory), times(e.speed)),
+            *(f"{change(e.score, a.group.scale)} {a.group.scale.points}" if e.score else MISSING, status(e.row)),
+        ]
+        for a in ablations
+        for name, effects in a.effects.items()
+        for e in effects
+        if e.tip == tip
+    ]
+    return header, body
+
+
 def status(row: Row) -> str:
-    """How its runs ended, and what compiling took."""
-    took, breaks = (numbers(row.finished, field) for field in ("compile_seconds", "graph_breaks"))
-    if not took:
-        return row.status
-    return f"{row.status}; compiled in {seconds(max(took))}, graph breaks: {max(breaks):.0f}"
+    """How its runs ended, what compiling took, and the share of the parameters that were trained."""
+    fields = ("compile_seconds", "graph_breaks", "trained_params", "params")
+    took, breaks, trained, params = (numbers(row.finished, field) for field in fields)
+    words = [row.status]
+    if took and breaks:
+        words.append(f"compiled in {seconds(max(took))}, graph breaks: {max(breaks):.0f}")
+    if trained and params and trained[0] < params[0]:
+        words.append(f"trains {percent(trained[0] / params[0])} of the parameters")
+    return "; ".join(words)
 
 
 def summary(tip: str) -> str:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from compare.report.facts.groups import Group
 from compare.report.facts.overview import Overview
-from compare.report.sections import accuracy, capacity, curves, equal_terms, results, slices, test_lengths
+from compare.report.sections import accuracy, capacity, curves, equal_terms, norms, results, slices, test_lengths
 from compare.report.sections.section import Section
 
 SUBJECTS = (
@@ -13,6 +13,7 @@ SUBJECTS = (
     accuracy.part,
     capacity.part,
     curves.part,
+    norms.part,
     test_lengths.part,
     equal_terms.part,
 )
