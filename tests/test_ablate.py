@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,12 @@ def test_a_cache_is_compared_with_recomputing_in_the_same_run() -> None:
     assert math.exp(effect.speed.mean) == pytest.approx(20)
     assert math.exp(effect.memory.mean) == pytest.approx(0.25)
     assert effect.score is None
+
+
+def test_the_page_of_tips_explains_each() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "tips.md").read_text(encoding="utf-8")
+    named = {name.strip(" .") for names in re.findall(r"\*\*([a-z0-9-, .]+)\*\*", page) for name in names.split(",")}
+    assert named == set(TIPS)
 
 
 def test_without_a_baseline_nothing_is_said() -> None:
