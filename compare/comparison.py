@@ -6,7 +6,7 @@ import argparse
 import os
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from math import floor
@@ -32,7 +32,7 @@ from compare.runs.sequence import run_all
 from compare.runs.supervisor import run_one
 from compare.runs.track import TRACKERS, check_trackers
 from compare.spec import DataId, RunSpec
-from compare.tips import TIPS, with_tips
+from compare.tips import with_tips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ def make_comparison(options: argparse.Namespace, words: list[str], longest: int 
             checkpoint_every=options.checkpoint_every,
             timeout=options.timeout,
             track=track,
-            save=options.save or any(TIPS[part].teacher for tip in options.tips for part in tip.split("+")),
+            save=options.save,
             machine=machine,
         ),
     )
@@ -216,9 +216,12 @@ def do_runs(comparison: Comparison, unprepared: dict[DataId, str], display: Disp
         tipped = with_tips(specs, comparison.tips)
         for line in tipped.idle:
             display.say(f"skipped: {line}")
-        searched = {spec.run_id: notes.get(spec.run_id, {}) for spec in specs}
-        notes = {spec.run_id: searched[base] | {"tip": tip} for spec, tip, base in tipped.rows}
+        notes = {
+            spec.run_id: notes.get(base, {}) | {"tip": tip, "baseline_id": base} for spec, tip, base in tipped.rows
+        }
         specs = tipped.specs
+        keep = {name for spec in specs for name in (spec.teacher, spec.start) if name is not None}
+        run = partial(run, run_options=replace(comparison.run_options, keep=tuple(sorted(keep))))
     run(specs, notes=notes)
     if comparison.longest is not None:
         search_longest(specs, comparison.longest, read_records(comparison.records)[0], run)

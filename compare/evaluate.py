@@ -34,7 +34,9 @@ def score_kept(options: argparse.Namespace) -> int:
         for length in options.seq_len or [spec.seq_len]:
             task = open_task(spec, length, record)
             print_result(score(options.model, spec, task, device), task, as_json=options.json)
-    except (ValueError, OSError) as error:
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: no memory, or a missing library
         raise UsageError(" ".join(str(error).split())) from error
     return 0
 

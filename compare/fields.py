@@ -41,7 +41,7 @@ UNSHOWN = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\ufffe\\uffff
 FIELDS: dict[str, Kind] = {
     **{quantity.field: quantity.kind for quantity in QUANTITIES},
     **{quantity.spread_field: SPREAD for quantity in QUANTITIES if quantity.quartiles},
-    **dict.fromkeys(("run_id", "variant", "task", "status", "label", "plan", "tip"), NAME),
+    **dict.fromkeys(("run_id", "variant", "task", "status", "label", "plan", "tip", "baseline_id"), NAME),
     **dict.fromkeys(
         ("family", "reason", "kernel", "metric", "command", "started", "task_summary", "remark", "model"), TEXT
     ),

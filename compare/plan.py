@@ -128,6 +128,8 @@ def check_flags(options: argparse.Namespace) -> None:
         raise UsageError(
             "--batch-size auto cannot be combined with --steps 0: costs are measured at a given batch size"
         )
+    if options.tips and options.steps == 0:
+        raise UsageError("ablate cannot be combined with --steps 0: it scores trained models")
     if options.memory_limit is not None and options.memory_limit < LEAST_MEMORY:
         raise UsageError(
             f"--memory-limit: expected a size with its unit such as 500MB or 16GB, at least {LEAST_MEMORY >> 20}MB "

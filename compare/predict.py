@@ -61,7 +61,9 @@ def predict(options: argparse.Namespace) -> int:
             raise ValueError(f"{options.data}: expected no column {taken[0]!r}, which the predictions get")
         with writing(options.out) as file:
             write_rows(predictor, table, column, file)
-    except (ValueError, OSError) as error:
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: no memory, or a missing library
         raise UsageError(" ".join(str(error).split())) from error
     return 0
 

@@ -44,15 +44,16 @@ class Tip:
     pictures: bool = False
     teacher: str = ""
 
-    def applied(self, spec: RunSpec) -> RunSpec:
+    @property
+    def by_training(self) -> bool:
+        """Whether it is judged by memory and speed of the training."""
+        return (self.memory, self.speed, self.before) == (TRAINING_MEMORY, SPEED, None)
+
+    def applied(self, spec: RunSpec, teacher: str) -> RunSpec:
+        """The spec with the tip. teacher: the ``run_id`` of its teacher."""
         changed = replace(spec, **(self.changes(spec) if callable(self.changes) else self.changes))
-        named: dict[str, Any] = {self.teacher: teacher_of(spec).run_id} if self.teacher else {}
+        named: dict[str, Any] = {self.teacher: teacher} if self.teacher else {}
         return replace(changed, **named)
-
-
-def teacher_of(spec: RunSpec) -> RunSpec:
-    """The run of full on the same task with the same seed and settings, without a tip."""
-    return replace(spec, variant="full", options=())
 
 
 MICRO_BATCHES = 4
@@ -63,6 +64,12 @@ def accumulated(spec: RunSpec) -> dict[str, int]:
     """The same samples a step, in up to ``MICRO_BATCHES`` micro-batches."""
     parts = next(n for n in range(MICRO_BATCHES, 0, -1) if spec.batch_size % n == 0)
     return {"batch_size": spec.batch_size // parts, "accumulate": spec.accumulate * parts}
+
+
+def enlarged(spec: RunSpec) -> dict[str, int]:
+    """Four times the samples a step: more micro-batches where there are several, because one fills the memory."""
+    name = "accumulate" if spec.accumulate > 1 else "batch_size"
+    return {name: 4 * getattr(spec, name)}
 
 
 def tuned(method: str) -> dict[str, Any]:
@@ -78,7 +85,7 @@ TIPS: dict[str, Tip] = {
     "small-batch": Tip(
         summary="a quarter of the samples in a step", changes=lambda s: {"batch_size": max(1, s.batch_size // 4)}
     ),
-    "large-batch": Tip(summary="four times the samples in a step", changes=lambda s: {"batch_size": 4 * s.batch_size}),
+    "large-batch": Tip(summary="four times the samples in a step", changes=enlarged),
     "accumulate": Tip(
         summary=f"the same batch in {MICRO_BATCHES} micro-batches, whose gradients add up", changes=accumulated
     ),
@@ -179,11 +186,17 @@ def read_tips(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def apply(name: str, spec: RunSpec) -> RunSpec:
-    """The spec with a tip, or with several joined by +."""
+def apply(name: str, spec: RunSpec, teacher: str) -> RunSpec:
+    """The spec with a tip, or with several joined by +. teacher: the ``run_id`` of its teacher."""
     for part in name.split("+"):
-        spec = TIPS[part].applied(spec)
+        spec = TIPS[part].applied(spec, teacher)
     return spec
+
+
+def teacher_of(spec: RunSpec, specs: Sequence[RunSpec]) -> RunSpec:
+    """The run of full on the same data with the same seed, among the specs, or else with the settings of the spec."""
+    alike = (s for s in specs if (s.variant, s.data_id, s.seed) == ("full", spec.data_id, spec.seed) and not s.options)
+    return next(alike, replace(spec, variant="full", options=()))
 
 
 class Tipped(NamedTuple):
@@ -207,19 +220,19 @@ def with_tips(specs: Sequence[RunSpec], tips: Sequence[str]) -> Tipped:
     import tasks  # brings numpy, which --help does not need
 
     rows, idle = dict[RunSpec, tuple[str, str]](), dict[str, None]()
-    if any(TIPS[part].teacher for name in tips for part in name.split("+")):
-        rows |= {teacher: (BASELINE, teacher.run_id) for teacher in map(teacher_of, specs) if teacher in specs}
-        rows |= {teacher: (TEACHER, teacher.run_id) for teacher in map(teacher_of, specs) if teacher not in specs}
+    taught = any(TIPS[part].teacher for name in tips for part in name.split("+"))
     for spec in specs:
-        for name in (BASELINE, *tips):
-            if (
-                any(TIPS[part].pictures for part in name.split("+") if part in TIPS)
-                and not tasks.get(spec.task).picture
-            ):
+        teacher = teacher_of(spec, specs)
+        if taught:  # before the runs that need its model
+            rows.setdefault(teacher, (BASELINE if teacher in specs else TEACHER, teacher.run_id))
+        rows.setdefault(spec, (BASELINE, spec.run_id))
+        for name in tips:
+            changed = apply(name, spec, teacher.run_id)
+            if any(TIPS[part].pictures for part in name.split("+")) and not tasks.get(spec.task).picture:
                 idle[f"{name} on {spec.task}, which has no pictures"] = None
-                continue
-            changed = spec if name == BASELINE else apply(name, spec)
-            if changed in rows and name != BASELINE:
+            elif changed.warmup == 0 and changed.lr_schedule == "inverse-square-root":
+                idle[f"{name} on {spec.task}, whose learning rate peaks at the end of its warm-up"] = None
+            elif changed in rows:
                 idle[f"{name} on {spec.task} equals {rows[changed][0]}"] = None
             else:
                 rows[changed] = name, spec.run_id

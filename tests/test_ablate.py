@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import pytest
 from compare.__main__ import main
 from compare.listing import written
 from compare.report import of_tip, write_report
-from compare.report.facts.ablation import ablations, group_tips, split_tips
+from compare.report.facts.ablation import ablations, joined, split_tips
 from compare.report.facts.grouping import Source, group_records
 from compare.report.facts.overview import Overview
-from compare.report.sections.ablation import sections, times
+from compare.report.sections.ablation import sections, sentences, status, times
+from compare.report.sections.flags import flag_notes
 from compare.spec import RunSpec
-from compare.tips import BASELINE, TIPS, apply, read_tips, with_tips
+from compare.tips import BASELINE, TEACHER, TIPS, apply, read_tips, with_tips
 from tests.here import compare_here
 from tests.make_records import ENVIRONMENT, make_decoded, make_record, write_folder
 from tests.test_train import SPEC
@@ -29,6 +31,7 @@ Record = dict[str, Any]
 def tipped(variant: str, tip: str, seed: int, *, score: float, memory: float, speed: float) -> Record:
     record = make_record(variant, seed=seed)
     record |= {"tip": tip, "run_id": f"{variant}-{tip}-{seed}", "test_score": score}
+    record |= {"baseline_id": f"{variant}-{BASELINE}-{seed}"}
     record |= {"train_memory_bytes": int(memory), "tokens_per_second": speed}
     if tip != BASELINE:
         record["spec"] = record["spec"] | {"checkpointing": True}
@@ -44,14 +47,17 @@ def made_up() -> list[Record]:
             records.append(tipped(variant, BASELINE, seed, score=0.5 + noise, memory=8e8, speed=1000 + seed))
             records.append(tipped(variant, "checkpoint", seed, score=0.5 + noise, memory=4e8, speed=800 + 0.8 * seed))
             records.append(tipped(variant, "amp", seed, score=0.6 + noise, memory=8e8, speed=1000 + seed))
-    failed = make_record("linear", seed=0) | {"tip": "qk-norm", "run_id": "q", "status": "unsupported", "reason": "no"}
-    return [*records, failed]
+    for seed in range(3):
+        failed = make_record("linear", seed=seed, status="unsupported")
+        failed |= {"tip": "qk-norm", "run_id": f"q{seed}", "reason": "no place"}
+        records.append(failed | {"baseline_id": f"linear-{BASELINE}-{seed}"})
+    return records
 
 
 def ablation_of(records: list[Record]) -> Any:
     plain, tips = split_tips(Source(records, ENVIRONMENT))
     groups = group_records([plain])
-    (found,) = ablations(groups, group_tips([tips]))
+    (found,) = ablations(groups, joined([tips]))
     return found
 
 
@@ -66,7 +72,8 @@ def test_a_tip_is_compared_with_the_baseline_of_the_same_seed() -> None:
     assert saved.score.mean == pytest.approx(0)
     assert not saved.score.beyond
     assert by_tip["amp"].score.mean == pytest.approx(0.1)
-    assert by_tip["qk-norm"].row.status == "unsupported"
+    assert by_tip["qk-norm"].row.status == "3 unsupported"
+    assert status(by_tip["qk-norm"].row) == "3 unsupported; no place"
     assert by_tip["qk-norm"].memory is None
 
 
@@ -74,7 +81,7 @@ def test_the_report_says_what_each_tip_buys_and_keeps_the_baseline_apart(tmp_pat
     write_folder(tmp_path, made_up())
     write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert "least memory: checkpoint (0.50\N{NO-BREAK SPACE}× (0.50 to 0.50))" in text
+    assert "least memory of training: checkpoint (0.50\N{NO-BREAK SPACE}× (0.50 to 0.50))" in text
     assert "unsupported: qk-norm" in text
     assert text.count("checkpoint (0.50") >= 1
     names = {line.split(",")[2] for line in (tmp_path / "table.csv").read_text().splitlines()[1:]}
@@ -103,6 +110,7 @@ def test_a_cache_is_compared_with_recomputing_in_the_same_run() -> None:
     records = [r for r in made_up() if r["tip"] == BASELINE]
     for seed in range(3):
         record = make_decoded("linear", seq_len=1024, seed=seed) | {"tip": "cache", "run_id": f"cache-{seed}"}
+        record |= {"baseline_id": f"linear-{BASELINE}-{seed}"}
         step = record["token_seconds"]
         records.append(record | {"recompute_seconds": 20 * step, "recompute_bytes": 4 * record["cache_bytes"]})
     (effect,) = ablation_of(records).effects["linear"]
@@ -120,12 +128,12 @@ def test_the_page_of_tips_explains_each() -> None:
 def test_without_a_baseline_nothing_is_said() -> None:
     plain, tips = split_tips(Source([r for r in made_up() if r["tip"] != BASELINE], ENVIRONMENT))
     groups = group_records([plain])
-    assert sections(Overview(groups, group_tips([tips]))) == []
+    assert sections(Overview(groups, ablations(groups, joined([tips])))) == []
 
 
 @pytest.mark.parametrize("tip", TIPS)
 def test_every_tip_changes_the_run_and_keeps_its_samples(tip: str) -> None:
-    changed = apply(tip, SPEC)
+    changed = apply(tip, SPEC, "teacher")
     samples = {"small-batch": 1, "large-batch": 4 * SPEC.batch_size, "cache": 1}.get(tip, SPEC.batch_size)
     assert changed.batch_size * changed.accumulate == samples
     assert (changed.variant, changed.task, changed.seq_len, changed.seed) == (
@@ -137,12 +145,51 @@ def test_every_tip_changes_the_run_and_keeps_its_samples(tip: str) -> None:
 
 
 def test_tips_combine_and_equal_ones_run_once() -> None:
-    both = apply("amp+checkpoint", SPEC)
+    both = apply("amp+checkpoint", SPEC, "")
     assert (both.dtype, both.checkpointing) == ("bfloat16", True)
     tipped = with_tips([SPEC], ["amp", "cosine-lr", "amp+amp"])
-    amp = apply("amp", SPEC)
+    amp = apply("amp", SPEC, "")
     assert tipped.rows == [(SPEC, BASELINE, SPEC.run_id), (amp, "amp", SPEC.run_id)]
     assert tipped.idle == ["cosine-lr on mqar equals baseline", "amp+amp on mqar equals amp"]
+
+
+def test_a_teacher_is_the_run_of_full_and_comes_first() -> None:
+    full, linear = SPEC, replace(SPEC, variant="linear", lr=0.5)
+    tipped = with_tips([linear, full], ["amp+distil", "convert"])
+    assert [(spec.variant, tip) for spec, tip, _ in tipped.rows][:2] == [("full", BASELINE), ("linear", BASELINE)]
+    taught = {tip: spec for spec, tip, base in tipped.rows if base == linear.run_id}
+    assert taught["amp+distil"].teacher == full.run_id, "full without amp, at its own rate"
+    assert taught["convert"].start == full.run_id
+    alone = with_tips([linear], ["distil"])
+    assert [tip for _, tip, _ in alone.rows] == [TEACHER, BASELINE, "distil"]
+    assert alone.rows[0][0] == replace(linear, variant="full")
+
+
+def test_tips_on_a_control_are_tested_together_too() -> None:
+    records = [
+        r | {"variant": "none", "label": "none", "family": "control"} for r in made_up() if "full" in r["run_id"]
+    ]
+    effects = ablation_of(records).effects["none (control)"]
+    assert not any(e.row.family == "control" for e in effects)
+
+
+def test_only_what_is_beyond_noise_is_called_fastest() -> None:
+    records = made_up()
+    for record in records:
+        if record["tip"] == "amp":
+            record["tokens_per_second"] *= 1 + 0.2 * (int(record["seed"]) - 0.9)
+    said = sentences(ablation_of(records))
+    assert not any("fastest" in line for line in said), said
+
+
+def test_micro_batches_of_one_step_are_one_group() -> None:
+    records = [make_record(name, seed=seed) for name in ("full", "linear") for seed in range(3)]
+    for record in records[3:]:
+        record["spec"] |= {"batch_size": 1, "accumulate": 2}
+    (group,) = group_records([Source(records, ENVIRONMENT)])
+    assert group.against_full
+    flags = flag_notes(group.rows, group)
+    assert any("linear (2 micro-batches a step)" in note for note in flags), flags
 
 
 def test_names_are_read_and_wrong_ones_refused() -> None:
@@ -181,6 +228,35 @@ def test_the_command_runs_baseline_and_tips(tmp_path: Path) -> None:
     again = compare_here(*words, "--out", str(tmp_path / "out"), "--resume")
     assert "10 of 10 runs are already in" in again.stdout
     assert "--qk-norm" in records[2]["command"]
+
+
+def test_a_teacher_that_was_not_kept_is_trained_again(tmp_path: Path) -> None:
+    small = [
+        "--tasks",
+        "digits",
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+        "--no-control",
+        "--d-model",
+        "16",
+        "--n-heads",
+        "2",
+        "--n-layers",
+        "1",
+    ]
+    words = ["ablate", "--variants", "linear", *small, "--out", str(tmp_path / "out"), "--tips"]
+    assert compare_here(*words, "checkpoint").returncode == 0
+    done = compare_here(*words, "distil,convert", "--resume")
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    assert {r["tip"]: r["status"] for r in records} == dict.fromkeys(
+        (BASELINE, "checkpoint", TEACHER, "distil", "convert"), "ok"
+    )
+    names = [path.name for path in (tmp_path / "out" / "models").iterdir()]
+    assert [name.partition("_")[0] for name in names] == ["full"], "only what others need is kept"
+    assert "teacher" not in (tmp_path / "out" / "table.csv").read_text()
 
 
 def test_a_wrong_tip_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

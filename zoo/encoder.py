@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo import takeover
 from zoo.checkpointing import Part
-from zoo.contract import Backend, Device, Dims, a_share, at_least, one_of
+from zoo.contract import Backend, Device, Dims, UnsupportedError, a_share, at_least, one_of
 from zoo.embeddings import Positions, ShortConvolution, make_positions, real_positions, reordered
 from zoo.forms import Formed
 from zoo.layers import (
@@ -122,11 +122,13 @@ class Encoder(Formed, Pretrained):
         if vocab_size is not None and n_features is not None:
             raise ValueError(f"expected vocab_size or n_features, got both: {vocab_size} and {n_features}")
         if class_token and causal:
-            raise ValueError("a causal encoder cannot have a class token, which would see no other position")
+            raise UnsupportedError("a causal encoder cannot have a class token, which would see no other position")
         if reversible and norm != "pre":
-            raise ValueError(f"reversible layers need norm='pre', got {norm!r}")
+            raise UnsupportedError(f"reversible layers need norm='pre', got {norm!r}")
         if reversible and checkpointing:
-            raise ValueError("expected reversible or checkpointing, got both: each alone avoids keeping activations")
+            raise UnsupportedError(
+                "expected reversible or checkpointing, got both: each alone avoids keeping activations"
+            )
         self.d_model, self.max_len, self.vocab_size, self.causal = d_model, max_len, vocab_size, causal
         self.n_features = n_features
         self.checkpointing, self.reversible = checkpointing, reversible

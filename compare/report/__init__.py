@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from compare.fields import parse_json
 from compare.record import read_records, write_atomically
-from compare.report.facts.ablation import ablations, group_tips, split_tips
+from compare.report.facts.ablation import ablations, joined, split_tips, tables_of_tips
 from compare.report.facts.equal_terms import match_scores
 from compare.report.facts.grouping import Source, group_records
 from compare.report.facts.overview import Overview
@@ -91,12 +91,11 @@ def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") ->
         sources.append(Source(records, environment))
         warnings += damaged + complaint
     apart = [split_tips(source) for source in sources]
-    ended, tipped = group_records([plain for plain, _ in apart]), group_tips(tips for _, tips in apart)
+    ended, tips = group_records([plain for plain, _ in apart]), [own for _, own in apart]
     groups = [match_scores(group, match) for group in ended]
     warnings += mixed_data(groups)
-    tips = {tip: [match_scores(group, match) for group in own] for tip, own in tipped.items()}
-    report = document(groups, warnings, tips)
-    ended += [group for own in tipped.values() for group in own]
+    report = document(groups, warnings, ablations(ended, joined(tips)))
+    ended += tables_of_tips(tips)
     write_charts(report.charts, choose_styles(groups), out)
     write_atomically(out / "report.md", markdown_report(report))
     write_atomically(out / "table.csv", csv_table(ended))
@@ -113,7 +112,7 @@ def of_tip(folder: Path, tip: str) -> tuple[list[str], list[list[str]]]:
     """
     records, _ = read_records(folder / "records.jsonl")
     plain, tips = split_tips(Source(records, read_environment(folder / "environment.json")[0]))
-    header, rows = table_of_tip(ablations(group_records([plain]), group_tips([tips])), tip)
+    header, rows = table_of_tip(ablations(group_records([plain]), joined([tips])), tip)
     if not rows:
         raise ValueError(f"{folder} has no runs with the tip {tip!r}")
     return header, rows

@@ -48,7 +48,7 @@ def execute(spec: RunSpec, run_options: RunOptions, events: Events, started: flo
         if run_options.track and run_options.out is not None and spec.kind in ("train", "search"):
             tracking = Tracking(run_options.track, Path(run_options.out) / "track", spec, events.warn)
         trained = work(spec, run_options.out, record, events, checkpoint, tracking, wall)
-        if run_options.save and run_options.out is not None and trained is not None:
+        if trained is not None and run_options.out is not None and run_options.keeps(spec):
             events.phase("saving")
             save(trained, record, Path(run_options.out), events)
     except Exception as error:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from compare.record import Record
 from compare.runs.model import Model, Sizes, room
-from compare.runs.quantise import quantised
-from compare.runs.tune import tune, tuned_tensors
+from compare.runs.quantise import check_quantiser, quantised
+from compare.runs.tune import check_tuner, tune, tuned_tensors
 from compare.spec import RunSpec, read_spec
 from zoo import Encoder
 from zoo.pretrained import check_fit, copy_shared, fit, read_tensors
@@ -44,6 +44,10 @@ def load(folder: Path, max_len: int | None = None) -> Kept:
         raise ValueError(f"{folder} has no {RECORD}: expected a model that --save kept") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / RECORD} is damaged or of another version: {error}") from error
+    if spec.tune is not None:
+        check_tuner(spec.tune)
+    if spec.quantize is not None:
+        check_quantiser()
     longer = () if max_len is None else (max_len,)
     built = replace(spec, test_lens=(*spec.test_lens, *longer))
     model = Model(built, sizes)

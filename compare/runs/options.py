@@ -20,6 +20,7 @@ class RunOptions:
         timeout: seconds after which the run is stopped; None = never.
         track: names of trackers, such as ``tensorboard``.
         save: keep each trained model in the folder of the results.
+        keep: the ``run_id`` of runs whose models are kept in any case, because others need them.
         machine: the result of ``describe_machine``; empty = unknown.
     """
 
@@ -28,6 +29,7 @@ class RunOptions:
     timeout: float | None = None
     track: tuple[str, ...] = ()
     save: bool = False
+    keep: tuple[str, ...] = ()
     machine: Record = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -36,7 +38,11 @@ class RunOptions:
     @classmethod
     def from_json(cls, text: str) -> RunOptions:
         fields = json.loads(text)
-        return cls(**fields | {"track": tuple(fields["track"])})
+        return cls(**fields | {name: tuple(fields[name]) for name in ("track", "keep")})
+
+    def keeps(self, spec: RunSpec) -> bool:
+        """Whether the trained model of a run is kept."""
+        return self.out is not None and (self.save or spec.run_id in self.keep)
 
     def checkpoint_of(self, spec: RunSpec) -> Path | None:
         """The file of the run's checkpoint; None without a folder of results."""

@@ -42,6 +42,9 @@ def run_all(
         for warning in warnings:
             display.warn(warning)
         finished = {r["run_id"]: r for r in known if r["status"] not in RETRIED}
+        for name in run_options.keep:  # it ended before another run needed its model
+            if name in finished and "model" not in finished[name] and finished[name]["status"] == "ok":
+                del finished[name]
         for what, stale in of_other_data(specs, finished, unprepared).items():
             display.warn(f"{what}: finished runs on the old data are repeated: {len(stale)}")
             finished = {run_id: record for run_id, record in finished.items() if run_id not in stale}

@@ -74,8 +74,8 @@ def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
     record["saved_bytes"] = measure.saved_bytes(lambda: trainer.loss(batch, trainer.training_tally()), trainer.model)
     record["weights_bytes"] = weights_bytes(trainer.trained)
     measure_forward(trainer, batch, record)
-    for name, fn in (("forward_backward", forward_backward), ("step", step)):
-        note_time(record, name, fn, device)
+    note_time(record, "forward_backward", forward_backward, device)
+    note_time(record, "step", whole_step, device, parts=spec.accumulate)
     record["tokens_per_second"] = count_tokens(first) / record["step_seconds"]
     spent = add_since({}, before, clocks())
     record |= {f"measure_{name}": share for name, share in shares(spent, spec.threads).items()}
@@ -91,9 +91,11 @@ def measure_forward(trainer: Trainer, batch: OnDevice, record: Record) -> None:
     note_time(record, "forward", forward, trainer.device)
 
 
-def note_time(record: Record, name: str, fn: Callable[[], object], device: torch.device) -> None:
+def note_time(record: Record, name: str, fn: Callable[[], object], device: torch.device, *, parts: int = 1) -> None:
+    """Time ``fn``, of which each of equal ``parts`` counts."""
     timing = measure.time_it(fn, device, warm_up=3 if device.type == "cuda" else 1)
-    record[f"{name}_seconds"], record[f"{name}_seconds_spread"] = timing.median, list(timing.spread)
+    record[f"{name}_seconds"] = timing.median / parts
+    record[f"{name}_seconds_spread"] = [end / parts for end in timing.spread]
 
 
 def count_step(trainer: Trainer, first: Batch, record: Record) -> dict[int, float]:

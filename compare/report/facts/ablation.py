@@ -4,14 +4,16 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from compare.quantities import Quantity
-from compare.report.facts.grouping import Source, group_records
-from compare.report.facts.groups import Group, Row
+from compare.quantities import TEST_SCORE, Quantity
+from compare.report.facts.grouping import Source, group_records, label_of
+from compare.report.facts.groups import UNKNOWN_FAMILY, Group, Row
 from compare.report.facts.stats import Difference, Estimate, estimate
+from compare.report.facts.values import Record, as_mapping
 from compare.tips import BASELINE, TEACHER, TIPS, Tip
+from compare.units import slug
 
-Tipped = Mapping[str, Sequence[Group]]
-"""Tip -> the groups of the runs with it."""
+Tipped = Mapping[str, Sequence[Record]]
+"""Tip -> the records of its runs."""
 
 
 @dataclass(frozen=True)
@@ -41,59 +43,71 @@ class Ablation:
 
 
 def split_tips(source: Source) -> tuple[Source, dict[str, Source]]:
-    """The runs without a tip, and tip -> the runs with it."""
-    by_tip: dict[str, list[dict[str, object]]] = {}
+    """The runs without a tip, and tip -> the runs with it; teachers, which are no variants, are left out."""
+    by_tip: dict[str, list[Record]] = {}
     for record in source.records:
-        by_tip.setdefault(str(record.get("tip") or BASELINE), []).append(dict(record))
+        by_tip.setdefault(str(record.get("tip") or BASELINE), []).append(record)
     plain = replace(source, records=by_tip.pop(BASELINE, []))
     by_tip.pop(TEACHER, None)
     return plain, {tip: replace(source, records=records) for tip, records in by_tip.items()}
 
 
-def group_tips(sources: Iterable[dict[str, Source]]) -> dict[str, list[Group]]:
-    """Groups of the runs with each tip, named after it."""
+def joined(sources: Iterable[Mapping[str, Source]]) -> dict[str, list[Record]]:
+    """The runs with each tip, of all folders."""
+    by_tip: dict[str, list[Record]] = {}
+    for source in sources:
+        for tip, own in source.items():
+            by_tip.setdefault(tip, []).extend(own.records)
+    return by_tip
+
+
+def tables_of_tips(sources: Iterable[Mapping[str, Source]]) -> list[Group]:
+    """The groups of the runs with each tip, named after it, for tables of all runs.
+
+    Runs that name another run of the comparison are grouped as if they did not: each seed names another.
+    """
     by_tip: dict[str, list[Source]] = {}
     for source in sources:
         for tip, own in source.items():
-            by_tip.setdefault(tip, []).append(own)
-    return {
-        tip: [replace(group, conditions=join(group.conditions, tip)) for group in group_records(own)]
+            records = [unnamed(record) for record in own.records]
+            by_tip.setdefault(tip, []).append(replace(own, records=records))
+    return [
+        replace(group, conditions=", ".join(filter(None, (group.conditions, tip))), slug=f"{group.slug}_{slug(tip)}")
         for tip, own in by_tip.items()
-    }
+        for group in group_records(own)
+    ]
 
 
-def join(conditions: str, tip: str) -> str:
-    return f"{conditions}, {tip}" if conditions else tip
+def unnamed(record: Record) -> Record:
+    return record | {"spec": as_mapping(record.get("spec")) | {"start": None, "teacher": None}}
 
 
 def ablations(groups: Sequence[Group], tipped: Tipped) -> list[Ablation]:
-    """One for each group whose task, length and machine have runs with tips."""
+    """One for each group with runs that tips were measured against."""
+    by_baseline: dict[str, list[tuple[str, Record]]] = {}
+    for tip, records in tipped.items():
+        for record in records:
+            by_baseline.setdefault(str(record.get("baseline_id")), []).append((tip, record))
     found = []
     for group in groups:
-        rows = {tip: rows_like(group, others) for tip, others in tipped.items()}
-        effects = {
-            row.name: effects_on(group, row, {tip: own[row.name] for tip, own in rows.items() if row.name in own})
-            for row in group.rows
-        }
+        effects = {row.name: effects_on(group, row, by_baseline) for row in group.rows}
         if any(effects.values()):
             found.append(Ablation(group, {name: own for name, own in effects.items() if own}))
     return found
 
 
-def rows_like(group: Group, others: Sequence[Group]) -> dict[str, Row]:
-    """Name -> row, of the groups on the same task with the same options, length and machine."""
-    return {
-        row.name: row
-        for other in others
-        if (other.machine, other.task, other.seq_len) == (group.machine, group.task, group.seq_len)
-        and (other.task_options, other.causal) == (group.task_options, group.causal)
-        for row in other.rows
-    }
+def effects_on(group: Group, baseline: Row, by_baseline: Mapping[str, Sequence[tuple[str, Record]]]) -> list[Effect]:
+    """The effects of all tips on one variant; their scores are tested together.
 
-
-def effects_on(group: Group, baseline: Row, tips: Mapping[str, Row]) -> list[Effect]:
-    """The effects of all tips on one variant; their scores are tested together."""
-    rows = {tip: replace(row, label=tip, suffix="") for tip, row in tips.items()}
+    by_baseline: run_id of a run without a tip -> the tips that it was repeated with, and their records.
+    """
+    runs: dict[str, list[Record]] = {}
+    for own in baseline.records:
+        for tip, record in by_baseline.get(str(own.get("run_id")), ()):
+            runs.setdefault(tip, []).append(record)
+    # Without the family of a control, which would set each of its rows apart from the family of tests.
+    rows = {tip: Row(tip, "", label_of(own[0]), UNKNOWN_FAMILY, tuple(own), {}) for tip, own in runs.items()}
+    rows = {tip: replace(row, scores=row.by_seed(TEST_SCORE)) for tip, row in rows.items()}
     compared = replace(group, rows=(baseline, *rows.values()))
     scores = compared.score_differences(baseline)
     return [effect_of(tip, row, baseline, scores.get(tip)) for tip, row in rows.items()]
@@ -103,16 +117,17 @@ def effect_of(name: str, row: Row, baseline: Row, score: Difference | None) -> E
     tip = tip_of(name)
     memory, speed = tip.before or (tip.memory, tip.speed)
     other = row if tip.before else baseline
-    return Effect(
-        name, row, ratio(row, tip.memory, other, memory), ratio(row, tip.speed, other, speed, faster=True), score
-    )
+    lighter = ratio(row, tip.memory, other, memory)
+    faster = ratio(row, tip.speed, other, speed, faster=True)
+    return Effect(name, row, lighter, faster, score)
 
 
 def tip_of(name: str) -> Tip:
-    """The tip that says which memory and which speed count: of several, the last. Records of a tip that this version
-    lacks count as those of any tip."""
+    """The tip that says which memory and which speed count: of several, the last that names others than those of a
+    training. Records of a tip that this version lacks count as those of a training."""
     known = [TIPS[part] for part in name.split("+") if part in TIPS]
-    return known[-1] if known else Tip(summary="", changes={})
+    own = [tip for tip in known if not tip.by_training]
+    return (own or known or [Tip(summary="", changes={})])[-1]
 
 
 def ratio(row: Row, quantity: Quantity, other: Row, before: Quantity, *, faster: bool = False) -> Estimate | None:

@@ -6,6 +6,7 @@ are, and which way is better (`Group.scale`). Runs that searched for a learning 
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -78,6 +79,10 @@ def group_records(sources: Sequence[Source], *, short: bool = True) -> list[Grou
                 continue
             conditions = {key: value for key, value in spec.items() if key not in PER_ROW}
             conditions |= dict(as_pairs(conditions.pop("task_options", None)))
+            if conditions["accumulate"] != 1:  # a step counts, in whatever micro-batches
+                parts = as_number(conditions["accumulate"]), as_number(conditions.get("batch_size"))
+                if None not in parts:
+                    conditions |= {"accumulate": 1, "batch_size": math.prod(filter(None, parts))}
             if spec["probe"] is not None:
                 probes.setdefault((machine, str(record.get("task")), cost_key(conditions)), []).append(record)
                 continue

@@ -1,10 +1,10 @@
 """All groups of a report, with their sweeps and series."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
-from compare.report.facts.ablation import Tipped
+from compare.report.facts.ablation import Ablation
 from compare.report.facts.groups import Group
 from compare.report.facts.scaling import Series, series_of
 from compare.report.facts.task_sweeps import TaskSweep, representatives, task_sweeps, unswept
@@ -12,10 +12,10 @@ from compare.report.facts.task_sweeps import TaskSweep, representatives, task_sw
 
 @dataclass(frozen=True)
 class Overview:
-    """The groups of a report, and those of runs with tips, which only the section on tips shows."""
+    """The groups of a report, and what tips change in them."""
 
     groups: Sequence[Group]
-    tips: Tipped = field(default_factory=dict)
+    ablations: Sequence[Ablation] = ()
 
     @cached_property
     def sweeps(self) -> list[TaskSweep]:

@@ -7,7 +7,7 @@ defines `part`, which `groups.SUBJECTS` lists.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from compare.report.facts.ablation import Tipped
+from compare.report.facts.ablation import Ablation
 from compare.report.facts.groups import Group
 from compare.report.facts.overview import Overview
 from compare.report.sections import (
@@ -63,8 +63,8 @@ class Document:
     charts: Sequence[Chart]
 
 
-def document(all_groups: Sequence[Group], warnings: Sequence[str], tips: Tipped | None = None) -> Document:
-    overview = Overview(all_groups, tips or {})
+def document(all_groups: Sequence[Group], warnings: Sequence[str], ablations: Sequence[Ablation] = ()) -> Document:
+    overview = Overview(all_groups, ablations)
     opening, before, results, after = (
         [section for subject in subjects for section in subject.sections(overview)]
         for subjects in (OPENING, BEFORE, RESULTS, AFTER)

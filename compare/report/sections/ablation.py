@@ -8,13 +8,13 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from compare.report.facts.ablation import Ablation, Effect, ablations
+from compare.report.facts.ablation import Ablation, Effect, tip_of
 from compare.report.facts.groups import Row
 from compare.report.facts.overview import Overview
 from compare.report.facts.scale import Scale
 from compare.report.facts.stats import ENOUGH_SEEDS, Difference, Estimate
-from compare.report.facts.values import numbers
-from compare.report.render.axes import log_ticks
+from compare.report.facts.values import numbers, status_of
+from compare.report.render.axes import log_ticks, nice_ticks
 from compare.report.render.canvas import FAINT, SMALL, WIDTH, Sheet, Style, text_size, write
 from compare.report.sections.section import Chart, Section, Table
 from compare.report.sections.wording import short
@@ -23,8 +23,9 @@ from compare.units import MISSING, SPACE, percent, seconds
 
 LINE = 12.0  # pixels for each variant
 BETWEEN = 10.0  # pixels between tips
+KEY_LINE = 20.0  # pixels
 LEAST_RANGE = 1.1  # an axis of ratios reaches at least so far on either side of 1
-RATIO_TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10)
+MOST_TICKS = 4
 
 
 class Mark(NamedTuple):
@@ -36,13 +37,14 @@ class Mark(NamedTuple):
 
 
 def sections(overview: Overview) -> list[Section]:
-    parts = [part(ablation) for ablation in ablations(overview.groups, overview.tips)]
+    parts = [part(ablation) for ablation in overview.ablations]
     return [Section("What each tip buys", "tips", parts=parts, notes=NOTES)] if parts else []
 
 
 NOTES = (
     "Each tip is one change to the baseline, with the same seeds and at the baseline's learning rate. Memory: weights, "
-    "gradients, optimizer state and what a step adds; speed: tokens a second in training. Intervals: 95 %, over seeds.",
+    "gradients, optimizer state and what a step adds. Speed: tokens a second in training. The tables name exceptions. "
+    "Scores: those after each run's own training. Intervals: 95 %, over seeds.",
 )
 
 
@@ -67,25 +69,31 @@ def sentences(ablation: Ablation) -> list[str]:
         worse = [e for e in effects if e.score and e.score.beyond and scale.better(e.score.mean) < 0]
         few = all(e.score is None or e.score.n < ENOUGH_SEEDS for e in effects)
         parts = [
-            ("least memory", best(effects, lambda e: e.memory and -e.memory.mean, lambda e: times(e.memory))),
-            ("fastest", best(effects, lambda e: e.speed and e.speed.mean, lambda e: times(e.speed))),
+            ("least memory of training", best(effects, lambda e: e.memory, -1)),
+            ("fastest training", best(effects, lambda e: e.speed, 1)),
             ("better score", short([f"{e.tip} ({change(e.score, scale)})" for e in better])),
             ("worse score", short([f"{e.tip} ({change(e.score, scale)})" for e in worse])),
-            ("unsupported", short([e.tip for e in effects if e.row.status == "unsupported"])),
-            ("scores", f"no verdict from fewer than {ENOUGH_SEEDS} seeds" if few else ""),
+            ("unsupported", short([e.tip for e in effects if {*map(status_of, e.row.records)} == {"unsupported"}])),
+            ("no verdicts", f"fewer than {ENOUGH_SEEDS} seeds" if few else ""),
         ]
         words = "; ".join(f"{what}: {which}" for what, which in parts if which)
         said.append(f"{name}: {words}.")
     return said
 
 
-def best(effects: Sequence[Effect], gain: Callable[[Effect], float | None], show: Callable[[Effect], str]) -> str:
-    """The tip with the largest gain, if it is one."""
-    gains = [(value, effect) for effect in effects if (value := gain(effect)) is not None and value > 0]
-    if not gains:
-        return ""
-    _, top = max(gains, key=lambda pair: pair[0])
-    return f"{top.tip} ({show(top)})"
+def best(effects: Sequence[Effect], of: Callable[[Effect], Estimate | None], side: int) -> str:
+    """The tip with the largest gain in the training, of those whose interval has no change on its other end.
+
+    side: 1 where a larger ratio is a gain, -1 where a smaller one is.
+    """
+    gains = []
+    for effect in effects:
+        ratio = of(effect)
+        if ratio is None or ratio.half is None or ratio.n < ENOUGH_SEEDS or not tip_of(effect.tip).by_training:
+            continue
+        if side * ratio.mean > ratio.half:
+            gains.append((side * ratio.mean, f"{effect.tip} ({times(ratio)})"))
+    return max(gains)[1] if gains else ""
 
 
 def times(ratio: Estimate | None) -> str:
@@ -128,10 +136,11 @@ def table_of_tip(ablations: Sequence[Ablation], tip: str) -> tuple[list[str], li
 
 
 def status(row: Row) -> str:
-    """How its runs ended, what compiling took, and the share of the parameters that were trained."""
+    """How its runs ended and why, what compiling took, and the share of the parameters that were trained."""
     fields = ("compile_seconds", "graph_breaks", "trained_params", "params")
     took, breaks, trained, params = (numbers(row.finished, field) for field in fields)
     words = [row.status]
+    words += list(dict.fromkeys(str(r["reason"]) for r in row.records if status_of(r) != "ok" and r.get("reason")))
     if took and breaks:
         words.append(f"compiled in {seconds(max(took))}, graph breaks: {max(breaks):.0f}")
     if trained and params and trained[0] < params[0]:
@@ -139,26 +148,37 @@ def status(row: Row) -> str:
     return "; ".join(words)
 
 
-def summary(tip: str) -> str:
-    return "; ".join(TIPS[part].summary for part in tip.split("+") if part in TIPS)
+def summary(name: str) -> str:
+    """What a tip changes, and which memory and speed count where they are not those of the training."""
+    words = "; ".join(TIPS[part].summary for part in name.split("+") if part in TIPS)
+    tip = tip_of(name)
+    if tip.by_training:
+        return words
+    memory, speed = (
+        f"{quantity.told} against {before.told}" if tip.before else quantity.told
+        for quantity, before in zip((tip.memory, tip.speed), tip.before or (tip.memory, tip.speed), strict=True)
+    )
+    return f"{words} (memory: {memory}; speed: {speed})"
 
 
 def draw(ablation: Ablation, styles: Mapping[str, Style]) -> Figure:
     """Draws three panels, memory, speed and score, with a line for each tip and a mark for each variant."""
     group, names = ablation.group, list(ablation.effects)
-    tips = list(dict.fromkeys(e.tip for effects in ablation.effects.values() for e in effects))
-    found = {(e.tip, name): e for name, effects in ablation.effects.items() for e in effects}
+    found = {(e.tip, name): e for name, effects in ablation.effects.items() for e in effects if on_chart(e)}
+    tips = list(dict.fromkeys(tip for tip, _ in found))
     step = LINE * len(names) + BETWEEN
     left = 26 + max(text_size(tip, SMALL)[0] for tip in tips)
     gap, height = 26.0, step * len(tips)
     width = (WIDTH - left - 20 - 2 * gap) / 3
     rows = [row for row in group.rows if row.name in names]
     title = f"What each tip changes: {group.title}"
-    sheet = Sheet(title, group.machine, chart_notes(ablation), rows, body=height + 84)
+    keys = key_places(names, styles, WIDTH - left - 20)
+    above = KEY_LINE * (1 + max(line for _, _, line in keys))
+    sheet = Sheet(title, group.machine, chart_notes(ablation), rows, body=height + 68 + above)
     panels: list[tuple[str, Callable[[Effect], Mark | None]]] = [
         ("memory, × baseline", lambda e: as_mark(e.memory)),
         ("speed, × baseline", lambda e: as_mark(e.speed)),
-        (f"{group.metric}, {group.scale.points}", lambda e: in_points(e.score, group.scale)),
+        (score_words(group.scale), lambda e: in_points(e.score, group.scale)),
     ]
     for number, (words, mark) in enumerate(panels):
         axes = sheet.axes(left + number * (width + gap), 54, width, height)
@@ -176,8 +196,17 @@ def draw(ablation: Ablation, styles: Mapping[str, Style]) -> Figure:
                 y = middle + (place_of - (len(names) - 1) / 2) * LINE
                 if own := marks.get((tip, name)):
                     draw_mark(axes, own, y, styles[name])
-    key(sheet, names, styles, left, 54 + height + 8)
+    draw_key(sheet, keys, styles, left, 54 + height + 8, above)
     return sheet.figure
+
+
+def on_chart(effect: Effect) -> bool:
+    """A tip that is compared within its run has other ranges: the table has it."""
+    return tip_of(effect.tip).before is None
+
+
+def score_words(scale: Scale) -> str:
+    return f"score − baseline, {scale.points}{' (lower is better)' * scale.lower_is_better}"
 
 
 def set_axis(axes: Axes, words: str, marks: Sequence[Mark], *, is_ratio: bool) -> None:
@@ -185,13 +214,17 @@ def set_axis(axes: Axes, words: str, marks: Sequence[Mark], *, is_ratio: bool) -
     if is_ratio:
         low, high = min([*ends, 1 / LEAST_RANGE]) / 1.05, max([*ends, LEAST_RANGE]) * 1.05
         axes.set_xlim(low, high)
-        ticks = [tick for tick in RATIO_TICKS if low <= tick <= high]
-        log_ticks(axes, "x", ticks if len(ticks) > 1 else [low, 1, high], lambda value: f"{value:.2g}")
+        log_ticks(axes, "x", nice_ticks(low, high)[:: -(-len(nice_ticks(low, high)) // MOST_TICKS)], ratio_text)
     else:
         reach = max([abs(end) for end in ends] + [1.0]) * 1.08
         axes.set_xlim(-reach, reach)
+        axes.locator_params(axis="x", nbins=MOST_TICKS)
     axes.axvline(1.0 if is_ratio else 0.0, color=FAINT, linewidth=1.2, zorder=1)
     axes.set_xlabel(words)
+
+
+def ratio_text(value: float) -> str:
+    return f"{value:.3g}"
 
 
 def draw_mark(axes: Axes, mark: Mark, y: float, style: Style) -> None:
@@ -210,29 +243,41 @@ def in_points(score: Difference | None, scale: Scale) -> Mark | None:
     return None if score is None else Mark(*(scale.factor * value for value in (score.mean, *score.ends)))
 
 
-def key(sheet: Sheet, names: Sequence[str], styles: Mapping[str, Style], left: float, bottom: float) -> None:
+def key_places(names: Sequence[str], styles: Mapping[str, Style], width: float) -> list[tuple[str, float, int]]:
+    """Name, place and line of each variant in the key, over as many lines as they need."""
+    places, x, line = [], 6.0, 0
+    for name in names:
+        needed = 28 + text_size(name, SMALL, styles[name].weight)[0]
+        if x + needed > width and x > 6.0:
+            x, line = 6.0, line + 1
+        places.append((name, x, line))
+        x += needed
+    return places
+
+
+def draw_key(
+    sheet: Sheet, places: Sequence[tuple[str, float, int]], styles: Mapping[str, Style], left: float, bottom: float,
+    height: float,
+) -> None:  # fmt: skip
     """Writes the names of the variants with their marks above the panels."""
-    axes = sheet.axes(left, bottom, WIDTH - left - 20, 18)
+    axes = sheet.axes(left, bottom, WIDTH - left - 20, height)
     axes.set_axis_off()
     axes.set_xlim(0, WIDTH - left - 20)
-    axes.set_ylim(0, 1)
-    x = 6.0
-    for name in names:
-        style = styles[name]
-        axes.plot([x], [0.5], color=style.colour, marker=style.marker, markersize=6)
-        box = axes.get_window_extent()
-        write(sheet.figure, name, box.x0 + x + 10, (box.y0 + box.y1) / 2, ha="left", weight=style.weight)
-        x += 34 + text_size(name, SMALL, style.weight)[0]
+    axes.set_ylim(height, 0)
+    box = axes.get_window_extent()
+    for name, x, line in places:
+        style, y = styles[name], (line + 0.5) * KEY_LINE
+        axes.plot([x], [y], color=style.colour, marker=style.marker, markersize=6)
+        write(sheet.figure, name, box.x0 + x + 10, box.y1 - y, ha="left", weight=style.weight)
 
 
 def chart_notes(ablation: Ablation) -> list[str]:
     effects = [e for own in ablation.effects.values() for e in own]
-    seeds = max((e.score.n for e in effects if e.score), default=0)
-    notes = [
-        f"Left of 1 is less memory; right of 1 is faster. Lines: 95 % intervals over {seeds} seeds."
-        if seeds > 1
-        else "Left of 1 is less memory; right of 1 is faster. One seed: no intervals."
-    ]
-    failed = {name: [e.tip for e in own if e.row.status != "ok"] for name, own in ablation.effects.items()}
+    seeds = max((len(e.row.finished) for e in effects), default=0)
+    notes = ["Left of 1 is less memory; right of 1 is faster."]
+    notes.append(f"Lines: 95 % intervals over {seeds} seeds." if seeds > 1 else "One seed: no intervals.")
+    if apart := list(dict.fromkeys(e.tip for e in effects if not on_chart(e))):
+        notes.append(f"Not drawn: {', '.join(apart)} (see the table).")
+    failed = {name: [e.tip for e in own if not e.row.finished] for name, own in ablation.effects.items()}
     said = "; ".join(f"{name}: {', '.join(tips)}" for name, tips in failed.items() if tips)
-    return notes + ([f"Without a result: {said}."] if said else [])
+    return [" ".join(notes), *([f"Without a result: {said}."] if said else [])]

@@ -177,17 +177,18 @@ def caching_table(series: Sequence[Group], title: str) -> list[Table]:
             row.over_seeds(quantity) for quantity in (TOKEN, RECOMPUTED, RECOMPUTED_MEMORY, PREFILL)
         )
         if step and again and prefill:
-            steps = step.mean * longest.seq_len
+            all_steps = step.mean * longest.seq_len
             line = [row.name, f"{1 / step.mean:,.0f}", f"{1 / again.mean:,.3g}", significant(again.mean / step.mean)]
             state = row.over_seeds(STATE)
             line += [size(state.mean) if state else MISSING, size(memory.mean) if memory else MISSING]
-            body.append([*line, seconds(prefill.mean), significant(steps / prefill.mean)])
+            body.append([*line, seconds(prefill.mean), significant(all_steps / prefill.mean)])
     if not body:
         return []
     header = ["variant", "tokens/s by steps", "tokens/s by recomputing", "times as fast", "state of a sample"]
-    header += ["memory of recomputing", "prefill", "times as fast as steps"]
+    header += ["memory of recomputing", "prefill", "N last steps, in prefills"]
     notes = [
-        "Recomputing: a forward over all positions for each token. Prefill: all positions at once, with their state."
+        "Recomputing: a forward over all positions for each token. Prefill: all positions at once, with their state.",
+        "N last steps: N times the time of the last step, which is the most that all steps take.",
     ]
     return [cost_table(f"With and without a state, at {plain(longest.seq_len)}: {title}", header, body, notes)]
 

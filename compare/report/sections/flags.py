@@ -7,6 +7,7 @@ from compare.quantities import PARAMETERS
 from compare.report.facts.grouping import data_hashes
 from compare.report.facts.groups import Group, Row
 from compare.report.facts.values import status_of
+from compare.spec import read_spec
 from compare.units import plural
 
 UNLIKE = 0.1  # of full's parameters
@@ -16,6 +17,7 @@ MEANINGS = {
     "‡": "runs that did not finish",
     "§": "seeds differ from full's, so there are fewer pairs to compare",
     "¶": "data differs from full's",
+    "◦": "a step in other micro-batches than full's, whose time and memory are those of one",
     "‖": "disturbed (e.g. by other processes) and left out of verdicts on time",
 }
 
@@ -29,7 +31,7 @@ class Flag(NamedTuple):
 
 
 def flags_of(row: Row, group: Group) -> list[Flag]:
-    flags = (check(row, group) for check in (kernel, parameters, unfinished, seeds, data, busy))
+    flags = (check(row, group) for check in (kernel, parameters, unfinished, seeds, data, micro_batch, busy))
     return [flag for flag in flags if flag]
 
 
@@ -88,6 +90,14 @@ def seeds(row: Row, group: Group) -> Flag | None:
         return None
     detail = f"{len(own & full)} of its {len(own)} shared, full has {len(full)}"
     return Flag("§", detail, f"seeds differ from full's: {detail}")
+
+
+def micro_batch(row: Row, group: Group) -> Flag | None:
+    own, full = (read_spec(each.records[0])["accumulate"] for each in (row, group.reference or row))
+    if own == full:
+        return None
+    words = f"{own} micro-batches a step" if own > 1 else "one micro-batch a step"
+    return Flag("◦", words, words)
 
 
 def busy(row: Row, group: Group) -> Flag | None:

@@ -53,7 +53,7 @@ def draw(group: Group, lines: Mapping[str, Line], styles: Mapping[str, Style]) -
     rows = [row for row in group.rows if row.name in lines]
     texts = {row.name: folded(shown_name(row)) for row in rows}
     plot = max(300.0, 1.15 * margin_height(list(texts.values())))
-    notes = ["Norm of all gradients before clipping; the geometric mean of the seeds. A rise goes before divergence."]
+    notes = ["Norm of all gradients before clipping; the geometric mean of the seeds over the steps that all reached."]
     sheet = Sheet(f"Gradient norm against training steps: {group.title}", group.machine, notes, rows, body=plot + 92)
     axes = sheet.axes(78, 62, WIDTH - 78 - margin_width(list(texts.values())), plot)
     values = [norm for _, norms in lines.values() for norm in norms]
