@@ -128,6 +128,9 @@ def check_flags(options: argparse.Namespace) -> None:
         raise UsageError(
             "--batch-size auto cannot be combined with --steps 0: costs are measured at a given batch size"
         )
+    for flag in ("early_stopping", "quantize", "pretrain", "tune", "start", "teacher"):
+        if options.steps == 0 and getattr(options, flag):
+            raise UsageError(f"--{flag.replace('_', '-')} cannot be combined with --steps 0, which trains nothing")
     if options.tips and options.steps == 0:
         raise UsageError("ablate cannot be combined with --steps 0: it scores trained models")
     if options.memory_limit is not None and options.memory_limit < LEAST_MEMORY:
@@ -178,6 +181,14 @@ def common_fields(options: argparse.Namespace, task: Task, budget: float) -> dic
             "--warmup 0 cannot be combined with --lr-schedule inverse-square-root, which peaks at the end of the "
             "warm-up: take a share above 0"
         )
+    if common["pool"] == "cls" and task.kind not in ("sequence", "value"):
+        raise UsageError(
+            f"--pool cls: {task.name} asks about positions or pairs; only tasks of one answer have a class token"
+        )
+    if options.label_smoothing and task.kind == "value":
+        raise UsageError(f"--label-smoothing: {task.name} has numbers as answers, not classes")
+    if options.test_len and common["positions"].endswith("-2d"):
+        raise UsageError(f"--test-len: positions of a picture ({common['positions']}) have one length")
     check_test_lengths(task, sorted(options.test_len))
     return common | {
         "budget": None if options.steps is not None else options.budget or budget,

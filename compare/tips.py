@@ -230,6 +230,8 @@ def with_tips(specs: Sequence[RunSpec], tips: Sequence[str]) -> Tipped:
             changed = apply(name, spec, teacher.run_id)
             if any(TIPS[part].pictures for part in name.split("+")) and not tasks.get(spec.task).picture:
                 idle[f"{name} on {spec.task}, which has no pictures"] = None
+            elif changed.label_smoothing and tasks.get(spec.task).kind == "value":
+                idle[f"{name} on {spec.task}, whose answers are numbers"] = None
             elif changed.warmup == 0 and changed.lr_schedule == "inverse-square-root":
                 idle[f"{name} on {spec.task}, whose learning rate peaks at the end of its warm-up"] = None
             elif changed in rows:

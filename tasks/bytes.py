@@ -224,7 +224,7 @@ class Bytes(Corpus):
 
     def filled(self, text: bytes, answers: NDArray[np.int64]) -> bytes:
         first, *others = text.split(HIDDEN)
-        found = [bytes([answer - 1]) for answer in answers] + [HIDDEN] * (len(others) - len(answers))
+        found = [bytes([max(answer, 1) - 1]) for answer in answers] + [HIDDEN] * (len(others) - len(answers))
         return first + b"".join(answer + other for answer, other in zip(found, others, strict=True))
 
     def _train(self, rng: np.random.Generator, batch_size: int, seq_len: int) -> Iterator[Batch]:

@@ -3,6 +3,7 @@ trained weights, early stopping; and int8 weights afterwards."""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -142,6 +143,64 @@ def test_the_same_attention_starts_as_the_kept_model(tmp_path: Path) -> None:
     source = load(tmp_path / record["model"]).model
     trainer = trainer_of(small(variant="linear", start=record["run_id"]), tmp_path)
     torch.testing.assert_close(dict(trainer.trained.named_parameters()), dict(source.named_parameters()))
+
+
+def test_a_pretrained_model_is_fine_tuned_later(tmp_path: Path) -> None:
+    record = kept_in(tmp_path, small(seed=3, pretrain=0.5))
+    source = load(tmp_path / record["model"]).model
+    trainer = trainer_of(small(start=record["run_id"]), tmp_path)
+    rows = trainer.trained.encoder.embedding.weight
+    torch.testing.assert_close(rows, source.encoder.embedding.weight[:-1], msg="all but the hidden token's")
+    back = kept_in(tmp_path, small(seed=4))
+    again = trainer_of(small(start=back["run_id"], pretrain=0.5), tmp_path)
+    assert len(again.trained.encoder.embedding.weight) == len(rows) + 1
+
+
+def test_a_tuned_model_is_no_start(tmp_path: Path) -> None:
+    trainer = trainer_of(small("digits", 64, tune="adapter", pretrain=0.5))
+    trainer.begin_tuning()
+    record = new_record(trainer.spec, "ok", "") | {"test_score": 0.5, "val_score": 0.5, "baselines": {}, "data": {}}
+    keep(trainer, record, tmp_path)
+    run = run_here(small("digits", 64, start=str(tmp_path / record["model"])), lambda _: None)
+    assert "got one tuned by adapter" in run["reason"]
+
+
+def test_a_folder_imports_no_module_that_it_names(tmp_path: Path) -> None:
+    record = kept_in(tmp_path, small(seed=3))
+    file = tmp_path / record["model"] / "record.json"
+    stored = json.loads(file.read_text())
+    stored["spec"]["variant"] = "this:Zen"
+    file.write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="its attention is this:Zen: import this first"):
+        load(tmp_path / record["model"])
+
+
+def test_a_killed_run_goes_on_from_pretraining_to_tuning() -> None:
+    spec = small("digits", 64, tune="adapter", pretrain=0.5, steps=8)
+    states: list[Any] = []
+    first = trainer_of(spec)
+    first.train(lambda *_: None, on_step=lambda _: states.append(copy.deepcopy(first.state())))
+    assert states[3]["restoring"]
+    assert not states[3]["tuned"], "the last self-supervised step"
+    for at in (1, 3, 5):
+        second = trainer_of(spec)
+        second.restore(states[at])
+        second.train(lambda *_: None)
+        assert second.tuned
+        torch.testing.assert_close(second.trained.state_dict(), first.trained.state_dict(), rtol=0, atol=0)
+
+
+def test_padding_does_not_count_between_hidden_states(tmp_path: Path) -> None:
+    record = kept_in(tmp_path, small("listops", 64, seed=3))
+    trainer = trainer_of(small("listops", 64, teacher=record["run_id"], distill="hidden"), tmp_path)
+    inputs, targets, padding = batch_of(trainer)
+    if padding is None:
+        padding = torch.zeros(inputs.shape, dtype=torch.bool)
+    losses = []
+    for filler in (0, 5):
+        ids = inputs.masked_fill(padding, filler)
+        losses.append(trainer.loss((ids, targets, padding), trainer.training_tally()).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_another_attention_takes_what_both_have(tmp_path: Path) -> None:
@@ -319,7 +378,7 @@ def test_prompts_stand_before_the_input_and_are_cut_from_the_result() -> None:
     assert seen == [(2, 20 + PROMPTS, 16)]
     before = encoder(ids)
     with torch.no_grad():
-        encoder.prompts[0].add_(1.0)
+        encoder.embedding.prompt.add_(1.0)
     assert not torch.allclose(encoder(ids)[:, 0], before[:, 0], atol=1e-3), "the first position sees the prompts"
 
 
@@ -438,11 +497,13 @@ def test_the_largest_micro_batch_that_fits_is_taken_and_the_rest_accumulates() -
     from compare.runs.fit_batch import fit_batches
 
     tried: list[tuple[str, int]] = []
+    parts: list[int] = []
     limits = {"full": 3, "linear": 100, "naive": 0}
 
     def run(spec: RunSpec) -> Record:
         tried.append((spec.variant, spec.batch_size))
         assert spec.probe == spec.seq_len
+        parts.append(spec.batch_size * spec.accumulate)
         return {"status": "ok" if spec.batch_size <= limits[spec.variant] else "oom"}
 
     said: list[str] = []
@@ -454,6 +515,7 @@ def test_the_largest_micro_batch_that_fits_is_taken_and_the_rest_accumulates() -
         *(("naive", 0, 1, 12), ("naive", 1, 1, 12)),
     ]
     assert tried[:4] == [("full", 12), ("full", 6), ("full", 4), ("full", 3)], "once for all seeds"
+    assert set(parts) == {12}, "probes accumulate as the runs do"
     assert said[0] == "micro-batch of full · mqar · N 64: 3, 4 accumulated"
 
 

@@ -77,7 +77,9 @@ def test_each_kind_gets_predictions_of_its_shape() -> None:
 @pytest.mark.parametrize("switch", ["checkpointing", "reversible"])
 def test_switches_reach_the_encoder(switch: str) -> None:
     for value in (True, False):
-        assert getattr(Model(replace(SPEC, **{switch: value}), fake("sequence")).encoder, switch) is value
+        encoder = Model(replace(SPEC, **{switch: value}), fake("sequence")).encoder
+        assert encoder.reversible is (value and switch == "reversible")
+        assert (encoder.layers[0].checkpointing == "layer") is (value and switch == "checkpointing")
 
 
 def test_the_two_of_a_pair_are_encoded_apart_and_their_padding_is_not_seen() -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo import Encoder, describe
-from zoo.contract import Mixer
+from zoo.contract import Mixer, UnsupportedError
 from zoo.embeddings import Learned2DPositions, RotaryPositions, grid_of
 from zoo.vit import VisionTransformer, patches
 
@@ -207,3 +207,21 @@ def test_sizes_that_do_not_fit(options: dict[str, int], said: str) -> None:
         Encoder(class_token=True, causal=True)
     with pytest.raises(ValueError, match="rotary positions of a picture need d_head a multiple of 4, got 2"):
         Encoder(d_model=4, n_heads=2, max_len=16, positions="rotary-2d", n_layers=1)
+
+
+@pytest.mark.parametrize("positions", ["learned-2d", "rotary-2d"])
+def test_a_picture_of_another_size_is_refused(positions: Any) -> None:
+    encoder = Encoder(d_model=16, n_heads=2, n_layers=1, max_len=16, vocab_size=9, positions=positions)
+    with pytest.raises(UnsupportedError, match=r"expected a picture of 16 positions \(max_len\), got 9"):
+        encoder(torch.zeros(1, 9, dtype=torch.long))
+
+
+@pytest.mark.parametrize("positions", ["learned-2d", "rotary-2d"])
+def test_steps_know_rows_and_columns(positions: Any) -> None:
+    encoder = Encoder(
+        d_model=16, n_heads=2, n_layers=1, max_len=16, vocab_size=9, positions=positions, causal=True
+    ).eval()
+    ids, state = torch.arange(16)[None] % 9, None
+    for token in ids.unbind(1):
+        y, state = encoder.step(token, state)
+    torch.testing.assert_close(y, encoder(ids)[:, -1])

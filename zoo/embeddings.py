@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.contract import Dims, UnsupportedError
 from zoo.forms import Formed
-
-if TYPE_CHECKING:
-    from zoo.contract import Dims
 
 BASE, BASE_2D = 10_000.0, 100.0
 Positions = Literal["sinusoidal", "learned", "rotary", "learned-2d", "rotary-2d", "none"]
@@ -127,24 +125,24 @@ class Learned2DPositions(nn.Module):
         self.column = nn.Parameter(torch.randn(side, d_model - d_model // 2) * 0.02)
         self.first = nn.Parameter(torch.randn(lead, d_model) * 0.02) if lead else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
         side = len(self.row)
         rows, columns = self.row.repeat_interleave(side, 0), self.column.repeat(side, 1)
         added = torch.cat([rows, columns], dim=1)
         if self.first is not None:
             added = torch.cat([self.first, added])
-        return x + added[: x.shape[1]]
+        return x + added[first : first + x.shape[1]]
 
 
 def grid_of(max_len: int) -> tuple[int, int]:
     """The side of the square picture that has ``max_len`` positions, and the positions before it: 0, or 1.
 
     Raises:
-        ValueError: neither n² nor n² + 1.
+        UnsupportedError: neither n² nor n² + 1.
     """
     side = math.isqrt(max_len)
     if max_len - side**2 > 1:
-        raise ValueError(f"positions of a picture need max_len n² (n² + 1 with a class token), got {max_len}")
+        raise UnsupportedError(f"positions of a picture need max_len n² (n² + 1 with a class token), got {max_len}")
     return side, max_len - side**2
 
 

@@ -117,8 +117,8 @@ class Encoder(Formed, Pretrained):
         a_share("dropout", dropout)
         if d_ff is None:
             d_ff = 8 * d_model // 3 if activation == "swiglu" else 4 * d_model
-        sizes = {"d_ff": d_ff, "conv_width": conv_width, "vocab_size": vocab_size, "n_features": n_features}
-        at_least(1, **{name: x for name, x in (sizes | {"ff_chunk": ff_chunk}).items() if x is not None})
+        sizes = ("conv_width", "vocab_size", "n_features", "ff_chunk")
+        at_least(1, d_ff=d_ff, **{name: given[name] for name in sizes if given[name] is not None})
         if vocab_size is not None and n_features is not None:
             raise ValueError(f"expected vocab_size or n_features, got both: {vocab_size} and {n_features}")
         if class_token and causal:
@@ -131,7 +131,7 @@ class Encoder(Formed, Pretrained):
             )
         self.d_model, self.max_len, self.vocab_size, self.causal = d_model, max_len, vocab_size, causal
         self.n_features = n_features
-        self.checkpointing, self.reversible = checkpointing, reversible
+        self.reversible, self.grid = reversible, positions.endswith("-2d")
         with made_on(device):
             self.embedding = None if vocab_size is None else nn.Embedding(vocab_size, d_model)
             if self.embedding is not None:
@@ -190,6 +190,8 @@ class Encoder(Formed, Pretrained):
         self._check(x, "B, N")
         x = self._embed(x)
         check_input(x, key_padding_mask, self.d_model, self.max_len)
+        if self.grid and x.shape[1] != self.max_len:
+            raise UnsupportedError(f"expected a picture of {self.max_len} positions (max_len), got {x.shape[1]}")
         padding = key_padding_mask
         if padding is not None:  # move real positions to the front: then no position counts padding
             key_padding_mask, order = padding.sort(dim=1, stable=True)
@@ -213,8 +215,7 @@ class Encoder(Formed, Pretrained):
         return torch.cat([y[:, :lead], real], dim=1) if lead else real
 
     def _run_streams(self, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-        streams = Streams()
-        x1 = x2 = x
+        streams, x1, x2 = Streams(), x, x
         for layer in self.layers:
             x1, x2 = layer(x1, x2, streams=streams, key_padding_mask=key_padding_mask)
         return streams.mean(x1, x2)

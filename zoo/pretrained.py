@@ -50,7 +50,9 @@ class Pretrained(
     def _save_pretrained(self, save_directory: Path) -> None:
         assert isinstance(self, nn.Module)
         if self.settings is None:
-            raise ValueError("an encoder made by from_torch cannot be saved: build an Encoder and copy its weights")
+            raise ValueError(
+                "an encoder made by from_torch or from_vit cannot be saved: build an Encoder and copy its weights"
+            )
         entry, config = resolve(self.settings["attn"])
         options = {option.name: as_json(getattr(config, option.name)) for option in fields(entry.config)}
         kept = {"format": FORMAT, **self.settings, "attn": {"name": entry.name, "options": options}}

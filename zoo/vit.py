@@ -159,6 +159,7 @@ class VisionTransformer(nn.Module):
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = EPSILON
+        model.encoder.settings = None  # they do not tell the norms' epsilon
         return model.eval()
 
 

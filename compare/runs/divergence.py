@@ -32,6 +32,7 @@ def first_not_finite(model: nn.Module, forward: Callable[[], Tensor], backward: 
         return said[0]
     if not is_finite(loss):
         return "the loss overflowed, and all outputs of modules are finite"
+    del loss  # with the activations of this forward
     with watching(model, partial(watch_backward, names, said)):
         loss = forward()
         backward(loss)

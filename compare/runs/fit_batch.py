@@ -28,7 +28,8 @@ def fit_batches(
         alike = replace(spec, seed=0, probe=spec.seq_len)
         if alike not in sizes:
             tried = [size for size in range(spec.batch_size, 0, -1) if spec.batch_size % size == 0]
-            fits = (size for size in tried if run(replace(alike, batch_size=size))["status"] == "ok")
+            probes = {size: replace(alike, batch_size=size, accumulate=spec.batch_size // size) for size in tried}
+            fits = (size for size, probe in probes.items() if run(probe)["status"] == "ok")
             sizes[alike] = next(fits, 1)
             parts = spec.batch_size // sizes[alike]
             more = f", {parts} accumulated" if parts > 1 else ""

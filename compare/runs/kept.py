@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from compare.record import Record
-from compare.runs.model import Model, Sizes, room
+from compare.runs.model import Model, Sizes, hidden_ids, room
 from compare.runs.quantise import check_quantiser, quantised
 from compare.runs.tune import check_tuner, tune, tuned_tensors
 from compare.spec import RunSpec, read_spec
@@ -28,14 +30,11 @@ class Kept(NamedTuple):
     record: Record
 
 
-def load(folder: Path, max_len: int | None = None) -> Kept:
-    """The model of a folder that ``keep`` wrote, in evaluation mode.
-
-    Args:
-        max_len: the longest input to build it for; None = the longest of its run.
+def read_run(folder: Path) -> tuple[RunSpec, Sizes, Record]:
+    """The run that trained the model of a folder.
 
     Raises:
-        ValueError: the folder is none of these, or its tensors do not fit; in one line, by name.
+        ValueError: the folder is none that ``keep`` wrote, or is of another version.
     """
     try:
         record = json.loads((folder / RECORD).read_text())
@@ -44,6 +43,23 @@ def load(folder: Path, max_len: int | None = None) -> Kept:
         raise ValueError(f"{folder} has no {RECORD}: expected a model that --save kept") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / RECORD} is damaged or of another version: {error}") from error
+    module, colon, _ = spec.variant.partition(":")
+    if colon and module not in sys.modules:  # reading a folder imports nothing that it names
+        raise ValueError(f"{folder}: its attention is {spec.variant}: import {module} first")
+    return spec, sizes, record
+
+
+def load(folder: Path, max_len: int | None = None) -> Kept:
+    """The model of a folder that ``keep`` wrote, in evaluation mode.
+
+    Args:
+        max_len: the longest input to build it for; None = the longest of its run.
+
+    Raises:
+        ValueError: the folder is none of these, or its tensors do not fit; in one line, by name.
+        NotImplementedError: a library that the model needs is not installed.
+    """
+    spec, sizes, record = read_run(folder)
     if spec.tune is not None:
         check_tuner(spec.tune)
     if spec.quantize is not None:
@@ -87,24 +103,32 @@ def find_model(name: str, out: str | None) -> Path:
 def start_from(model: Model, spec: RunSpec, folder: Path) -> list[str]:
     """Give a model the weights of a kept one: those of the encoder, and those of the head where it has the same shape.
 
-    Where the attention is another, the weights that both have are copied, and the rest stay as constructed.
+    Where the attention is another, the weights that both have are copied, and the rest stay as constructed. The vector
+    of hidden tokens, which only models have that pretrain, stays too.
 
     Returns:
         The names of the parameters that stay as constructed.
 
     Raises:
-        ValueError: inputs of another kind, or weights of another shape.
+        ValueError: inputs of another kind, weights of another shape, or a model that ``tune`` changed.
     """
-    source = load(folder)
-    tensors = source.model.encoder.state_dict()
-    if (source.spec.variant, source.spec.options) == (spec.variant, spec.options):
+    source, _, _ = read_run(folder)
+    if source.tune is not None:
+        raise ValueError(f"{folder}: expected a model whose encoder was trained, got one tuned by {source.tune}")
+    tensors = read_tensors(folder / "model.safetensors")
+    if (rows := tensors.get("embedding.weight")) is not None and model.encoder.embedding is not None:
+        own = model.encoder.embedding.weight.detach()
+        common = len(rows) - hidden_ids(source)
+        if common == len(own) - hidden_ids(spec) and rows.shape[1] == own.shape[1]:
+            tensors["embedding.weight"] = torch.cat([rows[:common], own[common:].to(rows.dtype)])
+    if (source.variant, source.options) == (spec.variant, spec.options):
         fit(model.encoder, tensors, str(folder))
         left = []
     else:
         fit_inputs(model.encoder, tensors, str(folder))
         left = [f"encoder.{name}" for name in copy_shared(model.encoder, tensors)]
-    head = source.model.head.state_dict()
-    if type(model.head) is type(source.model.head) and shapes(head) == shapes(model.head.state_dict()):
+    head = read_tensors(folder / HEAD)
+    if shapes(head) == shapes(model.head.state_dict()):
         model.head.load_state_dict(head)
         return left
     return [*left, *(f"head.{name}" for name, _ in model.head.named_parameters())]

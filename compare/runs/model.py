@@ -26,6 +26,11 @@ def room(tune: str | None) -> int:
     return PROMPTS if tune in ("prompt", "prefix") else 0
 
 
+def hidden_ids(spec: RunSpec) -> int:
+    """How many ids the embedding has besides the task's: one for hidden tokens, in a run that restores them."""
+    return int(spec.pretrain > 0 and spec.distill != "attention")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
     """What a model needs to know of its task; fields as in ``Task``."""
@@ -45,8 +50,7 @@ class Model(nn.Module):
 
     def __init__(self, spec: RunSpec, task: Task | Sizes) -> None:
         super().__init__()
-        restores = spec.pretrain > 0 and spec.distill != "attention"
-        hidden = int(restores and task.vocab_size is not None)  # one more id, for hidden tokens
+        restores = hidden_ids(spec) == 1
         self.encoder = Encoder(
             describe(spec.variant).config(**dict(spec.options)),
             d_model=spec.d_model,
@@ -65,7 +69,7 @@ class Model(nn.Module):
             class_token=spec.pool == "cls" and task.kind in ("sequence", "value"),
             conv_width=spec.conv_width,
             embedding_std=spec.embedding_std,
-            vocab_size=None if task.vocab_size is None else task.vocab_size + hidden,
+            vocab_size=None if task.vocab_size is None else task.vocab_size + hidden_ids(spec),
             n_features=task.n_features,
             causal=spec.is_causal,
             checkpointing=spec.checkpointing,  # type: ignore[arg-type]

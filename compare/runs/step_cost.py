@@ -28,6 +28,8 @@ def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
     spec = trainer.spec
     if spec.tune is not None and not trainer.tuned:
         trainer.begin_tuning()
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 0.0  # many steps on one batch could diverge; their cost is the same
     first = at_full_length(next(trainer.task.train_batches(spec.batch_size, spec.seq_len, spec.seed)), spec.seq_len)
     if spec.kind != "search":
         measure_step(trainer, first, record)
@@ -121,5 +123,6 @@ def try_length(trainer: Trainer) -> None:
     spec, task = trainer.spec, trainer.task
     first = at_full_length(next(task.train_batches(spec.batch_size, task.seq_len, spec.seed)), task.seq_len)
     for length in (task.seq_len, spec.seq_len):
-        trainer.step(trainer.to_device(resized(first, length)), trainer.training_tally())
+        for _ in range(spec.accumulate):
+            trainer.step(trainer.to_device(resized(first, length)), trainer.training_tally())
     measure.synchronise(trainer.device)

@@ -43,7 +43,7 @@ class Teacher:
     """
 
     def __init__(self, folder: Path, student: Model, task: Task, what: str, device: torch.device) -> None:
-        kept = load(folder)
+        kept = load(folder, task.seq_len)
         mine, theirs = Sizes.of(task), Sizes(**kept.record["sizes"])
         if kept.spec.task != task.name or mine != theirs:
             raise ValueError(
@@ -52,6 +52,10 @@ class Teacher:
             )
         self.model, self.student, self.what = kept.model.to(device).requires_grad_(False), student, what
         own, other = student.encoder, self.model.encoder
+        if what == "hidden" and (own.reversible or other.reversible):
+            raise UnsupportedError("--distill hidden: reversible layers have two streams, and keep none of them")
+        if what == "hidden" and (own.class_token is None) != (other.class_token is None):
+            raise ValueError("--distill hidden: expected a teacher with the same --pool")
         if what == "hidden" and (own.d_model, len(own.layers)) != (other.d_model, len(other.layers)):
             raise ValueError(
                 f"--distill hidden: expected a teacher with {len(own.layers)} layers of width {own.d_model}, got "
@@ -96,10 +100,19 @@ class Teacher:
             mine, theirs = (F.log_softmax(x / TEMPERATURE, dim=-1) for x in (predicted, taught))
             softly = TEMPERATURE**2 * F.kl_div(mine, theirs, reduction="batchmean", log_target=True)
         total = (1 - WEIGHT) * loss + WEIGHT * softly
-        for mine, theirs in zip(self.seen["student"], self.seen["teacher"], strict=True):
-            width = mine.shape[-1:]
-            total = total + F.mse_loss(F.layer_norm(mine.float(), width), F.layer_norm(theirs.float(), width))
+        for pair in zip(self.seen["student"], self.seen["teacher"], strict=True):
+            mine, theirs = (F.layer_norm(x.float(), x.shape[-1:]) for x in pair)
+            real = self.real_positions(batch[2], mine)
+            total = total + F.mse_loss(mine[real], theirs[real])
         return total + self.attention_loss() if self.learners else total
+
+    def real_positions(self, padding: Tensor | None, x: Tensor) -> Tensor:
+        """Which positions of layers are real, (B, N) bool: the encoder moves them to the front, behind a class token."""
+        if padding is None:
+            return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        lead = int(self.student.encoder.class_token is not None)
+        lengths = (~padding).flatten(0, -2).sum(1) + lead
+        return torch.arange(x.shape[1], device=x.device) < lengths[:, None]
 
     def attention_loss(self) -> Tensor:
         """The sum of the losses of attention weights, of the forward that was watched."""

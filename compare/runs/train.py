@@ -113,8 +113,10 @@ class Trainer:
         self.parameters = sum(p.numel() for part in (model.encoder, model.head) for p in part.parameters())
         self.encoder = model.encoder
         self.tuned = False
-        self.model, self.optimizer = self.accelerator.prepare(model, self.make_optimizer())
-        if self.spec.tune is not None and not self.spec.pretrain:
+        self.model = self.accelerator.prepare(model)
+        if self.spec.pretrain:
+            self.optimizer = self.accelerator.prepare(self.make_optimizer())
+        else:
             self.begin_tuning()
         self.teacher = None
         if self.spec.teacher is not None:
@@ -130,6 +132,7 @@ class Trainer:
         if self.spec.tune is not None and not self.tuned:
             tune(self.trained, self.spec.tune)
             self.tuned = True
+        self.accelerator._optimizers.clear()  # accelerate unscales the gradients of each optimizer that it knows
         self.optimizer = self.accelerator.prepare(self.make_optimizer())
 
     def training_tally(self) -> Tally:
@@ -198,13 +201,19 @@ class Trainer:
 
     def where_it_diverged(self) -> str:
         """Repeat the micro-batches of a step until one is not finite, and name the module."""
+        if self.spec.compile:
+            return "without --compile the run names the module"
         self.model.zero_grad()
         for batch in self.micro_batches:
 
             def forward(batch: OnDevice = batch) -> Tensor:
                 return self.loss(batch, self.training_tally())
 
-            if said := first_not_finite(self.accelerator.unwrap_model(self.model), forward, Tensor.backward):
+            try:
+                said = first_not_finite(self.trained, forward, Tensor.backward)
+            except Exception as error:  # no memory for the repetition, say: the training did diverge
+                return f"the step could not be repeated ({type(error).__name__})"
+            if said:
                 return said
         return "repeated, the step is finite: a random part decided, or the sum over micro-batches overflowed"
 
@@ -364,6 +373,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "kept": self.kept,
             "tuned": self.tuned,
+            "restoring": self.restoring,
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "random": torch.get_rng_state(),
@@ -376,6 +386,7 @@ class Trainer:
         """Continue from the ``state`` that another process returned."""
         if state["tuned"] and not self.tuned:
             self.begin_tuning()
+        self.restoring = state["restoring"]
         self.model.load_state_dict(state["model"])
         self.kept = state["kept"]
         self.optimizer.load_state_dict(state["optimizer"])

@@ -83,16 +83,7 @@ def put_prompts_before(encoder: Encoder, *, deep: bool) -> None:
         raise UnsupportedError("prompts need an encoder that embeds its input")
     if deep and encoder.reversible:
         raise UnsupportedError("a prefix replaces inputs of layers, which reversible layers recompute")
-    places: list[nn.Module] = [embedding, *(encoder.layers if deep else ())]
-    learned = [torch.randn(PROMPTS, encoder.d_model, device=embedding.weight.device) * DEVIATION for _ in places]
-    added = nn.ParameterList(map(nn.Parameter, learned))
-    encoder.add_module("prompts", added)
     lead = 0 if encoder.class_token is None else 1
-
-    def replaced(x: Tensor, number: int) -> Tensor:
-        prompts = added[number].to(x.dtype).expand(len(x), -1, -1)
-        first = lead if number else 0  # of a layer's input, behind the class token
-        return torch.cat([x[:, :first], prompts, x[:, first + PROMPTS :]], dim=1)
 
     def lengthened(_encoder: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> Any:
         (x,), mask = inputs, options.get("key_padding_mask")
@@ -100,13 +91,27 @@ def put_prompts_before(encoder: Encoder, *, deep: bool) -> None:
             options = options | {"key_padding_mask": F.pad(mask, (PROMPTS, 0))}
         return (F.pad(x, (0, 0) * (x.dim() - 2) + (PROMPTS, 0)),), options
 
+    def of_input(module: nn.Module, _inputs: Any, y: Tensor) -> Tensor:
+        return replaced(module, y, 0)
+
+    def of_layer(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (replaced(module, inputs[0], lead), *inputs[1:])
+
     encoder.register_forward_pre_hook(lengthened, with_kwargs=True)
     encoder.register_forward_hook(lambda _e, _inputs, y: torch.cat([y[:, :lead], y[:, lead + PROMPTS :]], dim=1))
-    embedding.register_forward_hook(lambda _embedding, _inputs, y: replaced(y, 0))
-    for number, layer in enumerate(places[1:], 1):
-        layer.register_forward_pre_hook(
-            lambda _layer, inputs, number=number: (replaced(inputs[0], number), *inputs[1:])
-        )
+    embedding.register_forward_hook(of_input)
+    places: list[nn.Module] = [embedding, *(encoder.layers if deep else ())]
+    for module in places:  # parameters of the modules themselves, so that a copy of the encoder has its own
+        prompt = torch.randn(PROMPTS, encoder.d_model, device=embedding.weight.device) * DEVIATION
+        module.register_parameter("prompt", nn.Parameter(prompt))
+    for module in places[1:]:
+        module.register_forward_pre_hook(of_layer)
+
+
+def replaced(module: nn.Module, x: Tensor, first: int) -> Tensor:
+    """``x`` (B, N, C) with the module's prompt in place of the positions from ``first`` on."""
+    prompts = module.get_parameter("prompt").to(x.dtype).expand(len(x), -1, -1)
+    return torch.cat([x[:, :first], prompts, x[:, first + PROMPTS :]], dim=1)
 
 
 def tuned_tensors(encoder: nn.Module) -> dict[str, Tensor]:
