@@ -28,7 +28,7 @@ def scaled(request) -> tuple[int, Task]:
 
 
 def test_worked_example():
-    assert doctest.testmod(tasks.digits) == (0, 3)
+    assert doctest.testmod(tasks.digits) == (0, 4)
 
 
 def test_splits_are_all_digits_with_their_labels(scaled):

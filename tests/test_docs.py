@@ -219,3 +219,22 @@ def test_results_hold_records_and_the_pictures_that_are_shown() -> None:
         if path.suffix not in (".jsonl", ".json", ".md"):
             assert path.suffix == ".png", path
             assert path.relative_to(ROOT / "results").as_posix() in shown, f"{path} is shown nowhere"
+
+
+def test_scores_by_pairs_are_those_of_the_records() -> None:
+    page = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+    records, _ = read_records(ROOT / "results/cpu-2core/recall_pairs/records.jsonl")
+
+    def scores(variant: str, pairs: int) -> list[float]:
+        own = [r for r in records if r["variant"] == variant and not is_search(r)]
+        found = [r for r in own if dict(r["spec"]["task_options"]).get("pairs", 16) == pairs]
+        return [100 * r["test_score"] for r in sorted(found, key=lambda record: record["seed"])]
+
+    for variant in ("linear", "cosformer"):
+        before, after = (sum(scores(variant, pairs)) / 3 for pairs in (16, 256))
+        assert re.search(rf"`{variant}` (falls )?from {before:.1f} to {after:.1f} %", page), (variant, before, after)
+    for variant, pairs, words in (
+        ("full", 4, "{:.1f}, {:.1f} and {:.1f} %"),
+        ("topk", 64, "({:.1f}, {:.1f} and {:.1f} %)"),
+    ):
+        assert words.format(*scores(variant, pairs)) in page

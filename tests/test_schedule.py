@@ -119,7 +119,7 @@ def test_schedules_reach_the_run() -> None:
 @pytest.mark.parametrize("task", [name for name in tasks.available() if name not in ("classify", "retrieval")])
 def test_a_schedule_below_a_tasks_least_is_said_in_one_line(task: str) -> None:
     kind = tasks.get(task)
-    seq_len = kind.lengths[0] if kind.lengths else min(max(kind.min_len, 64), kind.max_len)
+    seq_len = kind.defaults.seq_len if kind.lengths else min(max(kind.min_len, 64), kind.max_len)
     with pytest.raises(UsageError, match=f"from-64th .* trains at .* of {seq_len} tokens, but {task} has") as error:
         specs("--tasks", task, "--seq-len", str(seq_len), "--length-schedule", "from-64th")
     assert "\n" not in str(error.value)

@@ -337,9 +337,7 @@ class Encoder(Formed, Pretrained):
             else:
                 x, after = layer.prefill(x)
             state.layers += (after,)
-        if self.reversible:
-            x = (x + x2) / 2
-        return self.norm(x), state
+        return self.norm((x + x2) / 2 if self.reversible else x), state
 
     def _new_state(self, x: Tensor) -> State:
         """The state before the first position, whose inputs are x (B, …)."""

@@ -107,7 +107,7 @@ class Teacher:
         return total + self.attention_loss() if self.learners else total
 
     def real_positions(self, padding: Tensor | None, x: Tensor) -> Tensor:
-        """Which positions of layers are real, (B, N) bool: the encoder moves them to the front, behind a class token."""
+        """Which positions of layers are real, (B, N) bool: they stand at the front, behind a class token."""
         if padding is None:
             return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         lead = int(self.student.encoder.class_token is not None)
