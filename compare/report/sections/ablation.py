@@ -235,12 +235,15 @@ def draw_mark(axes: Axes, mark: Mark, y: float, style: Style) -> None:
 def as_mark(ratio: Estimate | None) -> Mark | None:
     if ratio is None:
         return None
-    half = ratio.half or 0.0
+    half = ratio.half or 0.0 if ratio.n >= ENOUGH_SEEDS else 0.0  # that of two seeds spans decades
     return Mark(math.exp(ratio.mean), math.exp(ratio.mean - half), math.exp(ratio.mean + half))
 
 
 def in_points(score: Difference | None, scale: Scale) -> Mark | None:
-    return None if score is None else Mark(*(scale.factor * value for value in (score.mean, *score.ends)))
+    if score is None:
+        return None
+    ends = score.ends if score.n >= ENOUGH_SEEDS else (score.mean, score.mean)
+    return Mark(*(scale.factor * value for value in (score.mean, *ends)))
 
 
 def key_places(names: Sequence[str], styles: Mapping[str, Style], width: float) -> list[tuple[str, float, int]]:
@@ -275,7 +278,8 @@ def chart_notes(ablation: Ablation) -> list[str]:
     effects = [e for own in ablation.effects.values() for e in own]
     seeds = max((len(e.row.finished) for e in effects), default=0)
     notes = ["Left of 1 is less memory; right of 1 is faster."]
-    notes.append(f"Lines: 95 % intervals over {seeds} seeds." if seeds > 1 else "One seed: no intervals.")
+    enough = f"Lines: 95 % intervals over {seeds} seeds."
+    notes.append(enough if seeds >= ENOUGH_SEEDS else f"Fewer than {ENOUGH_SEEDS} seeds: no intervals.")
     if apart := list(dict.fromkeys(e.tip for e in effects if not on_chart(e))):
         notes.append(f"Not drawn: {', '.join(apart)} (see the table).")
     failed = {name: [e.tip for e in own if not e.row.finished] for name, own in ablation.effects.items()}
