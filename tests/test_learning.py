@@ -350,7 +350,7 @@ def test_a_tuned_model_is_kept_and_loaded(method: str, tmp_path: Path) -> None:
     torch.testing.assert_close(again(*batch)[0], trainer.trained.eval()(*batch)[0], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["lora", "prefix"])  # inside the shell, and around it; the others for full above
 def test_every_attention_can_be_tuned(method: str, name: str) -> None:
     pytest.importorskip("peft")
     trainer = trainer_of(small("mqar", 64, variant=name, tune=method, pretrain=0.5))
@@ -519,6 +519,7 @@ def test_the_largest_micro_batch_that_fits_is_taken_and_the_rest_accumulates() -
     assert said[0] == "micro-batch of full · mqar · N 64: 3, 4 accumulated"
 
 
+@pytest.mark.long
 def test_a_batch_that_does_not_fit_becomes_smaller(tmp_path: Path) -> None:
     """naive at 2,048 tokens in 1.5 GB: the weights of 8 samples take 1 GiB in float32, and softmax as much again."""
     from compare.runs.fit_batch import fit_batches
