@@ -17,7 +17,7 @@ from compare.errors import UsageError
 from compare.record import Record
 from compare.runs.data import make_task
 from compare.runs.execute import settle_cpu
-from compare.runs.kept import load
+from compare.runs.kept import load, read_run
 from compare.runs.score import at_length, evaluate
 from compare.settings import check_option, read_value, split_setting
 from compare.spec import RunSpec
@@ -27,7 +27,7 @@ from tasks import Task
 def score_kept(options: argparse.Namespace) -> int:
     """Print the test score of the model at each length, beside the best trivial predictor."""
     try:
-        _, spec, record = load(options.model)
+        spec, _, record = read_run(options.model)
         spec = asked(spec, options)
         device = torch.device(choose_device(options.device))
         settle_cpu(spec.threads)
@@ -44,8 +44,7 @@ def score_kept(options: argparse.Namespace) -> int:
 def asked(spec: RunSpec, options: argparse.Namespace) -> RunSpec:
     """The spec of the model with the task and the task's options that were typed."""
     name = options.task or spec.task
-    if name not in tasks.available():
-        tasks.get(name)  # raises with the nearest name
+    tasks.get(name)  # raises with the nearest name
     chosen = dict(spec.task_options) if name == spec.task else {}
     for word in options.set:
         typed, option, value = split_setting("--set", word, "VALUE")

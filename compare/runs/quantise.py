@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 from torch import Tensor, nn
 
+from compare.runs.measure import storage_bytes
 from compare.runs.model import Model
 
 
@@ -33,8 +34,7 @@ def quantised(model: Model, scheme: str) -> Model:
 
 def weights_bytes(model: nn.Module) -> int:
     """Bytes of parameters and buffers; each storage counts once."""
-    tensors = [part for x in (*model.parameters(), *model.buffers()) for part in parts_of(x)]
-    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+    return storage_bytes(part for x in (*model.parameters(), *model.buffers()) for part in parts_of(x))
 
 
 def parts_of(x: Tensor) -> list[Tensor]:

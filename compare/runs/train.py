@@ -20,7 +20,7 @@ from compare.runs.compiled import compile_seconds, graph_breaks
 from compare.runs.data import count_tokens, length_of
 from compare.runs.divergence import first_not_finite
 from compare.runs.kept import find_model, start_from
-from compare.runs.measure import synchronise
+from compare.runs.measure import storage_bytes, synchronise
 from compare.runs.model import Model, decay_groups, restoring_loss
 from compare.runs.outcome import DivergedError
 from compare.runs.score import Evaluation, OnDevice, Tally, at_length, evaluate, to_device
@@ -147,8 +147,7 @@ class Trainer:
         The optimizer has its state after its first step.
         """
         state = (value for values in self.optimizer.state.values() for value in values.values())
-        tensors = [*self.model.parameters(), *self.model.buffers(), *filter(torch.is_tensor, state)]
-        return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+        return storage_bytes([*self.model.parameters(), *self.model.buffers(), *filter(torch.is_tensor, state)])
 
     def forward(self, batch: OnDevice) -> tuple[Tensor, Tensor]:
         logits, targets = self.model(*batch)
