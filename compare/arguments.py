@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from compare.flags import add_field, add_fields, add_match, add_run_options, add_switches, add_what, add_where
+from compare.flags import (
+    add_device,
+    add_field,
+    add_fields,
+    add_match,
+    add_run_options,
+    add_switches,
+    add_what,
+    add_where,
+)
 from compare.parser import PROGRAM, Parser, Version
 from compare.tips import TIPS
 from compare.values import amounts, length, lengths, natural, positive_float, rates, seeds
@@ -277,9 +286,7 @@ def diff_parser(make: Make = Parser) -> Parser:
 def add_model(parser: Parser) -> None:
     """Add the flag of a kept model, and of its device."""
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a folder that --save wrote")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes the GPU if there is one"
-    )
+    add_device(parser)
 
 
 def evaluate_parser(make: Make = Parser) -> Parser:

@@ -58,17 +58,22 @@ def add_what(parser: Parser) -> argparse._ArgumentGroup:
 def add_where(parser: Parser) -> None:
     """Add the flags for the device and the folder of results."""
     where = parser.add_argument_group("device and results")
-    where.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="auto takes the GPU if there is one (default: %(default)s)",
-    )
+    add_device(where)
     where.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: results/DATE-TIME)")
     where.add_argument(
         "--resume",
         action="store_true",
         help="continue in --out: skip finished runs, retry those with status error or timeout",
+    )
+
+
+def add_device(container: argparse._ActionsContainer) -> None:
+    """Add the flag for the device."""
+    container.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto takes the GPU if there is one (default: %(default)s)",
     )
 
 
