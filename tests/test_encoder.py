@@ -228,7 +228,7 @@ def test_import_zoo_stays_light() -> None:
 def test_the_names_a_user_imports() -> None:
     import zoo
 
-    used = {"Encoder", "MultiHeadAttention", "available", "describe"}
+    used = {"Encoder", "MultiHeadAttention", "TorchAttention", "available", "describe"}
     assert set(zoo.__all__) == used | {"Attention", "Dims", "Mixer", "Traits", "register"}, "a backend needs the rest"
     assert {"full", "naive", "linformer", "reformer", "block_sparse", "xformers", "none"} <= set(available())
 

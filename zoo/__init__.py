@@ -8,6 +8,7 @@ from zoo.contract import Attention, Dims, Mixer, Traits
 from zoo.encoder import Encoder
 from zoo.registry import available, describe, register
 from zoo.shell import MultiHeadAttention
+from zoo.torch_attention import TorchAttention
 
 __all__ = [
     "Attention",
@@ -15,6 +16,7 @@ __all__ = [
     "Encoder",
     "Mixer",
     "MultiHeadAttention",
+    "TorchAttention",
     "Traits",
     "available",
     "describe",

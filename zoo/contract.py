@@ -129,10 +129,9 @@ class Traits:
         adapts: a forward in training changes the backend's buffers.
         subquadratic: time, and bytes saved for backward, grow more slowly than N².
         shared_qk: keys are the queries, so the shell projects them once.
-        init: the initial size of queries and keys, with its source, for a method that needs another than ``SHELL_INIT``
-            (its authors' or a measured one). A ``Mixer`` initialises itself.
-        rotary: whether ``positions="rotary"`` has an effect. True for every ``Attention``; False for a ``Mixer`` that
-            ignores it.
+        reads_queries: an output of the causal form reads earlier queries too, not only its own.
+        init: the initial size of queries and keys of an ``Attention``, with its source; None = ``SHELL_INIT``.
+        rotary: whether ``positions="rotary"`` has an effect; False for a ``Mixer`` that ignores it.
         weights: computes ``attention_dropout``: it has the weights of single pairs to drop.
         exceptions: contract law -> why this method cannot hold it (tested as a strict expected failure).
     """
@@ -150,6 +149,7 @@ class Traits:
     adapts: bool = False
     subquadratic: bool = False
     shared_qk: bool = False
+    reads_queries: bool = False
     init: Init | None = None
     rotary: bool = True
     weights: bool = False

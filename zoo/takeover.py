@@ -127,10 +127,10 @@ def _layer(
     activation, d_ff = activation_of(source), source.linear1.out_features
     assert activation is not None
     feed_forward = FeedForward(d_model, d_ff, activation=activation, dropout=source.dropout.p)
-    _copy(source.self_attn.in_proj_weight, source.self_attn.in_proj_bias, mixer.qkv)
-    _copy(source.self_attn.out_proj.weight, source.self_attn.out_proj.bias, mixer.out)
-    _copy(source.linear1.weight, source.linear1.bias, feed_forward.hidden)
-    _copy(source.linear2.weight, source.linear2.bias, feed_forward.out)
+    copy_linear(source.self_attn.in_proj_weight, source.self_attn.in_proj_bias, mixer.qkv)
+    copy_linear(source.self_attn.out_proj.weight, source.self_attn.out_proj.bias, mixer.out)
+    copy_linear(source.linear1.weight, source.linear1.bias, feed_forward.hidden)
+    copy_linear(source.linear2.weight, source.linear2.bias, feed_forward.out)
     norm: Norm = "pre" if source.norm_first else "post"
     ours = EncoderLayer(attention, feed_forward, norm=norm, dropout=source.dropout1.p)
     ours.norm1, ours.norm2 = copy.deepcopy(source.norm1), copy.deepcopy(source.norm2)
@@ -138,7 +138,7 @@ def _layer(
 
 
 @torch.no_grad()
-def _copy(weight: Tensor, bias: Tensor | None, target: nn.Linear) -> None:
+def copy_linear(weight: Tensor, bias: Tensor | None, target: nn.Linear) -> None:
     """Copy weight and bias (no bias: zeros). Frozen ones stay frozen."""
     target.weight.copy_(weight).requires_grad_(weight.requires_grad)
     bias = torch.zeros_like(weight[:, 0]) if bias is None else bias

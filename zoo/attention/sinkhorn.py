@@ -72,6 +72,7 @@ class SinkhornAttention(Attention):
         causal=True,
         capacity="bucket_size",
         subquadratic=True,
+        reads_queries=True,
     )
 
     def __init__(self, dims: Dims, config: SinkhornConfig) -> None:
