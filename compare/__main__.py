@@ -138,13 +138,11 @@ def command_list(options: argparse.Namespace, _words: list[str]) -> int:
 
 
 def command_report(options: argparse.Namespace, words: list[str]) -> int:
-    for folder in options.folders:
-        if not (folder / "records.jsonl").is_file():
-            raise UsageError(f"{folder} has no records.jsonl: name a folder that a comparison wrote")
-    from compare.folder import check_foreign, claim_folder
+    from compare.folder import check_foreign, check_records, claim_folder
     from compare.record import read_records
     from compare.report import write_report, write_report_many
 
+    check_records(options.folders)
     empty = [folder for folder in options.folders if not read_records(folder / "records.jsonl")[0]]
     if empty and (options.out is None or len(empty) == len(options.folders)):
         print(f"error: {empty[0] / 'records.jsonl'} has no readable record", file=sys.stderr)
@@ -197,6 +195,18 @@ def command_predict(options: argparse.Namespace, _words: list[str]) -> int:
     return predict(options)
 
 
+def command_merge(options: argparse.Namespace, words: list[str]) -> int:
+    from compare.merge import merge
+
+    return merge(options.folders, options.out, shlex.join(["python", "-m", "compare", *words]))
+
+
+def command_publish(options: argparse.Namespace, _words: list[str]) -> int:
+    from compare.publish import publish
+
+    return publish(options)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "run": execute,
     "cost": command_cost,
@@ -207,6 +217,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "reproduce": command_reproduce,
     "evaluate": command_evaluate,
     "predict": command_predict,
+    "merge": command_merge,
+    "publish": command_publish,
 }
 
 

@@ -17,12 +17,11 @@ from compare.flags import (
     add_what,
     add_where,
 )
-from compare.parser import PROGRAM, Parser, Version
+from compare.folder_arguments import diff_parser, merge_parser, publish_parser, report_parser
+from compare.parser import PROGRAM, Make, Parser, Version
 from compare.tips import TIPS
 from compare.values import amounts, length, lengths, natural, positive_float, rates, seeds
 
-Make = Callable[..., Parser]
-"""``Parser``, or the function that adds a parser for a command."""
 DEFAULT_BUDGET = 100.0  # seconds
 COST_LENGTHS = "512:8192"
 LONGEST = 65_536
@@ -36,6 +35,8 @@ EPILOG = """other commands:
   python -m compare reproduce NAME   run a named plan, and show its results beside published figures
   python -m compare evaluate ...     score a model that --save kept, at other lengths
   python -m compare predict ...      classify new texts by such a model
+  python -m compare merge A B ...    join folders of results, also of different machines
+  python -m compare publish ...      upload a folder of results to the Hugging Face hub
 
 examples:
   python -m compare                  which of three variants keeps its accuracy at 8192 tokens, and at what cost
@@ -262,27 +263,6 @@ def cost_parser(make: Make = Parser) -> Parser:
     return cost
 
 
-def diff_parser(make: Make = Parser) -> Parser:
-    """Make the parser of ``python -m compare diff``."""
-    diff = make(
-        prog=f"{PROGRAM} diff",
-        description="Show what changed between two folders of results, beyond noise:\n"
-        "scores, times, memory, FLOPs, parameters and status of every variant in both.",
-        epilog="examples:\n  python -m compare diff results/before results/after\n"
-        "  python -m compare diff results/main results/branch --markdown --fail-on-regression\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    diff.add_argument("before", type=Path, metavar="A", help="folder with the records.jsonl from before the change")
-    diff.add_argument("after", type=Path, metavar="B", help="folder with the records.jsonl from after the change")
-    diff.add_argument("--markdown", action="store_true", help="print Markdown, for a pull request")
-    diff.add_argument(
-        "--fail-on-regression",
-        action="store_true",
-        help="exit with code 1 if anything got worse: a score, time or memory, or the share of runs with status ok",
-    )
-    return diff
-
-
 def add_model(parser: Parser) -> None:
     """Add the flag of a kept model, and of its device."""
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a folder that --save wrote")
@@ -341,15 +321,6 @@ def list_parser(make: Make = Parser) -> Parser:
     return listing
 
 
-def report_parser(make: Make = Parser) -> Parser:
-    """Make the parser of ``python -m compare report``."""
-    report = make(prog=f"{PROGRAM} report", description="Draw charts and pages again from records, running nothing.")
-    report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders with a records.jsonl")
-    report.add_argument("--out", type=Path, metavar="DIR", help="draw one report of all folders into this folder")
-    add_match(report)
-    return report
-
-
 def reproduce_parser(make: Make = Parser) -> Parser:
     """Make the parser of ``python -m compare reproduce``; ``run_parser`` parses the words after the name."""
     reproduce = make(
@@ -378,5 +349,7 @@ PARSERS: dict[str, Callable[[Make], Parser]] = {
     "reproduce": reproduce_parser,
     "evaluate": evaluate_parser,
     "predict": predict_parser,
+    "merge": merge_parser,
+    "publish": publish_parser,
 }
 """Command -> the function that makes its parser."""

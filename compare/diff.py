@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compare.errors import UsageError
+from compare.folder import check_records
 from compare.moderation import Evidence, Tested, holm, moderate
 from compare.quantities import QUANTITIES, TEST_SCORE, Quantity
 from compare.record import is_result, read_records
@@ -212,9 +213,8 @@ def diff_folders(before: Path, after: Path) -> Diff:
 
 def read_folder(folder: Path) -> tuple[Source, list[str]]:
     """The results and machine of a folder, and warnings about unreadable parts."""
+    check_records([folder])
     path = folder / "records.jsonl"
-    if not path.is_file():
-        raise UsageError(f"{folder} has no records.jsonl: name a folder that a comparison wrote")
     records, damaged = read_records(path)
     results = [record for record in records if is_result(record)]
     if not results:

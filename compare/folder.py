@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -52,6 +52,13 @@ def check_foreign(folder: Path) -> None:
             f"{folder / foreign[0]} was not written by a comparison, and the report would replace it: "
             "move it, or name another folder"
         )
+
+
+def check_records(folders: Sequence[Path]) -> None:
+    """Raise UsageError unless each folder has records."""
+    for folder in folders:
+        if not (folder / "records.jsonl").is_file():
+            raise UsageError(f"{folder} has no records.jsonl: name a folder that a comparison wrote")
 
 
 def stamp_folder(folder: Path, machine: dict[str, object], display: Display) -> None:

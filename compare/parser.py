@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -36,6 +36,10 @@ class Parser(argparse.ArgumentParser):
         names = (word.partition("=")[0].lstrip("-–—") for word in words.split())
         close = next((near[0] for name in names if (near := get_close_matches(name, known, n=1, cutoff=0.7))), None)
         return f"; did you mean {known[close]}?" if close else ""
+
+
+Make = Callable[..., Parser]
+"""``Parser``, or the function that adds a parser for a command."""
 
 
 class Named(argparse.Action):

@@ -18,15 +18,21 @@ SCHEMA = 3
 Older records lack these fields and stay readable."""
 TIMED_ON = ("cpu", "cores", "threads", "device", "gpu", "torch", "python")
 """Fields of a machine that a time depends on."""
+RETRIED = ("timeout", "error")
+"""Statuses of runs that are tried again; every other status is final."""
 Record = dict[str, Any]
+Identity = tuple[str, ...]
+"""What two records of one run on one machine share: its ``run_id``, and what a time depends on."""
 
 
 def read_records(path: Path) -> tuple[list[Record], list[str]]:
     """Read all records of a file. Damaged lines are skipped, with a warning for each.
 
-    Of several records of one run, the last counts.
+    Of several records of one run on one machine, the last counts. A run that failed in a way that is tried again, and
+    was tried again on any machine, counts no longer.
     """
-    records: dict[str, Record] = {}
+    records: dict[Identity, Record] = {}
+    failed: dict[str, list[Identity]] = {}
     warnings = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line.strip():
@@ -36,8 +42,20 @@ def read_records(path: Path) -> tuple[list[Record], list[str]]:
         except ValueError as error:
             warnings.append(f"{path} line {number} is damaged and was skipped: {error}")
             continue
-        records[record["run_id"]] = record
+        key = identity(record)
+        again = record["status"] in RETRIED
+        for old in (key, *(() if again else failed.pop(record["run_id"], ()))):
+            records.pop(old, None)
+        records[key] = record  # at the end: of records of several machines, the last one is the latest
+        if again:
+            failed.setdefault(record["run_id"], []).append(key)
     return list(records.values()), warnings
+
+
+def identity(record: Record) -> Identity:
+    machine = record.get("machine")
+    known = machine if isinstance(machine, dict) else {}
+    return (record["run_id"], *(str(known.get(name)) for name in TIMED_ON))
 
 
 def is_search(record: Record) -> bool:

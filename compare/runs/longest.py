@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from compare.record import Record
-from compare.runs.outcome import RETRIED
+from compare.record import RETRIED, Record
 from compare.spec import RunSpec
 
 FINENESS = 16  # the search ends when a length that fits and one that does not are a sixteenth apart

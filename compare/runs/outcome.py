@@ -12,8 +12,6 @@ from compare.record import SCHEMA, Record, now
 from compare.spec import RunSpec
 
 Status = Literal["ok", "oom", "diverged", "timeout", "unsupported", "error"]
-RETRIED = ("timeout", "error")
-"""Statuses of runs that are tried again; every other status is final."""
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
 
 
