@@ -22,6 +22,7 @@ from compare.plan import plan_runs
 from compare.record import Record, is_result, read_records
 from compare.report import write_report
 from compare.runs.fit_batch import fit_batches
+from compare.runs.kept import spec_of
 from compare.runs.limits import usable_cores
 from compare.runs.longest import search_longest
 from compare.runs.machine import describe_machine
@@ -32,7 +33,7 @@ from compare.runs.sequence import run_all
 from compare.runs.supervisor import run_one
 from compare.runs.track import TRACKERS, check_trackers
 from compare.spec import DataId, RunSpec
-from compare.tips import with_tips
+from compare.tips import BASELINE, with_tips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +208,9 @@ def do_runs(comparison: Comparison, unprepared: dict[DataId, str], display: Disp
         def probe(spec: RunSpec) -> Record:
             return run_one(spec, lambda _: None, comparison.run_options, display.warn)
 
-        specs = fit_batches(specs, probe, display.say)
+        earlier = read_records(comparison.records)[0] if comparison.records.exists() else []
+        plain = [r for r in earlier if r["status"] == "ok" and r.get("tip", BASELINE) == BASELINE]
+        specs = fit_batches(specs, map(spec_of, plain), probe, display.say)
     if comparison.grid:
         specs, notes = search_rates(specs, comparison.grid, run, display.say, comparison.grid_at)
     if comparison.plan:

@@ -6,8 +6,6 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
-
 import tasks
 import zoo
 from compare.choice import (
@@ -20,6 +18,8 @@ from compare.choice import (
     typed_variants,
 )
 from compare.errors import UsageError
+from compare.runs.kept import find_model, read_run
+from compare.runs.model import Sizes, per_position
 from compare.runs.rate_search import At, GridPoint, make_grid
 from compare.schedule import default_lengths, in_words, shortest_length
 from compare.settings import (
@@ -89,6 +89,7 @@ def plan_runs(options: argparse.Namespace, device: str, threads: int) -> Planned
     for (task_name, seq_len, budget), task_options in choose_task_forms(chosen, settings, task_sweeps):
         task = open_task(task_name, seq_len, task_options)
         common = common_fields(options, task, budget)
+        check_models(options, task)
         planned = [
             RunSpec(
                 variant=typed,
@@ -138,6 +139,30 @@ def check_flags(options: argparse.Namespace) -> None:
             f"--memory-limit: expected a size with its unit such as 500MB or 16GB, at least {LEAST_MEMORY >> 20}MB "
             f"(loading torch alone takes more), got {options.memory_limit} bytes"
         )
+
+
+def check_models(options: argparse.Namespace, task: Task) -> None:
+    """Raise UsageError where --start or --teacher names no kept model, or one that a run of this task cannot use."""
+    for flag in ("start", "teacher"):
+        folder = getattr(options, flag)
+        if folder is None:
+            continue
+        try:
+            spec, sizes, _ = read_run(find_model(folder, None if options.out is None else str(options.out)))
+        except (ValueError, OSError) as error:
+            raise UsageError(f"--{flag}: {error}") from error
+        mine = Sizes.of(task)
+        if flag == "teacher" and (spec.task != task.name or sizes != mine):
+            raise UsageError(
+                f"--teacher: expected a model of {task.name} with {mine.n_classes} classes and the inputs of this run, "
+                f"got one of {spec.task}: {sizes}"
+            )
+        wanted, got = ((each.vocab_size, each.n_features) for each in (mine, sizes))
+        if got != wanted:
+            mine_said, theirs_said = (f"vocab_size {ids} and n_features {features}" for ids, features in (wanted, got))
+            raise UsageError(
+                f"--start: expected a model with the inputs of {task.name} ({mine_said}), got one with {theirs_said}"
+            )
 
 
 def check_causal(options: argparse.Namespace, sweeps: list[Sweep]) -> None:
@@ -275,21 +300,17 @@ def unreached_parameters(spec: RunSpec) -> list[str]:
     if spec.max_len == spec.seq_len:
         return []
 
-    def shapes(max_len: int) -> dict[str, torch.Size]:
-        with torch.device("meta"):
-            encoder = Encoder(
-                find(spec.variant, "--variants").config(**dict(spec.options)),
-                d_model=spec.d_model,
-                n_heads=spec.n_heads,
-                n_layers=1,
-                max_len=max_len,
-                positions=spec.positions,  # type: ignore[arg-type]
-            )
-        return {name: parameter.shape for name, parameter in encoder.named_parameters()}
+    def build(max_len: int) -> Encoder:
+        return Encoder(
+            find(spec.variant, "--variants").config(**dict(spec.options)),
+            d_model=spec.d_model,
+            n_heads=spec.n_heads,
+            n_layers=1,
+            max_len=max_len,
+            positions=spec.positions,  # type: ignore[arg-type]
+        )
 
     try:
-        own, longer = shapes(spec.seq_len), shapes(spec.max_len)
+        return per_position(build, spec.seq_len, spec.max_len)
     except ValueError as error:
         raise UsageError(f"--test-len {spec.max_len}: {spec.label}: {error}") from error
-    grown = [name for name in own if own[name] != longer[name]]
-    return ["learned positions" if name.startswith("positions.") else name.rpartition(".")[2] for name in grown]

@@ -34,6 +34,7 @@ class Tip:
             quantities of the baseline.
         pictures: whether it needs positions in a picture.
         teacher: the field that names the run of full whose model the run needs; "" = none.
+        elsewhere: whether the model learns from more than the task, so that its learning curve says more than its end.
     """
 
     summary: str
@@ -43,6 +44,7 @@ class Tip:
     before: tuple[Quantity, Quantity] | None = None
     pictures: bool = False
     teacher: str = ""
+    elsewhere: bool = False
 
     @property
     def by_training(self) -> bool:
@@ -72,8 +74,17 @@ def enlarged(spec: RunSpec) -> dict[str, int]:
     return {name: 4 * getattr(spec, name)}
 
 
-def tuned(method: str) -> dict[str, Any]:
-    return {"pretrain": 0.5, "tune": method}
+def reduced(spec: RunSpec) -> dict[str, int]:
+    """A quarter of the samples a step: smaller micro-batches, or fewer where they hold less than four."""
+    if spec.batch_size >= 4:
+        return {"batch_size": spec.batch_size // 4}
+    samples = max(1, spec.batch_size * spec.accumulate // 4)
+    size = next(n for n in range(spec.batch_size, 0, -1) if samples % n == 0)
+    return {"batch_size": size, "accumulate": samples // size}
+
+
+def tuning(summary: str, method: str) -> Tip:
+    return Tip(summary=f"as pretrain, then {summary}", changes={"pretrain": 0.5, "tune": method}, elsewhere=True)
 
 
 TIPS: dict[str, Tip] = {
@@ -82,9 +93,7 @@ TIPS: dict[str, Tip] = {
     "constant-lr": Tip(summary="the learning rate stays at its peak to the end", changes={"lr_schedule": "constant"}),
     "cosine-lr": Tip(summary="the learning rate falls by half a cosine", changes={"lr_schedule": "cosine"}),
     "linear-lr": Tip(summary="the learning rate falls linearly", changes={"lr_schedule": "linear"}),
-    "small-batch": Tip(
-        summary="a quarter of the samples in a step", changes=lambda s: {"batch_size": max(1, s.batch_size // 4)}
-    ),
+    "small-batch": Tip(summary="a quarter of the samples in a step", changes=reduced),
     "large-batch": Tip(summary="four times the samples in a step", changes=enlarged),
     "accumulate": Tip(
         summary=f"the same batch in {MICRO_BATCHES} micro-batches, whose gradients add up", changes=accumulated
@@ -150,19 +159,25 @@ TIPS: dict[str, Tip] = {
         speed=FORWARD,
     ),
     "pretrain": Tip(
-        summary="half of the training restores hidden tokens or patches of the same inputs", changes={"pretrain": 0.5}
+        summary="half of the training restores hidden tokens or patches of the same inputs",
+        changes={"pretrain": 0.5},
+        elsewhere=True,
     ),
-    "lora": Tip(summary="as pretrain, then trains updates of rank 8 and the head", changes=tuned("lora")),
-    "adapter": Tip(summary="as pretrain, then trains bottlenecks of width 8 and the head", changes=tuned("adapter")),
-    "prompt": Tip(summary="as pretrain, then trains 16 vectors before the input and the head", changes=tuned("prompt")),
-    "prefix": Tip(
-        summary="as pretrain, then trains 16 vectors before each layer and the head", changes=tuned("prefix")
-    ),
+    "lora": tuning("trains updates of rank 8 and the head", "lora"),
+    "adapter": tuning("trains bottlenecks of width 8 and the head", "adapter"),
+    "prompt": tuning("trains 16 vectors before the input and the head", "prompt"),
+    "prefix": tuning("trains 16 vectors before each layer and the head", "prefix"),
     "distil": Tip(
-        summary="also learns from the answers of full, trained before on the same seed", changes={}, teacher="teacher"
+        summary="also learns from the answers of full, trained before on the same seed",
+        changes={},
+        teacher="teacher",
+        elsewhere=True,
     ),
     "convert": Tip(
-        summary="begins with the weights of full, trained before on the same seed", changes={}, teacher="start"
+        summary="begins with the weights of full, trained before on the same seed",
+        changes={},
+        teacher="start",
+        elsewhere=True,
     ),
 }
 """Name -> tip. Several joined by + apply together."""
@@ -180,6 +195,8 @@ def read_tips(text: str) -> list[str]:
     if names == ["all"]:
         return list(TIPS)
     for name in names:
+        if "cache" in name.split("+") and name != "cache":
+            raise ValueError(f"{name}: cache decodes and trains nothing, so no other tip can join it")
         for part in name.split("+"):
             if part not in TIPS:
                 raise ValueError(f"expected a tip among {', '.join(TIPS)}, got {part!r}{closest(part, list(TIPS))}")
@@ -195,8 +212,9 @@ def apply(name: str, spec: RunSpec, teacher: str) -> RunSpec:
 
 def teacher_of(spec: RunSpec, specs: Sequence[RunSpec]) -> RunSpec:
     """The run of full on the same data with the same seed, among the specs, or else with the settings of the spec."""
+    plain = replace(spec, variant="full", options=(), quantize=None, tune=None)
     alike = (s for s in specs if (s.variant, s.data_id, s.seed) == ("full", spec.data_id, spec.seed) and not s.options)
-    return next(alike, replace(spec, variant="full", options=()))
+    return next((s for s in alike if s.quantize is s.tune is None), plain)
 
 
 class Tipped(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,17 @@ from typing import Any
 import pytest
 
 from compare.__main__ import main
+from compare.display import choose_display
 from compare.listing import written
 from compare.report import of_tip, write_report
-from compare.report.facts.ablation import ablations, joined, split_tips
+from compare.report.facts.ablation import ablations, split_tips
 from compare.report.facts.grouping import Source, group_records
 from compare.report.facts.overview import Overview
 from compare.report.sections.ablation import sections, sentences, status, times
 from compare.report.sections.flags import flag_notes
+from compare.runs.options import RunOptions
+from compare.runs.outcome import new_record
+from compare.runs.sequence import run_all
 from compare.spec import RunSpec
 from compare.tips import BASELINE, TEACHER, TIPS, apply, read_tips, with_tips
 from tests.here import compare_here
@@ -55,9 +60,9 @@ def made_up() -> list[Record]:
 
 
 def ablation_of(records: list[Record]) -> Any:
-    plain, tips = split_tips(Source(records, ENVIRONMENT))
-    groups = group_records([plain])
-    (found,) = ablations(groups, joined([tips]))
+    plain, tipped = split_tips([Source(records, ENVIRONMENT)])
+    groups = group_records(plain)
+    (found,) = ablations(groups, tipped)
     return found
 
 
@@ -89,6 +94,32 @@ def test_the_report_says_what_each_tip_buys_and_keeps_the_baseline_apart(tmp_pat
     charts = (tmp_path / "charts.txt").read_text()
     assert "tips_" in charts
     assert "amp" not in charts, "no chart of the runs with one tip alone"
+
+
+def test_runs_on_another_machine_are_no_pairs() -> None:
+    elsewhere = [record | {"machine": ENVIRONMENT | {"cpu": "another"}} for record in made_up()]
+    moved = [record for record in elsewhere if record["tip"] == "amp"]
+    stayed = [record for record in made_up() if record["tip"] != "amp"]
+    ablation = ablation_of(stayed + moved)
+    assert {e.tip for own in ablation.effects.values() for e in own} == {"checkpoint", "qk-norm"}
+
+
+def test_what_is_learned_elsewhere_has_its_curve_beside_the_baseline(tmp_path: Path) -> None:
+    more = [
+        tipped("linear", tip, seed, score=0.6, memory=8e8, speed=1000) | {"baseline_id": f"linear-{BASELINE}-{seed}"}
+        for tip in ("pretrain", "convert+amp")
+        for seed in range(3)
+    ]
+    write_folder(tmp_path, made_up() + more)
+    write_report(tmp_path)
+    names = [line for line in (tmp_path / "charts.txt").read_text().splitlines() if line.startswith("curves_steps_")]
+    assert [name for name in names if "_tips_" in name and name.endswith(".png")] == [
+        next(name for name in names if name.endswith("_tips_linear.png"))
+    ], "full has no such tips"
+    page = (tmp_path / "report.md").read_text()
+    alt = next(line for line in page.splitlines() if line.startswith("!") and "tips_linear" in line)
+    assert "linear, pretrained or taught" in alt
+    assert "3 variants" in alt
 
 
 def test_a_page_shows_the_table_of_a_tip(tmp_path: Path) -> None:
@@ -126,9 +157,9 @@ def test_the_page_of_tips_explains_each() -> None:
 
 
 def test_without_a_baseline_nothing_is_said() -> None:
-    plain, tips = split_tips(Source([r for r in made_up() if r["tip"] != BASELINE], ENVIRONMENT))
-    groups = group_records([plain])
-    assert sections(Overview(groups, ablations(groups, joined([tips])))) == []
+    plain, tipped = split_tips([Source([r for r in made_up() if r["tip"] != BASELINE], ENVIRONMENT)])
+    groups = group_records(plain)
+    assert sections(Overview(groups, ablations(groups, tipped))) == []
 
 
 @pytest.mark.parametrize("tip", TIPS)
@@ -257,6 +288,56 @@ def test_a_teacher_that_was_not_kept_is_trained_again(tmp_path: Path) -> None:
     names = [path.name for path in (tmp_path / "out" / "models").iterdir()]
     assert [name.partition("_")[0] for name in names] == ["full"], "only what others need is kept"
     assert "teacher" not in (tmp_path / "out" / "table.csv").read_text()
+
+
+def test_a_teacher_whose_model_is_gone_is_trained_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sizes = "--steps 2 --batch-size 4 --no-control --d-model 16 --n-heads 2 --n-layers 1"
+    words = f"ablate --variants linear --tasks digits {sizes} --out {out} --tips".split()
+    assert compare_here(*words, "distil").returncode == 0
+    shutil.rmtree(out / "models")
+    done = compare_here(*words, "distil,convert", "--resume")
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    assert [r["tip"] for r in records] == [TEACHER, BASELINE, "distil", TEACHER, "convert"]
+    assert {r["status"] for r in records} == {"ok"}
+    assert "4 of 4 runs are already in" in compare_here(*words, "distil,convert", "--resume").stdout
+
+
+def test_a_failed_teacher_is_told_by_its_students(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, student = replace(SPEC, qk_norm=True), replace(SPEC, variant="linear")
+    student = replace(student, teacher=teacher.run_id)
+
+    for ended, wanted in (("oom", "unsupported"), ("timeout", "error")):
+        failed = new_record(teacher, ended, "no memory")
+        monkeypatch.setattr("compare.runs.sequence.run_one", lambda *_, failed=failed: failed)
+        options = RunOptions(out=str(tmp_path), keep=(teacher.run_id,))
+        display = choose_display(quiet=True, as_json=False)
+        records = run_all([teacher, student], tmp_path / f"{ended}.jsonl", display, {}, options)
+        assert [r["status"] for r in records] == [ended, wanted]
+        assert records[1]["reason"] == f"it needs the model of full, whose run ended with status {ended}"
+
+
+def test_a_teacher_keeps_its_weights_and_floats() -> None:
+    student = replace(SPEC, variant="linear", quantize="int8-weights")
+    (teacher, _, _), *_ = with_tips([student], ["distil"]).rows
+    assert (teacher.variant, teacher.quantize, teacher.tune) == ("full", None, None)
+
+
+def test_a_quarter_of_a_batch() -> None:
+    for size, parts, wanted in ((8, 1, (2, 1)), (2, 8, (2, 2)), (1, 8, (1, 2)), (3, 4, (3, 1)), (1, 1, (1, 1))):
+        small = apply("small-batch", replace(SPEC, batch_size=size, accumulate=parts), "")
+        assert (small.batch_size, small.accumulate) == wanted
+
+
+def test_tips_without_a_drawing_have_their_table(tmp_path: Path) -> None:
+    records = [r for r in made_up() if r["tip"] == BASELINE]
+    record = make_decoded("linear", seq_len=1024, seed=0) | {"tip": "cache", "run_id": "cache-0"}
+    write_folder(tmp_path, [*records, record | {"baseline_id": f"linear-{BASELINE}-0"}])
+    write_report(tmp_path)
+    assert "| cache |" in (tmp_path / "report.md").read_text()
+    with pytest.raises(ValueError, match="no other tip can join it"):
+        read_tips("cache+compile")
 
 
 def test_a_wrong_tip_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -197,6 +197,8 @@ def test_bfloat16_and_accumulation_train() -> None:
     record = run_here(replace(SPEC, dtype="bfloat16", accumulate=3))
     assert record["status"] == "ok", record["reason"]
     assert record["train_tokens"] == 2 * 3 * 64 * 32
+    assert record["train_flops"] == pytest.approx(2 * record["flops"]), "of a whole step, in whatever micro-batches"
+    assert record["tokens_per_second"] == pytest.approx(3 * 64 * 32 / record["step_seconds"])
 
 
 def test_the_same_steps_and_seed_give_the_same_result() -> None:

@@ -16,6 +16,7 @@ import pytest
 import tasks
 import zoo
 from compare.arguments import ablate_parser, cost_parser, diff_parser, evaluate_parser, predict_parser, run_parser
+from compare.folder_arguments import merge_parser, publish_parser
 from compare.listing import markdown, written
 from compare.plan import plan_runs
 from compare.record import is_search, read_records
@@ -26,7 +27,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARKED = [path for path in PAGES if re.search(r"^<!-- /", path.read_text(encoding="utf-8"), re.M)]
 
 
-PARSE_ONLY = {"diff": diff_parser, "evaluate": evaluate_parser, "predict": predict_parser}
+PARSE_ONLY = {
+    **{"diff": diff_parser, "evaluate": evaluate_parser, "predict": predict_parser},
+    **{"merge": merge_parser, "publish": publish_parser},
+}
 SMALL = "--no-control --seq-len 64 --steps 2 --d-model 16 --n-layers 1 --batch-size 4"
 
 
@@ -174,6 +178,20 @@ def test_examples_run(words: list[str], said: str, tmp_path: Path) -> None:
     assert said in done.stdout
 
 
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    cells = json.loads((ROOT / "examples" / "swap_bert.ipynb").read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "linformer: 2 layers swapped, " in done.stdout
+    assert "largest difference: " in done.stdout
+    assert (tmp_path / "swap_bert.png").stat().st_size > 10_000
+    assert all(not cell.get("outputs") for cell in cells), "outputs would be figures that no command made"
+
+
 def test_a_wheel_runs_from_any_folder(tmp_path: Path) -> None:
     def run(*words: str | Path, **environment: str) -> str:
         done = subprocess.run(
@@ -238,3 +256,13 @@ def test_scores_by_pairs_are_those_of_the_records() -> None:
         ("topk", 64, "({:.1f}, {:.1f} and {:.1f} %)"),
     ):
         assert words.format(*scores(variant, pairs)) in page
+
+
+def test_no_single_learning_rate_suits_all() -> None:
+    page = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+    assert "at 1e-3 neither `reformer` nor `topk` solves the task, and at 1e-2 `full` and `luna` do not" in page
+    records, _ = read_records(ROOT / "results/cpu-2core/recall_8192/records.jsonl")
+    searched = {(r["variant"], r["spec"]["lr"]): r["val_score"] for r in records if is_search(r)}
+    rates = {"reformer": (1e-3, 1e-2), "topk": (1e-3, 3e-3), "full": (1e-2, 1e-3), "luna": (1e-2, 1e-3)}
+    for variant, (bad, good) in rates.items():
+        assert searched[variant, bad] < 0.5 < searched[variant, good]

@@ -19,15 +19,17 @@ from compare.__main__ import main
 from compare.runs.data import make_task
 from compare.runs.keep import keep
 from compare.runs.kept import load, start_from
-from compare.runs.model import PATCHES_HIDDEN, PROMPTS, TOKENS_HIDDEN, Model, hide
+from compare.runs.model import PATCHES_HIDDEN, PROMPTS, TOKENS_HIDDEN, Model, hide, per_position
 from compare.runs.outcome import new_record
 from compare.runs.quantise import quantised, weights_bytes
+from compare.runs.step_cost import measure_costs
 from compare.runs.teacher import TEMPERATURE, WEIGHT, Teacher
 from compare.runs.train import Trainer, part_of
 from compare.runs.tune import tune, tuned_tensors
 from compare.spec import RunSpec
 from tests.here import few_samples, run_here
 from tests.learning import small_spec
+from zoo import Encoder
 from zoo.contract import UnsupportedError
 
 Record = dict[str, Any]
@@ -111,7 +113,7 @@ def test_hidden_inputs_cannot_be_seen(task: str, seq_len: int, causal: bool) -> 
 
 
 def test_pretraining_learns_and_is_followed_by_the_task() -> None:
-    spec = replace(small("digits", 64, pretrain=0.5, d_model=64), steps=300, batch_size=32, lr=3e-3)
+    spec = replace(small("digits", 64, pretrain=0.5, d_model=32), steps=250, batch_size=32, lr=3e-3)
     trainer = trainer_of(spec)
     result = trainer.train(lambda *_: None)
     first = [point for point in result["curve"] if "restoring_loss" in point]
@@ -121,7 +123,23 @@ def test_pretraining_learns_and_is_followed_by_the_task() -> None:
     assert first[-1]["restoring_loss"] < 0.9 * first[0]["restoring_loss"]
     assert rest[-1]["train_loss"] < 0.8 * rest[0]["train_loss"]
     assert all(p["val_loss"] is None for p in first)
-    assert result["train_steps"] == 300
+    assert result["train_steps"] == 250
+
+
+@pytest.mark.parametrize("method", [None, "adapter"])
+def test_the_compute_of_both_parts_counts(method: str | None) -> None:
+    spec = small("digits", 64, pretrain=0.5, tune=method)
+    counted = measure_costs(trainer_of(spec), {})
+    restoring, task = (counted[part][spec.seq_len] for part in (True, False))
+    if method is None:
+        assert restoring == pytest.approx(task, rel=0.1)
+        assert restoring != task, "another head, at the hidden positions"
+    else:
+        assert task < 0.8 * restoring, "no gradients of fixed weights"
+    record = run_here(spec, lambda _: None)
+    tokens = spec.batch_size * spec.seq_len
+    assert record["flops"] == pytest.approx(task * tokens)
+    assert record["train_flops"] == pytest.approx(2 * tokens * (restoring + task))
 
 
 def test_a_pretrained_run_is_whole_and_repeats() -> None:
@@ -214,6 +232,76 @@ def test_another_attention_takes_what_both_have(tmp_path: Path) -> None:
     copied = {name: p for name, p in model.named_parameters() if name not in left}
     assert copied
     assert all(torch.equal(p, source[name]) for name, p in copied.items())
+
+
+def test_what_both_attentions_share_must_fit(tmp_path: Path) -> None:
+    folder = str(tmp_path / kept_in(tmp_path, small(seed=3))["model"])
+    for changed, name in (
+        ({"n_layers": 3}, "layers.2"),
+        ({"norm_type": "rms"}, "norm1.bias"),
+        ({"conv_width": 5}, "conv"),
+    ):
+        run = run_here(small(variant="linear", start=folder, **changed), lambda _: None)
+        assert run["status"] == "error"
+        assert "does not fit" in run["reason"]
+        assert name in run["reason"]
+
+
+def test_weights_that_start_lacks_are_not_fixed_at_random(tmp_path: Path) -> None:
+    folder = str(tmp_path / kept_in(tmp_path, small(seed=3))["model"])
+    run = run_here(small(variant="linformer", start=folder, tune="adapter"), lambda _: None)
+    assert run["status"] == "unsupported"
+    assert "the model of --start lacks encoder.layers.0.attention.mixer.attention" in run["reason"]
+    assert run_here(small(variant="linear", start=folder, tune="adapter"), lambda _: None)["status"] == "ok"
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+@pytest.mark.parametrize(
+    ("changed", "what"), [({"variant": "linformer"}, "projection"), ({"positions": "learned"}, "learned")]
+)
+def test_prompts_move_what_is_learned_for_each_position(method: str, changed: dict[str, Any], what: str) -> None:
+    run = run_here(small("digits", 64, tune=method, pretrain=0.5, **changed), lambda _: None)
+    assert run["status"] == "unsupported"
+    assert what in run["reason"]
+
+
+def test_int8_that_cannot_be_had_is_told_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchao")
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("no kernel\nfor this")
+
+    monkeypatch.setattr("compare.runs.execute.quantised", refuse)
+    run = run_here(small(quantize="int8-weights"), lambda _: None)
+    assert (run["status"], run["reason"]) == ("unsupported", "--quantize int8-weights: no kernel for this")
+    assert "train_steps" not in run
+    both = run_here(small(quantize="int8-weights", compile=True), lambda _: None)
+    assert both["status"] == "unsupported"
+
+
+def test_a_teacher_counts_in_the_memory_and_leaves_no_activations(tmp_path: Path) -> None:
+    record = kept_in(tmp_path, small(seed=3))
+    alone = trainer_of(small(variant="linear"))
+    taught = trainer_of(small(variant="linear", teacher=record["run_id"], distill="hidden"), tmp_path)
+    assert taught.held_bytes() - alone.held_bytes() == weights_bytes(taught.teacher.model)
+    taught.loss(batch_of(taught), taught.training_tally())
+    assert taught.teacher.seen == {}
+
+
+def test_models_that_no_run_can_use_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = str(tmp_path / kept_in(tmp_path, small(seed=3))["model"]), str(tmp_path / "out")
+    for words, wanted in (
+        (["--teacher", folder], "--teacher: expected a model of listops with 10 classes"),
+        (["--teacher", "nowhere"], "--teacher: expected a folder that --save wrote, got nowhere"),
+        (["--start", str(tmp_path)], "--start: expected a folder that --save wrote"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["--variants", "full", "--tasks", "mqar,listops", "--seq-len", "64", "--out", out, *words])
+        assert stopped.value.code == 2
+        assert wanted in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--variants", "full", "--tasks", "digits", "--out", out, "--start", folder])
+    assert "--start: expected a model with the inputs of digits (vocab_size " in capsys.readouterr().err
 
 
 def test_another_task_keeps_the_encoder_and_begins_with_a_new_head(tmp_path: Path) -> None:
@@ -354,6 +442,8 @@ def test_a_tuned_model_is_kept_and_loaded(method: str, tmp_path: Path) -> None:
 def test_every_attention_can_be_tuned(method: str, name: str) -> None:
     pytest.importorskip("peft")
     trainer = trainer_of(small("mqar", 64, variant=name, tune=method, pretrain=0.5))
+    if method == "prefix" and per_position(lambda n: Encoder(name, max_len=n), 64, 80):
+        pytest.skip("it learns for each position: see the test above")
     trainer.begin_tuning()
     inputs, targets, _ = batch_of(trainer)
     padding = torch.arange(64) >= torch.tensor([64, 40, 64, 20])[:, None]
@@ -478,7 +568,12 @@ def test_a_run_with_int8_measures_and_keeps_it(tmp_path: Path) -> None:
     assert less["val_loss"] == plain["val_loss"], "trained in the same way"
     assert less["test_loss"] != plain["test_loss"]
     assert math.isfinite(less["forward_seconds"])
-    folder = tmp_path / less["model"]
+    folder, other = tmp_path / less["model"], tmp_path / plain["model"]
+    size = (folder / "int8.safetensors").stat().st_size
+    assert size < 0.7 * sum(file.stat().st_size for file in other.glob("*.safetensors"))
+    assert "int8" in (folder / "README.md").read_text()
+    with pytest.raises(ValueError, match="floating-point numbers, got one of int8-weights"):
+        trainer_of(small(start=str(folder)))
     stored = json.loads((folder / "record.json").read_text())
     assert stored["test_loss"] == less["test_loss"]
     with few_samples():
@@ -488,6 +583,9 @@ def test_a_run_with_int8_measures_and_keeps_it(tmp_path: Path) -> None:
 
         again = evaluate(load(folder).model, task, "test", 4, torch.device("cpu"), lambda: None)
     assert again.loss == less["test_loss"]
+    (folder / "int8.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"has no int8\.safetensors"):
+        load(folder)
 
 
 # The largest batch that fits
@@ -508,7 +606,7 @@ def test_the_largest_micro_batch_that_fits_is_taken_and_the_rest_accumulates() -
 
     said: list[str] = []
     specs = [small(variant=name, batch_size=12, seed=seed) for name in limits for seed in (0, 1)]
-    fitted = fit_batches(specs, run, said.append)
+    fitted = fit_batches(specs, [], run, said.append)
     assert [(s.variant, s.seed, s.batch_size, s.accumulate) for s in fitted] == [
         *(("full", 0, 3, 4), ("full", 1, 3, 4)),
         *(("linear", 0, 12, 1), ("linear", 1, 12, 1)),
@@ -517,6 +615,10 @@ def test_the_largest_micro_batch_that_fits_is_taken_and_the_rest_accumulates() -
     assert tried[:4] == [("full", 12), ("full", 6), ("full", 4), ("full", 3)], "once for all seeds"
     assert set(parts) == {12}, "probes accumulate as the runs do"
     assert said[0] == "micro-batch of full · mqar · N 64: 3, 4 accumulated"
+    limits["full"] = 12
+    found = [replace(fitted[0], lr=0.5, seed=9)]
+    again = fit_batches(specs[:2], found, run, said.append)
+    assert again == fitted[:2], "a comparison goes on with its micro-batches, however much memory is free today"
 
 
 @pytest.mark.long
@@ -529,6 +631,6 @@ def test_a_batch_that_does_not_fit_becomes_smaller(tmp_path: Path) -> None:
     spec = small("mqar", 2048, variant="naive", batch_size=8, memory_limit=3 * 2**29)
     with few_samples():
         make_task(spec).prepare()
-        (fitted,) = fit_batches([spec], lambda s: run_one(s, lambda _: None, RunOptions(), print), print)
+        (fitted,) = fit_batches([spec], [], lambda s: run_one(s, lambda _: None, RunOptions(), print), print)
     assert fitted.batch_size < 8
     assert fitted.batch_size * fitted.accumulate == 8

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from compare.fields import parse_json
 from compare.record import read_records, write_atomically
-from compare.report.facts.ablation import ablations, joined, split_tips, tables_of_tips
+from compare.report.facts.ablation import ablations, split_tips, tables_of_tips
 from compare.report.facts.equal_terms import match_scores
 from compare.report.facts.grouping import Source, group_records
 from compare.report.facts.overview import Overview
@@ -27,7 +27,7 @@ from compare.report.sections.data import mixed_data
 from compare.report.sections.lead import lead_of
 from compare.report.sections.published import in_lines
 
-__all__ = ["Report", "foreign_files", "in_short", "of_tip", "write_report", "write_report_many"]
+__all__ = ["Report", "foreign_files", "in_short", "of_tip", "read_source", "write_report", "write_report_many"]
 
 # Each file that a report writes has this text near its beginning.
 MARKS = {
@@ -90,12 +90,12 @@ def write_report_many(folders: Sequence[Path], out: Path, match: str = "end") ->
         environment, complaint = read_environment(folder / "environment.json")
         sources.append(Source(records, environment))
         warnings += damaged + complaint
-    apart = [split_tips(source) for source in sources]
-    ended, tips = group_records([plain for plain, _ in apart]), [own for _, own in apart]
+    plain, tipped = split_tips(sources)
+    ended = group_records(plain)
     groups = [match_scores(group, match) for group in ended]
     warnings += mixed_data(groups)
-    report = document(groups, warnings, ablations(ended, joined(tips)))
-    ended += tables_of_tips(tips)
+    report = document(groups, warnings, ablations(ended, tipped))
+    ended += tables_of_tips(tipped)
     write_charts(report.charts, choose_styles(groups), out)
     write_atomically(out / "report.md", markdown_report(report))
     write_atomically(out / "table.csv", csv_table(ended))
@@ -110,9 +110,8 @@ def of_tip(folder: Path, tip: str) -> tuple[list[str], list[list[str]]]:
     Raises:
         ValueError: no run of the folder has the tip.
     """
-    records, _ = read_records(folder / "records.jsonl")
-    plain, tips = split_tips(Source(records, read_environment(folder / "environment.json")[0]))
-    header, rows = table_of_tip(ablations(group_records([plain]), joined([tips])), tip)
+    plain, tipped = split_tips([read_source(folder)])
+    header, rows = table_of_tip(ablations(group_records(plain), tipped), tip)
     if not rows:
         raise ValueError(f"{folder} has no runs with the tip {tip!r}")
     return header, rows
@@ -123,11 +122,16 @@ def in_short(folder: Path) -> tuple[str, list[str]]:
 
     Without scores the stem is "", and each sentence names the lengths from which variants are faster than full.
     """
-    records, _ = read_records(folder / "records.jsonl")
-    groups = group_records([split_tips(Source(records, read_environment(folder / "environment.json")[0]))[0]])
+    groups = group_records(split_tips([read_source(folder)])[0])
     if lead := lead_of(Overview(groups)):
         return lead.stem, [*lead.sentences, *lead.remarks]
     return "", [crossovers(series) for series in length_series(groups)]
+
+
+def read_source(folder: Path) -> Source:
+    """The records of a folder and their environment, without warnings."""
+    records, _ = read_records(folder / "records.jsonl")
+    return Source(records, read_environment(folder / "environment.json")[0])
 
 
 def read_environment(path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-FORMAT = 3
+FORMAT = 4
 """Raise it when the content changes: checkpoints of another format are not used."""
 SHARE = 0.02  # of the training time, at most, that writing takes
 Restored = TypeVar("Restored")

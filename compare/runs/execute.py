@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from compare.record import Record, other_data, other_machine
 from compare.runs import measure
@@ -22,7 +23,8 @@ from compare.runs.keep import keep
 from compare.runs.options import RunOptions
 from compare.runs.outcome import explain, new_record
 from compare.runs.quantise import check_quantiser, quantised, weights_bytes
-from compare.runs.step_cost import measure_costs, measure_forward, try_length
+from compare.runs.score import OnDevice
+from compare.runs.step_cost import Counted, measure_costs, measure_forward, try_length
 from compare.runs.track import Tracking
 from compare.runs.train import Trainer, share_done
 from compare.runs.tune import check_tuner
@@ -66,8 +68,9 @@ def save(trainer: Trainer, record: Record, out: Path, events: Events) -> None:
     try:
         keep(trainer, record, out)
     except OSError as error:
-        record.pop("model", None)
         events.warn(f"the trained model cannot be saved: {error.filename or out}: {error.strerror or error}")
+    except SafetensorError as error:  # its own name for a full disk
+        events.warn(f"the trained model cannot be saved: {out}: {error}")
 
 
 def settle_cpu(threads: int) -> None:
@@ -127,6 +130,8 @@ def work(
         return None
     if spec.quantize is not None:
         check_quantiser()
+        if spec.compile:
+            raise NotImplementedError("--quantize with --compile: the quantised copy runs uncompiled")
     if spec.tune is not None:
         check_tuner(spec.tune)
     if spec.compile:
@@ -134,9 +139,12 @@ def work(
     resumed = None if checkpoint is None else checkpoint.load(lambda state: restore(spec, task, out, record, state))
     if resumed is None:
         events.phase("measuring")
-        counted = measure_costs(Trainer(spec, task, out), record)
+        measured = Trainer(spec, task, out)
+        counted = measure_costs(measured, record)
         if spec.kind == "cost":
             return None
+        if spec.quantize is not None:
+            try_quantised(measured, spec.quantize)
         resumed = Trainer(spec, task, out), counted
     trainer, counted = resumed
     train(trainer, counted, record, events, checkpoint, tracking, wall)
@@ -149,18 +157,34 @@ def work(
     return trainer
 
 
+def first_batch(trainer: Trainer) -> OnDevice:
+    """The first micro-batch of the training, at full length."""
+    spec = trainer.spec
+    first = next(trainer.task.train_batches(spec.batch_size, spec.seq_len, spec.seed))
+    return trainer.to_device(at_full_length(first, spec.seq_len))
+
+
+@torch.no_grad()
+def try_quantised(trainer: Trainer, scheme: str) -> None:
+    """Raise NotImplementedError before the training where the model cannot have weights of int8."""
+    try:
+        quantised(trainer.trained, scheme)(*first_batch(trainer))
+    except Exception as error:
+        if explain(error)[0] == "oom":
+            raise
+        raise NotImplementedError(f"--quantize {scheme}: {' '.join(str(error).split())}") from error
+
+
 def quantise(trainer: Trainer, scheme: str, record: Record) -> None:
     """Replace the model by its quantised copy, and measure the copy's forward pass and size."""
-    spec = trainer.spec
     trainer.model = quantised(trainer.trained, scheme)
     record["weights_bytes"] = weights_bytes(trainer.model)
-    first = at_full_length(next(trainer.task.train_batches(spec.batch_size, spec.seq_len, spec.seed)), spec.seq_len)
-    measure_forward(trainer, trainer.to_device(first), record)
+    measure_forward(trainer, first_batch(trainer), record)
 
 
 def restore(
     spec: RunSpec, task: Task, out: str | None, record: Record, state: dict[str, Any]
-) -> tuple[Trainer, dict[int, float]]:
+) -> tuple[Trainer, Counted]:
     """Return the trainer and the counted FLOPs of a checkpoint, and copy its results into ``record``.
 
     Raises:
@@ -179,15 +203,16 @@ def restore(
 
 def train(
     trainer: Trainer,
-    counted: dict[int, float],
+    counted: Counted,
     record: Record,
     events: Events,
     checkpoint: Checkpoint | None,
     tracking: Tracking | None,
     wall: Callable[[], float],
 ) -> None:
-    """Train to the end, and save checkpoints when due. counted: length -> FLOPs per token."""
+    """Train to the end, and save checkpoints when due."""
     at = trainer.progress
+    per_token = {restoring: measure.between(own) for restoring, own in counted.items()}
 
     def on_progress(done: float, loss: float | None) -> None:
         events.phase("training", done, loss, at.step)
@@ -200,7 +225,7 @@ def train(
             checkpoint.save({"trainer": trainer.state(), "record": so_far, "counted": counted}, seconds)
 
     on_progress(share_done(trainer.spec, at.step, at.seconds), None)
-    record |= trainer.train(on_progress, measure.between(counted), on_step)
+    record |= trainer.train(on_progress, lambda length, restoring: per_token[restoring](length), on_step)
 
 
 def test(trainer: Trainer, record: Record, events: Events) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,13 @@ from torch import Tensor, nn
 
 from compare.record import Record
 from compare.runs.model import Model, Sizes, hidden_ids, room
-from compare.runs.quantise import check_quantiser, quantised
+from compare.runs.quantise import check_quantiser, fill, quantised
 from compare.runs.tune import check_tuner, tune, tuned_tensors
 from compare.spec import RunSpec, read_spec
 from zoo import Encoder
 from zoo.pretrained import check_fit, copy_shared, fit, read_tensors
 
-HEAD, TUNED, RECORD = "head.safetensors", "tuned.safetensors", "record.json"
+HEAD, TUNED, INT8, RECORD = "head.safetensors", "tuned.safetensors", "int8.safetensors", "record.json"
 
 
 class Kept(NamedTuple):
@@ -67,15 +68,19 @@ def load(folder: Path, max_len: int | None = None) -> Kept:
     longer = () if max_len is None else (max_len,)
     built = replace(spec, test_lens=(*spec.test_lens, *longer))
     model = Model(built, sizes)
-    model.encoder = Encoder.from_pretrained(folder, max_len=built.max_len + room(spec.tune))
+    if spec.quantize is None:
+        model.encoder = Encoder.from_pretrained(folder, max_len=built.max_len + room(spec.tune))
     if spec.tune is not None:
         tune(model, spec.tune)
+    if spec.quantize is not None:
+        model = quantised(model, spec.quantize)
+        fill(model, folder / INT8)
+        return Kept(model, spec, record)
+    if spec.tune is not None:
         added = read_tensors(folder / TUNED)
         check_fit(tuned_tensors(model.encoder), added, str(folder / TUNED))
         model.encoder.load_state_dict(added, strict=False)
     fit(model.head, read_tensors(folder / HEAD), str(folder / HEAD))
-    if spec.quantize is not None:
-        model = quantised(model, spec.quantize)
     return Kept(model.eval(), spec, record)
 
 
@@ -110,11 +115,13 @@ def start_from(model: Model, spec: RunSpec, folder: Path) -> list[str]:
         The names of the parameters that stay as constructed.
 
     Raises:
-        ValueError: inputs of another kind, weights of another shape, or a model that ``tune`` changed.
+        ValueError: inputs of another kind, weights of another shape, or a model that was tuned or quantised.
     """
     source, _, _ = read_run(folder)
     if source.tune is not None:
         raise ValueError(f"{folder}: expected a model whose encoder was trained, got one tuned by {source.tune}")
+    if source.quantize is not None:
+        raise ValueError(f"{folder}: expected a model of floating-point numbers, got one of {source.quantize}")
     tensors = read_tensors(folder / "model.safetensors")
     if (rows := tensors.get("embedding.weight")) is not None and model.encoder.embedding is not None:
         own = model.encoder.embedding.weight.detach()
@@ -126,6 +133,7 @@ def start_from(model: Model, spec: RunSpec, folder: Path) -> list[str]:
         left = []
     else:
         fit_inputs(model.encoder, tensors, str(folder))
+        check_fit(outside_attention(model.encoder.state_dict()), outside_attention(tensors), str(folder))
         left = [f"encoder.{name}" for name in copy_shared(model.encoder, tensors)]
     head = read_tensors(folder / HEAD)
     if shapes(head) == shapes(model.head.state_dict()):
@@ -145,6 +153,11 @@ def fit_inputs(encoder: Encoder, tensors: dict[str, Tensor], where: str) -> None
                 ", ".join(f"{name} {tuple(shape)}" for name, shape in each.items()) or "none" for each in (own, theirs)
             ]
             raise ValueError(f"{where}: expected the {part} {words[0]}, got {words[1]}: it was trained on other inputs")
+
+
+def outside_attention(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an encoder that do not depend on its attention."""
+    return {name: x for name, x in tensors.items() if not re.match(r"layers\.\d+\.attention\.", name)}
 
 
 def shapes(tensors: dict[str, Tensor]) -> dict[str, Any]:

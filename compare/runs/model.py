@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -130,6 +131,18 @@ class Model(nn.Module):
             encoded = encoded[:, 1:]
         predicted: Tensor = self.restore(encoded[asked])
         return predicted, targets
+
+
+def per_position(build: Callable[[int], Encoder], length: int, longer: int) -> list[str]:
+    """What an encoder learns for each position, by name: parameters whose shapes depend on its longest input.
+
+    build: ``max_len`` -> the encoder.
+    """
+    with torch.device("meta"):
+        own, other = ({name: p.shape for name, p in build(n).named_parameters()} for n in (length, longer))
+    grown = [name for name in own if own[name] != other[name]]
+    names = ["learned positions" if name.startswith("positions.") else name.rpartition(".")[2] for name in grown]
+    return list(dict.fromkeys(names))
 
 
 def hide(real: Tensor, share: float) -> Tensor:

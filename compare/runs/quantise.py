@@ -1,14 +1,17 @@
-"""Trained models with weights of int8, by torchao."""
+"""Trained models with weights of int8, by torchao, in memory and on disk."""
 
 from __future__ import annotations
 
 import copy
 from importlib.util import find_spec
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from compare.runs.measure import storage_bytes
 from compare.runs.model import Model
+from zoo.pretrained import check_fit, read_tensors
 
 
 def check_quantiser() -> None:
@@ -34,12 +37,30 @@ def quantised(model: Model, scheme: str) -> Model:
 
 def weights_bytes(model: nn.Module) -> int:
     """Bytes of parameters and buffers; each storage counts once."""
-    return storage_bytes(part for x in (*model.parameters(), *model.buffers()) for part in parts_of(x))
+    return storage_bytes(part for x in (*model.parameters(), *model.buffers()) for part in parts_of("", x).values())
 
 
-def parts_of(x: Tensor) -> list[Tensor]:
-    """The plain tensors that hold a tensor: of a quantised one its integers and its scales."""
+def parts_of(name: str, x: Tensor) -> dict[str, Tensor]:
+    """Name -> the plain tensors that hold a tensor: of a quantised one ``name.qdata``, its integers, and its scales."""
     if not hasattr(x, "__tensor_flatten__"):
-        return [x]
-    names, _ = x.__tensor_flatten__()
-    return [part for name in names for part in parts_of(getattr(x, name))]
+        return {name: x}
+    inner, _ = x.__tensor_flatten__()
+    return {full: part for own in inner for full, part in parts_of(f"{name}.{own}", getattr(x, own)).items()}
+
+
+def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a quantised model in tensors that a file can hold."""
+    return {full: part for name, x in model.state_dict().items() for full, part in parts_of(name, x).items()}
+
+
+def fill(model: nn.Module, file: Path) -> None:
+    """Give a quantised model the integers, scales and other tensors of a file.
+
+    Raises:
+        ValueError: the file is missing or damaged, or a tensor does not fit; the message names some.
+    """
+    own, tensors = plain_tensors(model), read_tensors(file)
+    check_fit(own, tensors, str(file))
+    with torch.no_grad():
+        for name, x in own.items():
+            x.copy_(tensors[name])

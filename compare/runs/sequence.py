@@ -7,10 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from compare.display import Display
-from compare.record import Record, append_record, other_data, read_records
+from compare.record import RETRIED, Record, append_record, other_data, read_records
 from compare.runs.data import make_task
+from compare.runs.kept import RECORD
 from compare.runs.options import RunOptions
-from compare.runs.outcome import RETRIED, new_record
+from compare.runs.outcome import Status, new_record
 from compare.runs.supervisor import run_one
 from compare.spec import DataId, RunSpec, reproduce
 
@@ -42,8 +43,10 @@ def run_all(
         for warning in warnings:
             display.warn(warning)
         finished = {r["run_id"]: r for r in known if r["status"] not in RETRIED}
-        for name in run_options.keep:  # it ended before another run needed its model
-            if name in finished and "model" not in finished[name] and finished[name]["status"] == "ok":
+        wanted = {name for spec in specs if spec.run_id not in finished for name in (spec.teacher, spec.start)}
+        for name in wanted & set(run_options.keep) & set(finished):  # it ended before another run needed its model
+            kept = records.parent / str(finished[name].get("model")) / RECORD
+            if finished[name]["status"] == "ok" and not kept.is_file():
                 del finished[name]
         for what, stale in of_other_data(specs, finished, unprepared).items():
             display.warn(f"{what}: finished runs on the old data are repeated: {len(stale)}")
@@ -58,6 +61,10 @@ def run_all(
             display.started(spec)
             if spec.data_id in unprepared:
                 record = new_record(spec, "error", unprepared[spec.data_id])
+            elif failed := failed_teacher(spec, finished):
+                status: Status = "error" if failed["status"] in RETRIED else "unsupported"
+                reason = f"it needs the model of {failed['label']}, whose run ended with status {failed['status']}"
+                record = new_record(spec, status, reason)
             else:
                 record = run_one(spec, display.update, run_options, display.warn)
             record |= {"command": reproduce(spec), "machine": run_options.machine} | (notes or {}).get(spec.run_id, {})
@@ -70,6 +77,12 @@ def run_all(
             finished[spec.run_id] = record
             display.finished(spec, record)
     return [finished[spec.run_id] for spec in specs]
+
+
+def failed_teacher(spec: RunSpec, finished: Mapping[str, Record]) -> Record | None:
+    """The record of the run whose model this one needs, where that run failed."""
+    needed = [finished[name] for name in (spec.teacher, spec.start) if name is not None and name in finished]
+    return next((record for record in needed if record["status"] != "ok"), None)
 
 
 def of_other_data(

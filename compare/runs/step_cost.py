@@ -16,28 +16,38 @@ from compare.runs.score import OnDevice
 from compare.runs.train import Trainer
 from tasks import Batch
 
+Counted = dict[bool, dict[int, float]]
+"""Whether a step is self-supervised -> length -> FLOPs per token of its forward and backward."""
 
-def measure_costs(trainer: Trainer, record: Record) -> dict[int, float]:
+
+def measure_costs(trainer: Trainer, record: Record) -> Counted:
     """Measure the cost of a training before it starts.
 
     For a search run, count only FLOPs: the runs that use its result measure the rest.
 
     Returns:
-        Length -> FLOPs per token of forward and backward, at some lengths that occur in training.
+        The FLOPs at some lengths that occur in training.
     """
     spec = trainer.spec
+    first = at_full_length(next(trainer.task.train_batches(spec.batch_size, spec.seq_len, spec.seed)), spec.seq_len)
+    counted: Counted = {}
+    if spec.pretrain:  # first: tuning fixes the encoder
+        trainer.restoring = True
+        counted[True] = count_step(trainer, first)
+        trainer.restoring = False
     if spec.tune is not None and not trainer.tuned:
         trainer.begin_tuning()
     for group in trainer.optimizer.param_groups:
         group["lr"] = 0.0  # many steps on one batch could diverge; their cost is the same
-    first = at_full_length(next(trainer.task.train_batches(spec.batch_size, spec.seq_len, spec.seed)), spec.seq_len)
     if spec.kind != "search":
         measure_step(trainer, first, record)
-    return count_step(trainer, first, record)
+    counted[False] = count_step(trainer, first)
+    record["flops"] = round(counted[False][spec.seq_len] * count_tokens(first)) * spec.accumulate
+    return counted
 
 
 def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
-    """Measure kernel, parameters, state, time and memory of a micro-batch at full length."""
+    """Measure kernel, parameters, state, time and memory of an optimizer step on micro-batches of full length."""
     spec, device = trainer.spec, trainer.device
     if spec.kind == "cost":
         record["matrix_rate_flops"] = measure.matrix_rate(device, getattr(torch, spec.dtype))
@@ -76,33 +86,34 @@ def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
     record["saved_bytes"] = measure.saved_bytes(lambda: trainer.loss(batch, trainer.training_tally()), trainer.model)
     record["weights_bytes"] = weights_bytes(trainer.trained)
     measure_forward(trainer, batch, record)
-    note_time(record, "forward_backward", forward_backward, device)
-    note_time(record, "step", whole_step, device, parts=spec.accumulate)
-    record["tokens_per_second"] = count_tokens(first) / record["step_seconds"]
+    note_time(record, "forward_backward", forward_backward, device, times=spec.accumulate)
+    note_time(record, "step", whole_step, device)
+    record["tokens_per_second"] = spec.accumulate * count_tokens(first) / record["step_seconds"]
     spent = add_since({}, before, clocks())
     record |= {f"measure_{name}": share for name, share in shares(spent, spec.threads).items()}
 
 
 def measure_forward(trainer: Trainer, batch: OnDevice, record: Record) -> None:
-    """Measure the time of a forward pass without gradients."""
+    """Measure the time of a forward pass in evaluation mode, without gradients, over all micro-batches of a step."""
 
     @torch.no_grad()
     def forward() -> None:
         trainer.forward(batch)
 
-    note_time(record, "forward", forward, trainer.device)
+    trainer.model.eval()
+    note_time(record, "forward", forward, trainer.device, times=trainer.spec.accumulate)
+    trainer.model.train()
 
 
-def note_time(record: Record, name: str, fn: Callable[[], object], device: torch.device, *, parts: int = 1) -> None:
-    """Time ``fn``, of which each of equal ``parts`` counts."""
+def note_time(record: Record, name: str, fn: Callable[[], object], device: torch.device, *, times: int = 1) -> None:
+    """Time ``fn``, which an optimizer step does so many ``times``."""
     timing = measure.time_it(fn, device, warm_up=3 if device.type == "cuda" else 1)
-    record[f"{name}_seconds"] = timing.median / parts
-    record[f"{name}_seconds_spread"] = [end / parts for end in timing.spread]
+    record[f"{name}_seconds"] = timing.median * times
+    record[f"{name}_seconds_spread"] = [end * times for end in timing.spread]
 
 
-def count_step(trainer: Trainer, first: Batch, record: Record) -> dict[int, float]:
-    """Count the FLOPs of forward and backward of a micro-batch at full length; return the same as ``measure_costs``."""
-
+def count_step(trainer: Trainer, first: Batch) -> dict[int, float]:
+    """Length -> FLOPs per token of forward and backward of a micro-batch of full length."""
     spec, task = trainer.spec, trainer.task
     lengths = {spec.seq_len, *(length for _, length, _ in spec.phases())}
     if task.sample_lengths("train") is not None:
@@ -114,7 +125,6 @@ def count_step(trainer: Trainer, first: Batch, record: Record) -> dict[int, floa
 
     parts = {length: resized(first, length) for length in lengths}
     flops = {length: measure.count_flops(partial(forward_backward, part)) for length, part in parts.items()}
-    record["flops"] = flops[spec.seq_len]
     return {length: flops[length] / count_tokens(part) for length, part in parts.items()}
 
 
@@ -122,7 +132,8 @@ def try_length(trainer: Trainer) -> None:
     """Do a step at the task's length, which creates the state of the optimizer, and one at full length."""
     spec, task = trainer.spec, trainer.task
     first = at_full_length(next(task.train_batches(spec.batch_size, task.seq_len, spec.seed)), task.seq_len)
-    for length in (task.seq_len, spec.seq_len):
-        for _ in range(spec.accumulate):
-            trainer.step(trainer.to_device(resized(first, length)), trainer.training_tally())
+    for trainer.restoring in (True, False) if spec.pretrain else (False,):
+        for length in (task.seq_len, spec.seq_len):
+            for _ in range(spec.accumulate):
+                trainer.step(trainer.to_device(resized(first, length)), trainer.training_tally())
     measure.synchronise(trainer.device)

@@ -79,6 +79,7 @@ class Teacher:
         finally:
             for handle in handles:
                 handle.remove()
+            self.seen = {}  # or the next step would begin with this one's activations
 
     def _note(self, name: str) -> Any:
         def note(_module: nn.Module, _inputs: Any, output: Tensor) -> None:

@@ -29,6 +29,8 @@ from compare.runs.tune import tune
 from compare.schedule import lr_factor
 from compare.spec import RunSpec
 from tasks import Batch, EvalSplit, Task
+from zoo.contract import UnsupportedError
+from zoo.pretrained import in_short
 
 CURVE_POINTS = 100
 VALIDATIONS = 10
@@ -109,7 +111,13 @@ class Trainer:
         self.device: torch.device = self.accelerator.device
         self.trained = model = Model(self.spec, self.task)
         if self.spec.start is not None:
-            start_from(model, self.spec, find_model(self.spec.start, self.out))
+            left = start_from(model, self.spec, find_model(self.spec.start, self.out))
+            new = [name for name in left if name.startswith("encoder.")]
+            if self.spec.tune is not None and not self.spec.pretrain and new:
+                raise UnsupportedError(
+                    f"--tune {self.spec.tune} fixes the encoder, and the model of --start lacks {in_short(new)}: "
+                    "add --pretrain SHARE, which trains them first"
+                )
         self.parameters = sum(p.numel() for part in (model.encoder, model.head) for p in part.parameters())
         self.encoder = model.encoder
         self.tuned = False
@@ -144,10 +152,12 @@ class Trainer:
     def held_bytes(self) -> int:
         """Bytes of weights, buffers and optimizer state, which are held between steps; each storage is counted once.
 
-        The optimizer has its state after its first step.
+        Those of a teacher count too. The optimizer has its state after its first step.
         """
         state = (value for values in self.optimizer.state.values() for value in values.values())
-        return storage_bytes([*self.model.parameters(), *self.model.buffers(), *filter(torch.is_tensor, state)])
+        models = [self.model, *([] if self.teacher is None else [self.teacher.model])]
+        weights = [x for model in models for x in (*model.parameters(), *model.buffers())]
+        return storage_bytes([*weights, *filter(torch.is_tensor, state)])
 
     def forward(self, batch: OnDevice) -> tuple[Tensor, Tensor]:
         logits, targets = self.model(*batch)
@@ -234,7 +244,7 @@ class Trainer:
     def train(
         self,
         on_progress: Callable[[float, float | None], None],
-        flops_per_token: Callable[[int], float] = lambda _: 0.0,
+        flops_per_token: Callable[[int, bool], float] = lambda *_: 0.0,
         on_step: Callable[[float], None] = lambda _: None,
     ) -> dict[str, Any]:
         """Train from ``progress`` to the end of the budget.
@@ -242,7 +252,7 @@ class Trainer:
         Args:
             on_progress: called at each point of the curve, and now and then between, with the share done, 0 to 1, and
                 the latest mean loss.
-            flops_per_token: length -> FLOPs of forward and backward per token.
+            flops_per_token: length, and whether the step is self-supervised -> FLOPs of forward and backward.
             on_step: called between steps, outside training time, with the seconds trained.
 
         Returns:
@@ -271,7 +281,7 @@ class Trainer:
                 deque(islice(batches, at.taken), maxlen=0)
             for group in self.optimizer.param_groups:
                 group["lr"] = spec.lr * lr_factor(spec.lr_schedule, spec.warmup, part_done)
-            start, cpu, loading, is_full = time.perf_counter(), time.process_time(), at.loading, True
+            start, cpu, loading, is_full = time.perf_counter(), time.process_time(), at.loading, not restoring
             compiled = compile_seconds()
             self.encoder.redraw(after=at.step)
             for _ in range(spec.accumulate):
@@ -281,7 +291,7 @@ class Trainer:
                 is_full &= length_of(batch) == spec.seq_len and len(batch.inputs) == spec.batch_size
                 tokens = count_tokens(batch)
                 at.tokens += tokens
-                at.flops += tokens * flops_per_token(length_of(batch))
+                at.flops += tokens * flops_per_token(length_of(batch), restoring)
                 norm = self.step(self.to_device(batch), at.tally)
                 if norm is not None:
                     at.norms = at.norms[0] + norm, at.norms[1] + 1
@@ -291,7 +301,7 @@ class Trainer:
             at.seconds += took
             at.cpu += time.process_time() - cpu
             if is_full:
-                at.full = [*at.full[1 - TIMED_STEPS :], (took - at.loading + loading) / spec.accumulate]
+                at.full = [*at.full[1 - TIMED_STEPS :], took - at.loading + loading]
             at.taken += spec.accumulate
             at.step += 1
             done = share_done(spec, at.step, at.seconds)

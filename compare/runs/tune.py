@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compare.runs.model import PROMPTS, Model
+from compare.runs.model import PROMPTS, Model, per_position
 from zoo import Encoder
 from zoo.contract import UnsupportedError
 from zoo.layers import EncoderLayer
@@ -81,6 +81,14 @@ def put_prompts_before(encoder: Encoder, *, deep: bool) -> None:
     embedding = encoder.embedding if encoder.embedding is not None else encoder.features
     if embedding is None:
         raise UnsupportedError("prompts need an encoder that embeds its input")
+    settings, longest = encoder.settings, encoder.max_len
+    assert settings is not None
+    learned = per_position(lambda n: Encoder(**settings | {"max_len": n}), longest - PROMPTS, longest)
+    if learned:
+        raise UnsupportedError(
+            f"prompts move all positions, and it learns for each position ({', '.join(learned)}): those of the prompts "
+            "would stay untrained"
+        )
     if deep and encoder.reversible:
         raise UnsupportedError("a prefix replaces inputs of layers, which reversible layers recompute")
     lead = 0 if encoder.class_token is None else 1

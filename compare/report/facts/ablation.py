@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from compare.quantities import TEST_SCORE, Quantity
+from compare.record import Identity, identity
 from compare.report.facts.grouping import Source, group_records, label_of
 from compare.report.facts.groups import UNKNOWN_FAMILY, Group, Row
 from compare.report.facts.stats import Difference, Estimate, estimate
@@ -12,8 +13,8 @@ from compare.report.facts.values import Record, as_mapping
 from compare.tips import BASELINE, TEACHER, TIPS, Tip
 from compare.units import slug
 
-Tipped = Mapping[str, Sequence[Record]]
-"""Tip -> the records of its runs."""
+ByTip = Mapping[str, Sequence[Source]]
+"""Tip -> its runs, of each folder."""
 
 
 @dataclass(frozen=True)
@@ -42,39 +43,30 @@ class Ablation:
     effects: Mapping[str, Sequence[Effect]]
 
 
-def split_tips(source: Source) -> tuple[Source, dict[str, Source]]:
-    """The runs without a tip, and tip -> the runs with it; teachers, which are no variants, are left out."""
-    by_tip: dict[str, list[Record]] = {}
-    for record in source.records:
-        by_tip.setdefault(str(record.get("tip") or BASELINE), []).append(record)
-    plain = replace(source, records=by_tip.pop(BASELINE, []))
-    by_tip.pop(TEACHER, None)
-    return plain, {tip: replace(source, records=records) for tip, records in by_tip.items()}
-
-
-def joined(sources: Iterable[Mapping[str, Source]]) -> dict[str, list[Record]]:
-    """The runs with each tip, of all folders."""
-    by_tip: dict[str, list[Record]] = {}
+def split_tips(sources: Iterable[Source]) -> tuple[list[Source], ByTip]:
+    """The runs without a tip, and those with each; teachers, which are no variants, are left out."""
+    plain: list[Source] = []
+    tipped: dict[str, list[Source]] = {}
     for source in sources:
-        for tip, own in source.items():
-            by_tip.setdefault(tip, []).extend(own.records)
-    return by_tip
+        own: dict[str, list[Record]] = {BASELINE: []}
+        for record in source.records:
+            own.setdefault(str(record.get("tip") or BASELINE), []).append(record)
+        own.pop(TEACHER, None)
+        plain.append(replace(source, records=own.pop(BASELINE)))
+        for tip, records in own.items():
+            tipped.setdefault(tip, []).append(replace(source, records=records))
+    return plain, tipped
 
 
-def tables_of_tips(sources: Iterable[Mapping[str, Source]]) -> list[Group]:
+def tables_of_tips(tipped: ByTip) -> list[Group]:
     """The groups of the runs with each tip, named after it, for tables of all runs.
 
     Runs that name another run of the comparison are grouped as if they did not: each seed names another.
     """
-    by_tip: dict[str, list[Source]] = {}
-    for source in sources:
-        for tip, own in source.items():
-            records = [unnamed(record) for record in own.records]
-            by_tip.setdefault(tip, []).append(replace(own, records=records))
     return [
         replace(group, conditions=", ".join(filter(None, (group.conditions, tip))), slug=f"{group.slug}_{slug(tip)}")
-        for tip, own in by_tip.items()
-        for group in group_records(own)
+        for tip, sources in tipped.items()
+        for group in group_records([replace(own, records=[unnamed(r) for r in own.records]) for own in sources])
     ]
 
 
@@ -82,12 +74,13 @@ def unnamed(record: Record) -> Record:
     return record | {"spec": as_mapping(record.get("spec")) | {"start": None, "teacher": None}}
 
 
-def ablations(groups: Sequence[Group], tipped: Tipped) -> list[Ablation]:
+def ablations(groups: Sequence[Group], tipped: ByTip) -> list[Ablation]:
     """One for each group with runs that tips were measured against."""
-    by_baseline: dict[str, list[tuple[str, Record]]] = {}
-    for tip, records in tipped.items():
-        for record in records:
-            by_baseline.setdefault(str(record.get("baseline_id")), []).append((tip, record))
+    by_baseline: dict[Identity, list[tuple[str, Record]]] = {}
+    for tip, sources in tipped.items():
+        for record in (record for source in sources for record in source.records):
+            before = str(record.get("baseline_id")), *identity(record)[1:]  # on the same machine
+            by_baseline.setdefault(before, []).append((tip, record))
     found = []
     for group in groups:
         effects = {row.name: effects_on(group, row, by_baseline) for row in group.rows}
@@ -96,17 +89,20 @@ def ablations(groups: Sequence[Group], tipped: Tipped) -> list[Ablation]:
     return found
 
 
-def effects_on(group: Group, baseline: Row, by_baseline: Mapping[str, Sequence[tuple[str, Record]]]) -> list[Effect]:
+def effects_on(
+    group: Group, baseline: Row, by_baseline: Mapping[Identity, Sequence[tuple[str, Record]]]
+) -> list[Effect]:
     """The effects of all tips on one variant; their scores are tested together.
 
-    by_baseline: run_id of a run without a tip -> the tips that it was repeated with, and their records.
+    by_baseline: a run without a tip -> the tips that it was repeated with, and their records.
     """
-    runs: dict[str, list[Record]] = {}
+    runs: dict[str, dict[str, Record]] = {}  # tip -> seed -> its run, once where folders overlap
     for own in baseline.records:
-        for tip, record in by_baseline.get(str(own.get("run_id")), ()):
-            runs.setdefault(tip, []).append(record)
+        for tip, record in by_baseline.get(identity(own), ()):
+            runs.setdefault(tip, {})[str(record.get("seed"))] = record
     # Without the family of a control, which would set each of its rows apart from the family of tests.
-    rows = {tip: Row(tip, "", label_of(own[0]), UNKNOWN_FAMILY, tuple(own), {}) for tip, own in runs.items()}
+    seeds = {tip: tuple(own.values()) for tip, own in runs.items()}
+    rows = {tip: Row(tip, "", label_of(own[0]), UNKNOWN_FAMILY, own, {}) for tip, own in seeds.items()}
     rows = {tip: replace(row, scores=row.by_seed(TEST_SCORE)) for tip, row in rows.items()}
     compared = replace(group, rows=(baseline, *rows.values()))
     scores = compared.score_differences(baseline)

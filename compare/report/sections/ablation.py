@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -9,23 +10,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from compare.report.facts.ablation import Ablation, Effect, tip_of
-from compare.report.facts.groups import Row
+from compare.report.facts.groups import CONTROL_FAMILY, Row
 from compare.report.facts.overview import Overview
 from compare.report.facts.scale import Scale
 from compare.report.facts.stats import ENOUGH_SEEDS, Difference, Estimate
 from compare.report.facts.values import numbers, status_of
 from compare.report.render.axes import log_ticks, nice_ticks
-from compare.report.render.canvas import FAINT, SMALL, WIDTH, Sheet, Style, text_size, write
+from compare.report.render.canvas import DASHES, FAINT, MARKERS, SMALL, WIDTH, Sheet, Style, text_size, write
+from compare.report.render.families import COLOURS
+from compare.report.sections.curves import learning_curves
 from compare.report.sections.section import Chart, Section, Table
 from compare.report.sections.wording import short
 from compare.tips import TIPS
-from compare.units import MISSING, SPACE, percent, seconds
+from compare.units import MISSING, SPACE, percent, seconds, slug
 
 LINE = 12.0  # pixels for each variant
 BETWEEN = 10.0  # pixels between tips
 KEY_LINE = 20.0  # pixels
 LEAST_RANGE = 1.1  # an axis of ratios reaches at least so far on either side of 1
 MOST_TICKS = 4
+LINES = [colour for family, colour in COLOURS.items() if family != CONTROL_FAMILY]
+"""Colours of lines that stand for tips, not families."""
 
 
 class Mark(NamedTuple):
@@ -55,9 +60,31 @@ def part(ablation: Ablation) -> Section:
         for name, effects in ablation.effects.items()
     ]
     alt = f"What each tip changes: {group.title}. {' '.join(sentences(ablation))}"
-    chart = Chart(f"tips_{group.slug}", alt, partial(draw, ablation))
+    drawn = any(on_chart(effect) for effects in ablation.effects.values() for effect in effects)
+    charts = [Chart(f"tips_{group.slug}", alt, partial(draw, ablation))] if drawn else []
     title = f"What each tip buys: {group.title}"
-    return Section(title, sentences=sentences(ablation), tables=tables, charts=[chart])
+    courses = [course for name in ablation.effects if (course := courses_of(ablation, name))]
+    return Section(title, sentences=sentences(ablation), tables=tables, charts=charts + courses)
+
+
+def courses_of(ablation: Ablation, name: str) -> Chart | None:
+    """The learning curves of a variant and of its runs that learned from more than the task; None without such runs."""
+    group, own = ablation.group, next(row for row in ablation.group.rows if row.name == name)
+    learned = [
+        replace(effect.row, family=own.family)  # one family: lines, not colours of families, tell them apart
+        for effect in ablation.effects[name]
+        if any(TIPS[part].elsewhere for part in effect.tip.split("+") if part in TIPS)
+    ]
+    where = "; ".join(part for part in (group.where, f"{name}, pretrained or taught") if part)
+    alone = replace(group, rows=(own, *learned), where=where, slug=f"{group.slug}_tips_{slug(name)}")
+    chart = learning_curves(alone, "step") if learned else None
+    if chart is None:
+        return None
+    styles = {
+        row.name: Style(LINES[i % len(LINES)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)])
+        for i, row in enumerate(alone.rows)
+    }
+    return chart._replace(draw=lambda _styles: chart.draw(styles))
 
 
 def sentences(ablation: Ablation) -> list[str]:
