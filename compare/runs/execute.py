@@ -149,6 +149,7 @@ def work(
     trainer, counted = resumed
     train(trainer, counted, record, events, checkpoint, tracking, wall)
     if spec.kind != "train":
+        del record["curve"]  # a search uses the last validation, and no report draws its runs
         return None
     if spec.quantize is not None:
         events.phase("quantising")
