@@ -14,7 +14,7 @@ from rich.table import Table
 
 import tasks
 import zoo
-from compare.report import in_short, of_tip
+from compare.report import in_short, of_plan, of_tip
 from zoo.entry import Entry, format_added, format_bytes
 
 Rows = list[list[str]]
@@ -27,6 +27,8 @@ FORM = ["exact", "directions", "exceptions", "options", "source"]
 SHORT = ["name", "what it does", "family", "time", "causal"]
 MARKDOWN = ["name", "what it does", "family", "year", *COST[1:-1], "state", "cache", "capacity", *FORM]
 TIP = "tip:"
+PUBLISHED = "published"
+PICTURE = "picture"
 WRAPPED = ("time", "directions", "what it does", "options", "what it asks", "lengths", "purpose", "tasks")
 
 
@@ -156,25 +158,31 @@ def results(folder: Path, shown_as: str, chart: str = "") -> str:
     Args:
         folder: holds records.jsonl and charts.
         shown_as: path of the folder, relative to the file that shows the chart.
-        chart: stem of the chart; "" = the first chart of the report. ``tip:NAME`` = a table of what a tip changes.
+        chart: stem of the chart; "" = the first chart of the report. ``tip:NAME`` = a table of what a tip changes;
+            ``published`` = a table of the scores beside published ones, and what the report says of them;
+            ``picture`` = the first chart without sentences.
 
     Raises:
-        ValueError: the folder has no such chart, or no run with the tip.
+        ValueError: the folder has no such chart, no run with the tip, or no published comparison.
     """
+    if chart == PUBLISHED:
+        header, rows, findings = of_plan(folder)
+        return markdown_table(header, rows) + "\n\n" + "\n".join(f"- {said}" for said in findings)
     if chart.startswith(TIP):
         return markdown_table(*of_tip(folder, chart.removeprefix(TIP)))
     stem, sentences = in_short(folder)
-    path = folder / "charts" / f"{chart or stem}.png"
+    path = folder / "charts" / f"{stem if chart in ('', PICTURE) else chart}.png"
     if not path.is_file():
         raise ValueError(f"chart {path} does not exist")
-    return f"![{path.stem.replace('_', ' ')}]({shown_as}/charts/{path.name})\n\n{' '.join(sentences)}"
+    picture = f"![{path.stem.replace('_', ' ')}]({shown_as}/charts/{path.name})"
+    return picture if chart == PICTURE else f"{picture}\n\n{' '.join(sentences)}"
 
 
 def results_in(text: str, folder: Path) -> dict[str, str]:
     """Content of a marker ``<!-- results/… -->`` in a text -> the results that belong after it.
 
     A marker names a folder of results, relative to the ``folder`` of the text, and the stem of a chart if it shows
-    another chart than the first, or ``tip:NAME``.
+    another chart than the first, or one of the words that ``results`` knows.
     """
     markers = re.findall(r"^<!-- ((?:\.\./)*results/\S+)(?: (\S+))? -->$", text, re.M)
     return {" ".join(filter(None, (name, chart))): results(folder / name, name, chart) for name, chart in markers}

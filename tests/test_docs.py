@@ -61,6 +61,23 @@ def test_the_readme_counts_backends_and_tasks() -> None:
     assert f"{len(tasks.available())} tasks" in text
 
 
+def test_the_advice_of_the_readme_is_that_of_the_records() -> None:
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    runs = {r["variant"]: r for r in read_records(ROOT / "results/cpu-2core/main/records.jsonl")[0]}
+    score = {name: f"{100 * run['test_score']:.1f} %" for name, run in runs.items()}
+    ratio = runs["linear"]["step_seconds"] / runs["full"]["step_seconds"]
+    assert f"recalls {score['linear']} of the pairs where `full` recalls {score['full']}, in {ratio:.2f} of" in text
+    assert f"Do not take `linformer` for it ({score['linformer']})" in text
+    by_pairs: dict[tuple[str, int], list[float]] = {}
+    for r in read_records(ROOT / "results/cpu-2core/recall_pairs/records.jsonl")[0]:
+        if not is_search(r):
+            pairs = dict(r["spec"]["task_options"])["pairs"]
+            by_pairs.setdefault((r["variant"], pairs), []).append(r["test_score"])
+    mean = {key: f"{100 * sum(scores) / len(scores):.1f} %" for key, scores in by_pairs.items()}
+    assert f"`linear` recalls {mean['linear', 16]} of 16 pairs and {mean['linear', 256]} of 256" in text
+    assert f"`reformer`, which recalls {mean['reformer', 256]} of 256" in text
+
+
 @pytest.mark.parametrize("path", MARKED, ids=lambda path: path.name)
 def test_tables_and_results_are_those_of_registries_and_records(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == written(path), f"{path.name} is older than its sources: `make readme`"

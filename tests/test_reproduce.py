@@ -8,6 +8,7 @@ import pytest
 
 import zoo
 from compare.arguments import run_parser
+from compare.listing import written
 from compare.plan import plan_runs
 from compare.plans import PLANS, Plan, get
 from compare.record import read_records
@@ -77,6 +78,19 @@ def test_page_and_markdown_hold_the_table(folder):
         text = (folder / name).read_text()
         assert "invented, beside published figures" in text
         assert "Ours has fewer layers." in text
+
+
+def test_a_page_shows_the_table_and_what_is_said_of_it(folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "findings.md"
+    (tmp_path / "results").symlink_to(folder)
+    page.write_text("<!-- results/. published -->\nold\n<!-- /results/. published -->\n")
+    lines = written(page).splitlines()
+    assert lines[1] == "| variant | ours, % | seeds | A, % | B, % |"
+    assert "| `full` | 71.0 ± 2.5 | 3 | 90.0 | 40.0 |" in lines
+    assert "- Ours has fewer layers." in lines
+    (folder / "records.jsonl").write_text(json.dumps(make_record("full", task="mqar", seq_len=64)) + "\n")
+    with pytest.raises(ValueError, match="has no runs of python -m compare reproduce"):
+        written(page)
 
 
 @pytest.mark.parametrize("plan_name", list(PLANS))

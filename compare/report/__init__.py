@@ -25,9 +25,9 @@ from compare.report.sections.ablation import table_of_tip
 from compare.report.sections.answer import crossovers
 from compare.report.sections.data import mixed_data
 from compare.report.sections.lead import lead_of
-from compare.report.sections.published import in_lines
+from compare.report.sections.published import in_lines, published_tables
 
-__all__ = ["Report", "foreign_files", "in_short", "of_tip", "read_source", "write_report", "write_report_many"]
+__all__ = ["Report", "foreign_files", "in_short", "of_plan", "of_tip", "read_source", "write_report", "write_report_many"]
 
 # Each file that a report writes has this text near its beginning.
 MARKS = {
@@ -115,6 +115,18 @@ def of_tip(folder: Path, tip: str) -> tuple[list[str], list[list[str]]]:
     if not rows:
         raise ValueError(f"{folder} has no runs with the tip {tip!r}")
     return header, rows
+
+
+def of_plan(folder: Path) -> tuple[list[str], list[list[str]], list[str]]:
+    """Header and rows of our scores beside published ones, and what the report says of them.
+
+    Raises:
+        ValueError: no run of the folder repeats a published comparison.
+    """
+    tables = published_tables(group_records([read_source(folder)]))
+    if not tables:
+        raise ValueError(f"{folder} has no runs of python -m compare reproduce")
+    return tables[0].header, tables[0].rows, tables[0].findings
 
 
 def in_short(folder: Path) -> tuple[str, list[str]]:

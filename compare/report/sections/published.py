@@ -64,8 +64,9 @@ def table_of(name: str, plan: Plan, scores: Scores, settings: Sequence[str]) -> 
         cells = [MISSING if figure is None else f"{100 * figure:.1f}" for figure in figures]
         body.append([variant, in_numbers(mean), str(mean.n), *cells])
     header = ["variant", "ours, %", "seeds", *(f"{source}, %" for source in plan.published)]
+    own = ", ".join(settings) if len(settings) < 3 else f"{len(settings)} settings, {settings[0]} to {settings[-1]}"
     notes = [
-        f"{sentence(plan.summary)}. Ours: {', '.join(settings)}.",
+        f"{sentence(plan.summary)}. Ours: {own}.",
         *orderings(plan, scores),
         *apart(plan, ours),
         *plan.departures,
