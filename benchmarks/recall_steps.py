@@ -9,11 +9,11 @@ Two tasks, both with 64 keys and 64 values, and with nothing at a fixed position
   every other position of the second half asks for a pair; the rest is hay of 64 more ids.
 - ``mqar``: the project's task with random ids between its tokens, each sample rotated by a random even offset.
 
-The script prints a line for each variant and rate, of one seed: the agreement, then the accuracy on 64 fixed samples
-every 100 steps. The agreement is the cosine between the gradients of the value embeddings from two batches of 384
-samples, before the first step. A method whose first reading holds a part of every value learns from the start which
-values occur, and then which value belongs to which key. A method whose weights have either sign starts at a saddle,
-with an agreement near 0.
+The script prints a line of JSON for each variant and rate, of one seed: settings, agreement, and the accuracy on 64
+fixed samples every 100 steps. The agreement is the cosine between the gradients of the value embeddings from two
+batches of 384 samples, before the first step. A method whose first reading holds a part of every value learns from the
+start which values occur, and then which value belongs to which key. A method whose weights have either sign starts at a
+saddle, with an agreement near 0.
 
 ``--initialisation authors`` initialises gated_deltanet and mamba2 as in the code of their authors.
 """
@@ -21,6 +21,7 @@ with an agreement near 0.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -150,13 +151,15 @@ def main() -> None:
     def draw(rng: np.random.Generator, rows: int) -> tuple[Tensor, Tensor]:
         return make(rng, rows, seq_len=options.seq_len, pairs=pairs)
 
+    settings = {name: getattr(options, name) for name in ("task", "initialisation", "causal", *sizes)} | {
+        "pairs": pairs
+    }
     for variant in options.variants:
         for rate in options.rates:
             model = model_of(variant, options)
-            print(f"{variant} {rate:g}: agreement {agreement(model, draw):.3f}; %", end="", flush=True)
-            for accuracy in train(model, draw, rate, options):
-                print(f" {100 * accuracy:.1f}", end="", flush=True)
-            print()
+            line = {"variant": variant, "rate": rate, **settings, "agreement": round(agreement(model, draw), 3)}
+            accuracy = [round(share, 4) for share in train(model, draw, rate, options)]
+            print(json.dumps(line | {"accuracy": accuracy}), flush=True)
 
 
 if __name__ == "__main__":
