@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from benchmarks.peers.gated_deltanet import pair
+from benchmarks.recall_steps import KEYS, VOCAB, noisy
 from compare.runs.measure import count_flops, saved_bytes
+from tasks import IGNORE
 from tests.oracles.gated_deltanet import oracle
 from zoo.attention.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
 from zoo.contract import Dims
@@ -58,6 +62,28 @@ def test_the_rule_agrees_with_transformers(rule: str, transformers: ModuleType) 
     results = [[y, *torch.autograd.grad((y * weight).sum(), leaves)] for y in (ours, theirs)]
     for mine, other in zip(*results, strict=True):
         assert (mine - other).norm() < 1e-5 * other.norm()
+
+
+def test_a_training_goes_step_for_step_as_with_the_layer_of_transformers() -> None:
+    """One batch of noisy recall from the same weights: what our layer learns, the public one learns too."""
+    inputs, targets = noisy(np.random.default_rng(0), 16, seq_len=64, pairs=4)
+    losses = []
+    for side in ("ours", "theirs"):
+        torch.manual_seed(0)
+        (both,) = pair(d_model=64, n_heads=2, length=64)
+        both.ours.mixer.out.bias.requires_grad_(False)  # they have neither
+        both.ours.mixer.strength.requires_grad_(False)
+        model = nn.Sequential(nn.Embedding(VOCAB, 64), getattr(both, side), nn.Linear(64, KEYS))
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for _ in range(20):
+            loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    ours, theirs = losses[:20], losses[20:]
+    assert ours[-1] < ours[0] - 0.5
+    assert ours == pytest.approx(theirs, abs=1e-3)
 
 
 def test_the_layer_agrees_with_transformers() -> None:
