@@ -16,6 +16,7 @@ import pytest
 
 import tasks
 import zoo
+from benchmarks.peers._report import MEMORY, TIME, Results, read_rows
 from compare.arguments import ablate_parser, cost_parser, diff_parser, evaluate_parser, predict_parser, run_parser
 from compare.folder_arguments import merge_parser, publish_parser
 from compare.listing import markdown, written
@@ -131,6 +132,19 @@ def test_steps_on_a_gpu_are_those_of_the_records() -> None:
             faster, slower = part.split("Not faster")
             assert all(times[name] < full for name in re.findall(r"`(\w+)` \d", faster.split("Faster")[1]))
             assert all(times[name] >= full for name in re.findall(r"`(\w+)` \d", slower))
+
+
+def test_ratios_to_public_packages_are_those_of_the_records() -> None:
+    page = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+    told = page.split("## Beside public packages")[1].split("## ")[0]
+    found = Results(read_rows(ROOT / "results/cpu-2core/peers/peers.jsonl"))
+    level = ("linear", "linear-attention-transformer")
+    assert f"Over {len(found.labels)} pairs" in told
+    assert f"median is {found.overall(TIME):.2f} of the packages' time and {found.overall(MEMORY):.2f} of their" in told
+    assert f"({found.median(TIME, level):.2f} of its time, {found.median(MEMORY, level):.2f} of its memory)" in told
+    for pair in found.labels:
+        if pair != level:
+            assert max(*found.ratios(TIME, pair).values(), *found.ratios(MEMORY, pair).values()) < 1, pair
 
 
 def test_few_steps_of_the_recurrent_are_those_of_the_records() -> None:
