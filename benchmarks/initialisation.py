@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif chosen != "ours":
             start_with(trainer.encoder, chosen)
         points = trainer.train(lambda *_: None)["curve"]
-        curve = {point["step"]: round(point["val_score"], 3) for point in points if point["val_score"] is not None}
+        curve = {point["step"]: round(point["val_score"], 3) for point in points if "val_score" in point}
         line = {"variant": spec.variant, **dict(spec.options), "task": spec.task, "seed": spec.seed, "lr": spec.lr}
         print(
             json.dumps(line | {"start": chosen, "curve": curve, "test": trainer.evaluate("test").score}),

@@ -266,6 +266,7 @@ def cost_parser(make: Make = Parser) -> Parser:
 def add_model(parser: Parser) -> None:
     """Add the flag of a kept model, and of its device."""
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a folder that --save wrote")
+    parser.add_argument("--attn", metavar="module:Class", help="your own class, where the model has this attention")
     add_device(parser)
 
 

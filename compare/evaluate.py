@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import tasks
+from compare.choice import find
 from compare.comparison import choose_device
 from compare.display import score_text
 from compare.errors import UsageError
@@ -27,6 +28,8 @@ from tasks import Task
 def score_kept(options: argparse.Namespace) -> int:
     """Print the test score of the model at each length, beside the best trivial predictor."""
     try:
+        if options.attn:
+            find(options.attn, "--attn")  # imports it
         spec, _, record = read_run(options.model)
         spec = asked(spec, options)
         device = torch.device(choose_device(options.device))

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from compare.choice import find
 from compare.comparison import choose_device
 from compare.errors import UsageError
 from compare.runs.data import make_task
@@ -51,6 +52,8 @@ def predict(options: argparse.Namespace) -> int:
         UsageError: no kept model of texts, or a file without its column.
     """
     try:
+        if options.attn:
+            find(options.attn, "--attn")  # imports it
         kept = load(options.model)
         settle_cpu(kept.spec.threads)
         predictor = Predictor(kept, make_task(kept.spec), torch.device(choose_device(options.device)))

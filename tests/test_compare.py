@@ -93,7 +93,7 @@ def test_a_record_holds_what_is_promised(finished) -> None:
     assert record["kernel_fallback"]
     assert "xformers has no cpu kernel" in record["kernel"]
     assert [p["step"] for p in record["curve"]] == [1, 2]
-    assert record["curve"][-1]["val_score"] == record["val_score"]
+    assert record["curve"][-1]["val_score"] == pytest.approx(record["val_score"], rel=1e-5)
 
 
 def test_no_steps_measure_cost_alone(tmp_path: Path) -> None:
@@ -263,8 +263,8 @@ def test_training_goes_through_the_lengths() -> None:
     assert record["train_tokens"] == 4 * 8 * 32 + 2 * 2 * 128 + 2 * 2 * 512
     done = [p["flops"] for p in record["curve"]]
     at_full_length = record["flops"] / (2 * 512)  # a token
-    assert done[-1] == record["train_flops"]
-    assert done[-1] - done[-2] == pytest.approx(at_full_length * 2 * 512)
+    assert done[-1] == pytest.approx(record["train_flops"], rel=1e-5)
+    assert done[-1] - done[-2] == pytest.approx(at_full_length * 2 * 512, rel=1e-3)
     assert 0.1 * at_full_length < done[0] / (8 * 32) < at_full_length
 
 

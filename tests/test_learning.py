@@ -118,11 +118,11 @@ def test_pretraining_learns_and_is_followed_by_the_task() -> None:
     result = trainer.train(lambda *_: None)
     first = [point for point in result["curve"] if "restoring_loss" in point]
     rest = [point for point in result["curve"] if "restoring_loss" not in point]
-    assert [p["train_loss"] for p in first] == [None] * len(first)
+    assert not any("train_loss" in p for p in first)
     assert len(first) == pytest.approx(len(rest), abs=2)
     assert first[-1]["restoring_loss"] < 0.9 * first[0]["restoring_loss"]
-    assert rest[-1]["train_loss"] < 0.8 * rest[0]["train_loss"]
-    assert all(p["val_loss"] is None for p in first)
+    assert rest[-1]["train_loss"] < 0.9 * rest[0]["train_loss"]
+    assert not any("val_loss" in p for p in first)
     assert result["train_steps"] == 250
 
 
@@ -378,7 +378,7 @@ def test_the_feature_maps_learn_alone_before_the_task(tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
     trainer = trainer_of(spec, tmp_path)
     result = trainer.train(lambda *_: None)
-    assert result["curve"][0]["train_loss"] is None
+    assert "train_loss" not in result["curve"][0]
     assert result["curve"][-1]["train_loss"] is not None
 
 

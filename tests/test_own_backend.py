@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -46,7 +47,7 @@ def test_the_example_of_the_docs_runs_from_its_own_folder(module: Path) -> None:
     from compare.plan import plan_runs
 
     words = [*TINY, "--variants", "my_module:MyAttention", "--set", "my_attention.scale=5", "--no-control"]
-    done = compare(*words, "--out", "out", cwd=module.parent)
+    done = compare(*words, "--save", "--out", "out", cwd=module.parent)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     (record,) = records_of(module.parent / "out")
@@ -58,6 +59,14 @@ def test_the_example_of_the_docs_runs_from_its_own_folder(module: Path) -> None:
     command = record["command"].removeprefix("python -m compare ").split()
     (spec,) = plan_runs(run_parser().parse_args(command), "cpu", record["spec"]["threads"]).specs
     assert spec.run_id == record["run_id"], "the command of the record repeats another run"
+
+    model = ["evaluate", "--model", f"out/{record['model']}"]
+    done = compare(*model, cwd=module.parent)
+    assert done.stderr == (
+        f"error: out/{record['model']}: its attention is my_module:MyAttention: import my_module first, or give --attn\n"
+    )
+    scored = json.loads(compare(*model, "--attn", "my_module:MyAttention", "--json", cwd=module.parent).stdout)
+    assert scored["test_score"] == record["test_score"]
     said = Console(file=io.StringIO())
     assert run_all([spec], module.parent / "out" / "records.jsonl", Display(said), {}, RunOptions()) == [record]
     assert "1 of 1 runs are already in" in said.file.getvalue()  # type: ignore[attr-defined]

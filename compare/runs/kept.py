@@ -46,7 +46,7 @@ def read_run(folder: Path) -> tuple[RunSpec, Sizes, Record]:
         raise ValueError(f"{folder / RECORD} is damaged or of another version: {error}") from error
     module, colon, _ = spec.variant.partition(":")
     if colon and module not in sys.modules:  # reading a folder imports nothing that it names
-        raise ValueError(f"{folder}: its attention is {spec.variant}: import {module} first")
+        raise ValueError(f"{folder}: its attention is {spec.variant}: import {module} first, or give --attn")
     return spec, sizes, record
 
 

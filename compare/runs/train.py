@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from compare.record import as_kept
 from compare.runs.clocks import add_since, clocks, shares
 from compare.runs.compiled import compile_seconds, graph_breaks
 from compare.runs.data import count_tokens, length_of
@@ -32,7 +33,7 @@ from tasks import Batch, EvalSplit, Task
 from zoo.contract import UnsupportedError
 from zoo.pretrained import in_short
 
-CURVE_POINTS = 100
+CURVE_POINTS = 50
 VALIDATIONS = 10
 TIMED_STEPS = 1000  # the latest at full length; their median is compared with the measurement before training
 FEWEST_TIMED = 3
@@ -327,7 +328,7 @@ class Trainer:
             **({"compile_seconds": compile_seconds(), "graph_breaks": graph_breaks()} if spec.compile else {}),
             "train_tokens": at.tokens,
             "train_flops": at.flops,
-            "curve": at.curve,
+            "curve": [as_kept(point) for point in at.curve],
             "val_loss": last["val_loss"],
             "val_score": last["val_score"],
             "val_size": last["val_size"],
