@@ -51,6 +51,12 @@ def commands() -> list[str]:
     return list(dict.fromkeys(line.split("  #")[0].strip() for line in lines if line.startswith("python -m compare")))
 
 
+def words_of(backend: str) -> str:
+    """The docstring of a backend's file, in one line."""
+    source = (ROOT / f"zoo/attention/{backend}.py").read_text(encoding="utf-8")
+    return " ".join((ast.get_docstring(ast.parse(source)) or "").split())
+
+
 def test_the_readme_is_read_in_five_minutes() -> None:
     size = len((ROOT / "README.md").read_bytes())
     assert size <= 8192, f"README.md has {size} bytes, more than 8192: move text to docs/"
@@ -155,14 +161,42 @@ def test_few_steps_of_the_recurrent_are_those_of_the_records() -> None:
     assert 3 * max(steps["gated_deltanet"] + steps["mamba2"] + steps["based"]) < min(steps["linear"])
 
 
+def test_steps_to_recall_are_those_that_were_printed() -> None:
+    page = (ROOT / "docs/findings.md").read_text(encoding="utf-8")
+    told = page.split("## Steps or another rate")[1].split("\n## ")[0]
+    table = {name: cells.split(" | ") for name, cells in re.findall(r"^\| `(\w+)` \| (.*) \|$", told, re.M)}
+    found: dict[str, list[str]] = {}
+    for line in (ROOT / "results/cpu-2core/recall_steps/causal.jsonl").read_text(encoding="utf-8").splitlines():
+        run = json.loads(line)
+        steps = next((100 * (i + 1) for i, share in enumerate(run["accuracy"]) if share >= 0.9), None)
+        ended = f"{100 * run['accuracy'][-1]:.1f} % after {100 * len(run['accuracy']):,}"
+        found.setdefault(run["variant"], []).append(ended if steps is None else str(steps))
+    assert table == found
+
+
+def test_backends_tell_what_they_recall_after_few_steps() -> None:
+    printed = (ROOT / "results/cpu-2core/recall_steps/causal.jsonl").read_text(encoding="utf-8").splitlines()
+    runs = {(run["variant"], run["rate"]): run["accuracy"] for run in map(json.loads, printed)}
+    told = {name: words_of(name) for name in ("gated_deltanet", "mamba2", "retnet")}
+
+    def after(steps: int, name: str, rate: float = 3e-3) -> str:
+        return f"{100 * runs[name, rate][steps // 100 - 1]:.1f} %"
+
+    few, more = (after(steps, "gated_deltanet") for steps in (300, 400))
+    assert f"reaches {few} after 300 optimizer steps and {more} after 400" in told["gated_deltanet"]
+    few, more = (after(steps, "mamba2") for steps in (300, 400))
+    assert f"reaches {few} after 300 optimizer steps at 3e-3, and {more} after 400" in told["mamba2"]
+    chance, other, late = after(400, "retnet"), after(400, "gated_deltanet"), after(1000, "retnet", 1e-3)
+    assert f"at chance, {chance} at 3e-3, after 400 optimizer steps" in told["retnet"]
+    assert f"``gated_deltanet`` has {other}, and reaches {late} at 1e-3 after 1,000" in told["retnet"]
+
+
 @pytest.mark.parametrize("folder", ["mqar_64", "mqar_64_causal"])
 def test_backends_tell_what_they_recall_in_the_records(folder: str) -> None:
     runs = [r for r in read_records(ROOT / f"results/cpu-2core/{folder}/records.jsonl")[0] if not is_search(r)]
     assert len({run["variant"] for run in runs}) == {"mqar_64": 9, "mqar_64_causal": 1}[folder]
     for run in runs:
-        source = (ROOT / f"zoo/attention/{run['variant']}.py").read_text(encoding="utf-8")
-        words = " ".join((ast.get_docstring(ast.parse(source)) or "").split())
-        (told,) = re.findall(rf"recalls ([\d.]+) %[^%]*?``results/cpu-2core/{folder}``", words)
+        (told,) = re.findall(rf"recalls ([\d.]+) %[^%]*?``results/cpu-2core/{folder}``", words_of(run["variant"]))
         assert told == f"{100 * run['test_score']:.1f}", run["variant"]
 
 

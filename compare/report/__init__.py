@@ -27,7 +27,16 @@ from compare.report.sections.data import mixed_data
 from compare.report.sections.lead import lead_of
 from compare.report.sections.published import in_lines, published_tables
 
-__all__ = ["Report", "foreign_files", "in_short", "of_plan", "of_tip", "read_source", "write_report", "write_report_many"]
+__all__ = [
+    "Report",
+    "foreign_files",
+    "in_short",
+    "of_plan",
+    "of_tip",
+    "read_source",
+    "write_report",
+    "write_report_many",
+]
 
 # Each file that a report writes has this text near its beginning.
 MARKS = {
