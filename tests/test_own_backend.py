@@ -61,10 +61,8 @@ def test_the_example_of_the_docs_runs_from_its_own_folder(module: Path) -> None:
     assert spec.run_id == record["run_id"], "the command of the record repeats another run"
 
     model = ["evaluate", "--model", f"out/{record['model']}"]
-    done = compare(*model, cwd=module.parent)
-    assert done.stderr == (
-        f"error: out/{record['model']}: its attention is my_module:MyAttention: import my_module first, or give --attn\n"
-    )
+    said = "its attention is my_module:MyAttention: import my_module first, or give --attn"
+    assert compare(*model, cwd=module.parent).stderr == f"error: out/{record['model']}: {said}\n"
     scored = json.loads(compare(*model, "--attn", "my_module:MyAttention", "--json", cwd=module.parent).stdout)
     assert scored["test_score"] == record["test_score"]
     said = Console(file=io.StringIO())
