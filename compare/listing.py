@@ -166,8 +166,9 @@ def results(folder: Path, shown_as: str, chart: str = "") -> str:
         ValueError: the folder has no such chart, no run with the tip, or no published comparison.
     """
     if chart == PUBLISHED:
-        header, rows, findings = of_plan(folder)
-        return markdown_table(header, rows) + "\n\n" + "\n".join(f"- {said}" for said in findings)
+        table = of_plan(folder)
+        said = "\n".join(f"- {finding}" for finding in table.findings)
+        return f"{markdown_table(list(table.header), list(map(list, table.rows)))}\n\n{said}"
     if chart.startswith(TIP):
         return markdown_table(*of_tip(folder, chart.removeprefix(TIP)))
     stem, sentences = in_short(folder)

@@ -26,6 +26,7 @@ from compare.report.sections.answer import crossovers
 from compare.report.sections.data import mixed_data
 from compare.report.sections.lead import lead_of
 from compare.report.sections.published import in_lines, published_tables
+from compare.report.sections.section import Table
 
 __all__ = [
     "Report",
@@ -126,8 +127,8 @@ def of_tip(folder: Path, tip: str) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def of_plan(folder: Path) -> tuple[list[str], list[list[str]], list[str]]:
-    """Header and rows of our scores beside published ones, and what the report says of them.
+def of_plan(folder: Path) -> Table:
+    """Our scores beside published ones, with what the report says of them.
 
     Raises:
         ValueError: no run of the folder repeats a published comparison.
@@ -135,7 +136,7 @@ def of_plan(folder: Path) -> tuple[list[str], list[list[str]], list[str]]:
     tables = published_tables(group_records([read_source(folder)]))
     if not tables:
         raise ValueError(f"{folder} has no runs of python -m compare reproduce")
-    return tables[0].header, tables[0].rows, tables[0].findings
+    return tables[0]
 
 
 def in_short(folder: Path) -> tuple[str, list[str]]:
