@@ -453,6 +453,20 @@ def test_disturbed_and_failed_records_are_no_basis(tmp_path: Path) -> None:
     assert [run.record["run_id"] for run in read_folder(folder)] == [record["run_id"] for record in records[2:]]
 
 
+def test_records_of_other_versions_are_no_basis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing that parses as a record stops a plan."""
+    lines = (RESULTS / "cpu-2core/main/records.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    records[0]["spec"]["length_schedule"] = "from the moon"
+    records[1]["curve"] = [{"seq_len": 8192, "seconds": 1.0}] * 9
+    records[2]["data"] |= {"test_samples": "many", "validation_samples": []}
+    records[3]["machine"] |= {"cores": [], "threads": "two"}
+    folder = write_folder(tmp_path / "a", records)
+    assert [run.record["run_id"] for run in read_folder(folder)] == [record["run_id"] for record in records[2:]]
+    text = run_plan(capsys, "--records", str(folder), "--variants", records[3]["variant"], "--no-control")
+    assert "1 run on 1 worker" in text
+
+
 def test_memory_of_older_records_gets_weights_and_moments() -> None:
     runs: list[Done] = read_folder(RESULTS / "cpu-2core/cost")
     record = next(run.record for run in runs if "train_memory_bytes" not in run.record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,6 +17,7 @@ from compare.load import disturbance
 from compare.record import Record, read_records
 from compare.report import read_environment
 from compare.report.facts.grouping import Source
+from compare.report.facts.values import as_number
 from compare.spec import Option, RunSpec, read_spec
 from compare.units import plural
 from tasks.generated import Generated
@@ -50,8 +52,10 @@ class Machine(NamedTuple):
         """The machine of a description, as ``describe_machine`` makes it; some fields may be missing."""
         if environment.get("device") == "cuda":
             return cls("cuda", str(environment.get("gpu") or "an unknown GPU"))
-        cores, threads = environment.get("cores") or 0.0, environment.get("threads") or 1
-        return cls("cpu", str(environment.get("cpu") or "an unknown processor"), cores, threads)
+        cores, threads = (
+            as_number(environment.get(name)) or default for name, default in (("cores", 0), ("threads", 1))
+        )
+        return cls("cpu", str(environment.get("cpu") or "an unknown processor"), cores, max(1, int(threads)))
 
     @property
     def words(self) -> str:
@@ -150,15 +154,18 @@ def read_folder(folder: Path) -> list[Done]:
 
 
 def finished(source: Source, folder: str) -> Iterator[Done]:
+    """The runs of a source that are a basis; see ``read_folder``."""
     for record in source.records:
         if record["status"] != "ok" or disturbance(record):
             continue
         try:
             spec = RunSpec.from_json(json.dumps(read_spec(record)))
-        except (TypeError, KeyError, ValueError):  # of another version
+            run = Done(record, spec, Machine.of(source.environment_of(record)), folder)
+            deque(measured(run), maxlen=0)
+        except (TypeError, KeyError, ValueError, ArithmeticError):  # of another version, or written by hand
             continue
         if spec.kind in ("train", "search", "cost"):
-            yield Done(record, spec, Machine.of(source.environment_of(record)), folder)
+            yield run
 
 
 def points_of(runs: Iterable[Done]) -> list[Point]:

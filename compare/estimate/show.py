@@ -129,10 +129,10 @@ def show_plan(lines: Sequence[Line], totals: Totals, prices: Prices, notes: Sequ
         table.add_row(line.where, line.spec.label, line.runs, *cells, mark.replace("[", "\\["))
     console.print(table)
     for said, mark in bases.items():
-        console.print(f"{mark} {said}", markup=False, highlight=False)
+        console.print(f"{mark} {said}", markup=False, highlight=False, soft_wrap=True)
     console.print()
     for text in (*total_words(totals, prices, threads, lines[0].spec.device), *notes):
-        console.print(text, markup=False, highlight=False)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def cells_of(forecast: Forecast, spec: RunSpec) -> list[str]:

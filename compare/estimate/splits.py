@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import tasks
 from compare.estimate.points import Done
 from compare.estimate.run_time import Splits
+from compare.report.facts.values import as_number
 from compare.spec import RunSpec
 from tasks.generated import Generated
 
@@ -19,10 +20,9 @@ def split_sizes(runs: Iterable[Done]) -> Splits:
         data, length = run.record.get("data") or {}, run.spec.seq_len
         sizes = recorded.setdefault(run.spec.task, {}).setdefault(length, {})
         for split in ("validation", "test"):
-            if f"{split}_samples" in data:
-                sizes[split] = data[f"{split}_samples"]
-            elif f"{split}_tokens" in data:
-                sizes[split] = max(1.0, data[f"{split}_tokens"] / length)
+            samples, tokens = (as_number(data.get(f"{split}_{what}")) for what in ("samples", "tokens"))
+            if samples or tokens:
+                sizes[split] = samples or max(1.0, (tokens or 0.0) / length)
 
     def size(spec: RunSpec, split: str, length: int) -> float | None:
         if spec.task in tasks.available() and issubclass(kind := tasks.get(spec.task), Generated):
