@@ -89,6 +89,12 @@ def command_ablate(options: argparse.Namespace, words: list[str]) -> int:
     return execute(options, words)
 
 
+def command_plan(options: argparse.Namespace, _words: list[str]) -> int:
+    from compare.estimate.command import plan
+
+    return plan(options)
+
+
 def command_cost(options: argparse.Namespace, words: list[str]) -> int:
     if options.decode:
         for flag, reason in WHY_NOT_DECODED.items():
@@ -209,6 +215,7 @@ def command_publish(options: argparse.Namespace, _words: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "run": execute,
+    "plan": command_plan,
     "cost": command_cost,
     "ablate": command_ablate,
     "list": command_list,

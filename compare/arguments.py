@@ -20,12 +20,13 @@ from compare.flags import (
 from compare.folder_arguments import diff_parser, merge_parser, publish_parser, report_parser
 from compare.parser import PROGRAM, Make, Parser, Version
 from compare.tips import TIPS
-from compare.values import amounts, length, lengths, natural, positive_float, rates, seeds
+from compare.values import amounts, folders, length, lengths, natural, positive, positive_float, rates, seeds
 
 DEFAULT_BUDGET = 100.0  # seconds
 COST_LENGTHS = "512:8192"
 LONGEST = 65_536
 EPILOG = """other commands:
+  python -m compare plan ...         estimate time, memory and energy of a comparison, from records of earlier runs
   python -m compare cost ...         measure cost against length, without training (--help lists its options)
   python -m compare list             list backends and tasks, with traits and cost
   python -m compare list NAME        describe one backend and its options
@@ -59,6 +60,11 @@ examples:
   python -m compare ablate --variants full,linformer --tips amp,checkpoint,accumulate,compile
   python -m compare ablate --variants full,linformer,linear --tasks digits,mqar --tips all --seeds 3
   python -m compare ablate --variants full --tips amp,checkpoint,amp+checkpoint
+"""
+PLAN_EPILOG = """examples:
+  python -m compare plan --variants full,linear --seq-len 8192 --seeds 3 --lr-grid 1e-3,3e-3,1e-2
+  python -m compare plan --variants full,linear --seq-len 512:8192 --steps 0   # measurements of cost, no training
+  python -m compare plan --variants full,linear --seeds 3 --workers 4 --watts 300 --price-per-hour 1.50
 """
 COST_EPILOG = """examples:
   python -m compare cost --variants full,linformer,linear --seq-len 512:65536
@@ -189,6 +195,39 @@ def add_training(run: Parser) -> None:
     add_where(run)
     add_run_options(run)
     run.set_defaults(decode=False, plan=None, tips=())
+
+
+def plan_parser(make: Make = Parser) -> Parser:
+    """Make the parser of ``python -m compare plan``: that of a comparison, and what its estimates rest on."""
+    plan = make(
+        prog=f"{PROGRAM} plan",
+        description="Estimate what a comparison will take before it runs: time, memory and FLOPs of each run; time, "
+        "energy and money in total. Takes the options of the comparison, and trains nothing.",
+        epilog=PLAN_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    basis = plan.add_argument_group("estimate")
+    basis.add_argument(
+        "--records",
+        type=folders,
+        metavar="DIR,DIR",
+        help="folders with records of earlier runs, searched in depth (default: results/ here, and beside the package)",
+    )
+    basis.add_argument(
+        "--calibrate", action="store_true", help="also measure a step of each variant on this machine, on short samples"
+    )
+    basis.add_argument(
+        "--workers", type=positive, default=1, metavar="K", help="runs at the same time (default: %(default)s)"
+    )
+    basis.add_argument(
+        "--watts", type=positive_float, metavar="W", help="power of one worker while it runs: adds the energy"
+    )
+    basis.add_argument(
+        "--price-per-hour", type=positive_float, metavar="P", help="price of an hour of one worker: adds the money"
+    )
+    add_training(plan)
+    return plan
 
 
 def ablate_parser(make: Make = Parser) -> Parser:
@@ -342,6 +381,7 @@ def reproduce_parser(make: Make = Parser) -> Parser:
 
 PARSERS: dict[str, Callable[[Make], Parser]] = {
     "run": run_parser,
+    "plan": plan_parser,
     "cost": cost_parser,
     "list": list_parser,
     "report": report_parser,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentTypeError
+from pathlib import Path
 
 
 def memory(text: str) -> int:
@@ -55,6 +56,15 @@ def lengths(text: str) -> list[int]:
             numbers.append(start)
             start *= 2
     return list(dict.fromkeys(numbers))
+
+
+def folders(text: str) -> list[Path]:
+    """Existing folders, each once."""
+    paths = list(dict.fromkeys(Path(part.strip()) for part in text.split(",")))
+    for path in paths:
+        if not path.is_dir():
+            raise ArgumentTypeError(f"expected folders such as results/main,results/cost, but {path} is none")
+    return paths
 
 
 def rates(text: str) -> tuple[float, ...]:

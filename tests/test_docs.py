@@ -17,7 +17,15 @@ import pytest
 import tasks
 import zoo
 from benchmarks.peers._report import MEMORY, TIME, Results, read_rows
-from compare.arguments import ablate_parser, cost_parser, diff_parser, evaluate_parser, predict_parser, run_parser
+from compare.arguments import (
+    ablate_parser,
+    cost_parser,
+    diff_parser,
+    evaluate_parser,
+    plan_parser,
+    predict_parser,
+    run_parser,
+)
 from compare.folder_arguments import merge_parser, publish_parser
 from compare.listing import markdown, written
 from compare.plan import plan_runs
@@ -31,7 +39,7 @@ MARKED = [path for path in PAGES if re.search(r"^<!-- /", path.read_text(encodin
 
 PARSE_ONLY = {
     **{"diff": diff_parser, "evaluate": evaluate_parser, "predict": predict_parser},
-    **{"merge": merge_parser, "publish": publish_parser},
+    **{"merge": merge_parser, "publish": publish_parser, "plan": plan_parser},
 }
 SMALL = "--no-control --seq-len 64 --steps 2 --d-model 16 --n-layers 1 --batch-size 4"
 
