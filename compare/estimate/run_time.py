@@ -12,7 +12,7 @@ from scipy.optimize import nnls
 from compare.estimate.points import Cost, Done, Machine
 from compare.spec import RunSpec
 
-POINTS, VALIDATIONS, VALIDATION_SHARE = 100, 10, 0.1  # as in compare/runs/train.py
+POINTS, VALIDATIONS, VALIDATION_SHARE = 50, 10, 0.1  # as in compare/runs/train.py
 LEAST_TIMED, MOST_TIMED, TIMED_SECONDS = 3, 20, 3.0  # repetitions of a measurement, as in compare/runs/measure.py
 TEST_TOKENS = 2**19  # at another length than that of training, as in compare/runs/score.py
 FEWEST_RUNS = 8  # of a machine, to learn its overheads from them alone
