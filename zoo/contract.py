@@ -183,6 +183,8 @@ class Backend(Formed):
     name: ClassVar[str]  # its registered name
     undecayed: ClassVar[tuple[str, ...]] = ()  # matrices, or modules with matrices, that train without weight decay
     kind: str = ""  # name, sizes and options as built, for ``State``
+    built_from: object = None  # its config
+    joined_heads: str = ""  # why an ``Attention`` cannot compute some heads without the others; empty: it can
     redraw_interval: int = 0  # optimizer steps between two draws in training, as its authors draw; 0 = never
 
     def __init__(self, dims: Dims) -> None:
@@ -296,8 +298,7 @@ class Attention(Backend, ABC):
     def absorb(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensors]:
         """The results at all positions, and the tensors kept after them. q, k, v and the result: (B, H, N, D).
 
-        The default calls ``advance`` position by position: correct but slow. A backend overrides it if its ``forward``
-        can return the tensors kept at the end.
+        The default calls ``advance`` for each position, slowly. A backend overrides it if ``forward`` has the tensors.
         """
         tensors, rows = self.begin(v[:, :, 0]), []
         for position in range(v.shape[2]):
@@ -366,8 +367,7 @@ class Mixer(Backend, ABC):
     def absorb(self, x: Tensor) -> tuple[Tensor, Tensors]:
         """The results at all positions, and the tensors kept after them. x and the result: (B, N, C).
 
-        The default calls ``advance`` position by position: correct but slow. A backend overrides it if its ``forward``
-        can return the tensors kept at the end.
+        The default calls ``advance`` for each position, slowly. A backend overrides it if ``forward`` has the tensors.
         """
         tensors, rows = self.begin(x[:, 0]), []
         for position in range(x.shape[1]):

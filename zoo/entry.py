@@ -38,7 +38,7 @@ class Entry:
             ValueError: sizes that do not fit, or a ``Mixer`` without its linear map ``out``.
         """
         backend = self.cls(dims, config)  # type: ignore[call-arg]  # a subclass takes both
-        backend.kind = _kind(self.name, dims, config)
+        backend.kind, backend.built_from = _kind(self.name, dims, config), config
         if isinstance(backend, Mixer) and not isinstance(getattr(backend, "out", None), nn.Linear):
             raise ValueError(
                 f"{place(self.cls)} breaks the contract: a Mixer must end in an nn.Linear named out, "

@@ -55,6 +55,7 @@ class DilatedAttention(CachedAttention):
         capacity="segment",
         subquadratic=True,
     )
+    joined_heads = "the offset of a head depends on its number"
 
     def __init__(self, dims: Dims, config: DilatedConfig) -> None:
         super().__init__(dims)

@@ -85,6 +85,7 @@ class RoutingAttention(Attention):
         super().__init__(dims)
         self.config = config
         self.near = dims.n_heads // 2 if config.half_local else 0  # the first heads are local
+        self.joined_heads = "with half_local, a head's number says whether it routes" if config.half_local else ""
         self.local = LocalAttention(dims, LocalConfig(window=max(1, config.window // 2))) if self.near else None
         shape = dims.n_heads - self.near, -(-dims.max_len // config.window), dims.d_head
         self.register_buffer("centroids", F.normalize(torch.randn(shape), dim=-1))

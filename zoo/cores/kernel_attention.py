@@ -94,7 +94,7 @@ def _whole(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, features: Fea
             reference = finite(keys.detach().amax(-2, keepdim=True))
             keys = (keys - reference).exp()
         queries = _query_features(_wide(q, whole), 0, features, reference)
-        out, _ = _divide(queries @ (keys.mT @ _values(v, whole)))
+        out, _ = divide(queries @ (keys.mT @ _values(v, whole)))
     return out.to(v.dtype)
 
 
@@ -111,7 +111,7 @@ def _whole_causal(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, featur
         )
         writes = keys.mT @ values
         before = writes.cumsum(2) - writes
-        out, _ = _divide((queries @ keys.mT).tril() @ values + queries @ before)
+        out, _ = divide((queries @ keys.mT).tril() @ values + queries @ before)
     return leading(out.flatten(2, 3), N, 2).to(v.dtype)
 
 
@@ -123,7 +123,7 @@ class _Bidirectional(torch.autograd.Function):
             summary, reference = _summarise(k, v, hidden, features)
             for at in _slices(q, features):
                 queries = _query_features(_wide(q, at), at.start, features, reference)
-                out[:, :, at], inverse[:, :, at] = _divide(queries @ summary)
+                out[:, :, at], inverse[:, :, at] = divide(queries @ summary)
         ctx.save_for_backward(q, k, v, hidden, out, inverse, summary, reference)
         ctx.features = features
         return out
@@ -160,7 +160,7 @@ class _Elementwise(torch.autograd.Function):
             queries = features.queries(_wide(q, whole), 0)
             keys, values = _raw_keys(_wide(k, whole), 0, features, *_hidden(hidden, whole)), _values(v, whole)
             summary = keys.mT @ values
-            out[:], inverse[:] = _divide(queries @ summary)
+            out[:], inverse[:] = divide(queries @ summary)
         ctx.save_for_backward(queries, keys, values, summary, out, inverse)
         ctx.slope = features.slope
         return out
@@ -197,7 +197,7 @@ def kernel_chunk(features: FeatureMap) -> Chunk:
             keys, carried = _exponentials(keys, reference, after)
             scale = (finite(before) - after).clamp_(max=0).exp_().mT
         queries, values = _query_features(q, first, features, reference), F.pad(v, (0, 1), value=1)
-        out, _ = _divide((queries @ keys.mT).tril_() @ values + queries @ total)
+        out, _ = divide((queries @ keys.mT).tril_() @ values + queries @ total)
         kept = total * scale if features.logarithmic else total
         return out, (kept + carried.mT @ values, *top)
 
@@ -217,7 +217,7 @@ def kernel_step(
         total *= (before - reference).exp_().mT
         keys = (keys - reference).exp_()
     total.addcmul_(keys.mT, _values(v, whole))
-    out, _ = _divide(_query_features(_wide(q, whole), position, features, reference) @ total)
+    out, _ = divide(_query_features(_wide(q, whole), position, features, reference) @ total)
     return out.to(v.dtype), (total, *top)
 
 
@@ -300,7 +300,7 @@ def _tracked(
     return graph.detach(), lambda grad: torch.autograd.grad(graph, leaf, grad)[0]
 
 
-def _divide(total: Tensor) -> tuple[Tensor, Tensor]:
+def divide(total: Tensor) -> tuple[Tensor, Tensor]:
     """(B, H, n, D + 1) -> numerator / denominator (B, H, n, D), 1 / denominator (B, H, n, 1); 0 for a denominator of 0.
 
     A denominator so small that a gradient over it could overflow counts as 0.
@@ -312,7 +312,7 @@ def _divide(total: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _divide_backward(grad: Tensor, out: Tensor, inverse: Tensor, at: slice) -> Tensor:
-    """The gradient of ``_divide``'s input, (B, H, n, D + 1)."""
+    """The gradient of ``divide``'s input, (B, H, n, D + 1)."""
     grad, inverse = _wide(grad, at), inverse[:, :, at]
     d_total = grad.new_empty(*grad.shape[:-1], grad.shape[-1] + 1)
     d_total[..., -1:] = (grad * out[:, :, at]).sum(-1, keepdim=True).mul_(inverse).neg_()
