@@ -15,11 +15,13 @@ import io
 import shlex
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
 from compare.arguments import LONGEST, parse, run_parser
 from compare.errors import UsageError
+from compare.launch import Launch, find_launch
 
 WHY_NOT_DECODED = {
     "longest": "decoding measures only the lengths of --seq-len",
@@ -35,8 +37,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         settle()
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        options = parse(words)
-        code = COMMANDS[options.command](options, words)
+        launch = find_launch()
+        if launch is not None and launch.rank > 0:
+            from compare.runs.crew import follow
+
+            sys.exit(follow(launch))
+        with leading(launch):
+            options = parse(words)
+            code = COMMANDS[options.command](options, words)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
@@ -50,6 +58,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         print("interrupted", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def leading(launch: Launch | None) -> AbstractContextManager[None]:
+    """The context of a command, which lets the other commands of its launch go in the end."""
+    if launch is None:
+        return nullcontext()
+    from compare.runs import crew
+
+    return crew.leading()
 
 
 def settle() -> None:

@@ -18,9 +18,11 @@ from compare.choice import asked_variants, find, left_out, remarks, split
 from compare.display import Display
 from compare.errors import UsageError
 from compare.folder import claim_folder, go_on, stamp_folder
+from compare.launch import Launch, choose_parallel, find_launch, program
 from compare.plan import plan_runs
 from compare.record import Record, is_result, read_records
 from compare.report import write_report
+from compare.runs.crew import run_one
 from compare.runs.fit_batch import fit_batches
 from compare.runs.kept import spec_of
 from compare.runs.limits import usable_cores
@@ -30,7 +32,6 @@ from compare.runs.options import RunOptions
 from compare.runs.prepare import prepare_data
 from compare.runs.rate_search import At, GridPoint, search_rates
 from compare.runs.sequence import run_all
-from compare.runs.supervisor import run_one
 from compare.runs.track import TRACKERS, check_trackers
 from compare.spec import DataId, RunSpec
 from compare.tips import BASELINE, with_tips
@@ -87,8 +88,10 @@ def make_comparison(options: argparse.Namespace, words: list[str], longest: int 
     if options.resume and options.out is None:
         raise UsageError("--resume needs --out DIR: the folder to continue in")
     track = check_trackers(split(options.track, "tracker", list(TRACKERS))) if options.track is not None else ()
-    device = choose_device(options.device)
-    threads = choose_threads(display)
+    launch = find_launch()
+    options.parallel = choose_parallel(options.parallel, launch)
+    device = choose_device(options.device, launch)
+    threads = choose_threads(display, launch)
     planned = plan_runs(options, device, threads)
     for line in remarks(options):
         display.say(line)
@@ -96,7 +99,7 @@ def make_comparison(options: argparse.Namespace, words: list[str], longest: int 
     if options.test_len and (bound := asked_variants(options).keys() - {*run, *left_out(options)}):
         names = ", ".join(sorted(bound))
         display.say(f"skipped (parameters for each position, untrained beyond the training length): {names}")
-    command = shlex.join(["python", "-m", "compare", *words])
+    command = shlex.join([*program(1 if launch is None else launch.size), *words])
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     machine = describe_machine(device=device, threads=threads, gpu=gpu, command=command)
     memory = torch.cuda.get_device_properties(0).total_memory if gpu else machine["memory_bytes"]
@@ -129,18 +132,23 @@ def make_comparison(options: argparse.Namespace, words: list[str], longest: int 
     )
 
 
-def choose_device(typed: str) -> str:
-    """``cpu`` or ``cuda``; ``auto`` takes the GPU if there is one."""
+def choose_device(typed: str, launch: Launch | None = None) -> str:
+    """``cpu`` or ``cuda``; ``auto`` takes the GPU if there is one, for each process of this machine its own."""
     available = torch.cuda.is_available()
     if typed == "cuda" and not available:
         raise UsageError("--device cuda: no CUDA device is available here; use --device cpu")
+    if launch is not None and available and typed != "cpu" and torch.cuda.device_count() < launch.local_size:
+        raise UsageError(
+            f"--device cuda: expected a GPU for each of {launch.local_size} processes of this machine, got "
+            f"{torch.cuda.device_count()}: start fewer, or use --device cpu"
+        )
     return ("cuda" if available else "cpu") if typed == "auto" else typed
 
 
-def choose_threads(display: Display) -> int:
-    """The number of threads: torch's default, but at most the usable cores, because torch counts all cores of the
-    machine and not those of a container. OMP_NUM_THREADS is never changed."""
-    threads, cores = torch.get_num_threads(), usable_cores()
+def choose_threads(display: Display, launch: Launch | None = None) -> int:
+    """The number of threads of a process: torch's default, but at most its share of the usable cores, because torch
+    counts all cores of the machine and not those of a container. OMP_NUM_THREADS is never changed."""
+    threads, cores = torch.get_num_threads(), usable_cores() / (1 if launch is None else launch.local_size)
     most = max(1, floor(cores))
     if threads > most and "OMP_NUM_THREADS" in os.environ:
         display.warn(f"OMP_NUM_THREADS: {threads} threads on {cores} cores make times noisy; set it to {most}")
@@ -175,7 +183,8 @@ def run_and_report(comparison: Comparison, unprepared: dict[DataId, str], displa
     stamp_folder(out, comparison.run_options.machine, display)
     number = len(with_tips(specs, comparison.tips).specs) if comparison.tips else len(specs)
     count = f"{number} runs, one after another" if number > 1 else "1 run"
-    display.say(f"{count}; results in {out}")
+    together = f", each shared by all processes ({specs[0].parallel})" if specs[0].parallel else ""
+    display.say(f"{count}{together}; results in {out}")
     interrupted = False
     try:
         specs = do_runs(comparison, unprepared, display)

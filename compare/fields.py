@@ -64,7 +64,7 @@ SPEC_FIELDS: dict[str, Kind] = {
     "checkpointing": SWITCH_OR_TEXT,
     **dict.fromkeys(("batch_size", "probe", "memory_limit"), LENGTH),
     **dict.fromkeys(("seed", "steps"), COUNT),
-    **dict.fromkeys(("lr_schedule", "length_schedule"), TEXT),
+    **dict.fromkeys(("lr_schedule", "length_schedule", "parallel"), TEXT),
     "warmup": AMOUNT,
     "test_lens": Kind("a list of whole numbers above 0", are_lengths),
 }

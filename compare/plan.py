@@ -18,6 +18,7 @@ from compare.choice import (
     typed_variants,
 )
 from compare.errors import UsageError
+from compare.parallel import unable
 from compare.runs.kept import find_model, read_run
 from compare.runs.model import Sizes, per_position
 from compare.runs.rate_search import At, GridPoint, make_grid
@@ -106,6 +107,8 @@ def plan_runs(options: argparse.Namespace, device: str, threads: int) -> Planned
             for typed, variant_options in forms
             if not common["causal"] or find(typed, "--variants").traits.causal
         ]
+        for why in filter(None, map(unable, planned)):
+            raise UsageError(why)
         specs += testable(planned, [*typed_variants(options), *(sweep.typed for sweep in sweeps)])
     grid = make_grid(options.lr_grid, options.weight_decay_grid)
     return Planned(sorted(specs, key=lambda spec: spec.seed), grid, grid_at)
@@ -125,6 +128,8 @@ def check_flags(options: argparse.Namespace) -> None:
         raise UsageError(f"--distill {options.distill} needs --teacher DIR: the model to learn from")
     if options.batch_size == 0 and options.accumulate > 1:
         raise UsageError("--accumulate cannot be combined with --batch-size auto, which chooses it")
+    if options.batch_size == 0 and options.parallel:
+        raise UsageError(f"--batch-size auto cannot be combined with --parallel {options.parallel}: type a batch size")
     if options.batch_size == 0 and options.steps == 0:
         raise UsageError(
             "--batch-size auto cannot be combined with --steps 0: costs are measured at a given batch size"

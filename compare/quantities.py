@@ -170,6 +170,16 @@ LAYER_STATE = Quantity(
     column="state a layer",
     better="low",
 )
+COMMUNICATED = Quantity(
+    field="communicated_bytes",
+    title="communicated a step",
+    unit="B",
+    show=size,
+    words="bytes that a process sends in a step",
+    column="communicated a step",
+    better="low",
+    floor=0.05,
+)
 FLOPS = Quantity(field="flops", title="FLOPs of a step", unit="FLOP", show=count, column="FLOPs/step", floor=0)
 TOKEN = Quantity(
     field="token_seconds",
@@ -257,6 +267,7 @@ QUANTITIES = (
     STEP_MEMORY,
     SAVED,
     LAYER_STATE,
+    COMMUNICATED,
     FLOPS,
     TOKEN,
     STATE,

@@ -8,6 +8,8 @@ import shlex
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from compare.launch import program
+from compare.parallel import processes_of, read_parallel
 from compare.schedule import LENGTH_SCHEDULES, LR_SCHEDULES, SHORTEST_DEFAULT, in_words, phase_length
 from compare.values import amount, batch, memory, one_rate, positive, share
 
@@ -105,7 +107,8 @@ class RunSpec:
         decode: measure the cost of causal decoding, step by step up to ``seq_len``.
         probe: test only whether ``seq_len`` fits into memory: one step, on samples of the length ``probe`` repeated up
             to ``seq_len``. None = no probe.
-        memory_limit: bytes that the process may hold; None = the machine's memory.
+        memory_limit: bytes that a process may hold; None = the machine's memory.
+        parallel: how several processes share the run, such as ``data=2``; None = it has one process.
         device: ``cpu`` or ``cuda``. dtype: ``float32``, or the autocast type ``bfloat16`` or ``float16``.
         threads: CPU threads of the process.
     """
@@ -301,6 +304,14 @@ class RunSpec:
         default=None,
         metavar="SIZE",
     )
+    parallel: str | None = flagged(
+        "switches",
+        "how the processes of torchrun share each run. data=N: each trains on its rows of every batch; shard=N: each "
+        "also stores only its part of the weights (default: data, among all processes)",
+        read_parallel,
+        default=None,
+        metavar="KIND=N",
+    )
     device: str
     dtype: str
     threads: int
@@ -397,7 +408,7 @@ def reproduce(spec: RunSpec) -> str:
     Search runs and probes of memory are repeated as ordinary runs at their learning rate and length.
     """
     decode = spec.kind == "decode"
-    words = ["python -m compare cost --decode" if decode else "python -m compare", "--no-control"]
+    words = [*program(processes_of(spec.parallel)), *(["cost --decode"] if decode else []), "--no-control"]
     words += [f"--variants {spec.variant}", f"--tasks {spec.task}"]
     words += [f"--set {spec.variant}.{name}={value}" for name, value in spec.options]
     words += [shlex.join(["--set", f"{spec.task}.{name}={value}"]) for name, value in spec.task_options]

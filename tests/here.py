@@ -36,12 +36,12 @@ Warn = Callable[[str], None]
 
 
 @contextmanager
-def few_samples() -> Iterator[None]:
+def few_samples(few: int = FEW) -> Iterator[None]:
     """Generated tasks have few samples, in tables of their own: building and evaluating thousands takes seconds."""
     count, folder_of = Generated.count, cache.folder_of
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Generated, "count", lambda task, split: min(count(task, split), FEW))
-        patch.setattr(cache, "folder_of", lambda key: folder_of(f"{key}-few"))
+        patch.setattr(Generated, "count", lambda task, split: min(count(task, split), few))
+        patch.setattr(cache, "folder_of", lambda key: folder_of(f"{key}-few-{few}"))
         yield
 
 

@@ -21,10 +21,11 @@ from compare.runs.keep import keep
 from compare.runs.kept import load, start_from
 from compare.runs.model import PATCHES_HIDDEN, PROMPTS, TOKENS_HIDDEN, Model, hide, per_position
 from compare.runs.outcome import new_record
+from compare.runs.progress import part_of
 from compare.runs.quantise import quantised, weights_bytes
 from compare.runs.step_cost import measure_costs
 from compare.runs.teacher import TEMPERATURE, WEIGHT, Teacher
-from compare.runs.train import Trainer, part_of
+from compare.runs.train import Trainer
 from compare.runs.tune import tune, tuned_tensors
 from compare.spec import RunSpec
 from tests.here import few_samples, run_here

@@ -34,7 +34,7 @@ SPEC = replace(small_spec("mqar", 32, steps=3, batch_size=8), d_model=16, n_head
 TINY = ["--tasks", "mqar", "--seq-len", "32", "--d-model", "16", "--n-layers", "1", "--batch-size", "8", "--steps", "2"]
 LAUNCHERS = {
     **{"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "23456"},
-    **{"TORCHELASTIC_RUN_ID": "x", "GROUP_RANK": "0", "PMI_SIZE": "4", "PMI_RANK": "1", "MV2_COMM_WORLD_SIZE": "4"},
+    **{"GROUP_RANK": "0", "PMI_SIZE": "4", "PMI_RANK": "1", "MV2_COMM_WORLD_SIZE": "4"},
     **{"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "3"},
     **{"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_MIXED_PRECISION": "bf16"},
     **{"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "ACCELERATE_TORCH_DEVICE": "meta"},
@@ -56,7 +56,7 @@ def test_a_worker_inherits_what_a_process_needs_and_nothing_that_steers_a_run() 
         "PYTHONWARNINGS": "error",
     }
     steering |= {"NVIDIA_TF32_OVERRIDE": "1", "CUDA_LAUNCH_BLOCKING": "1", "PYTHONIOENCODING": "ascii"}
-    made = worker_environment(replace(SPEC, threads=3), needed | steering | LAUNCHERS)
+    made = worker_environment(replace(SPEC, threads=3), needed | steering | LAUNCHERS | {"TORCHELASTIC_RUN_ID": "x"})
     own = {"OMP_NUM_THREADS": "3", "PYTHONIOENCODING": "utf-8", "PYTHONSAFEPATH": "1"}
     assert made == needed | own
 

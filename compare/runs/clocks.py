@@ -43,16 +43,18 @@ def add_since(spent: Mapping[str, float], before: Mapping[str, float], after: Ma
     return {name: spent.get(name, 0.0) + passed.get(name, 0.0) for name in {**spent, **passed}}
 
 
-def shares(spent: Mapping[str, float], threads: int) -> dict[str, float | None]:
+def shares(spent: Mapping[str, float], threads: int, *, alone: bool = True) -> dict[str, float | None]:
     """``others_share``: the share of the usable cores that other processes took. ``lost_share``: the share of the CPU
     time that this process would have used but did not get. From 0 to 1; None where unknown, or the time is too short.
 
     The lost time is the larger of two: the time in which threads were ready but did not run, which holds in containers
     too; and the time that ``threads`` threads left unused while no core was idle, which covers a hypervisor's guests.
+
+    alone: the run has no other process. Else busy cores may be its own, and only the first of the two counts.
     """
     wall, cpu = spent.get("wall", 0.0), spent.get("cpu", 0.0)
     lost, others_share = [], None
-    if wall >= SHORTEST and "busy" in spent:
+    if alone and wall >= SHORTEST and "busy" in spent:
         others = max(0.0, spent["busy"] - cpu)
         others_share = others / max(spent["busy"] + spent["idle"], others, 1e-9)
         lost.append(min(others, max(0.0, threads * wall - cpu - spent["idle"])))

@@ -28,6 +28,12 @@ FAMILIES = ("ATTENTION_ZOO_", "HF_", "LC_", "XDG_", "WANDB_")
 """Prefixes of further names to keep: caches, tokens, languages, and the folders of trackers."""
 
 
+def one_gpu(local_rank: int, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variable that shows a process of a run its own GPU only, so that it is the first one for all code."""
+    shown = [name for name in inherited.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return {"CUDA_VISIBLE_DEVICES": shown[local_rank % len(shown)] if shown else str(local_rank)}
+
+
 def worker_environment(spec: RunSpec, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The complete environment of the process that executes a run."""
     kept = {

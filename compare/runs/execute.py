@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from compare.parallel import unable
 from compare.record import Record, other_data, other_machine
 from compare.runs import measure
 from compare.runs.checkpoint import Checkpoint
@@ -20,22 +21,27 @@ from compare.runs.compiled import check_compiler
 from compare.runs.data import at_full_length, make_task, resized
 from compare.runs.decode import measure_decoding, measure_without_state
 from compare.runs.keep import keep
+from compare.runs.model import Model
 from compare.runs.options import RunOptions
-from compare.runs.outcome import explain, new_record
+from compare.runs.outcome import explain, lost_peer, new_record
+from compare.runs.progress import share_done
 from compare.runs.quantise import check_quantiser, quantised, weights_bytes
+from compare.runs.ranks import ALONE, Ranks
 from compare.runs.score import OnDevice
 from compare.runs.step_cost import Counted, measure_costs, measure_forward, try_length
 from compare.runs.track import Tracking
-from compare.runs.train import Trainer, share_done
+from compare.runs.train import Trainer
 from compare.runs.tune import check_tuner
 from compare.spec import RunSpec
-from tasks import Task
 
 
-def execute(spec: RunSpec, run_options: RunOptions, events: Events, started: float) -> Record:
+def execute(spec: RunSpec, run_options: RunOptions, events: Events, started: float, ranks: Ranks = ALONE) -> Record:
     """Execute the run. A failure sets the record's status and reason; earlier measurements stay in the record.
 
-    started: when the process began, by ``time.perf_counter``.
+    Args:
+        started: when the process began, by ``time.perf_counter``.
+        ranks: the processes of the run, which all execute it. Rank 0 writes; the records of the others tell only
+            whether they failed.
     """
     settle_cpu(spec.threads)
     record = new_record(spec, "ok", "") | {"machine": run_options.machine}
@@ -44,18 +50,22 @@ def execute(spec: RunSpec, run_options: RunOptions, events: Events, started: flo
         return float(record.get("wall_seconds", 0.0)) + time.perf_counter() - started
 
     path = run_options.checkpoint_of(spec)
-    checkpoint = None if path is None else Checkpoint(path, run_options.checkpoint_every, events.warn)
+    checkpoint = None if path is None else Checkpoint(path, run_options.checkpoint_every, events.warn, ranks)
     tracking = None
     try:
-        if run_options.track and run_options.out is not None and spec.kind in ("train", "search"):
+        wanted = run_options.track and ranks.rank == 0 and spec.kind in ("train", "search")
+        if wanted and run_options.out is not None:
             tracking = Tracking(run_options.track, Path(run_options.out) / "track", spec, events.warn)
-        trained = work(spec, run_options.out, record, events, checkpoint, tracking, wall)
+        trained = work(spec, run_options.out, record, events, checkpoint, tracking, wall, ranks)
         if trained is not None and run_options.out is not None and run_options.keeps(spec):
             events.phase("saving")
-            save(trained, record, Path(run_options.out), events)
+            trained.trained = ranks.plain(trained.trained, lambda: Model(spec, trained.task))
+            if ranks.rank == 0:
+                save(trained, record, Path(run_options.out), events)
     except Exception as error:
         record["status"], record["reason"] = explain(error)
-        if checkpoint is not None:  # it would repeat the failure, or skip the part that was mended
+        if checkpoint is not None and not lost_peer(record):
+            # It would repeat the failure, or skip the part that was mended.
             checkpoint.discard()
     if tracking is not None:
         tracking.end(record)
@@ -91,6 +101,7 @@ def work(
     checkpoint: Checkpoint | None,
     tracking: Tracking | None,
     wall: Callable[[], float],
+    ranks: Ranks = ALONE,
 ) -> Trainer | None:
     """Measure, train and test as the spec says, and add each result to ``record``.
 
@@ -103,6 +114,8 @@ def work(
     if spec.device == "cuda" and spec.memory_limit:
         share = spec.memory_limit / torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, share))
+    if why := unable(spec):
+        raise NotImplementedError(why)
     if spec.dtype == "float16" and spec.device == "cpu":
         raise NotImplementedError("float16 training needs a GPU; use bfloat16 or float32 on a CPU")
     events.phase("preparing data")
@@ -110,7 +123,7 @@ def work(
     task.prepare(lambda done: events.phase("preparing data", done))
     if spec.kind == "probe":
         events.phase("probing")
-        try_length(Trainer(spec, task, out))
+        try_length(Trainer(spec, task, out, ranks))
         return None
     facts = task.facts
     scale = asdict(task.metric)
@@ -136,17 +149,21 @@ def work(
         check_tuner(spec.tune)
     if spec.compile:
         check_compiler(spec.device)
-    resumed = None if checkpoint is None else checkpoint.load(lambda state: restore(spec, task, out, record, state))
-    if resumed is None:
+
+    def go_on(state: dict[str, Any]) -> tuple[Trainer, Counted | None]:
+        return restore(Trainer(spec, task, out, ranks), record, state)
+
+    trainer, counted = (None if checkpoint is None else checkpoint.load(go_on)) or (None, None)
+    if counted is None:
         events.phase("measuring")
-        measured = Trainer(spec, task, out)
+        measured = Trainer(spec, task, out, ranks)
         counted = measure_costs(measured, record)
         if spec.kind == "cost":
             return None
         if spec.quantize is not None:
             try_quantised(measured, spec.quantize)
-        resumed = Trainer(spec, task, out), counted
-    trainer, counted = resumed
+        trainer = trainer or Trainer(spec, task, out, ranks)
+    assert trainer is not None
     train(trainer, counted, record, events, checkpoint, tracking, wall)
     if spec.kind != "train":
         del record["curve"]  # a search uses the last validation, and no report draws its runs
@@ -183,10 +200,11 @@ def quantise(trainer: Trainer, scheme: str, record: Record) -> None:
     measure_forward(trainer, first_batch(trainer), record)
 
 
-def restore(
-    spec: RunSpec, task: Task, out: str | None, record: Record, state: dict[str, Any]
-) -> tuple[Trainer, Counted]:
-    """Return the trainer and the counted FLOPs of a checkpoint, and copy its results into ``record``.
+def restore(trainer: Trainer, record: Record, state: dict[str, Any]) -> tuple[Trainer, Counted | None]:
+    """Return the trainer, which goes on from a checkpoint, and the counted FLOPs; copy its results into ``record``.
+
+    Where another number of processes trained so far, its costs are not those of this run: the FLOPs are None, and the
+    record only names it.
 
     Raises:
         ValueError: the checkpoint comes from other data or another machine.
@@ -196,8 +214,11 @@ def restore(
         raise ValueError(f"the data changed: {changed}")
     if changed := other_machine(so_far.get("machine"), record["machine"]):
         raise ValueError(f"the machine changed: {changed}")
-    trainer = Trainer(spec, task, out)
     trainer.restore(state["trainer"])
+    if state["parallel"] != trainer.spec.parallel:
+        earlier = [*so_far.get("earlier_parallel", []), state["parallel"] or "one process"]
+        record |= {"earlier_parallel": earlier, "wall_seconds": so_far["wall_seconds"]}
+        return trainer, None
     record.update(so_far)
     return trainer, state["counted"]
 
@@ -223,7 +244,8 @@ def train(
     def on_step(seconds: float) -> None:
         if checkpoint is not None and seconds >= checkpoint.due:
             so_far = json.dumps(record | {"wall_seconds": wall()})
-            checkpoint.save({"trainer": trainer.state(), "record": so_far, "counted": counted}, seconds)
+            state = {"trainer": trainer.state(), "record": so_far, "counted": counted}
+            checkpoint.save(state | {"parallel": trainer.spec.parallel}, seconds)
 
     on_progress(share_done(trainer.spec, at.step, at.seconds), None)
     record |= trainer.train(on_progress, lambda length, restoring: per_token[restoring](length), on_step)
@@ -248,6 +270,8 @@ def test_at(length: int, trainer: Trainer, events: Events) -> Record:
     try:
         result = trainer.evaluate("test", lambda: events.still(f"testing at {length:,}"), task)
     except Exception as error:
+        if trainer.ranks.size > 1:  # the others wait for this process
+            raise
         status, reason = explain(error)
         return {"status": status, "reason": reason, "baselines": baselines}
     return {

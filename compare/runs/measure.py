@@ -34,13 +34,23 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def time_it(fn: Callable[[], object], device: torch.device, *, warm_up: int = 1, seconds: float = 3.0) -> Timing:
-    """Time ``fn`` after ``warm_up`` calls: at least 3 times, then until ``seconds`` are spent, at most 20 times."""
+def time_it(
+    fn: Callable[[], object],
+    device: torch.device,
+    *,
+    warm_up: int = 1,
+    seconds: float = 3.0,
+    first: Callable[[float], float] = float,
+) -> Timing:
+    """Time ``fn`` after ``warm_up`` calls: at least 3 times, then until ``seconds`` are spent, at most 20 times.
+
+    first: returns the number of the process whose clock decides, so that all call ``fn`` equally often.
+    """
     for _ in range(warm_up):
         fn()
     synchronise(device)
     took: list[float] = []
-    while len(took) < 3 or (sum(took) < seconds and len(took) < 20):
+    while len(took) < 3 or (len(took) < 20 and first(sum(took)) < seconds):
         start = time.perf_counter()
         fn()
         synchronise(device)
@@ -79,8 +89,14 @@ def saved_bytes(forward: Callable[[], object], module: nn.Module) -> int:
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the tensors' storages, each counted once."""
-    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+    """Bytes of the tensors' storages, each counted once; of sharded tensors those of this process's parts."""
+    storages = [own_part(x).untyped_storage() for x in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def own_part(x: Tensor) -> Tensor:
+    """The part of a sharded tensor that this process holds; any other tensor itself."""
+    return x.to_local() if hasattr(x, "to_local") else x
 
 
 def peak_memory(step: Callable[[], object], device: torch.device) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from compare.record import Record
@@ -45,5 +45,6 @@ class RunOptions:
         return self.out is not None and (self.save or spec.run_id in self.keep)
 
     def checkpoint_of(self, spec: RunSpec) -> Path | None:
-        """The file of the run's checkpoint; None without a folder of results."""
-        return None if self.out is None else Path(self.out) / "checkpoints" / f"{spec.run_id}.pt"
+        """The file of the run's checkpoint, in whatever number of processes; None without a folder of results."""
+        name = replace(spec, parallel=None).run_id
+        return None if self.out is None else Path(self.out) / "checkpoints" / f"{name}.pt"

@@ -12,6 +12,8 @@ from compare.record import SCHEMA, Record, now
 from compare.spec import RunSpec
 
 Status = Literal["ok", "oom", "diverged", "timeout", "unsupported", "error"]
+CALLED_OFF = "another process of the run failed"
+LOST_PEER = (CALLED_OFF, "connection closed by peer", "connection reset by peer", "gloo", "nccl", "tcpstore")
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
 
 
@@ -58,6 +60,11 @@ def explain(error: Exception) -> tuple[Status, str]:
     if isinstance(error, NotImplementedError):
         return "unsupported", text
     return "error", f"{type(error).__name__}: {text}"
+
+
+def lost_peer(record: Record) -> bool:
+    """Whether a run failed only because another of its processes did."""
+    return record["status"] == "error" and any(words in record["reason"].lower() for words in LOST_PEER)
 
 
 def record_of_crash(

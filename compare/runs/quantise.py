@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compare.runs.measure import storage_bytes
+from compare.runs.measure import own_part, storage_bytes
 from compare.runs.model import Model
 from zoo.pretrained import check_fit, read_tensors
 
@@ -36,8 +36,9 @@ def quantised(model: Model, scheme: str) -> Model:
 
 
 def weights_bytes(model: nn.Module) -> int:
-    """Bytes of parameters and buffers; each storage counts once."""
-    return storage_bytes(part for x in (*model.parameters(), *model.buffers()) for part in parts_of("", x).values())
+    """Bytes of parameters and buffers that this process holds; each storage counts once."""
+    tensors = map(own_part, (*model.parameters(), *model.buffers()))
+    return storage_bytes(part for x in tensors for part in parts_of("", x).values())
 
 
 def parts_of(name: str, x: Tensor) -> dict[str, Tensor]:

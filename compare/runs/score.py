@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compare.runs.outcome import DivergedError
+from compare.runs.ranks import ALONE, Ranks
 from compare.spec import RunSpec
 from tasks import IGNORE, Batch, EvalSplit, Task
 from tasks.base import BITS_PER_BYTE, EXPLAINED_VARIANCE, Metric
@@ -38,6 +39,8 @@ class Tally:
     def add(self, predicted: Tensor, targets: Tensor) -> Tensor:
         """Add a batch, (asked, n_classes) and (asked,), and return its mean loss, smoothed."""
         predicted = predicted.float()
+        if not len(targets):  # the share of one process may ask nothing
+            return predicted.sum()
         if self.metric == EXPLAINED_VARIANCE:
             loss = F.mse_loss(predicted.squeeze(-1), targets)
             sums = {"target": targets.double().sum(), "square": targets.double().square().sum()}
@@ -51,6 +54,15 @@ class Tally:
         if self.smoothing and self.metric != EXPLAINED_VARIANCE:
             return F.cross_entropy(predicted, targets, label_smoothing=self.smoothing)
         return loss
+
+    def over(self, ranks: Ranks) -> Tally:
+        """The tally of all processes of the run."""
+        if ranks.size == 1:
+            return self
+        joined = Tally(self.metric, self.smoothing)
+        count, *sums = ranks.total([self.count, *map(float, self.sums.values())])
+        joined.count, joined.sums = round(count), dict(zip(self.sums, sums, strict=True))
+        return joined
 
     def read(self) -> tuple[float, float]:
         """Return the mean loss and the score.
@@ -101,14 +113,17 @@ def evaluate(
     device: torch.device,
     on_progress: Callable[[], None],
     most: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Loss and score of a model in evaluation mode over a split, in batches of ``size`` samples.
 
-    most: at most so many samples; None = all.
+    Args:
+        most: at most so many samples; None = all.
+        ranks: the processes that share each batch.
     """
     total = Tally(task.metric)
     slices = {name: Tally(task.metric) for name in task.slice_names}
-    for batch in task.eval_batches(split, size, most):
+    for batch in map(ranks.rows, task.eval_batches(split, size, most)):
         on_progress()
         predicted, targets = model(*to_device(batch, device))
         total.add(predicted, targets)
@@ -117,5 +132,6 @@ def evaluate(
             for number, tally in enumerate(slices.values()):
                 if bool((inside := part == number).any()):
                     tally.add(predicted[inside], targets[inside])
+    total, slices = total.over(ranks), {name: tally.over(ranks) for name, tally in slices.items()}
     scores = {name: tally.read()[1] for name, tally in slices.items() if tally.count}
     return Evaluation(*total.read(), total.count, scores)

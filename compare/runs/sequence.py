@@ -8,11 +8,11 @@ from pathlib import Path
 
 from compare.display import Display
 from compare.record import RETRIED, Record, append_record, other_data, read_records
+from compare.runs.crew import run_one
 from compare.runs.data import make_task
 from compare.runs.kept import RECORD
 from compare.runs.options import RunOptions
 from compare.runs.outcome import Status, new_record
-from compare.runs.supervisor import run_one
 from compare.spec import DataId, RunSpec, reproduce
 
 OnEvent = Callable[[Record], None]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
+from compare.parallel import is_sharded
 from compare.record import Record
 from compare.runs import measure
 from compare.runs.clocks import add_since, clocks, shares
+from compare.runs.communicated import sent_bytes
 from compare.runs.data import at_full_length, count_tokens, resized
 from compare.runs.quantise import weights_bytes
 from compare.runs.score import OnDevice
@@ -48,12 +51,12 @@ def measure_costs(trainer: Trainer, record: Record) -> Counted:
 
 def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
     """Measure kernel, parameters, state, time and memory of an optimizer step on micro-batches of full length."""
-    spec, device = trainer.spec, trainer.device
+    spec, device, ranks = trainer.spec, trainer.device, trainer.ranks
     if spec.kind == "cost":
         record["matrix_rate_flops"] = measure.matrix_rate(device, getattr(torch, spec.dtype))
     batch = trainer.to_device(first)
-    sublayer = trainer.accelerator.unwrap_model(trainer.model).encoder.layers[0].attention
-    shape = (count_tokens(first) // spec.seq_len, spec.seq_len, spec.d_model)
+    sublayer: Any = trainer.trained.encoder.layers[0].attention
+    shape = (count_tokens(ranks.rows(first)) // spec.seq_len, spec.seq_len, spec.d_model)
     example = torch.empty(shape, device=device, dtype=getattr(torch, spec.dtype), requires_grad=True)
     kernel = sublayer.kernel(example, None if batch[2] is None else batch[2].view(shape[:2]))
     parts = trainer.trained.encoder, trainer.trained.head
@@ -81,16 +84,22 @@ def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
 
     whole_step()  # creates the state of the optimizer, and compiles
     before = clocks()
-    record["peak_memory_bytes"] = added = measure.peak_memory(whole_step, device)
-    record["train_memory_bytes"] = None if added is None else trainer.held_bytes() + added
-    record["saved_bytes"] = measure.saved_bytes(lambda: trainer.loss(batch, trainer.training_tally()), trainer.model)
+    added = measure.peak_memory(whole_step, device)
+    record["peak_memory_bytes"] = None if added is None else round(ranks.most(added))
+    record["train_memory_bytes"] = None if added is None else round(ranks.most(trainer.held_bytes() + added))
+    if not is_sharded(spec.parallel):  # it would count gathered weights, which are freed
+        record["saved_bytes"] = measure.saved_bytes(
+            lambda: trainer.loss(batch, trainer.training_tally()), trainer.model
+        )
+    if ranks.size > 1:
+        record["communicated_bytes"] = sent_bytes(whole_step, ranks.size)
     record["weights_bytes"] = weights_bytes(trainer.trained)
     measure_forward(trainer, batch, record)
-    note_time(record, "forward_backward", forward_backward, device, times=spec.accumulate)
-    note_time(record, "step", whole_step, device)
+    note_time(record, "forward_backward", forward_backward, trainer, times=spec.accumulate)
+    note_time(record, "step", whole_step, trainer)
     record["tokens_per_second"] = spec.accumulate * count_tokens(first) / record["step_seconds"]
     spent = add_since({}, before, clocks())
-    record |= {f"measure_{name}": share for name, share in shares(spent, spec.threads).items()}
+    record |= {f"measure_{name}": share for name, share in shares(spent, spec.threads, alone=ranks.size == 1).items()}
 
 
 def measure_forward(trainer: Trainer, batch: OnDevice, record: Record) -> None:
@@ -101,13 +110,14 @@ def measure_forward(trainer: Trainer, batch: OnDevice, record: Record) -> None:
         trainer.forward(batch)
 
     trainer.model.eval()
-    note_time(record, "forward", forward, trainer.device, times=trainer.spec.accumulate)
+    note_time(record, "forward", forward, trainer, times=trainer.spec.accumulate)
     trainer.model.train()
 
 
-def note_time(record: Record, name: str, fn: Callable[[], object], device: torch.device, *, times: int = 1) -> None:
+def note_time(record: Record, name: str, fn: Callable[[], object], trainer: Trainer, *, times: int = 1) -> None:
     """Time ``fn``, which an optimizer step does so many ``times``."""
-    timing = measure.time_it(fn, device, warm_up=3 if device.type == "cuda" else 1)
+    warm_up = 3 if trainer.device.type == "cuda" else 1
+    timing = measure.time_it(fn, trainer.device, warm_up=warm_up, first=trainer.ranks.first)
     record[f"{name}_seconds"] = timing.median * times
     record[f"{name}_seconds_spread"] = [end * times for end in timing.spread]
 
@@ -125,7 +135,7 @@ def count_step(trainer: Trainer, first: Batch) -> dict[int, float]:
 
     parts = {length: resized(first, length) for length in lengths}
     flops = {length: measure.count_flops(partial(forward_backward, part)) for length, part in parts.items()}
-    return {length: flops[length] / count_tokens(part) for length, part in parts.items()}
+    return {length: flops[length] / count_tokens(trainer.ranks.rows(part)) for length, part in parts.items()}
 
 
 def try_length(trainer: Trainer) -> None:

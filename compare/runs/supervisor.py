@@ -12,15 +12,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
+from compare.launch import Seat
 from compare.record import Record
 from compare.runs.environ import worker_environment
 from compare.runs.options import RunOptions
-from compare.runs.outcome import new_record, record_of_crash
+from compare.runs.outcome import CALLED_OFF, new_record, record_of_crash
 from compare.spec import RunSpec
 
 OnEvent = Callable[[Record], None]
@@ -28,11 +29,15 @@ OnEvent = Callable[[Record], None]
 
 @dataclass
 class Worker:
-    """A process that does a job. is_late: whether it was ended because it took too long."""
+    """A process that does a job.
+
+    is_late: whether it was ended because it took too long. is_called_off: because another process of its run failed.
+    """
 
     process: subprocess.Popen[str]
     stderr: IO[str]
     is_late: bool = False
+    is_called_off: bool = False
 
     def answer(self, field: str, on_event: OnEvent) -> Record | None:
         """Return this field of the first event that has it, and pass on the events before; None if the process dies."""
@@ -55,6 +60,10 @@ class Worker:
         self.is_late = True
         self.end()
 
+    def call_off(self) -> None:
+        self.is_called_off = True
+        self.end()
+
     def end(self) -> None:
         """Kill the process, if it is alive, and its children."""
         if self.process.poll() is not None:
@@ -64,6 +73,15 @@ class Worker:
         else:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
+
+
+class Place(NamedTuple):
+    """One process of a run of several: its seat, variables of its environment, and a context that ends the worker when
+    another process of the run fails."""
+
+    seat: Seat
+    variables: Mapping[str, str]
+    watch: Callable[[Worker], AbstractContextManager[None]]
 
 
 @contextmanager
@@ -116,8 +134,12 @@ def run_one(
     on_event: OnEvent,
     run_options: RunOptions | None = None,
     warn: Callable[[str], None] = lambda _: None,
+    place: Place | None = None,
 ) -> Record:
-    """Run one spec in a fresh Python and return its record, whatever the outcome."""
+    """Run one spec in a fresh Python and return its record, whatever the outcome.
+
+    place: of this process among those of the run; None = the run has no other.
+    """
     run_options = run_options or RunOptions()
     last: Record = {}
 
@@ -131,11 +153,18 @@ def run_one(
 
     started, kills = time.perf_counter(), oom_kills()
     message, environment = f"{spec.to_json()}\n{run_options.to_json()}", worker_environment(spec)
-    with start("compare.runs.process", message, environment=environment, timeout=run_options.timeout) as worker:
+    if place is not None:
+        message, environment = f"{message}\n{place.seat.to_json()}", {**environment, **place.variables}
+    with (
+        start("compare.runs.process", message, environment=environment, timeout=run_options.timeout) as worker,
+        nullcontext() if place is None else place.watch(worker),
+    ):
         record = worker.answer("record", hear)
         if record is not None:
             return record
         where, wall = place_of(last), time.perf_counter() - started
+        if worker.is_called_off:
+            return new_record(spec, "error", CALLED_OFF) | {"wall_seconds": wall}
         if worker.is_late:
             reason = f"not done after {run_options.timeout:g} s; stopped in {where}"
             return new_record(spec, "timeout", reason) | {"wall_seconds": wall}

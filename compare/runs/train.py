@@ -24,6 +24,8 @@ from compare.runs.kept import find_model, start_from
 from compare.runs.measure import storage_bytes, synchronise
 from compare.runs.model import Model, decay_groups, restoring_loss
 from compare.runs.outcome import DivergedError
+from compare.runs.progress import Progress, part_of, share_done
+from compare.runs.ranks import ALONE, Ranks
 from compare.runs.score import Evaluation, OnDevice, Tally, at_length, evaluate, to_device
 from compare.runs.teacher import Teacher
 from compare.runs.tune import tune
@@ -43,55 +45,20 @@ MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass
-class Progress:
-    """How far a training has come.
-
-    Attributes:
-        step, tokens, flops, seconds: totals of the training so far.
-        loading: part of these seconds in which batches were made. validating: seconds of validation, beside them.
-        cpu: CPU seconds of the process in these seconds.
-        spent: seconds of the process and of the machine, validation included, as `clocks` counts them.
-        full: seconds per micro-batch of the latest steps at full length, without loading.
-        seq_len, taken: the length of the current phase, and the micro-batches taken in it.
-        curve: its points so far.
-        best: step of the best validation so far. worse: validations since then.
-        restored: losses of the self-supervised steps since the last point.
-        norms: gradient norms of the steps since the last point, where they were finite, and their number.
-        tally: loss and score of the steps since the last point.
-    """
-
-    tally: Tally
-    step: int = 0
-    tokens: int = 0
-    flops: float = 0.0
-    seconds: float = 0.0
-    loading: float = 0.0
-    validating: float = 0.0
-    cpu: float = 0.0
-    spent: dict[str, float] = field(default_factory=dict)
-    full: list[float] = field(default_factory=list)
-    seq_len: int = 0
-    taken: int = 0
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    best: int = 0
-    worse: int = 0
-    restored: list[float] = field(default_factory=list)
-    norms: tuple[float, int] = (0.0, 0)
-
-
-@dataclass
 class Trainer:
     """Model, optimizer and accelerator of one run.
 
     out: the folder of the results, which may hold the model to start from and the teacher.
+    ranks: the processes that share the training. Batches are those of the whole run; ``to_device`` takes a share.
     kept: the weights of the best validation so far, where training stops early.
     restoring: whether the training is in its self-supervised part. tuned: whether the encoder is fixed.
-    trained: the model itself; ``model`` is what accelerate makes of it, or its quantised copy.
+    trained: the model itself; ``model`` is what accelerate and the ranks make of it, or its quantised copy.
     """
 
     spec: RunSpec
     task: Task
     out: str | None = None
+    ranks: Ranks = ALONE
     model: Any = field(init=False)
     optimizer: Any = field(init=False)
     progress: Progress = field(init=False)
@@ -122,7 +89,7 @@ class Trainer:
         self.parameters = sum(p.numel() for part in (model.encoder, model.head) for p in part.parameters())
         self.encoder = model.encoder
         self.tuned = False
-        self.model = self.accelerator.prepare(model)
+        self.model = self.ranks.shared(self.accelerator.prepare(model), model, self.spec)
         if self.spec.pretrain:
             self.optimizer = self.accelerator.prepare(self.make_optimizer())
         else:
@@ -131,6 +98,7 @@ class Trainer:
         if self.spec.teacher is not None:
             folder = find_model(self.spec.teacher, self.out)
             self.teacher = Teacher(folder, model, self.task, self.spec.distill, self.device)
+        self.ranks.draw_apart(self.spec.seed)
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(decay_groups(self.trained, self.spec.weight_decay), lr=self.spec.lr)
@@ -148,7 +116,7 @@ class Trainer:
         return Tally(self.task.metric, self.spec.label_smoothing)
 
     def to_device(self, batch: Batch) -> OnDevice:
-        return to_device(batch, self.device)
+        return to_device(self.ranks.rows(batch), self.device)
 
     def held_bytes(self) -> int:
         """Bytes of weights, buffers and optimizer state, which are held between steps; each storage is counted once.
@@ -165,19 +133,22 @@ class Trainer:
         return logits, targets
 
     def loss(self, batch: OnDevice, tally: Tally) -> Tensor:
-        """The loss that training minimises. The tally gets loss and score of the task; nothing in the self-supervised
-        part."""
+        """The loss that training minimises; of several processes, their mean is the loss of the whole batch. The tally
+        gets loss and score of the task; nothing in the self-supervised part."""
         by_attention = self.spec.pretrain > 0 and self.spec.distill == "attention"
         if self.restoring and not by_attention:
-            return restoring_loss(*self.model(*batch, restore=True))
+            predicted, targets = self.model(*batch, restore=True)
+            return self.ranks.weighted(restoring_loss(predicted, targets), len(targets))
         if self.teacher is None or (by_attention and not self.restoring):
-            return tally.add(*self.forward(batch))
+            predicted, targets = self.forward(batch)
+            return self.ranks.weighted(tally.add(predicted, targets), len(targets))
         with self.teacher.watching():
             predicted, targets = self.forward(batch)
             if self.restoring:
                 return self.teacher.attention_loss()
             with self.accelerator.autocast():
-                return self.teacher.loss(batch, predicted, tally.add(predicted, targets))
+                loss = self.teacher.loss(batch, predicted, tally.add(predicted, targets))
+                return self.ranks.weighted(loss, len(targets))
 
     def step(self, batch: OnDevice, tally: Tally) -> float | None:
         """Run forward, backward and, after the last micro-batch of a step, the optimizer.
@@ -191,13 +162,14 @@ class Trainer:
         norm = None
         self.micro_batches.append(batch)
         with self.accelerator.accumulate(self.model):
+            self.ranks.average(self.model, self.accelerator.sync_gradients)
             loss = self.loss(batch, tally)
             self.accelerator.backward(loss)
             if self.restoring:
-                self.progress.restored.append(float(loss.detach()))
+                self.progress.restored.append(self.ranks.total([float(loss.detach())])[0] / self.ranks.size)
             if self.accelerator.sync_gradients:
                 limit = self.spec.clip_norm or math.inf
-                norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
+                norm = float(self.ranks.whole(self.accelerator.clip_grad_norm_(self.model.parameters(), limit)))
                 scaled = self.accelerator.scaler is not None  # a scaler skips steps whose gradients overflow
                 reached = float(loss.detach())
                 if not math.isfinite(norm) and not (scaled and math.isfinite(reached)):
@@ -207,12 +179,13 @@ class Trainer:
                 self.steps += 1
             self.optimizer.step()
             self.optimizer.zero_grad()
+        self.ranks.join_buffers(self.trained)
         return norm if norm is not None and math.isfinite(norm) else None
 
     def where_it_diverged(self) -> str:
         """Repeat the micro-batches of a step until one is not finite, and name the module."""
-        if self.spec.compile:
-            return "without --compile the run names the module"
+        if self.spec.compile or self.ranks.size > 1:
+            return f"without --{'compile' if self.spec.compile else 'parallel'} the run names the module"
         self.model.zero_grad()
         for batch in self.micro_batches:
 
@@ -238,7 +211,7 @@ class Trainer:
         if elsewhere is not None:
             task, size, most = elsewhere, *at_length(self.spec, elsewhere.seq_len)
         self.model.eval()
-        result = evaluate(self.model, task, split, size, self.device, on_progress, most)
+        result = evaluate(self.model, task, split, size, self.device, on_progress, most, self.ranks)
         self.model.train()
         return result
 
@@ -284,7 +257,8 @@ class Trainer:
                 group["lr"] = spec.lr * lr_factor(spec.lr_schedule, spec.warmup, part_done)
             start, cpu, loading, is_full = time.perf_counter(), time.process_time(), at.loading, not restoring
             compiled = compile_seconds()
-            self.encoder.redraw(after=at.step)
+            with self.ranks.alike(spec.seed, at.step):
+                self.encoder.redraw(after=at.step)
             for _ in range(spec.accumulate):
                 begun = time.perf_counter()
                 batch = next(batches)
@@ -298,7 +272,7 @@ class Trainer:
                     at.norms = at.norms[0] + norm, at.norms[1] + 1
             synchronise(self.device)
             compiled = compile_seconds() - compiled
-            took = time.perf_counter() - start - compiled
+            took = self.ranks.first(time.perf_counter() - start - compiled)
             at.seconds += took
             at.cpu += time.process_time() - cpu
             if is_full:
@@ -316,14 +290,17 @@ class Trainer:
             on_step(at.seconds)
         last = at.curve[-1]
         if self.kept:
-            self.model.load_state_dict(self.kept)
+            self.trained.load_state_dict(self.kept)
             last = next(point for point in at.curve if point["step"] == at.best)
         return {
             "train_steps": at.step,
             "train_seconds": at.seconds,
             "loader_seconds": at.loading,
             "train_cpu_seconds": at.cpu,
-            **{f"train_{name}": share for name, share in shares(at.spent, spec.threads).items()},
+            **{
+                f"train_{name}": share
+                for name, share in shares(at.spent, spec.threads, alone=self.ranks.size == 1).items()
+            },
             "train_step_seconds": statistics.median(at.full) if len(at.full) >= FEWEST_TIMED else None,
             **({"compile_seconds": compile_seconds(), "graph_breaks": graph_breaks()} if spec.compile else {}),
             "train_tokens": at.tokens,
@@ -341,7 +318,8 @@ class Trainer:
     def point(self, done: float) -> dict[str, Any]:
         """The next point of the curve: training since the last point, and validation where it is due."""
         at = self.progress
-        loss, score = at.tally.read() if at.tally.count else (None, None)
+        tally = at.tally.over(self.ranks)
+        loss, score = tally.read() if tally.count else (None, None)
         at.tally = self.training_tally()
         total, steps = at.norms
         at.norms = 0.0, 0
@@ -362,7 +340,7 @@ class Trainer:
             point |= {"val_loss": result.loss, "val_score": result.score, "val_size": result.size}
             if self.spec.early_stopping is not None:
                 self.keep_best(result.score)
-            at.validating += time.perf_counter() - begun
+            at.validating += self.ranks.first(time.perf_counter() - begun)
         return point
 
     def keep_best(self, score: float) -> None:
@@ -371,25 +349,26 @@ class Trainer:
         scores = [sign * point["val_score"] for point in at.curve if point["val_score"] is not None]
         if not scores or sign * score > max(scores):
             at.best, at.worse = at.step, 0
-            self.kept = {name: x.detach().clone() for name, x in self.model.state_dict().items()}
+            self.kept = {name: x.detach().clone() for name, x in self.trained.state_dict().items()}
         else:
             at.worse += 1
 
     def state(self) -> dict[str, Any]:
-        """All that a training continues from, as tensors and plain values."""
-        at = self.progress
+        """All that a training continues from, in any number of processes, as tensors and plain values."""
+        at, whole = self.progress, self.ranks.whole
+        tally = at.tally.over(self.ranks)
         scaler = self.accelerator.scaler
         return {
-            "model": self.model.state_dict(),
-            "kept": self.kept,
+            "model": whole(self.trained.state_dict()),
+            "kept": whole(self.kept),
             "tuned": self.tuned,
             "restoring": self.restoring,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole(self.optimizer.state_dict()),
             "scaler": None if scaler is None else scaler.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
             "progress": {field.name: getattr(at, field.name) for field in fields(at) if field.name != "tally"},
-            "tally": {"count": at.tally.count, "sums": at.tally.sums},
+            "tally": {"count": tally.count, "sums": tally.sums},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -397,28 +376,21 @@ class Trainer:
         if state["tuned"] and not self.tuned:
             self.begin_tuning()
         self.restoring = state["restoring"]
-        self.model.load_state_dict(state["model"])
-        self.kept = state["kept"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        if state["kept"]:
+            self.ranks.load_weights(self.trained, state["kept"])
+            self.kept = {name: x.detach().clone() for name, x in self.trained.state_dict().items()}
+        self.ranks.load_weights(self.trained, state["model"])
+        self.ranks.load_optimizer(self.optimizer, state["optimizer"])
         if state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         tally = self.training_tally()
-        tally.count = state["tally"]["count"]
-        tally.sums = {name: torch.as_tensor(sum_, device=self.device) for name, sum_ in state["tally"]["sums"].items()}
+        if self.ranks.rank == 0:  # it has counted for all
+            sums = state["tally"]["sums"].items()
+            tally.count = state["tally"]["count"]
+            tally.sums = {name: torch.as_tensor(sum_, device=self.device) for name, sum_ in sums}
         self.progress = Progress(tally=tally, **state["progress"])
         self.steps = self.progress.step
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"])
-
-
-def part_of(spec: RunSpec, done: float) -> tuple[bool, float]:
-    """Whether a training of which this share is done is in its self-supervised part, and the share of that part."""
-    if done < spec.pretrain:
-        return True, done / spec.pretrain
-    return False, (done - spec.pretrain) / (1 - spec.pretrain)
-
-
-def share_done(spec: RunSpec, step: int, seconds: float) -> float:
-    """The share of the training that is done: 0 to 1, or a little above after the last step of a budget."""
-    return step / spec.steps if spec.steps is not None else seconds / (spec.budget or math.inf)
+        self.ranks.draw_apart(self.spec.seed, self.steps)
