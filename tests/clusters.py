@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import signal
 import subprocess
@@ -90,15 +91,15 @@ def lines(out: Path) -> list[Record]:
 
 
 def runs_left() -> list[str]:
-    """Processes of runs below this one that live."""
+    """Processes of runs of these tests, which have a folder of their own, that live."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            words = path.read_bytes()
+            words, variables = ((folder / name).read_bytes() for name in ("cmdline", "environ"))
         except OSError:
             continue
-        if b"compare.runs.process" in words and str(Path.cwd()).encode() in words:
-            found.append(path.parent.name)
+        if b"compare.runs.process" in words and os.environ["HF_HOME"].encode() in variables:
+            found.append(folder.name)
     return found
 
 

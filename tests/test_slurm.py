@@ -85,6 +85,10 @@ def made_up_job(state: str, outcome: Exception | str | Record) -> SimpleNamespac
             made_up_job("OUT_OF_MEMORY", UncompletedJobError("")),
             ("oom", "Slurm ended its job with state OUT_OF_MEMORY"),
         ),
+        (
+            made_up_job("CANCELLED by 1000", UncompletedJobError("")),
+            ("error", "Slurm ended its job with state CANCELLED by 1000"),
+        ),
         (made_up_job("NODE_FAIL", UncompletedJobError("")), None),
         (made_up_job("PREEMPTED", UncompletedJobError("")), None),
         (
@@ -92,7 +96,7 @@ def made_up_job(state: str, outcome: Exception | str | Record) -> SimpleNamespac
             ("error", "on its node: ImportError: no zoo; a.err"),
         ),
     ],
-    ids=["late", "memory", "node", "preempted", "failed"],
+    ids=["late", "memory", "cancelled", "node", "preempted", "failed"],
 )
 def test_how_a_job_ended_becomes_a_status(slurm: Any, job: Any, ended: tuple[str, str] | None) -> None:
     record = slurm.record_of(SPEC, job)

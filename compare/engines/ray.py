@@ -27,7 +27,12 @@ HEARD = 0.5  # seconds between looks at what the runs tell
 TOLD = 2.0  # seconds between events of one phase of a run
 STORE = 100 * 2**20  # bytes for objects: records are small
 ROOT = Path(__file__).parents[2]
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "GRPC_VERBOSITY": "NONE"}
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # it would print the loss of a worker, which we tell ourselves
+    "GRPC_VERBOSITY": "NONE",
+}
 OURS_ALONE = {"RAY_memory_monitor_refresh_ms": "0"}  # runs limit their memory themselves, and say so in their records
 
 
@@ -74,6 +79,8 @@ def wait_for(address: str) -> None:
     """Raise UsageError where nothing that speaks gRPC answers: Ray would try for half a minute."""
     import grpc
 
+    if os.environ.get("RAY_USE_TLS", "0") != "0":  # a channel without certificates would wait in vain
+        return
     with grpc.insecure_channel(address.removeprefix("ray://")) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=ANSWERS)
@@ -116,7 +123,7 @@ class RayEngine:
                 with suppress(Exception):  # the cluster may be gone
                     ray.cancel(reference, force=True)
             with suppress(Exception):
-                told.shutdown()
+                told.shutdown(force=True)
 
     def demands(self, spec: RunSpec) -> dict[str, float]:
         """What a node must have free for a run.

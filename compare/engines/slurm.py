@@ -21,9 +21,9 @@ from compare.runs.outcome import Status, new_record
 from compare.spec import RunSpec
 
 QUEUED = 200  # jobs that are in Slurm's queue at once
-LOOK = 1.0  # seconds between looks at the jobs
+LOOK = 2.0  # seconds between looks at the jobs
 MARGIN = 15 * 60  # seconds that a job may take beyond its run: its start, its data, its wait for cores
-ENDED: dict[str, Status] = {"TIMEOUT": "timeout", "OUT_OF_MEMORY": "oom"}
+ENDED: dict[str, Status] = {"TIMEOUT": "timeout", "OUT_OF_MEMORY": "oom", "CANCELLED": "error"}
 """States of jobs that are not tried again -> the status of their runs."""
 
 
