@@ -316,6 +316,51 @@ def test_a_task_that_failed_by_itself_is_told(failure: str, told: str, monkeypat
         assert record["reason"].startswith(told)
 
 
+def test_a_cluster_that_ends_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    from compare.engines.ray import RayEngine
+
+    class Gone:
+        def __init__(self, **_: object) -> None:
+            pass
+
+        def options(self, **_: object) -> Gone:
+            return self
+
+        def remote(self, *_: object) -> str:
+            return "reference"
+
+    def wait(*_: object, **__: object) -> None:
+        raise ConnectionError("client is disconnected")
+
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": NODES[0]}])
+    monkeypatch.setattr(ray, "remote", lambda _: Gone())
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr("ray.util.queue.Queue", Gone)
+    left = [SPEC]
+    with pytest.raises(UsageError, match=r"^--engine ray://head:1: the cluster does not answer any more; finished"):
+        list(RayEngine("ray://head:1").results(lambda: left.pop() if left else None, RunOptions(), silent()))
+
+
+def test_a_port_of_something_else_is_one_line() -> None:
+    pytest.importorskip("ray")
+    from concurrent.futures import ThreadPoolExecutor
+
+    import grpc
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with (
+            pytest.raises(UsageError, match=f"^--engine ray://127.0.0.1:{port}: this port serves no clients of Ray: "),
+            open_engine(f"ray://127.0.0.1:{port}", Path("out"), None),
+        ):
+            pass
+    finally:
+        server.stop(0)
+
+
 NODES = [{"CPU": 4.0, "memory": 8e9}, {"CPU": 8.0, "GPU": 2.0, "memory": 3e9}, {"CPU": 64.0, "memory": 1e9}]
 
 

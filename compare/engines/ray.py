@@ -24,8 +24,9 @@ from compare.spec import RunSpec
 ANSWERS = 8.0  # seconds that a cluster has to answer
 QUEUED = 1000  # runs that Ray holds at once
 HEARD = 0.5  # seconds between looks at what the runs tell
-TOLD = 2.0  # seconds between events of one phase of a run
+TOLD = 5.0  # seconds between events of one phase of a run
 STORE = 100 * 2**20  # bytes for objects: records are small
+CLIENTS = "/ray.rpc.RayletDriver/ClusterInfo"  # what only the server of Ray's clients does
 ROOT = Path(__file__).parents[2]
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -65,7 +66,9 @@ def connect(address: str | None) -> Iterator[RayEngine]:
         else:
             wait_for(address)
             ray.init(address, **said)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # Ray and gRPC raise many types
         reason = " ".join(str(error).split())
         raise UsageError(f"--engine {address or 'ray'}: Ray cannot be used: {reason}") from error
     signal.signal(signal.SIGTERM, on_terminate)  # Ray's would end the process without a report
@@ -76,19 +79,22 @@ def connect(address: str | None) -> Iterator[RayEngine]:
 
 
 def wait_for(address: str) -> None:
-    """Raise UsageError where nothing that speaks gRPC answers: Ray would try for half a minute."""
+    """Raise UsageError where no server of Ray's clients answers: Ray would try for half a minute."""
     import grpc
 
     if os.environ.get("RAY_USE_TLS", "0") != "0":  # a channel without certificates would wait in vain
         return
+    advice = "check host and port (the port of Ray's clients is 10001 unless another was chosen)"
     with grpc.insecure_channel(address.removeprefix("ray://")) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=ANSWERS)
+            channel.unary_unary(CLIENTS)(b"", timeout=ANSWERS)
         except grpc.FutureTimeoutError:
-            raise UsageError(
-                f"--engine {address}: no Ray cluster answers there within {ANSWERS:g} s: check host and port (the "
-                "port of Ray's clients is 10001 unless another was chosen)"
-            ) from None
+            what = f"--engine {address}: no Ray cluster answers there within {ANSWERS:g} s"
+            raise UsageError(f"{what}: {advice}") from None
+        except grpc.RpcError as error:  # the right server answers too, that we did not say who we are
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                raise UsageError(f"--engine {address}: this port serves no clients of Ray: {advice}") from None
 
 
 class RayEngine:
@@ -118,6 +124,9 @@ class RayEngine:
                     spec = running.pop(reference)
                     hear.end(spec)
                     yield spec, self.record_of(spec, reference)
+        except ConnectionError as error:
+            what = f"--engine {self.name}: the cluster does not answer any more; finished runs are kept"
+            raise UsageError(f"{what}: continue with --resume") from error
         finally:
             for reference in running:
                 with suppress(Exception):  # the cluster may be gone

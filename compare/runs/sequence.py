@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -15,8 +15,6 @@ from compare.runs.kept import RECORD
 from compare.runs.options import RunOptions
 from compare.runs.outcome import Status, new_record
 from compare.spec import DataId, RunSpec, reproduce
-
-OnEvent = Callable[[Record], None]
 
 
 def run_all(
