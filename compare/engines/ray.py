@@ -85,7 +85,8 @@ def wait_for(address: str) -> None:
     if os.environ.get("RAY_USE_TLS", "0") != "0":  # a channel without certificates would wait in vain
         return
     advice = "check host and port (the port of Ray's clients is 10001 unless another was chosen)"
-    with grpc.insecure_channel(address.removeprefix("ray://")) as channel:
+    direct = [("grpc.enable_http_proxy", 0)]  # as Ray's own channels
+    with grpc.insecure_channel(address.removeprefix("ray://"), options=direct) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=ANSWERS)
             channel.unary_unary(CLIENTS)(b"", timeout=ANSWERS)
