@@ -133,6 +133,13 @@ def test_a_node_of_another_version_runs_nothing(stub: list[RunOptions], monkeypa
     assert stub == []
 
 
+def test_a_node_with_fewer_cores_than_threads_runs_nothing(stub: list[RunOptions]) -> None:
+    refused = carry_out(order(replace(SPEC, threads=10_000), RunOptions()), nothing, nothing)
+    assert isinstance(refused, str)
+    assert "cores, expected 10000, its threads: OMP_NUM_THREADS sets them" in refused
+    assert stub == []
+
+
 def test_builds_of_one_version_are_the_same(stub: list[RunOptions], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node, "version_of", lambda name: "2.13.0+cpu")
     text = order(SPEC, RunOptions())

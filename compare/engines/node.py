@@ -65,6 +65,8 @@ def carry_out(text: str, on_event: Callable[[Record], None], warn: Callable[[str
             return f"{node()} does not see --out {options.out}: expected a folder that all nodes share"
         options = replace(options, out=None)
     whole = usable_cores()
+    if whole < spec.threads:  # as where Slurm's srun gives a step fewer cores than its job has
+        return f"{node()} gives a run {whole} cores, expected {spec.threads}, its threads: OMP_NUM_THREADS sets them"
     with own_cores(None if is_alone(spec) else spec.threads):
         machine = describe_machine(
             device=spec.device,
