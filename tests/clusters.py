@@ -153,7 +153,7 @@ class FakeExecutor:
     """The part of submitit.AutoExecutor that the engine uses; it checks parameters as the real one does."""
 
     SHARED: ClassVar = {"name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node"}
-    SLURM: ClassVar = {"slurm_exclusive", "slurm_partition"}
+    SLURM: ClassVar = {"slurm_exclusive", "slurm_partition", "slurm_srun_args"}
     parameters: ClassVar[list[dict[str, Any]]] = []
 
     def __init__(self, folder: Path, cluster: str | None = None) -> None:
@@ -163,6 +163,7 @@ class FakeExecutor:
     def update_parameters(self, **given: Any) -> None:
         for name, value in given.items():
             assert name in self.SHARED | self.SLURM, name
+            assert value is not False, "it would write --exclusive=False"
             if name in self.SHARED and value is not None:
                 assert isinstance(value, str if name == "name" else int), name
         self.parameters.append(given)

@@ -37,8 +37,9 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """The engine on a machine that submits jobs."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    (tools / "sbatch").write_text("#!/bin/sh\n")
-    (tools / "sbatch").chmod(0o755)
+    for tool in ("sbatch", "srun"):
+        (tools / tool).write_text("#!/bin/sh\n")
+        (tools / tool).chmod(0o755)
     monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
     submitit, core, utils = (ModuleType(name) for name in ("submitit", "submitit.core", "submitit.core.utils"))
     submitit.AutoExecutor = FakeExecutor  # type: ignore[attr-defined]
@@ -49,6 +50,17 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     monkeypatch.setattr(FakeExecutor, "parameters", [])
     with open_engine("slurm", tmp_path / "out", 100.0) as engine:
         return engine
+
+
+@pytest.mark.usefixtures("slurm")
+@pytest.mark.parametrize("tool", ["sbatch", "srun"])
+def test_a_machine_that_submits_no_jobs_is_one_line(tool: str, tmp_path: Path) -> None:
+    (tmp_path / "bin" / tool).unlink()
+    with (
+        pytest.raises(UsageError, match=f"^--engine slurm: found no {tool}: start"),
+        open_engine("slurm", tmp_path / "out", 100.0),
+    ):
+        pass
 
 
 @pytest.mark.alone  # its runs hold cores
@@ -64,8 +76,8 @@ def test_a_lost_job_is_submitted_again_and_no_row_is_lost_or_doubled(
         run_all(specs, out / "records.jsonl", display, {}, RunOptions(out=str(out), timeout=100.0), None, slurm)
     assert sorted((r["run_id"], r["status"]) for r in lines(out)) == sorted((s.run_id, "ok") for s in specs)
     assert said(display).count("its job was lost (NODE_FAIL); it is run again") == 1
-    same = {"name": "attention-zoo", "timeout_min": 17, "cpus_per_task": 1, "gpus_per_node": 0}
-    asked = [{"mem_gb": None, "slurm_exclusive": False}, {"mem_gb": 3, "slurm_exclusive": True}]
+    same = {"name": "attention-zoo", "timeout_min": 17, "cpus_per_task": 1, "slurm_srun_args": ["--cpus-per-task=1"]}
+    asked = [{"slurm_exclusive": None}, {"mem_gb": 3, "slurm_exclusive": True}]
     assert FakeExecutor.parameters[:2] == [same | own for own in asked]
     assert runs_left() == []
 

@@ -52,8 +52,11 @@ class Slurm:
         except ImportError as error:
             what = "--engine slurm: submitit is not installed"
             raise UsageError(f"{what}; pip install 'attention-zoo[slurm]' brings it") from error
-        if shutil.which("sbatch") is None:
-            raise UsageError("--engine slurm: found no sbatch: start the comparison on a machine that submits jobs")
+        for tool in ("sbatch", "srun"):
+            if shutil.which(tool) is None:
+                raise UsageError(
+                    f"--engine slurm: found no {tool}: start the comparison on a machine that submits jobs"
+                )
         self.executor = submitit.AutoExecutor(folder=out / "slurm", cluster="slurm")
         self.minutes = ceil((timeout + MARGIN) / 60)
 
@@ -89,14 +92,18 @@ class Slurm:
                 each.job.cancel(check=False)
 
     def submit(self, spec: RunSpec, run_options: RunOptions) -> Any:
-        memory = spec.memory_limit if spec.device == "cpu" else None
+        asked: dict[str, int] = {}
+        if spec.device == "cuda":
+            asked["gpus_per_node"] = 1
+        elif spec.memory_limit is not None:
+            asked["mem_gb"] = ceil(spec.memory_limit / 2**30) + 1  # and the supervisor
         self.executor.update_parameters(
             name="attention-zoo",
             timeout_min=self.minutes,
             cpus_per_task=spec.threads,
-            gpus_per_node=1 if spec.device == "cuda" else 0,
-            mem_gb=None if memory is None else ceil(memory / 2**30) + 1,  # and the supervisor
-            slurm_exclusive=is_alone(spec),
+            slurm_srun_args=[f"--cpus-per-task={spec.threads}"],  # srun of Slurm 22.05 and later asks again
+            slurm_exclusive=True if is_alone(spec) else None,
+            **asked,
         )
         return self.executor.submit(job_of_run, order(spec, run_options))
 
