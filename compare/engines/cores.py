@@ -1,4 +1,4 @@
-"""Cores that a run has to itself, among all runs on this machine, whichever engine or comparison started them.
+"""Cores that a run has to itself, among all runs that clusters do on this machine, for whichever comparison.
 
 A run holds a name for each core, which no other process can take, and which the system frees when its process ends in
 any way: an abstract socket of Linux. Other systems can neither hold nor pin cores.
