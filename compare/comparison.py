@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -16,13 +17,14 @@ import torch
 
 from compare.choice import asked_variants, find, left_out, remarks, split
 from compare.display import Display
+from compare.engines import open_engine
+from compare.engines.base import Engine
 from compare.errors import UsageError
 from compare.folder import claim_folder, go_on, stamp_folder
 from compare.launch import Launch, choose_parallel, find_launch, program
 from compare.plan import plan_runs
 from compare.record import Record, is_result, read_records
 from compare.report import write_report
-from compare.runs.crew import run_one
 from compare.runs.fit_batch import fit_batches
 from compare.runs.kept import spec_of
 from compare.runs.limits import usable_cores
@@ -52,6 +54,7 @@ class Comparison:
         match: the score that the report compares.
         plan: the name of the plan that is repeated; None = no plan.
         out: the folder of the results. resume: whether to continue the runs in it.
+        engine: where runs are executed, as typed.
         run_options: how each run is executed.
     """
 
@@ -66,6 +69,7 @@ class Comparison:
     plan: str | None
     out: Path
     resume: bool
+    engine: str
     run_options: RunOptions
 
     @property
@@ -90,8 +94,11 @@ def make_comparison(options: argparse.Namespace, words: list[str], longest: int 
     track = check_trackers(split(options.track, "tracker", list(TRACKERS))) if options.track is not None else ()
     launch = find_launch()
     options.parallel = choose_parallel(options.parallel, launch)
-    device = choose_device(options.device, launch)
-    threads = choose_threads(display, launch)
+    if options.parallel and options.engine != "local":
+        raise UsageError(f"--engine {options.engine}: expected no launcher, whose processes share each run themselves")
+    is_here = options.engine in ("local", "ray")
+    device = choose_device(options.device, launch) if is_here or options.device == "auto" else options.device
+    threads = choose_threads(display, launch) if is_here else torch.get_num_threads()
     planned = plan_runs(options, device, threads)
     for line in remarks(options):
         display.say(line)
@@ -100,10 +107,10 @@ def make_comparison(options: argparse.Namespace, words: list[str], longest: int 
         names = ", ".join(sorted(bound))
         display.say(f"skipped (parameters for each position, untrained beyond the training length): {names}")
     command = shlex.join([*program(1 if launch is None else launch.size), *words])
-    gpu = torch.cuda.get_device_name() if device == "cuda" else None
+    gpu = torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else None
     machine = describe_machine(device=device, threads=threads, gpu=gpu, command=command)
     memory = torch.cuda.get_device_properties(0).total_memory if gpu else machine["memory_bytes"]
-    if memory and options.memory_limit and options.memory_limit > memory:
+    if is_here and memory and options.memory_limit and options.memory_limit > memory:
         beyond = f"--memory-limit: expected at most the available memory, {memory} bytes, got {options.memory_limit}"
         if longest:
             raise UsageError(f"{beyond}: lower it to search the longest length that fits")
@@ -121,6 +128,7 @@ def make_comparison(options: argparse.Namespace, words: list[str], longest: int 
         plan=options.plan,
         out=out,
         resume=options.resume,
+        engine=options.engine,
         run_options=RunOptions(
             out=str(out),
             checkpoint_every=options.checkpoint_every,
@@ -156,19 +164,35 @@ def choose_threads(display: Display, launch: Launch | None = None) -> int:
     return min(threads, most)
 
 
+@dataclass(frozen=True)
+class Unshown:
+    """A listener that passes on warnings alone."""
+
+    warn: Callable[[str], None]
+
+    def started(self, spec: RunSpec) -> None:
+        pass
+
+    def update(self, spec: RunSpec, event: Record) -> None:
+        pass
+
+
 def carry_out(comparison: Comparison, display: Display) -> int:
     """Prepare the data, do the runs and draw the report; return the exit code.
 
     Raises:
-        UsageError: the folder cannot be used.
+        UsageError: the folder or the engine cannot be used.
     """
     out = comparison.out
-    with claim_folder(out, comparison.command, resume=comparison.resume):
+    with (
+        claim_folder(out, comparison.command, resume=comparison.resume),
+        open_engine(comparison.engine, out, comparison.run_options.timeout) as engine,
+    ):
         unprepared = prepare_data(comparison.specs, display)
         if len(unprepared) == len({spec.data_id for spec in comparison.specs}):
             return 2  # each error was shown
         try:
-            return run_and_report(comparison, unprepared, display)
+            return run_and_report(comparison, unprepared, engine, display)
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -177,17 +201,18 @@ def carry_out(comparison: Comparison, display: Display) -> int:
             return 1
 
 
-def run_and_report(comparison: Comparison, unprepared: dict[DataId, str], display: Display) -> int:
+def run_and_report(comparison: Comparison, unprepared: dict[DataId, str], engine: Engine, display: Display) -> int:
     """Do the runs and draw the report. unprepared: data that could not be prepared -> the reason."""
     out, specs = comparison.out, comparison.specs
     stamp_folder(out, comparison.run_options.machine, display)
     number = len(with_tips(specs, comparison.tips).specs) if comparison.tips else len(specs)
-    count = f"{number} runs, one after another" if number > 1 else "1 run"
+    how = "one after another" if comparison.engine == "local" else f"engine {comparison.engine}"
+    count = f"{number} runs, {how}" if number > 1 else "1 run"
     together = f", each shared by all processes ({specs[0].parallel})" if specs[0].parallel else ""
     display.say(f"{count}{together}; results in {out}")
     interrupted = False
     try:
-        specs = do_runs(comparison, unprepared, display)
+        specs = do_runs(comparison, unprepared, engine, display)
     except KeyboardInterrupt:
         interrupted = True
     finished = read_records(comparison.records)[0] if comparison.records.exists() else []
@@ -202,7 +227,9 @@ def run_and_report(comparison: Comparison, unprepared: dict[DataId, str], displa
     return 0 if any(r["status"] == "ok" for r in finished if r["run_id"] in wanted) else 1
 
 
-def do_runs(comparison: Comparison, unprepared: dict[DataId, str], display: Display) -> tuple[RunSpec, ...]:
+def do_runs(
+    comparison: Comparison, unprepared: dict[DataId, str], engine: Engine, display: Display
+) -> tuple[RunSpec, ...]:
     """Search rates, run all specs, search longest lengths; return the specs with their learning rates."""
     specs, notes = comparison.specs, dict[str, Record]()
     run = partial(
@@ -211,11 +238,15 @@ def do_runs(comparison: Comparison, unprepared: dict[DataId, str], display: Disp
         display=display,
         unprepared=unprepared,
         run_options=comparison.run_options,
+        engine=engine,
     )
     if comparison.fit_batch:
 
         def probe(spec: RunSpec) -> Record:
-            return run_one(spec, lambda _: None, comparison.run_options, display.warn)
+            left = [spec]
+            once = engine.results(lambda: left.pop() if left else None, comparison.run_options, Unshown(display.warn))
+            ((_, record),) = once
+            return record
 
         earlier = read_records(comparison.records)[0] if comparison.records.exists() else []
         plain = [r for r in earlier if r["status"] == "ok" and r.get("tip", BASELINE) == BASELINE]

@@ -6,9 +6,7 @@ They draw only after an event, and at most twice a second: drawing must not take
 from __future__ import annotations
 
 import json
-import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,108 +21,14 @@ from rich.table import Table
 from rich.text import Text
 
 from compare.load import disturbance
+from compare.progress import Runs
 from compare.record import Record, is_search
-from compare.spec import Option, RunSpec
+from compare.spec import RunSpec
 
 PLAIN_SECONDS = 15.0  # between lines where there is no terminal to draw on
 DRAW_SECONDS = 0.5
-OVERHEAD = 15.0  # seconds that a run takes beside its budget, assumed until one has ended
 STATE_WIDTH = 24  # least width of a state such as "training 34%, loss 2.345"
 STYLES = {"ok": "green", "failed": "red", "running": "bold", "waiting": "dim"}
-
-
-class Runs:
-    """All runs of a comparison: finished ones, the current one, and an estimate of the time left."""
-
-    def __init__(self, specs: Sequence[RunSpec], records: Sequence[Record]) -> None:
-        """records: of the runs that ended earlier."""
-        self.specs = {spec.run_id: spec for spec in specs}
-        self.numbers = {run_id: number for number, run_id in enumerate(self.specs, 1)}
-        self.records = {record["run_id"]: record for record in records}
-        self.shared: dict[str, set[tuple[str, Option]]] = {}  # options that all runs of a task have
-        for spec in specs:
-            self.shared[spec.task] = self.shared.get(spec.task, set(spec.task_options)) & set(spec.task_options)
-        self.firsts: dict[object, RunSpec] = {}  # the first run of each variant on its data
-        for spec in specs:
-            self.firsts.setdefault((spec.label, spec.data_id, spec.kind), spec)
-        self.weight_decays = {spec.weight_decay for spec in specs if spec.kind == "search"}
-        self.current: RunSpec | None = None
-        self.event: Record = {}
-        self.since = self.trained_since = 0.0
-
-    def start(self, spec: RunSpec, at: float) -> None:
-        self.current, self.event, self.since, self.trained_since = spec, {}, at, at
-
-    def update(self, event: Record, at: float) -> None:
-        if event["phase"] == "training" and self.event.get("phase") != "training":
-            self.trained_since = at
-        self.event = event
-
-    def finish(self, record: Record) -> None:
-        self.records[record["run_id"]], self.current = record, None
-
-    def title(self, spec: RunSpec) -> str:
-        where = f"{self.task_of(spec)} · N {spec.seq_len} · seed {spec.seed}{self.setting_of(spec)}"
-        return f"{self.numbers[spec.run_id]}/{len(self.specs)} {spec.label} · {where}"
-
-    def task_of(self, spec: RunSpec) -> str:
-        """The task, with the options in which its runs differ."""
-        own = (f"{name}={value}" for name, value in spec.task_options if (name, value) not in self.shared[spec.task])
-        return " ".join([spec.task, *own])
-
-    def setting_of(self, spec: RunSpec) -> str:
-        """The settings that a search run tries, and those in which a run differs from the first of its variant."""
-        first, apart = self.firsts[spec.label, spec.data_id, spec.kind], {"seed"}
-        tried = ""
-        if spec.kind == "search":
-            apart |= {"lr", "weight_decay"}
-            tried = f" · lr {spec.lr:g}" + f" · weight decay {spec.weight_decay:g}" * (len(self.weight_decays) > 1)
-        changed = {name: value for name, value in vars(spec).items() if name not in apart}
-        return tried + "".join(
-            f" · {name.replace('_', ' ')} {value}" for name, value in changed.items() if value != getattr(first, name)
-        )
-
-    def time_left(self, at: float) -> tuple[float | None, float | None]:
-        """Seconds left of the current run and of the comparison; None where unknown."""
-        estimate = Estimate([(self.specs[r], record["wall_seconds"]) for r, record in self.timed()])
-        waiting = [s for run_id, s in self.specs.items() if run_id not in self.records and s is not self.current]
-        parts = [estimate.of(spec) for spec in waiting]
-        of_run = None
-        if self.current is not None:
-            done, budget = self.event.get("done"), self.current.budget
-            if self.event.get("phase") == "training" and done:
-                of_run = (budget or (at - self.trained_since) / done) * (1 - float(done))
-            elif (whole := estimate.of(self.current)) is not None:
-                of_run = max(0.0, whole - (at - self.since))
-            parts.append(of_run)
-        known = [part for part in parts if part is not None]
-        return of_run, sum(known) if len(known) == len(parts) else None
-
-    def timed(self) -> Iterator[tuple[str, Record]]:
-        """Records with the duration of the run; a run whose data could not be prepared has none."""
-        known = ((r, record) for r, record in self.records.items() if r in self.specs)
-        return ((r, record) for r, record in known if record.get("wall_seconds") is not None)
-
-
-class Estimate:
-    """Estimates the seconds of whole runs from finished ones: of the same variant and data, else of other runs."""
-
-    def __init__(self, took: Sequence[tuple[RunSpec, float]]) -> None:
-        self.of_like: dict[object, list[float]] = defaultdict(list)
-        self.of_data: dict[object, list[float]] = defaultdict(list)
-        for spec, wall in took:
-            self.of_like[spec.label, spec.data_id].append(wall)
-            self.of_data[spec.data_id].append(wall)
-        self.of_all = [wall for _, wall in took]
-        self.overheads = [wall - spec.budget for spec, wall in took if spec.budget is not None and wall > spec.budget]
-
-    def of(self, spec: RunSpec) -> float | None:
-        """The estimate for a run; None before any run has ended."""
-        alike = self.of_like.get((spec.label, spec.data_id))
-        if alike is None and spec.budget is not None:
-            return spec.budget + statistics.fmean(self.overheads or [OVERHEAD])
-        known = alike or self.of_data.get(spec.data_id) or self.of_all
-        return statistics.fmean(known) if known else None
 
 
 class Display:
@@ -170,13 +74,14 @@ class Display:
         self.runs.start(spec, self.last)
         self.say(f"{self.runs.title(spec)}: started")
 
-    def update(self, event: Record) -> None:
-        """Show an event of the current run."""
+    def update(self, spec: RunSpec, event: Record) -> None:
+        """Show an event of a run."""
         at = time.perf_counter()
-        self.runs.update(event, at)
+        self.runs.update(spec, event, at)
         if self.is_due(PLAIN_SECONDS):
-            left, _ = self.runs.time_left(at)
-            self.say(f"  {describe_phase(event)}{'' if left is None else f', {clock(left)} left'}")
+            left, _ = self.runs.time_left(at, spec)
+            which = f"{self.runs.title(spec)}: " if len(self.runs.running) > 1 else ""
+            self.say(f"  {which}{describe_phase(event)}{'' if left is None else f', {clock(left)} left'}")
 
     def finished(self, spec: RunSpec, record: Record) -> None:
         self.runs.finish(record)
@@ -217,23 +122,22 @@ class TableDisplay(Display):
         self.runs.start(spec, time.perf_counter())
         self.live.refresh()
 
-    def update(self, event: Record) -> None:
-        self.runs.update(event, time.perf_counter())
+    def update(self, spec: RunSpec, event: Record) -> None:
+        self.runs.update(spec, event, time.perf_counter())
         if self.is_due(DRAW_SECONDS):
             self.live.refresh()
 
     def table(self) -> RenderableType:
-        """The table: as many runs as fit, including the current one."""
-        runs = self.runs
-        left = runs.time_left(time.perf_counter())
+        """The table: as many runs as fit, including those that go on."""
+        runs, at = self.runs, time.perf_counter()
         room = max(1, self.console.height - 4)
-        current = runs.numbers[runs.current.run_id] if runs.current else len(runs.records)
-        first = max(0, min(current - 1 - room * 2 // 3, len(runs.specs) - room))
+        current = [runs.numbers[run_id] for run_id in runs.running] or [len(runs.records)]
+        first = max(0, min(max(current) - 1 - room * 2 // 3, max(0, min(current) - 1), len(runs.specs) - room))
         shown = list(runs.specs.items())[first : first + room]
         tasks = {run_id: runs.task_of(spec) for run_id, spec in shown}
         varied = {name for name in ("seq_len", "seed") if len({getattr(s, name) for s in runs.specs.values()}) > 1}
         varied |= {"task"} if len({(s.task, s.task_options) for s in runs.specs.values()}) > 1 else set()
-        rows = [(spec, tasks[run_id], *self.state(spec, run_id, left[0])) for run_id, spec in shown]
+        rows = [(spec, tasks[run_id], *self.state(spec, run_id, at)) for run_id, spec in shown]
         width = self.console.width - max((len(took) for *_, took in rows), default=0) - 6
         longest = max((len(self.run_name(spec, task, varied, width)) for spec, task, *_ in rows), default=0)
         states = max((len(state) for *_, state, _ in rows), default=0)
@@ -242,7 +146,9 @@ class TableDisplay(Display):
         for spec, task, style, state, took in rows:
             run = Text(self.run_name(spec, task, varied, width - state_width), style=style)
             table.add_row(run, Text(cut(state, state_width), style=style), Text(took, style=style))
-        return Group(table, Text(cut(self.summary(first, len(shown), left[1]), self.console.width), style="dim"))
+        return Group(
+            table, Text(cut(self.summary(first, len(shown), runs.time_left(at)[1]), self.console.width), style="dim")
+        )
 
     def run_name(self, spec: RunSpec, task: str, varied: set[str], width: int) -> str:
         """The variant and the settings in which runs differ; if the width is short, the variant is cut first."""
@@ -250,10 +156,11 @@ class TableDisplay(Display):
         rest = "".join(text for name, text in parts.items() if name in varied) + self.runs.setting_of(spec)
         return cut(cut(spec.label, max(6, width - len(rest))) + rest, width)
 
-    def state(self, spec: RunSpec, run_id: str, left: float | None) -> tuple[str, str, str]:
-        """Style of a run, its state in words, and the time it took; for the current run, the time ``left``."""
-        if spec is self.runs.current:
-            return STYLES["running"], describe_phase(self.runs.event), "" if left is None else f"{clock(left)} left"
+    def state(self, spec: RunSpec, run_id: str, at: float) -> tuple[str, str, str]:
+        """Style of a run, its state in words, and the time it took; for one that goes on, the time left."""
+        if run := self.runs.running.get(run_id):
+            left, _ = self.runs.time_left(at, spec)
+            return STYLES["running"], describe_phase(run.event), "" if left is None else f"{clock(left)} left"
         record = self.runs.records.get(run_id)
         if record is None:
             return STYLES["waiting"], "waiting", ""
@@ -267,6 +174,7 @@ class TableDisplay(Display):
         runs = self.runs
         failed = sum(record["status"] != "ok" for record in runs.records.values())
         parts = [f"{len(runs.records)} of {len(runs.specs)} runs done"]
+        parts += [f"{len(runs.running)} running"] * (len(runs.running) > 1)
         parts += [f"{failed} failed"] * (failed > 0)
         parts += [] if left is None else [f"{clock(left)} left"]
         parts += [f"showing {first + 1} to {first + shown}"] * (shown < len(runs.specs))
@@ -318,13 +226,12 @@ class JsonDisplay(Display):
         self.runs.start(spec, time.perf_counter())
         self.send("started", **self.name(spec), number=self.runs.numbers[spec.run_id], of=len(self.runs.specs))
 
-    def update(self, event: Record) -> None:
+    def update(self, spec: RunSpec, event: Record) -> None:
         at = time.perf_counter()
-        self.runs.update(event, at)
-        assert self.runs.current is not None
-        left, left_of_all = self.runs.time_left(at)
+        self.runs.update(spec, event, at)
+        left, left_of_all = self.runs.time_left(at, spec)
         times = {"seconds_left": left, "comparison_seconds_left": left_of_all}
-        self.send("progress", run_id=self.runs.current.run_id, **event, **times)
+        self.send("progress", run_id=spec.run_id, **event, **times)
 
     def finished(self, spec: RunSpec, record: Record) -> None:
         self.runs.finish(record)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from compare.parser import Named, Parser
 from compare.spec import FLAGS
-from compare.values import positive_float
+from compare.values import engine, positive_float
 
 Container: TypeAlias = argparse._ArgumentGroup
 CONTROL = "none"
@@ -80,6 +80,14 @@ def add_device(container: argparse._ActionsContainer) -> None:
 def add_run_options(parser: Parser) -> None:
     """Add the flags for the execution of runs and for what is printed."""
     how = parser.add_argument_group("execution (does not change any result)")
+    how.add_argument(
+        "--engine",
+        type=engine,
+        default="local",
+        metavar="WHERE",
+        help="where runs are executed: local, one after another; ray, on this machine by Ray; ray://HOST:PORT, on a "
+        "Ray cluster; slurm, as jobs of a Slurm cluster (default: %(default)s)",
+    )
     how.add_argument(
         "--timeout", type=positive_float, metavar="SECONDS", help="stop a run that takes longer (default: never)"
     )

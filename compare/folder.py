@@ -28,21 +28,23 @@ def claim_folder(folder: Path, command: str, *, resume: bool | None = None) -> I
     is_new = not folder.exists()
     if resume and is_new:
         raise UsageError(f"--resume: folder {folder} does not exist; leave out --resume to start a comparison in it")
-    with ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(hold(folder, command))
-        except OSError as error:
-            raise UsageError(f"--out {folder} cannot be written: {error.strerror}") from error
-        if not resume and any((folder / name).exists() for name in ("records.jsonl", "checkpoints")):
-            advice = "leave out --out to draw its report" if resume is None else "add --resume to continue them"
-            raise UsageError(f"--out {folder} holds results already: {advice}, or name another folder")
-        if not is_new:
-            check_foreign(folder)
-        yield
-    if is_new:
-        with suppress(OSError):  # the folder is not empty
-            folder.rmdir()
+    try:
+        with ExitStack() as stack:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(hold(folder, command))
+            except OSError as error:
+                raise UsageError(f"--out {folder} cannot be written: {error.strerror}") from error
+            if not resume and any((folder / name).exists() for name in ("records.jsonl", "checkpoints")):
+                advice = "leave out --out to draw its report" if resume is None else "add --resume to continue them"
+                raise UsageError(f"--out {folder} holds results already: {advice}, or name another folder")
+            if not is_new:
+                check_foreign(folder)
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # the folder is not empty
+                folder.rmdir()
 
 
 def check_foreign(folder: Path) -> None:

@@ -16,8 +16,8 @@ from compare.spec import kind_of
 SCHEMA = 3
 """Schema 2 adds FLOPs to the points of a curve; 3 adds the total memory of training and the CPU time that others took.
 Older records lack these fields and stay readable."""
-TIMED_ON = ("cpu", "cores", "threads", "device", "gpu", "torch", "python")
-"""Fields of a machine that a time depends on."""
+TIMED_ON = ("cpu", "cores", "of_cores", "threads", "device", "gpu", "torch", "python")
+"""Fields of a machine that a time depends on. of_cores: all cores of a node, where a run had only some of them."""
 RETRIED = ("timeout", "error")
 """Statuses of runs that are tried again; every other status is final."""
 Record = dict[str, Any]

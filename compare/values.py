@@ -67,6 +67,13 @@ def folders(text: str) -> list[Path]:
     return paths
 
 
+def engine(text: str) -> str:
+    """``local``, ``ray``, ``slurm`` or ``ray://HOST:PORT``."""
+    if text in ("local", "ray", "slurm") or re.fullmatch(r"ray://[^/\s]+:\d+", text):
+        return text
+    raise ArgumentTypeError(f"expected local, ray, ray://HOST:PORT or slurm, got {text!r}")
+
+
 def rates(text: str) -> tuple[float, ...]:
     """Rates in rising order, each once."""
     numbers = tuple(sorted({positive_float(part.strip()) for part in text.split(",")}))

@@ -101,7 +101,7 @@ def compare_here(*words: str) -> CompletedProcess[str]:
     """``python -m compare`` with these words, on few samples; its charts are blank."""
     said, complained = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(complained):
-        patch.setattr("compare.runs.sequence.run_one", run_whole)
+        patch.setattr("compare.engines.local.run_one", run_whole)
         with pytest.raises(SystemExit) as stop:
             main(list(words))
     assert isinstance(stop.value.code, int)

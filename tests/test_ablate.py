@@ -310,7 +310,7 @@ def test_a_failed_teacher_is_told_by_its_students(tmp_path: Path, monkeypatch: p
 
     for ended, wanted in (("oom", "unsupported"), ("timeout", "error")):
         failed = new_record(teacher, ended, "no memory")
-        monkeypatch.setattr("compare.runs.sequence.run_one", lambda *_, failed=failed: failed)
+        monkeypatch.setattr("compare.engines.local.run_one", lambda *_, failed=failed: failed)
         options = RunOptions(out=str(tmp_path), keep=(teacher.run_id,))
         display = choose_display(quiet=True, as_json=False)
         records = run_all([teacher, student], tmp_path / f"{ended}.jsonl", display, {}, options)

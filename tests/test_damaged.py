@@ -278,7 +278,7 @@ def resumed(tmp_path: Path, specs: list[RunSpec], monkeypatch: pytest.MonkeyPatc
         again.append(spec.variant)
         return new_record(spec, "oom", "made up") | {"wall_seconds": 1.0}
 
-    monkeypatch.setattr("compare.runs.sequence.run_one", run_one)
+    monkeypatch.setattr("compare.engines.local.run_one", run_one)
     out = io.StringIO()
     for display in (Display(Console(file=out, width=500)), TableDisplay(Console(file=out, force_terminal=True))):
         run_all(specs, tmp_path / "records.jsonl", display, {}, RunOptions())

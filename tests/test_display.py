@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from compare import display as module
-from compare.display import Display, QuietDisplay, Runs, TableDisplay, choose_display, clock
+from compare.display import Display, QuietDisplay, TableDisplay, choose_display, clock
+from compare.progress import OVERHEAD, Runs
 from compare.record import Record
 from compare.runs.prepare import prepare_data
 from compare.spec import RunSpec
@@ -67,7 +67,7 @@ def show(width: int, height: int, specs: list[RunSpec], current: int) -> list[st
         ended[1] = record_of(specs[1], "oom", 12.0, "can't allocate memory: you tried to allocate 137438953472 bytes")
     with display.comparing(specs, ended):
         display.started(specs[current])
-        display.update(training(0.34))
+        display.update(specs[current], training(0.34))
         return drawn(display)
 
 
@@ -118,7 +118,7 @@ def test_drawing_happens_upon_events_and_at_most_twice_a_second(monkeypatch: pyt
         display.started(specs[0])
         before, started = drawings, time.perf_counter()
         while (took := time.perf_counter() - started) < 1.2:
-            display.update(training(took / 2))
+            display.update(specs[0], training(took / 2))
         busy = drawings - before
         time.sleep(0.7)
         assert drawings - before == busy, "it was drawn without an event"
@@ -152,14 +152,15 @@ def test_outcomes_go_by_above_the_table_and_stay() -> None:
 def test_time_left_comes_from_runs_that_ended_and_from_budgets() -> None:
     specs = specs_of(["full", "none"], seeds=2)
     runs = Runs(specs, [])
-    assert runs.time_left(0.0)[1] == 4 * (100 + module.OVERHEAD)
+    assert runs.time_left(0.0)[1] == 4 * (100 + OVERHEAD)
     runs.start(specs[0], 0.0)
-    assert runs.time_left(10.0)[0] == 100 + module.OVERHEAD - 10
-    runs.update(training(0.25), 20.0)
-    assert runs.time_left(50.0)[0] == 75
+    assert runs.time_left(10.0, specs[0])[0] == 100 + OVERHEAD - 10
+    runs.update(specs[0], training(0.25), 20.0)
+    assert runs.time_left(50.0, specs[0])[0] == 75
     runs.finish(record_of(specs[0], wall=120.0))
-    assert runs.time_left(120.0)[0] is None
+    assert runs.time_left(120.0, specs[0])[0] is None
     assert runs.time_left(120.0)[1] == 120 + 120 + 120, "none: its budget and the 20 s that full took beside it"
+    runs.start(specs[1], 120.0)
     runs.finish(record_of(specs[1], "oom", wall=5.0))
     assert runs.time_left(125.0)[1] == 120 + 5
 
@@ -167,12 +168,46 @@ def test_time_left_comes_from_runs_that_ended_and_from_budgets() -> None:
     runs = Runs(counted, [])
     assert runs.time_left(0.0)[1] is None
     runs.start(counted[0], 0.0)
-    runs.update(training(0.0), 10.0)
-    assert runs.time_left(11.0)[0] is None
-    runs.update(training(0.25), 20.0)
-    assert runs.time_left(20.0)[0] == 30
+    runs.update(counted[0], training(0.0), 10.0)
+    assert runs.time_left(11.0, counted[0])[0] is None
+    runs.update(counted[0], training(0.25), 20.0)
+    assert runs.time_left(20.0, counted[0])[0] == 30
     runs.finish(record_of(counted[0], wall=55.0))
     assert runs.time_left(55.0)[1] == 3 * 55
+
+
+def test_runs_that_go_on_at_once_are_all_drawn_and_share_the_time_left() -> None:
+    specs = specs_of(["full", "none", "linear", "local"])
+    display = TableDisplay(terminal(100, 24))
+    with display.comparing(specs, [record_of(specs[0], wall=120.0)]):
+        for spec in specs[1:3]:
+            display.started(spec)
+            display.update(spec, training(0.5 if spec is specs[1] else 0.1))
+        lines = drawn(display)
+    assert "training 50%" in lines[1]
+    assert "0:50 left" in lines[1]
+    assert "training 10%" in lines[2]
+    assert "1:30 left" in lines[2]
+    assert "waiting" in lines[3]
+    assert lines[4] == "1 of 4 runs done · 2 running · 2:10 left", "(50 + 90 + 120) / 2"
+    console = Console(file=io.StringIO(), width=200)
+    plain = Display(console)
+    with plain.comparing(specs, []):
+        for spec in specs[:2]:
+            plain.started(spec)
+        plain.last = -1e9
+        plain.update(specs[1], training(0.5))
+    told = console.file.getvalue().splitlines()[-1]  # type: ignore[attr-defined]
+    assert told.startswith("  2/4 none · mqar · N 64 · seed 0: training 50%, loss 2.346, 0:50 left")
+
+
+def test_a_run_that_takes_longest_sets_the_time_left() -> None:
+    specs = specs_of(["full", "none"])
+    runs = Runs(specs, [])
+    for spec in specs:
+        runs.start(spec, 0.0)
+    runs.update(specs[0], training(0.9), 0.0)
+    assert runs.time_left(0.0)[1] == 100 + OVERHEAD
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (90, "1:30"), (4000, "1:06:40")])
@@ -189,7 +224,7 @@ def play(display: Display) -> None:
         on_progress(0.5)
     with display.comparing(specs, []):
         display.started(specs[0])
-        display.update(training(0.5))
+        display.update(specs[0], training(0.5))
         display.finished(specs[0], record_of(specs[0]))
         display.started(specs[1])
         display.finished(specs[1], record_of(specs[1], "error", reason="it [broke]"))

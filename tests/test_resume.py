@@ -242,7 +242,7 @@ def test_finished_runs_of_other_data_run_again_and_it_is_told(tmp_path: Path, mo
         began.append(spec)
         return new_record(spec, "ok", "") | {"data": make_task(spec).facts["data"], "wall_seconds": 1.0}
 
-    monkeypatch.setattr("compare.runs.sequence.run_one", run_one)
+    monkeypatch.setattr("compare.engines.local.run_one", run_one)
     monkeypatch.setattr("compare.display.outcome", lambda _: "done")
 
     def compare() -> str:

@@ -110,7 +110,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
         record = make_record(spec.variant, task=spec.task, seq_len=spec.seq_len, seed=spec.seed, status=status)
         return record | {"run_id": spec.run_id, "spec": {"search": spec.search}, "val_score": 1 - abs(spec.lr - 3e-3)}
 
-    monkeypatch.setattr("compare.runs.sequence.run_one", run_one)
+    monkeypatch.setattr("compare.engines.local.run_one", run_one)
     return calls
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-from compare.display import Display, Runs
+from compare.display import Display
+from compare.progress import Runs
 from compare.runs.data import make_task
 from compare.spec import DataId, RunSpec
 from tasks.cache import DamagedCacheWarning

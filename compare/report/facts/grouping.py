@@ -157,8 +157,9 @@ def machine_name(environment: Mapping[str, Any]) -> str:
     if gpu and environment.get("device") != "cpu":
         return str(gpu)
     cpu = re.sub(r"\((R|TM)\)|\bCPU\b", "", str(environment.get("cpu") or "unknown machine"))
-    cores = environment.get("cores")
-    return " ".join(cpu.split()) + (f", {cores} {plural(cores, 'core')}" if cores else "")
+    cores, of = environment.get("cores"), environment.get("of_cores")
+    part = f"{cores} of {of}" if of else str(cores)
+    return " ".join(cpu.split()) + (f", {part} {plural(of or cores, 'core')}" if cores else "")
 
 
 def machine_line(environment: Mapping[str, Any]) -> str:
