@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -30,14 +31,16 @@ def measure(parallel: str | None, words: Sequence[str], out: Path) -> None:
     """Add the records of one number of processes to a folder.
 
     Raises:
-        CalledProcessError: the command failed; it said why.
+        SystemExit: the command failed; it said why.
     """
     command = [sys.executable, "-m"]
     if parallel is not None:
         command += ["torch.distributed.run", "--nproc-per-node", str(processes_of(parallel)), "-m"]
-    command += ["compare", "cost", "--no-control", "--quiet", "--resume", "--out", str(out), *words]
+    command += ["compare", "cost", "--no-control", "--quiet", "--out", str(out), *words]
+    command += ["--resume"] * out.exists()
     command += [] if parallel is None else ["--parallel", parallel]
-    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+    if subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False).returncode:
+        sys.exit(f"error: failed: {shlex.join(command)}")
 
 
 def table(records: Sequence[Record]) -> list[dict[str, object]]:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from compare.spec import RunSpec
 
-KINDS = {
-    "data": "each process holds the whole model and trains on its rows of every batch",
-    "shard": "as data, but each process stores only its part of weights, gradients and optimizer state",
-}
+KINDS = ("data", "shard")
+"""``data``: each process holds the whole model and trains on its rows of every batch. ``shard``: also, each stores only
+its part of weights, gradients and optimizer state."""
 
 
 def sizes_of(parallel: str) -> dict[str, int]:

@@ -27,12 +27,13 @@ from compare.parallel import processes_of, sizes_of, unable
 from compare.record import Record, read_records
 from compare.report.facts.grouping import Source, group_records
 from compare.runs import meeting as meetings
+from compare.runs import ranks
 from compare.runs.crew import cause
 from compare.runs.environ import one_gpu
 from compare.runs.meeting import Meeting
 from compare.runs.options import RunOptions
 from compare.runs.outcome import CALLED_OFF
-from compare.spec import RunSpec, reproduce
+from compare.spec import DEFAULTS, RunSpec, reproduce
 from tests.here import compare_here, run_whole
 from tests.learning import small_spec
 from tests.together import ROOT, meeting_place
@@ -263,18 +264,11 @@ def test_what_several_processes_cannot_share_is_refused(changed: dict[str, Any],
 
 
 def test_one_process_keeps_the_run_id_it_had() -> None:
-    values = asdict(SPEC)
-    defaults = {each: value for each, value in values.items() if each != "parallel"}
-    old = RunSpec.from_json(json.dumps(defaults))
-    assert old == SPEC
+    old = {name: value for name, value in asdict(SPEC).items() if name != "parallel"}
+    assert RunSpec.from_json(json.dumps(old)) == SPEC
     assert replace(SPEC, parallel="data=2").run_id != SPEC.run_id
-    fixed = replace(SPEC, threads=1, positions="rotary", lr=0.003, weight_decay=0.01)
-    from compare.spec import DEFAULTS
-
-    identity = {
-        name: value for name, value in asdict(fixed).items() if name in defaults and value != DEFAULTS.get(name, ...)
-    }
-    assert fixed.run_id == hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    identity = {name: value for name, value in old.items() if value != DEFAULTS.get(name, ...)}
+    assert SPEC.run_id == hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def test_the_command_that_repeats_a_run_launches_it() -> None:
@@ -342,6 +336,26 @@ def test_jobs_and_the_end_reach_the_other_commands() -> None:
         )
         first.end()
         assert second.next(2) is None
+
+
+def test_a_mark_inherited_from_another_launch_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meetings, "ARRIVAL", 0.3)
+    monkeypatch.setattr(ranks, "ARRIVAL", 0.3)
+    advice = (
+        r"start all with torchrun --nproc-per-node 2 -m compare …, or unset TORCHELASTIC_RUN_ID to run in one process"
+    )
+    with meeting_place() as port:
+        alone = Meeting(launch_of(0, port=port))
+        with pytest.raises(
+            UsageError, match=f"^TORCHELASTIC_RUN_ID is set, but the command of rank 1 did not start: {advice}$"
+        ):
+            alone.post("job")
+        alone.is_over.set()
+        alone.pulse.join()
+    with pytest.raises(
+        UsageError, match=f"^TORCHELASTIC_RUN_ID is set, but no launcher answers at 127.0.0.1:1: {advice}$"
+    ):
+        Meeting(launch_of(1, port=1))
 
 
 @pytest.mark.parametrize("how", ["failed", "ended", "lost"])

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from compare.runs.options import RunOptions
 from compare.runs.ranks import ALONE, Ranks
 from compare.spec import RunSpec
 from tasks import Batch
+from tests.here import run_here
 from tests.learning import small_spec
 from tests.together import Case, train, train_together
 
@@ -58,7 +60,14 @@ def alone(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def two(folder: Path, alone: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def taught(folder: Path) -> RunSpec:
+    """A run that learns from a kept model."""
+    record = run_here(replace(SPEC, steps=3), run_options=RunOptions(out=str(folder), save=True))
+    return replace(SPEC, teacher=str(folder / record["model"]), variant="linear")
+
+
+@pytest.fixture(scope="session")
+def two(folder: Path, alone: dict[str, Any], taught: RunSpec) -> dict[str, list[dict[str, Any]]]:
     """What two processes learn, of each a result, by the name of the case."""
     cases = {f"{name} {kind}": Case(spec_of(name, f"{kind}=2")) for name, kind in CASES}
     for kind in PARALLEL:
@@ -68,6 +77,7 @@ def two(folder: Path, alone: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
         for variant, options in (("routing", {}), ("performer", {"redraw_interval": 3})):
             changed = {"variant": variant, "options": tuple(options.items()), "dropout": 0.1, "steps": 7}
             cases[f"{variant} {kind}"] = Case(replace(spec, **changed))
+        cases[f"taught {kind}"] = Case(replace(taught, parallel=f"{kind}=2"))
         cases[f"stopping {kind}"] = Case(replace(spec, early_stopping=2, steps=30))
     cases["reversible data"] = Case(replace(spec_of("full", "data=2"), reversible=True))
     first, second = train_together(list(cases.values()), 2)
@@ -89,6 +99,11 @@ def test_two_processes_learn_what_one_does(
 ) -> None:
     for rank in two[f"{setting} {kind}"]:
         agree(rank, alone[setting])
+
+
+@pytest.mark.parametrize("kind", PARALLEL)
+def test_two_processes_learn_from_a_teacher(kind: str, taught: RunSpec, two: dict[str, list[dict[str, Any]]]) -> None:
+    agree(two[f"taught {kind}"][0], train(Case(taught)))
 
 
 def test_reversible_layers_learn_together(two: dict[str, list[dict[str, Any]]]) -> None:

@@ -15,11 +15,13 @@ from functools import cache
 
 import torch.distributed as dist
 
-from compare.launch import Launch, Seat, find_launch
+from compare.errors import UsageError
+from compare.launch import MARK, Launch, Seat, find_launch, program
 from compare.record import Record
-from compare.runs.ranks import connect
+from compare.runs.ranks import ARRIVAL, connect
 from compare.runs.supervisor import Worker
 
+ADVICE = f"start all with {' '.join(program(2))} …, or unset {MARK} to run in one process"
 LOOK = 0.2  # seconds between looks into the store
 BEAT = 5.0  # seconds between beats of a pulse
 SILENCE = 120.0  # seconds without a beat after which a command counts as lost
@@ -32,7 +34,11 @@ class Meeting:
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
         self.prefix = f"attention-zoo/{launch.restarts}"
-        self.store = connect(launch.address, launch.port, self.prefix, opens=launch.hosts)
+        try:
+            self.store = connect(launch.address, launch.port, self.prefix, opens=launch.hosts)
+        except dist.DistError as error:
+            where = f"{launch.address}:{launch.port}"
+            raise UsageError(f"{MARK} is set, but no launcher answers at {where}: {ADVICE}") from error
         self.jobs = 0
         self.heard: dict[int, tuple[bytes, float]] = {}  # rank -> its last beat, and when it was new
         self.is_cut_off = False
@@ -41,10 +47,22 @@ class Meeting:
         self.pulse.start()
 
     def post(self, message: str) -> int:
-        """Of rank 0: hand a job to all, and return its number."""
+        """Of rank 0: hand a job to all, and return its number. The first waits until all commands have started.
+
+        Raises:
+            UsageError: one of them did not.
+        """
+        late = time.monotonic() + ARRIVAL
+        while self.jobs == 0 and (absent := self._absent()):
+            if time.monotonic() > late:
+                raise UsageError(f"{MARK} is set, but the command of rank {absent[0]} did not start: {ADVICE}")
+            time.sleep(LOOK)
         self.store.set(f"job/{self.jobs}", message)
         self.jobs += 1
         return self.jobs - 1
+
+    def _absent(self) -> list[int]:
+        return [rank for rank in range(self.launch.size) if not self.store.check([f"pulse/{rank}"])]
 
     def next(self, number: int) -> str | None:
         """Of the others: wait for the job of this number; None = the comparison has ended, or rank 0 is lost."""

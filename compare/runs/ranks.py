@@ -25,7 +25,7 @@ from tasks import Batch
 from zoo.contract import Traits
 
 Told = TypeVar("Told")
-ARRIVAL = 600.0  # seconds in which the commands of a launch must have started
+ARRIVAL = 300.0  # seconds in which the commands of a launch must have started
 
 
 @dataclass(frozen=True)
