@@ -24,6 +24,7 @@ from zoo.registry import _entries, build
 
 # `datasets` keeps a copy of every file it reads: not in the home folder of whoever tests.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-")
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each
     os.environ["OMP_NUM_THREADS"] = "1"
 else:  # one cache for all of them: what a task generates is built once

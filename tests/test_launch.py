@@ -87,7 +87,7 @@ def torchrun(*words: str, site: Path) -> subprocess.CompletedProcess[str]:
     paths = {"PYTHONPATH": os.pathsep.join([str(site), str(ROOT), os.environ.get("PYTHONPATH", "")])}
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "compare", *words],
-        env=os.environ | paths | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+        env=os.environ | paths | {"OMP_NUM_THREADS": "1"},
         **{"cwd": ROOT, "capture_output": True, "text": True, "check": False, "timeout": 250},
     )
 
