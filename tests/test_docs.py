@@ -182,6 +182,20 @@ def test_steps_to_recall_are_those_that_were_printed() -> None:
     assert table == found
 
 
+def test_the_start_of_queries_and_keys_is_that_of_the_records() -> None:
+    scores: dict[tuple[str, float], list[float]] = {}
+    for line in (ROOT / "results/cpu-2core/initialisation/mqar_64.jsonl").read_text(encoding="utf-8").splitlines():
+        run = json.loads(line)
+        scores.setdefault((run["variant"], run["start"]), []).append(100 * run["test"])
+    told = " ".join((ROOT / "zoo/contract.py").read_text(encoding="utf-8").replace("# ", "").split())
+    for variant in ("full", "nystromformer"):
+        both = scores[variant, 0.333], scores[variant, 1.0]
+        third, one = (f"{min(each):.1f} to {max(each):.1f} %" for each in both)
+        assert third in told
+        assert one in told
+        assert sum(scores[variant, 0.333]) > sum(scores[variant, 1.0])
+
+
 def test_backends_tell_what_they_recall_after_few_steps() -> None:
     printed = (ROOT / "results/cpu-2core/recall_steps/causal.jsonl").read_text(encoding="utf-8").splitlines()
     runs = {(run["variant"], run["rate"]): run["accuracy"] for run in map(json.loads, printed)}
@@ -192,6 +206,16 @@ def test_backends_tell_what_they_recall_after_few_steps() -> None:
 
     few, more = (after(steps, "gated_deltanet") for steps in (300, 400))
     assert f"reaches {few} after 300 optimizer steps and {more} after 400" in told["gated_deltanet"]
+    folder = ROOT / "results/cpu-2core/recall_steps"
+    (longer,) = map(json.loads, (folder / "at_128.jsonl").read_text(encoding="utf-8").splitlines())
+    few, more = (f"{100 * longer['accuracy'][steps // 100 - 1]:.1f} %" for steps in (300, 400))
+    assert (
+        f"At 128 tokens the layer reaches {few} after 300 optimizer steps and {more} after 400"
+        in told["gated_deltanet"]
+    )
+    theirs = list(map(json.loads, (folder / "authors.jsonl").read_text(encoding="utf-8").splitlines()))
+    assert [run["rate"] for run in theirs] == [1e-3, 3e-3, 1e-2]
+    assert all(len(run["accuracy"]) == 10 and max(run["accuracy"]) < 0.03 for run in theirs)
     few, more = (after(steps, "mamba2") for steps in (300, 400))
     assert f"reaches {few} after 300 optimizer steps at 3e-3, and {more} after 400" in told["mamba2"]
     chance, other, late = after(400, "retnet"), after(400, "gated_deltanet"), after(1000, "retnet", 1e-3)
