@@ -107,8 +107,8 @@ class Init:
 
 
 # Measured on mqar at 64 tokens, 500 optimizer steps at 3e-3, three seeds (results/cpu-2core/initialisation): full
-# reaches 99.4 to 99.9 % from 1/3, and 95.7 to 99.4 % from 1; nystromformer 43.3 to 61.2 %, and 24.5 to 40.8 %. Most authors'
-# torch code has 1/3.
+# reaches 99.4 to 99.9 % from 1/3, and 95.7 to 99.4 % from 1; nystromformer 43.3 to 61.2 %, and 24.5 to 40.8 %. Most
+# authors' torch code has 1/3.
 SHELL_INIT = Init(variance=1 / 3, source="torch's default for nn.Linear")
 
 
