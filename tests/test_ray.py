@@ -44,6 +44,7 @@ def ray_cluster(*cpus: int) -> Iterator[str]:
     from compare.engines.ray import QUIET
 
     os.environ |= QUIET
+    import ray
     from ray.cluster_utils import Cluster
 
     with socket.socket() as probe:
@@ -60,6 +61,7 @@ def ray_cluster(*cpus: int) -> Iterator[str]:
         signal.signal(signal.SIGTERM, on_terminate)
         yield f"ray://127.0.0.1:{port}"
     finally:
+        ray.shutdown()  # what is still connected would keep the cluster from ending
         found.shutdown()
         signal.signal(signal.SIGTERM, on_terminate)
 

@@ -22,6 +22,7 @@ from compare.runs.outcome import new_record
 from compare.spec import RunSpec
 
 ANSWERS = 8.0  # seconds that a cluster has to answer
+TRIES = 3  # to connect to a cluster that answers
 QUEUED = 1000  # runs that Ray holds at once
 HEARD = 0.5  # seconds between looks at what the runs tell
 TOLD = 5.0  # seconds between events of one phase of a run
@@ -65,7 +66,7 @@ def connect(address: str | None) -> Iterator[RayEngine]:
                 ray.init("local", num_cpus=cores, include_dashboard=False, object_store_memory=STORE, **said)
         else:
             wait_for(address)
-            ray.init(address, **said)
+            join(address, said)
     except UsageError:
         raise
     except Exception as error:  # Ray and gRPC raise many types
@@ -76,6 +77,20 @@ def connect(address: str | None) -> Iterator[RayEngine]:
         yield RayEngine(address or "ray")
     finally:
         ray.shutdown()
+
+
+def join(address: str, said: dict[str, Any]) -> None:
+    """Connect to a cluster, and try again where its head is too busy to start a server for this client in time."""
+    import ray
+
+    for left in reversed(range(TRIES)):
+        try:
+            ray.init(address, **said)
+            return
+        except (ConnectionError, RuntimeError):
+            ray.shutdown()
+            if not left:
+                raise
 
 
 def wait_for(address: str) -> None:
