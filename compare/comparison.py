@@ -19,6 +19,7 @@ from compare.display import Display
 from compare.errors import UsageError
 from compare.folder import claim_folder, go_on, stamp_folder
 from compare.launch import Launch, choose_parallel, find_launch, program
+from compare.parallel import split_sizes
 from compare.plan import plan_runs
 from compare.record import Record, is_result, read_records
 from compare.report import write_report
@@ -90,6 +91,10 @@ def make_comparison(options: argparse.Namespace, words: list[str], longest: int 
     track = check_trackers(split(options.track, "tracker", list(TRACKERS))) if options.track is not None else ()
     launch = find_launch()
     options.parallel = choose_parallel(options.parallel, launch)
+    if longest and "context" in split_sizes(options.parallel):
+        raise UsageError(
+            f"--memory-limit searches lengths that --parallel {options.parallel} does not divide: drop one"
+        )
     device = choose_device(options.device, launch)
     threads = choose_threads(display, launch)
     planned = plan_runs(options, device, threads)
