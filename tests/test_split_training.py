@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,10 @@ from compare.errors import UsageError
 from compare.parallel import read_parallel, split_sizes, unable
 from compare.runs.data import make_task
 from compare.runs.kept import read_run
+from compare.runs.options import RunOptions
 from compare.spec import RunSpec
 from compare.splits import check_splits
+from tests.here import run_whole
 from tests.learning import small_spec
 from tests.test_launch import TINY, read_records, torchrun
 from tests.test_together import agree
@@ -134,9 +135,11 @@ def test_torchrun_records_and_keeps_what_it_split(kind: str, unable: str, tmp_pa
     assert record["test_size"] == 6000
     spec, _, _ = read_run(tmp_path / "out" / record["model"])
     assert spec.parallel == f"{kind}=2"
-    alone = train(Case(replace(RunSpec.from_json(json.dumps(record["spec"])), parallel=None)))
+    alone = run_whole(replace(spec, parallel=None), run_options=RunOptions(machine=record["machine"]))
     losses = [[point["train_loss"] for point in each["curve"]] for each in (alone, record)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert alone["test_score"] == record["test_score"]
+    assert alone["flops"] < record["flops"] < 1.5 * alone["flops"], "the head is repeated"
 
 
 def test_kinds_have_one_order() -> None:
