@@ -22,6 +22,7 @@ from compare.engines.base import Engine
 from compare.errors import UsageError
 from compare.folder import claim_folder, go_on, stamp_folder
 from compare.launch import Launch, choose_parallel, find_launch, program
+from compare.parallel import split_sizes
 from compare.plan import plan_runs
 from compare.record import Record, is_result, read_records
 from compare.report import write_report
@@ -96,6 +97,10 @@ def make_comparison(options: argparse.Namespace, words: list[str], longest: int 
     options.parallel = choose_parallel(options.parallel, launch)
     if options.parallel and options.engine != "local":
         raise UsageError(f"--engine {options.engine}: expected no launcher, whose processes share each run themselves")
+    if longest and "context" in split_sizes(options.parallel):
+        raise UsageError(
+            f"--memory-limit searches lengths that --parallel {options.parallel} does not divide: drop one"
+        )
     is_here = options.engine in ("local", "ray")
     device = choose_device(options.device, launch) if is_here or options.device == "auto" else options.device
     threads = choose_threads(display, launch) if is_here else torch.get_num_threads()

@@ -9,32 +9,39 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from compare.spec import RunSpec
 
-KINDS = ("data", "shard")
+KINDS = ("data", "shard", "context", "tensor")
 """``data``: each process holds the whole model and trains on its rows of every batch. ``shard``: also, each stores only
-its part of weights, gradients and optimizer state."""
+its part of weights, gradients and optimizer state. ``context``: each holds its piece of every sequence. ``tensor``: each
+computes its heads and its features of the feed-forward of every layer."""
+SPLITS = ("context", "tensor")
+"""Kinds whose processes take the same samples; the result of each is that of the whole group."""
 
 
 def sizes_of(parallel: str) -> dict[str, int]:
     """Kind -> number of processes. "data=2" -> {"data": 2}.
 
     Raises:
-        ValueError: the text names no kind, an unknown kind or one twice, or a number below 2; in one line.
+        ValueError: the text names no kind, an unknown kind or one twice, kinds that exclude one another, or a number
+            below 2; in one line.
     """
     sizes: dict[str, int] = {}
     for part in parallel.split(","):
         kind, equals, number = (word.strip() for word in part.partition("="))
+        if kind == "pipeline":
+            raise ValueError("pipeline is no kind of a comparison: train with zoo.parallel.pipeline, see docs/scale.md")
         if not equals or kind not in KINDS or kind in sizes:
-            raise ValueError(f"expected one of {', '.join(f'{kind}=N' for kind in KINDS)}, got {parallel!r}")
+            words = ", ".join(f"{kind}=N" for kind in KINDS)
+            raise ValueError(f"expected {words}, each at most once, got {parallel!r}")
         if not number.isdecimal() or int(number) < 2:
             raise ValueError(f"expected a number of processes of at least 2 after {kind}=, got {number!r}")
         sizes[kind] = int(number)
-    if len(sizes) > 1:
-        raise ValueError(f"expected one kind ({' or '.join(KINDS)}), got {parallel!r}")
-    return sizes
+    if "shard" in sizes and len(sizes) > 1:
+        raise ValueError(f"expected shard=N alone, got {parallel!r}: use data=N beside other kinds")
+    return {kind: sizes[kind] for kind in KINDS if kind in sizes}
 
 
 def read_parallel(text: str) -> str:
-    """A valid value of ``RunSpec.parallel``, without spaces. For argparse."""
+    """A valid value of ``RunSpec.parallel``, without spaces, its kinds in the order of ``KINDS``. For argparse."""
     try:
         return ",".join(f"{kind}={size}" for kind, size in sizes_of(text).items())
     except ValueError as error:
@@ -46,6 +53,11 @@ def processes_of(parallel: str | None) -> int:
     return 1 if parallel is None else math.prod(sizes_of(parallel).values())
 
 
+def split_sizes(parallel: str | None) -> dict[str, int]:
+    """Kind -> number of processes, of the kinds whose processes take the same samples."""
+    return {} if parallel is None else {kind: n for kind, n in sizes_of(parallel).items() if kind in SPLITS}
+
+
 def is_sharded(parallel: str | None) -> bool:
     return parallel is not None and "shard" in sizes_of(parallel)
 
@@ -54,17 +66,27 @@ def unable(spec: RunSpec) -> str:
     """Why several processes cannot share a run, in one line; "" where they can, or where it has one process."""
     if spec.parallel is None:
         return ""
-    size, smallest = processes_of(spec.parallel), min(batch for _, _, batch in spec.phases())
-    sharded = is_sharded(spec.parallel)
+    splits, sharded = split_sizes(spec.parallel), is_sharded(spec.parallel)
+    tensor, context = (splits.get(kind, 1) for kind in ("tensor", "context"))
+    size = processes_of(spec.parallel) // (tensor * context)
+    smallest = min(batch for _, _, batch in spec.phases())
+    lengths = dict.fromkeys([length for _, length, _ in spec.phases()] + [spec.seq_len, *spec.test_lens])
+    uneven = next((length for length in lengths if length % context), None)
     reasons = (
         (spec.decode, "--decode: a step of one token is not shared"),
         (spec.compile, "--compile: what is compiled is the step of one process"),
         (spec.quantize is not None, "--quantize: the quantised copy is of one process"),
         (spec.tune is not None, "--tune, which adds weights while the model trains"),
         (spec.distill != "answers", f"--distill {spec.distill}: its loss is no mean over targets"),
-        (sharded and spec.dtype == "float16", "--dtype float16: loss scaling sees a part; use bfloat16"),
+        (
+            (sharded or tensor > 1) and spec.dtype == "float16",
+            "--dtype float16: loss scaling sees a part; use bfloat16",
+        ),
         (sharded and spec.reversible, "--reversible: backward needs weights that other processes store"),
         (smallest < size, f"batches of {smallest}: expected a sample for each of {size} processes; raise --batch-size"),
+        (spec.n_heads % tensor, f"--n-heads {spec.n_heads}: expected heads that {tensor} processes divide"),
+        (uneven is not None, f"samples of {uneven} tokens: expected a length that {context} processes divide"),
+        (context > 1 and spec.pretrain, "--pretrain: all processes of a sequence would have to hide the same tokens"),
     )
     why = next((words for holds, words in reasons if holds), "")
     return why and f"--parallel {spec.parallel} cannot be combined with {why}"

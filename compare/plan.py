@@ -34,6 +34,7 @@ from compare.settings import (
     read_sweeps,
 )
 from compare.spec import FLAGS, RunSpec
+from compare.splits import check_splits
 from tasks import LengthSchedule, Task
 from zoo import Encoder
 from zoo.contract import Dims
@@ -109,6 +110,7 @@ def plan_runs(options: argparse.Namespace, device: str, threads: int) -> Planned
         ]
         for why in filter(None, map(unable, planned)):
             raise UsageError(why)
+        check_splits(planned, task, typed_variants(options))
         specs += testable(planned, [*typed_variants(options), *(sweep.typed for sweep in sweeps)])
     grid = make_grid(options.lr_grid, options.weight_decay_grid)
     return Planned(sorted(specs, key=lambda spec: spec.seed), grid, grid_at)

@@ -108,7 +108,7 @@ class RunSpec:
         probe: test only whether ``seq_len`` fits into memory: one step, on samples of the length ``probe`` repeated up
             to ``seq_len``. None = no probe.
         memory_limit: bytes that a process may hold; None = the machine's memory.
-        parallel: how several processes share the run, such as ``data=2``; None = it has one process.
+        parallel: how several processes share the run, such as ``data=2,tensor=2``; None = it has one process.
         device: ``cpu`` or ``cuda``. dtype: ``float32``, or the autocast type ``bfloat16`` or ``float16``.
         threads: CPU threads of the process.
     """
@@ -307,10 +307,11 @@ class RunSpec:
     parallel: str | None = flagged(
         "switches",
         "how the processes of torchrun share each run. data=N: each trains on its rows of every batch; shard=N: each "
-        "also stores only its part of the weights (default: data, among all processes)",
+        "also stores only its part of the weights; tensor=N: each computes some heads; context=N: each holds a piece "
+        "of every sequence. data, tensor and context join with commas (default: data, among all processes)",
         read_parallel,
         default=None,
-        metavar="KIND=N",
+        metavar="KIND=N,…",
     )
     device: str
     dtype: str

@@ -42,6 +42,7 @@ TINY = ["--tasks", "mqar", "--seq-len", "32", "--d-model", "16", "--n-heads", "2
 TINY += ["--batch-size", "8", "--steps", "6", "--checkpoint-every", "1e-9"]
 TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
 TORCHRUN |= {"MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+KINDS = "data=N, shard=N, context=N, tensor=N"
 PLUG_IN = '''
 import os, signal
 from dataclasses import dataclass
@@ -207,11 +208,11 @@ def test_a_launcher_without_its_environment_is_one_line(
     ("words", "error"),
     [
         (["--parallel", "data=2"], "--parallel data=2: this command has one process; start it with torchrun "),
-        (["--parallel", "tensor=2"], "argument --parallel: expected one of data=N, shard=N, got 'tensor=2'"),
-        (["--parallel", "data"], "argument --parallel: expected one of data=N, shard=N, got 'data'"),
+        (["--parallel", "heads=2"], f"argument --parallel: expected {KINDS}, each at most once, got 'heads=2'"),
+        (["--parallel", "data"], f"argument --parallel: expected {KINDS}, each at most once, got 'data'"),
         (["--parallel", "data=1"], "expected a number of processes of at least 2 after data=, got '1'"),
-        (["--parallel", "data=2,shard=2"], "expected one kind (data or shard), got 'data=2,shard=2'"),
-        (["--parallel", "data=2,data=2"], "expected one of data=N, shard=N, got 'data=2,data=2'"),
+        (["--parallel", "data=2,shard=2"], "expected shard=N alone, got 'data=2,shard=2'"),
+        (["--parallel", "data=2,data=2"], f"expected {KINDS}, each at most once, got 'data=2,data=2'"),
     ],
 )
 def test_bad_words_are_one_line(words: list[str], error: str, tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState
 
 from compare.launch import Seat
+from compare.runs.communicated import sent_bytes
 from compare.runs.data import make_task
+from compare.runs.model import Model
 from compare.runs.ranks import ALONE, Ranks, join
 from compare.runs.train import Trainer
 from compare.spec import RunSpec
@@ -48,7 +50,7 @@ class Case:
 
 @few_samples(48)
 def train(case: Case, ranks: Ranks = ALONE) -> dict[str, Any]:
-    """Train, test, and tell the curve, the test and the weights and buffers, as sums."""
+    """Train, test, and tell the curve, the test, the weights and buffers as sums, and what a last step sends."""
     AcceleratorState._reset_state(reset_partial_state=True)
     trainer = Trainer(case.spec, make_task(case.spec), None, ranks)
     if case.begin is not None:
@@ -62,13 +64,16 @@ def train(case: Case, ranks: Ranks = ALONE) -> dict[str, Any]:
 
     trained = trainer.train(lambda *_: None, on_step=on_step)
     test = trainer.evaluate("test")
-    weights = ranks.whole(trainer.trained.state_dict())
+    weights = ranks.plain(trainer.trained, lambda: Model(case.spec, trainer.task)).state_dict()
+    first = next(trainer.task.train_batches(case.spec.batch_size, case.spec.seq_len, case.spec.seed))
+    held = trainer.held_bytes()
     return {
         "curve": trained["curve"],
         "test": [test.loss, test.score, test.size],
         "weights": {name: float(x.double().square().sum()) for name, x in weights.items()},
         "buffers": {name: float(x.double().sum()) for name, x in trainer.trained.named_buffers()},
-        "held": trainer.held_bytes(),
+        "held": held,
+        "sent": sent_bytes(lambda: trainer.step(trainer.to_device(first), trainer.training_tally())),
     }
 
 

@@ -5,37 +5,69 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
 
-TIMES = {"allreduce_": 2, "_allgather_base_": 1, "_reduce_scatter_base_": 1}
-"""Collective -> how often a process sends its share of the tensor, (W - 1) / W of it."""
+from compare.runs.measure import OnParts
+
+TIMES = {
+    **dict.fromkeys(("allreduce_", "all_reduce"), 2),
+    **dict.fromkeys(("allgather_", "_allgather_base_", "all_gather_into_tensor"), 1),
+    **dict.fromkeys(("reduce_scatter_", "_reduce_scatter_base_", "reduce_scatter_tensor"), 1),
+}
+"""Collective -> how often a process sends its share of the tensor, (W - 1) / W of it. Names with _ at the end are of
+``torch.distributed``, the others of what DTensors call."""
 
 
-def sent_bytes(step: Callable[[], object], processes: int) -> int:
+def sent_bytes(step: Callable[[], object]) -> float:
     """Bytes that this process sends in ``step``, where collectives go around a ring.
 
-    Each of W processes sends (W - 1) / W of a tensor to gather it from all, and as much to reduce it to a part for
-    each; to reduce it to the whole for each it sends both.
+    Each of W processes of a group sends (W - 1) / W of a tensor to gather it from all, and as much to reduce it to a
+    part for each; to reduce it to the whole for each it sends both. What goes to one process counts as it is.
     """
     counter = _Counter()
-    with counter:
+    with counter, OnParts():  # type: ignore[no-untyped-call]
         step()
-    return round(counter.bytes * (processes - 1) / processes)
+    return counter.bytes
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the largest tensor of each collective, as often as ``TIMES`` says."""
-
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes = 0
+        self.bytes = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "c10d":
-            sizes = [x.numel() * x.element_size() for x in _tensors_in(args)]
-            self.bytes += TIMES.get(func.__name__.partition(".")[0], 0) * max(sizes, default=0)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if func.namespace in ("c10d", "_c10d_functional"):
+            name, given = func.__name__.partition(".")[0], dict(zip(_argument_names(func), args, strict=False))
+            if name in TIMES:
+                group, whole = _group_of(given), max(map(_size, [*args, result]))
+                self.bytes += TIMES[name] * whole * (group.size() - 1) / group.size()
+            elif name == "send":
+                self.bytes += _size(given["tensors"])
+            elif name == "alltoall_base_":
+                rows, kept = given["input_split_sizes"], _group_of(given).rank()
+                self.bytes += _size(given["input"]) * (1 - rows[kept] / max(1, sum(rows)))
+        return result
+
+
+def _argument_names(func: Any) -> list[str]:
+    return [argument.name for argument in func._schema.arguments]
+
+
+def _group_of(given: dict[str, Any]) -> dist.ProcessGroup:
+    if "process_group" in given:
+        return dist.ProcessGroup.unbox(given["process_group"])
+    named = given["group_name"]
+    group = _resolve_process_group(named) if isinstance(named, str) else named  # type: ignore[arg-type]
+    return group
+
+
+def _size(values: Any) -> int:
+    """Bytes of all tensors in nested lists."""
+    return sum(x.numel() * x.element_size() for x in _tensors_in(values))
 
 
 def _tensors_in(values: Any) -> Iterator[Tensor]:

@@ -19,7 +19,7 @@ def make_task(spec: RunSpec, seq_len: int | None = None) -> Task:
 
 def at_full_length(batch: Batch, seq_len: int) -> Batch:
     """Pad a batch of shorter samples to the task's length, so that it costs what the longest samples cost."""
-    missing = seq_len - batch.inputs.shape[-1]
+    missing, slices = seq_len - batch.inputs.shape[-1], batch.slices
     if batch.inputs.dtype != np.int64 or missing == 0:
         return batch
     grown = [(0, 0)] * (batch.inputs.ndim - 1) + [(0, missing)]
@@ -27,7 +27,8 @@ def at_full_length(batch: Batch, seq_len: int) -> Batch:
     targets = batch.targets
     if targets.shape == batch.inputs.shape:
         targets = np.pad(targets, grown, constant_values=IGNORE)
-    return Batch(np.pad(batch.inputs, grown), targets, np.pad(padding, grown, constant_values=True))
+        slices = None if slices is None else np.pad(slices, grown)
+    return Batch(np.pad(batch.inputs, grown), targets, np.pad(padding, grown, constant_values=True), slices)
 
 
 def resized(batch: Batch, length: int) -> Batch:

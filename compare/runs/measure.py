@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.kernels import INTERPRETED, load
@@ -71,12 +72,12 @@ def saved_bytes(forward: Callable[[], object], module: nn.Module) -> int:
 
     Parameters and buffers exist anyway and do not count.
     """
-    own = {x.untyped_storage().data_ptr() for x in (*module.parameters(), *module.buffers())}
+    own = {own_part(x).untyped_storage().data_ptr() for x in (*module.parameters(), *module.buffers())}
     saved: dict[int, int] = {}
     alive: list[Tensor] = []  # so that no storage's address is reused
 
     def pack(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
+        storage = own_part(x).untyped_storage()
         if storage.data_ptr() not in own:
             saved[storage.data_ptr()] = storage.nbytes()
             alive.append(x)
@@ -130,15 +131,24 @@ def _resident(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
+class OnParts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Lets operations on split tensors become operations on this process's parts before other modes see them."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(hasattr(each, "to_local") for each in types):
+            return NotImplemented
+        return func(*args, **(kwargs or {}))
+
+
 def count_flops(step: Callable[[], object]) -> int:
     """Floating-point operations of the matrix products in ``step`` (a multiply-add is two), fused attention included,
     and of its Fourier transforms (5 n log2 n each, half of it where they are real).
 
-    Recomputation in a custom backward counts, because it is executed.
+    Recomputation in a custom backward counts, because it is executed. Of split tensors this process's parts count.
     """
     if INTERPRETED or torch.cuda.is_available():
         load()
-    with FlopCounterMode(display=False, custom_mapping=FORMULAS | _of_xformers()) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS | _of_xformers()) as counter, OnParts():  # type: ignore[no-untyped-call]
         step()
     return int(counter.get_total_flops())
 

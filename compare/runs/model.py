@@ -162,6 +162,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Parameters with weight decay (matrices), and without (norms, biases, and what a backend names ``undecayed``)."""
     backends = [module for module in model.modules() if isinstance(module, Backend)]
     named = [(backend, name, p) for backend in backends for name, p in backend.named_parameters()]
+    named = [(backend, name.removeprefix("parametrizations."), p) for backend, name, p in named]
     spared = {p for backend, name, p in named if name.split(".")[0] in backend.undecayed}
     trained = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.dim() >= 2 and p not in spared]

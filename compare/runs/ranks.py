@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from compare.launch import Seat
-from compare.parallel import is_sharded
+from compare.parallel import is_sharded, split_sizes
 from compare.runs.model import Model
 from compare.spec import RunSpec
 from tasks import Batch
@@ -30,16 +31,37 @@ ARRIVAL = 300.0  # seconds in which the commands of a launch must have started
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the ``size`` processes of the run: its number is ``rank``, from 0."""
+    """This process among the ``size`` processes of the run: its number is ``rank``, from 0.
+
+    Each process takes one of the ``shares`` of a batch: that of the number ``share``. ``repeats`` processes take the
+    same one.
+    """
 
     rank: int = 0
     size: int = 1
 
+    @property
+    def share(self) -> int:
+        return self.rank
+
+    @property
+    def shares(self) -> int:
+        return self.size
+
+    @property
+    def repeats(self) -> int:
+        return self.size // self.shares
+
+    @property
+    def lot(self) -> int:
+        """Processes of the same number draw the same random numbers."""
+        return self.rank
+
     def rows(self, batch: Batch) -> Batch:
         """This process's share of a batch: neighbouring samples. Shares differ by at most one sample."""
-        if self.size == 1:
+        if self.shares == 1:
             return batch
-        low, high = (len(batch.inputs) * each // self.size for each in (self.rank, self.rank + 1))
+        low, high = (len(batch.inputs) * each // self.shares for each in (self.share, self.share + 1))
         parts: dict[str, Any] = {name: None if x is None else x[low:high] for name, x in vars(batch).items()}
         return replace(batch, **parts)
 
@@ -52,8 +74,8 @@ class Ranks:
         return loss * (count * self.size / total)
 
     def total(self, values: Sequence[float]) -> list[float]:
-        """The sum of each value over the processes."""
-        return self._reduced(values, dist.ReduceOp.SUM)
+        """The sum of each value over the shares of a batch."""
+        return [x / self.repeats for x in self._reduced(values, dist.ReduceOp.SUM)]
 
     def most(self, value: float) -> float:
         """The largest value of a process."""
@@ -93,9 +115,9 @@ class Ranks:
             yield
 
     def draw_apart(self, seed: int, step: int = 0) -> None:
-        """Let each process but the first draw random numbers of its own from now on."""
-        if self.rank:
-            torch.manual_seed((step << 32) + (self.rank << 16) + seed)
+        """Let each ``lot`` but the first draw random numbers of its own from now on."""
+        if self.lot:
+            torch.manual_seed((step << 32) + (self.lot << 16) + seed)
 
     @torch.no_grad()
     def join_buffers(self, model: nn.Module) -> None:
@@ -105,8 +127,12 @@ class Ranks:
         for module in model.modules():
             if isinstance(traits := getattr(module, "traits", None), Traits) and traits.adapts:
                 for buffer in filter(torch.is_floating_point, module.buffers(recurse=False)):
-                    dist.all_reduce(buffer)
-                    buffer /= self.size
+                    self.take_mean(buffer)
+
+    def take_mean(self, x: Tensor) -> None:
+        """Replace a tensor by its mean over the processes that have the same parameters."""
+        dist.all_reduce(x)
+        x /= self.size
 
     def shared(self, prepared: Any, model: Model, spec: RunSpec) -> Any:
         """What a training calls in place of the prepared model.
@@ -126,20 +152,31 @@ class Ranks:
         if isinstance(shared, DistributedDataParallel):
             shared.require_backward_grad_sync = due
 
-    def whole(self, value: Any) -> Any:
-        """A tensor, or nested dictionaries and lists with tensors, with all that is sharded put together."""
-        return value
+    def clip(self, accelerator: Accelerator, model: nn.Module, limit: float) -> float:
+        """Scale the gradients of a step so that their norm is at most ``limit``, and return the norm they had."""
+        norm = accelerator.clip_grad_norm_(model.parameters(), limit)
+        assert norm is not None
+        return float(norm)
+
+    def whole(self, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors named as those of the trained model, as one process has them."""
+        return tensors
+
+    def whole_optimizer(self, model: nn.Module, optimizer: Any) -> dict[str, Any]:
+        """The state of the optimizer, as one process has it."""
+        state: dict[str, Any] = optimizer.state_dict()
+        return state
 
     def plain(self, model: Model, build: Callable[[], Model]) -> Model:
         """The model with all its weights, to write it to disk. build: makes one of its sizes."""
         return model
 
     def load_weights(self, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-        """Load tensors by name, as ``state_dict`` or ``whole`` returned them."""
+        """Load tensors by name, as ``whole`` returned them."""
         model.load_state_dict(tensors)
 
-    def load_optimizer(self, optimizer: Any, state: dict[str, Any]) -> None:
-        """Load the state of an optimizer, as ``whole`` returned it."""
+    def load_optimizer(self, model: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
+        """Load the state of an optimizer, as ``whole_optimizer`` returned it."""
         optimizer.load_state_dict(state)
 
 
@@ -169,4 +206,8 @@ def join(seat: Seat, spec: RunSpec) -> Ranks:
         from compare.runs.sharing import ShardedRanks  # takes a second
 
         return ShardedRanks(seat.rank, seat.size)
+    if split_sizes(spec.parallel):
+        from compare.runs.splitting import split_ranks  # takes a second
+
+        return split_ranks(seat, spec)
     return Ranks(seat.rank, seat.size)

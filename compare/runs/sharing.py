@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -28,29 +29,43 @@ class ShardedRanks(Ranks):
         fully_shard(model, mesh=mesh)  # the rest of it, in place: accelerate prepared this very model
         return prepared
 
-    def whole(self, value: Any) -> Any:
-        if isinstance(value, DTensor):
-            return value.full_tensor()
-        if isinstance(value, dict):
-            return {name: self.whole(each) for name, each in value.items()}
-        return [self.whole(each) for each in value] if isinstance(value, list) else value
+    def clip(self, accelerator: Accelerator, model: nn.Module, limit: float) -> float:
+        norm: Any = accelerator.clip_grad_norm_(model.parameters(), limit)
+        return float(joined(norm))
+
+    def whole(self, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        whole: dict[str, Tensor] = joined(tensors)
+        return whole
+
+    def whole_optimizer(self, model: nn.Module, optimizer: Any) -> dict[str, Any]:
+        whole: dict[str, Any] = joined(optimizer.state_dict())
+        return whole
 
     def plain(self, model: Model, build: Callable[[], Model]) -> Model:
-        weights, plain = self.whole(model.state_dict()), build()
-        plain.load_state_dict(weights)
+        plain = build()
+        plain.load_state_dict(self.whole(model, model.state_dict()))
         return plain
 
     def load_weights(self, model: nn.Module, tensors: dict[str, Tensor]) -> None:
         own = model.state_dict()
         model.load_state_dict({name: part_like(x, own[name]) for name, x in tensors.items()})
 
-    def load_optimizer(self, optimizer: Any, state: dict[str, Any]) -> None:
+    def load_optimizer(self, model: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
         owners = [p for group in optimizer.param_groups for p in group["params"]]
         parts = {
             number: {name: part_like(x, owners[number]) for name, x in own.items()}
             for number, own in state["state"].items()
         }
         optimizer.load_state_dict(state | {"state": parts})
+
+
+def joined(value: Any) -> Any:
+    """A tensor, or nested dictionaries and lists with tensors, with all that is sharded put together."""
+    if isinstance(value, DTensor):
+        return value.full_tensor()
+    if isinstance(value, dict):
+        return {name: joined(each) for name, each in value.items()}
+    return [joined(each) for each in value] if isinstance(value, list) else value
 
 
 def part_like(x: Any, own: Tensor) -> Any:

@@ -92,7 +92,7 @@ def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
             lambda: trainer.loss(batch, trainer.training_tally()), trainer.model
         )
     if ranks.size > 1:
-        record["communicated_bytes"] = sent_bytes(whole_step, ranks.size)
+        record["communicated_bytes"] = round(ranks.most(sent_bytes(whole_step)))
     record["weights_bytes"] = weights_bytes(trainer.trained)
     measure_forward(trainer, batch, record)
     note_time(record, "forward_backward", forward_backward, trainer, times=spec.accumulate)
@@ -135,7 +135,8 @@ def count_step(trainer: Trainer, first: Batch) -> dict[int, float]:
 
     parts = {length: resized(first, length) for length in lengths}
     flops = {length: measure.count_flops(partial(forward_backward, part)) for length, part in parts.items()}
-    return {length: flops[length] / count_tokens(trainer.ranks.rows(part)) for length, part in parts.items()}
+    together = {length: trainer.ranks.total([own])[0] * trainer.ranks.repeats for length, own in flops.items()}
+    return {length: together[length] / count_tokens(part) for length, part in parts.items()}
 
 
 def try_length(trainer: Trainer) -> None:

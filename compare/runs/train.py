@@ -166,10 +166,10 @@ class Trainer:
             loss = self.loss(batch, tally)
             self.accelerator.backward(loss)
             if self.restoring:
-                self.progress.restored.append(self.ranks.total([float(loss.detach())])[0] / self.ranks.size)
+                self.progress.restored.append(self.ranks.total([float(loss.detach())])[0] / self.ranks.shares)
             if self.accelerator.sync_gradients:
                 limit = self.spec.clip_norm or math.inf
-                norm = float(self.ranks.whole(self.accelerator.clip_grad_norm_(self.model.parameters(), limit)))
+                norm = self.ranks.clip(self.accelerator, self.trained, limit)
                 scaled = self.accelerator.scaler is not None  # a scaler skips steps whose gradients overflow
                 reached = float(loss.detach())
                 if not math.isfinite(norm) and not (scaled and math.isfinite(reached)):
@@ -355,15 +355,15 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All that a training continues from, in any number of processes, as tensors and plain values."""
-        at, whole = self.progress, self.ranks.whole
+        at = self.progress
         tally = at.tally.over(self.ranks)
         scaler = self.accelerator.scaler
         return {
-            "model": whole(self.trained.state_dict()),
-            "kept": whole(self.kept),
+            "model": self.ranks.whole(self.trained, self.trained.state_dict()),
+            "kept": self.ranks.whole(self.trained, self.kept) if self.kept else {},
             "tuned": self.tuned,
             "restoring": self.restoring,
-            "optimizer": whole(self.optimizer.state_dict()),
+            "optimizer": self.ranks.whole_optimizer(self.trained, self.optimizer),
             "scaler": None if scaler is None else scaler.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
@@ -380,11 +380,11 @@ class Trainer:
             self.ranks.load_weights(self.trained, state["kept"])
             self.kept = {name: x.detach().clone() for name, x in self.trained.state_dict().items()}
         self.ranks.load_weights(self.trained, state["model"])
-        self.ranks.load_optimizer(self.optimizer, state["optimizer"])
+        self.ranks.load_optimizer(self.trained, self.optimizer, state["optimizer"])
         if state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         tally = self.training_tally()
-        if self.ranks.rank == 0:  # it has counted for all
+        if self.ranks.share == 0:  # it has counted for all
             sums = state["tally"]["sums"].items()
             tally.count = state["tally"]["count"]
             tally.sums = {name: torch.as_tensor(sum_, device=self.device) for name, sum_ in sums}

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from compare.runs.measure import own_part
 from tests.parallel.small import Batch, Small, all_ranks, alone, batch, close, refused, train
 from zoo.attention.dilated import DilatedConfig
 from zoo.attention.linformer import LinformerConfig
 from zoo.attention.routing import RoutingConfig
 from zoo.parallel.context import split_sequence
-from zoo.parallel.tensor import clip_grad_norm, split_heads, whole_state
+from zoo.parallel.tensor import clip_grad_norm, own_tensors, split_heads, whole_state
 
 CASES: tuple[tuple[object, dict[str, object]], ...] = (
     ("full", {"qk_norm": True, "positions": "rotary", "causal": True}),  # a norm that all heads share
@@ -46,8 +47,13 @@ def equal(attn: object, **options: object) -> None:
         for model in (whole, split):
             for parameter in model.parameters():
                 parameter.copy_(parameter.grad)
-    for name, gradient in whole_state(split, mesh).items():
+    state = whole_state(split, mesh)
+    for name, gradient in state.items():
         close(gradient, whole.state_dict()[name])
+    own = own_tensors(split, state, mesh)
+    for name, part in split.state_dict().items():
+        assert type(own[name]) is type(part)
+        close(own_part(own[name]), own_part(part), atol=0)
 
 
 def _shapes(split: Small, mesh: DeviceMesh) -> dict[str, torch.Size]:

@@ -223,16 +223,21 @@ def split_sequence(encoder: Encoder, mesh: DeviceMesh) -> None:
         UnsupportedError: a backend, or a part of the encoder, that needs the whole sequence.
     """
     check_mesh(mesh)
-    if encoder.class_token is not None or encoder.grid:
-        raise UnsupportedError("a class token or positions of a picture cannot be split into equal pieces")
-    for module in encoder.modules():
-        if isinstance(module, Backend) and not isinstance(module, Shell):
-            _check(module)
+    check_sequence(encoder)
     for module in encoder.modules():
         if type(module) in SPLIT:
             module.__class__ = SPLIT[type(module)]
             assert isinstance(module, Split)
             module.mesh = mesh
+
+
+def check_sequence(encoder: Encoder) -> None:
+    """Raise what ``split_sequence`` raises for an encoder that it cannot split."""
+    if encoder.class_token is not None or encoder.grid:
+        raise UnsupportedError("a class token or positions of a picture cannot be split into equal pieces")
+    for module in encoder.modules():
+        if isinstance(module, Backend) and not isinstance(module, Shell):
+            _check(module)
 
 
 def _check(backend: Backend) -> None:

@@ -7,7 +7,7 @@ part of what it has for each head. All else is the same on every rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.utils import parametrize
 
@@ -50,10 +50,8 @@ def split_heads(model: nn.Module, mesh: DeviceMesh) -> None:
     """
     check_mesh(mesh)
     rank, ranks = mesh.get_local_rank(), mesh.size()
-    layers = [layer for _, layer in _layers(model)]
-    for layer in layers:
-        _check(layer, ranks)
-    for layer in layers:
+    check_heads(model, ranks)
+    for _, layer in _layers(model):
         shell = _shell(layer)
         for name, parts in _joined(layer).items():
             for parameter in layer.get_submodule(name).parameters():
@@ -67,6 +65,12 @@ def split_heads(model: nn.Module, mesh: DeviceMesh) -> None:
         shared += [(shell.attention, name) for name, _ in shell.attention.named_parameters() if name not in apart]
         for module, name in shared:
             parametrize.register_parametrization(module, name, _Shared(mesh), unsafe=True)
+
+
+def check_heads(model: nn.Module, ranks: int) -> None:
+    """Raise what ``split_heads`` raises for a model that it cannot split over so many ranks."""
+    for _, layer in _layers(model):
+        _check(layer, ranks)
 
 
 def own_heads(backend: Attention, rank: int, ranks: int) -> Attention:
@@ -130,22 +134,56 @@ class _Shared(nn.Module):
 
 def whole_state(model: nn.Module, mesh: DeviceMesh) -> dict[str, Tensor]:
     """The ``state_dict`` that a split ``model`` has on one process. All ranks must call it."""
-    state = {
-        name.replace("parametrizations.", "").removesuffix(".original"): x.full_tensor()
-        if isinstance(x, DTensor)
-        else x
-        for name, x in model.state_dict().items()
-    }
+    return whole_tensors(model, model.state_dict(), mesh)
+
+
+def whole_tensors(model: nn.Module, tensors: Mapping[str, Tensor], mesh: DeviceMesh) -> dict[str, Tensor]:
+    """What ``tensors`` are on one process: each has the name and the split of one in the split ``model``.
+
+    They may be its parameters, or an optimizer's averages of these. All ranks must call it.
+    """
+    whole = {plain_name(name): x.full_tensor() if isinstance(x, DTensor) else x for name, x in tensors.items()}
     for name, dim in _apart(model, mesh.size()).items():
-        pieces = [torch.empty_like(state[name]) for _ in range(mesh.size())]
-        dist.all_gather(pieces, state[name].contiguous(), group=mesh.get_group())
-        state[name] = torch.cat(pieces, dim)
-    for path, layer in _layers(model):
-        for name, parts in _joined(layer).items():
-            for kind in ("weight", "bias"):
-                key = f"{path}{name}.{kind}"
-                state[key] = _reordered(state[key], mesh.size(), parts)
-    return state
+        if name in whole:
+            pieces = [torch.empty_like(whole[name]) for _ in range(mesh.size())]
+            dist.all_gather(pieces, whole[name].contiguous(), group=mesh.get_group())
+            whole[name] = torch.cat(pieces, dim)
+    for name, parts in _interleaved(model).items():
+        if name in whole:
+            whole[name] = _reordered(whole[name], mesh.size(), parts)
+    return whole
+
+
+def own_tensors(model: nn.Module, tensors: Mapping[str, Tensor], mesh: DeviceMesh) -> dict[str, Tensor]:
+    """What ``tensors`` of one process are in the split ``model``: the inverse of ``whole_tensors``."""
+    rank, ranks = mesh.get_local_rank(), mesh.size()
+    apart, interleaved, own = _apart(model, ranks), _interleaved(model), {}
+    for name, like in model.state_dict().items():
+        if (x := tensors.get(plain := plain_name(name))) is None:
+            continue
+        if plain in interleaved:
+            x = _reordered(x, interleaved[plain], ranks)
+        if plain in apart:
+            x = x.chunk(ranks, apart[plain])[rank].clone()
+        if isinstance(like, DTensor):
+            x = distribute_tensor(x.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+        own[name] = x
+    return own
+
+
+def plain_name(name: str) -> str:
+    """The name on one process of a tensor of a split model."""
+    return name.replace("parametrizations.", "").removesuffix(".original")
+
+
+def _interleaved(model: nn.Module) -> dict[str, int]:
+    """Weights and biases whose rows have another order in the split model, and of how many parts they are."""
+    return {
+        f"{path}{name}.{kind}": parts
+        for path, layer in _layers(model)
+        for name, parts in _joined(layer).items()
+        for kind in ("weight", "bias")
+    }
 
 
 def clip_grad_norm(model: nn.Module, limit: float, mesh: DeviceMesh) -> Tensor:
