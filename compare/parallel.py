@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from compare.spec import RunSpec
 
 KINDS = ("data", "shard", "context", "tensor")
-"""``data``: each process holds the whole model and trains on its rows of every batch. ``shard``: also, each stores only
-its part of weights, gradients and optimizer state. ``context``: each holds its piece of every sequence. ``tensor``: each
-computes its heads and its features of the feed-forward of every layer."""
+"""``data``: each process holds the whole model and trains on its rows of every batch. ``shard``: also, each stores its
+part of weights, gradients and optimizer state alone. ``context``: each holds its piece of every sequence. ``tensor``:
+each computes its heads and its features of the feed-forward of every layer."""
 SPLITS = ("context", "tensor")
 """Kinds whose processes take the same samples; the result of each is that of the whole group."""
 
