@@ -18,7 +18,7 @@ compare: setup
 
 test: lint
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m 'not long and not bench and not alone'
-	$(BIN)/python -m pytest -m 'alone and not bench' $$(grep -rl --include='*.py' mark.alone tests)
+	$(BIN)/python -m pytest -m 'alone and not bench and not long' $$(grep -rl --include='*.py' mark.alone tests)
 
 check: $(if $(NAME),setup,lint)
 	$(BIN)/python -m pytest tests/contract tests/backends $(if $(NAME),-k $(NAME))

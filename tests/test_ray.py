@@ -54,7 +54,10 @@ def ray_cluster(*cpus: int) -> Iterator[str]:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     first, *rest = ({"num_cpus": number, "object_store_memory": 80 * 2**20} for number in cpus)
     serving = {"ray_client_server_port": port, "include_dashboard": False}
-    found = Cluster(initialize_head=True, head_node_args=first | serving)
+    try:
+        found = Cluster(initialize_head=True, head_node_args=first | serving)
+    except Exception as error:  # it raises many types: no shared memory, no loopback
+        pytest.skip(f"no Ray cluster starts on this machine: {error}")
     try:
         for size in rest:
             found.add_node(**size)
@@ -151,6 +154,7 @@ def run_and_lose(address: str, dying: RunSpec, folder: Path) -> None:
     assert runs_left() == []
 
 
+@pytest.mark.long
 @pytest.mark.alone
 @pytest.mark.usefixtures("one_thread")
 def test_ablate_searches_rates_and_teaches_over_a_ray_of_its_own(tmp_path: Path) -> None:
