@@ -185,20 +185,20 @@ def test_baselines_stay_near_chance(task):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("variant", "options"),
+    ("variant", "options", "steps"),
     [
-        ("full", ()),
-        ("bigbird", (("block_size", 8), ("n_global", 1), ("n_random", 1))),
-        ("block_sparse", (("block_size", 8), ("n_global", 1), ("n_random", 1))),
-        ("linformer", (("rank", 16),)),
+        ("full", (), 800),
+        ("bigbird", (("block_size", 8), ("n_global", 1), ("n_random", 1)), 800),
+        ("block_sparse", (("block_size", 8), ("n_global", 1), ("n_random", 1)), 800),
+        ("linformer", (("rank", 16),), 1600),  # after 800 it is at 75 and 53 %, on its way
     ],
 )
-def test_rotating_the_samples_changes_no_score(variant, options, tmp_path, monkeypatch):
+def test_rotating_the_samples_changes_no_score(variant, options, steps, tmp_path, monkeypatch):
     """With the context at the start, it took bigbird from 99.9 to 63 % and linformer from 76 to 2.
 
     A rotation parts a fifth of the questions from their context, to the sample's other end: so far windows may lose.
     """
-    spec = replace(small_spec("mqar", 64, steps=800, batch_size=64), variant=variant, options=options)
+    spec = replace(small_spec("mqar", 64, steps=steps, batch_size=64), variant=variant, options=options)
     draw = Mqar.draw
 
     def rotated(task: Mqar, rng: np.random.Generator, rows: int, seq_len: int) -> tuple[Ids, Ids]:
