@@ -118,7 +118,7 @@ def test_a_budget_counts_the_seconds_before_the_kill(tmp_path: Path) -> None:
     assert 0 < before < 1
     assert 1 <= found["train_seconds"] < 3
     assert [p["seconds"] for p in found["curve"]] == sorted(p["seconds"] for p in found["curve"])
-    assert found["curve"][0]["seconds"] <= before
+    assert found["curve"][0]["seconds"] <= before + 0.001  # curves have milliseconds
 
 
 def test_checkpoints_come_at_most_so_often_and_take_a_small_share(

@@ -63,6 +63,7 @@ def test_a_machine_that_submits_no_jobs_is_one_line(tool: str, tmp_path: Path) -
         pass
 
 
+@pytest.mark.long
 @pytest.mark.alone  # its runs hold cores
 @linux
 def test_a_lost_job_is_submitted_again_and_no_row_is_lost_or_doubled(
