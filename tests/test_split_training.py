@@ -21,7 +21,7 @@ from tests.here import run_whole
 from tests.learning import small_spec
 from tests.test_launch import TINY, read_records, torchrun
 from tests.test_together import agree
-from tests.together import Case, train, train_together
+from tests.together import Case, train, train_alone, train_together
 
 SPEC = replace(small_spec("mqar", 32, steps=20, batch_size=6), d_model=16, n_heads=2, n_layers=1)
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -49,12 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def alone(folder: Path) -> dict[str, dict[str, Any]]:
     """What one process learns in each setting, and the checkpoint that it leaves."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return {name: train(Case(spec_of(name), leave=str(folder / name), leave_after=AT)) for name in SETTINGS}
-    finally:
-        torch.set_num_threads(threads)
+    return train_alone({name: Case(spec_of(name), leave=str(folder / name), leave_after=AT) for name in SETTINGS})
 
 
 @pytest.fixture(scope="session")

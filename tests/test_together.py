@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from compare.runs.options import RunOptions
 from compare.runs.ranks import ALONE, Ranks
@@ -16,7 +15,7 @@ from compare.spec import RunSpec
 from tasks import Batch
 from tests.here import run_here
 from tests.learning import small_spec
-from tests.together import Case, train, train_together
+from tests.together import Case, train, train_alone, train_together
 
 SMALL: dict[str, Any] = {"d_model": 16, "n_heads": 2, "n_layers": 2}
 SPEC = replace(small_spec("mqar", 32, steps=20, batch_size=9), **SMALL)
@@ -48,15 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def alone(folder: Path) -> dict[str, dict[str, Any]]:
     """What one process learns in each setting; it leaves a checkpoint of the first one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return {
-            name: train(Case(spec_of(name), leave=str(folder / "one") if name == "full" else None, leave_after=AT))
-            for name in SETTINGS
-        }
-    finally:
-        torch.set_num_threads(threads)
+    leave = {"full": str(folder / "one")}
+    return train_alone({name: Case(spec_of(name), leave=leave.get(name), leave_after=AT) for name in SETTINGS})
 
 
 @pytest.fixture(scope="session")

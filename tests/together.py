@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,6 +75,16 @@ def train(case: Case, ranks: Ranks = ALONE) -> dict[str, Any]:
         "held": held,
         "sent": sent_bytes(lambda: trainer.step(trainer.to_device(first), trainer.training_tally())),
     }
+
+
+def train_alone(cases: Mapping[str, Case]) -> dict[str, dict[str, Any]]:
+    """The result of ``train`` for each case, in this process, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return {name: train(case) for name, case in cases.items()}
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
