@@ -19,7 +19,8 @@ from compare.record import Record
 from compare.runs.data import make_task
 from compare.runs.execute import settle_cpu
 from compare.runs.kept import load, read_run
-from compare.runs.score import at_length, evaluate
+from compare.runs.score import evaluate
+from compare.schedule import at_length
 from compare.settings import check_option, read_value, split_setting
 from compare.spec import RunSpec
 from tasks import Task

@@ -1,6 +1,7 @@
-"""Schedules of the learning rate and of the length of samples, by name, the same for every variant.
+"""Schedules of the learning rate and of the length of samples, by name, and of validations; the same for every variant.
 
-Both depend on the share of the training that is done, so that a budget in seconds and one in steps mean the same.
+Those of rate and length depend on the share of the training that is done, so that a budget in seconds and one in steps
+mean the same.
 """
 
 from __future__ import annotations
@@ -10,11 +11,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from compare.spec import RunSpec
     from tasks import LengthSchedule, LrSchedule
 
 FIRST_FACTOR = 0.1  # warm-up starts here, not at 0, where the first step of a short training would change nothing
 HELD = 0.85  # share of the training at the peak rate
 SHORTEST_DEFAULT = 128  # tokens; below that a shorter sample saves no time
+CURVE_POINTS = 50  # of a training
+VALIDATIONS = 10  # of a training
+VALIDATION_SHARE = 0.1  # of the training time, at most, apart from the last validation
+TEST_TOKENS = 2**19  # at most, at another length than that of training: softmax at 65,536 takes minutes for them
 
 
 class LrCurve(NamedTuple):
@@ -100,3 +106,8 @@ def in_words(name: LengthSchedule) -> str:
         parts.append(f"{100 * (phase.end - begin):.0f} % at {where}")
         begin = phase.end
     return ", ".join(parts)
+
+
+def at_length(spec: RunSpec, seq_len: int) -> tuple[int, int]:
+    """Samples in a batch of about the usual number of tokens, and samples to evaluate, at another length."""
+    return max(1, spec.batch_size * spec.seq_len // seq_len), max(1, TEST_TOKENS // seq_len)

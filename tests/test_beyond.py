@@ -122,7 +122,7 @@ def test_a_trained_model_is_scored_at_each_length(monkeypatch: pytest.MonkeyPatc
     from compare.runs.child import Events
     from compare.runs.execute import work
 
-    monkeypatch.setattr("compare.runs.score.TEST_TOKENS", 4096)
+    monkeypatch.setattr("compare.schedule.TEST_TOKENS", 4096)
     spec = replace(SPEC, variant="full", task="adding", seq_len=16, test_lens=(8, 16, 32), steps=3)
     record: Record = {"machine": {}}
     work(spec, None, record, Events(io.StringIO()), None, None, lambda: 0.0)

@@ -66,6 +66,11 @@ def words_of(backend: str) -> str:
     return " ".join((ast.get_docstring(ast.parse(source)) or "").split())
 
 
+def printed(file: str) -> list[dict[str, Any]]:
+    """The lines of JSON that a benchmark printed. file: below results/cpu-2core."""
+    return list(map(json.loads, (ROOT / "results/cpu-2core" / file).read_text(encoding="utf-8").splitlines()))
+
+
 def test_the_readme_is_read_in_five_minutes() -> None:
     size = len((ROOT / "README.md").read_bytes())
     assert size <= 8192, f"README.md has {size} bytes, more than 8192: move text to docs/"
@@ -175,8 +180,7 @@ def test_steps_to_recall_are_those_that_were_printed() -> None:
     told = page.split("## Steps or another rate")[1].split("\n## ")[0]
     table = {name: cells.split(" | ") for name, cells in re.findall(r"^\| `(\w+)` \| (.*) \|$", told, re.M)}
     found: dict[str, list[str]] = {}
-    for line in (ROOT / "results/cpu-2core/recall_steps/causal.jsonl").read_text(encoding="utf-8").splitlines():
-        run = json.loads(line)
+    for run in printed("recall_steps/causal.jsonl"):
         steps = next((100 * (i + 1) for i, share in enumerate(run["accuracy"]) if share >= 0.9), None)
         ended = f"{100 * run['accuracy'][-1]:.1f} % after {100 * len(run['accuracy']):,}"
         found.setdefault(run["variant"], []).append(ended if steps is None else str(steps))
@@ -186,8 +190,7 @@ def test_steps_to_recall_are_those_that_were_printed() -> None:
 def test_the_start_of_queries_and_keys_is_that_of_the_records() -> None:
     scores: dict[tuple[str, float], list[float]] = {}
     for file in ("mqar_64.jsonl", "mqar_64_kernels.jsonl"):
-        for line in (ROOT / "results/cpu-2core/initialisation" / file).read_text(encoding="utf-8").splitlines():
-            run = json.loads(line)
+        for run in printed(f"initialisation/{file}"):
             scores.setdefault((run["variant"], run["start"]), []).append(100 * run["test"])
     told = " ".join((ROOT / "zoo/contract.py").read_text(encoding="utf-8").replace("# ", "").split())
     for variant, words in (("full", told), ("nystromformer", told), ("linear", words_of("linear"))):
@@ -199,8 +202,7 @@ def test_the_start_of_queries_and_keys_is_that_of_the_records() -> None:
 
 
 def test_backends_tell_what_they_recall_after_few_steps() -> None:
-    printed = (ROOT / "results/cpu-2core/recall_steps/causal.jsonl").read_text(encoding="utf-8").splitlines()
-    runs = {(run["variant"], run["rate"]): run["accuracy"] for run in map(json.loads, printed)}
+    runs = {(run["variant"], run["rate"]): run["accuracy"] for run in printed("recall_steps/causal.jsonl")}
     told = {name: words_of(name) for name in ("gated_deltanet", "mamba2", "retnet")}
 
     def after(steps: int, name: str, rate: float = 3e-3) -> str:
@@ -208,14 +210,13 @@ def test_backends_tell_what_they_recall_after_few_steps() -> None:
 
     few, more = (after(steps, "gated_deltanet") for steps in (300, 400))
     assert f"reaches {few} after 300 optimizer steps and {more} after 400" in told["gated_deltanet"]
-    folder = ROOT / "results/cpu-2core/recall_steps"
-    (longer,) = map(json.loads, (folder / "at_128.jsonl").read_text(encoding="utf-8").splitlines())
+    (longer,) = printed("recall_steps/at_128.jsonl")
     few, more = (f"{100 * longer['accuracy'][steps // 100 - 1]:.1f} %" for steps in (300, 400))
     assert (
         f"At 128 tokens the layer reaches {few} after 300 optimizer steps and {more} after 400"
         in told["gated_deltanet"]
     )
-    theirs = list(map(json.loads, (folder / "authors.jsonl").read_text(encoding="utf-8").splitlines()))
+    theirs = printed("recall_steps/authors.jsonl")
     assert [run["rate"] for run in theirs] == [1e-3, 3e-3, 1e-2]
     assert all(len(run["accuracy"]) == 10 and max(run["accuracy"]) < 0.03 for run in theirs)
     few, more = (after(steps, "mamba2") for steps in (300, 400))
@@ -240,9 +241,9 @@ def test_recall_at_64_tokens_is_that_of_the_records() -> None:
     told = page.split("## Who recalls at 64 tokens")[1].split("\n## ")[0]
     records = read_records(ROOT / "results/cpu-2core/mqar_64/records.jsonl")[0]
     tested = [r for r in records if not is_search(r)]
-    for name in ("full", "linear"):
+    for name, words in (("full", "`full` recalls"), ("linear", "`linear`")):
         seeds = [f"{100 * r['test_score']:.1f}" for r in tested if r["variant"] == name]
-        assert f"`{name}` {'recalls ' if name == 'full' else ''}{', '.join(seeds[:-1])} and {seeds[-1]} %" in told
+        assert f"{words} {', '.join(seeds[:-1])} and {seeds[-1]} %" in told
     told = told.partition("With three seeds")[0]
     scores = {r["variant"]: f"{100 * r['test_score']:.1f}" for r in tested if r["variant"] not in THREE_SEEDS}
     parts = re.split(r"\n- |\n\n`s4d`", told)[1:]

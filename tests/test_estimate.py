@@ -20,7 +20,7 @@ from compare.estimate.run_time import parts_of, timed, validations
 from compare.estimate.show import Line, Prices, add_up, as_json, duration
 from compare.estimate.splits import split_sizes
 from compare.plan import plan_runs
-from compare.runs import score, train
+from compare.runs import train
 from compare.spec import RunSpec
 from tests.make_records import write_folder
 
@@ -196,10 +196,10 @@ def test_timing_repeats_as_the_measurement_does(seconds: float, calls: int) -> N
 
 
 def test_constants_are_those_of_the_runs() -> None:
-    assert run_time.POINTS == train.CURVE_POINTS
+    assert run_time.CURVE_POINTS == train.CURVE_POINTS
     assert run_time.VALIDATIONS == train.VALIDATIONS
     assert run_time.VALIDATION_SHARE == train.VALIDATION_SHARE
-    assert run_time.TEST_TOKENS == score.TEST_TOKENS
+    assert run_time.at_length is train.at_length
 
 
 def test_validations_are_those_of_the_trainer() -> None:

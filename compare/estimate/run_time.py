@@ -10,11 +10,10 @@ import numpy as np
 from scipy.optimize import nnls
 
 from compare.estimate.points import Cost, Done, Machine
+from compare.schedule import CURVE_POINTS, VALIDATION_SHARE, VALIDATIONS, at_length
 from compare.spec import RunSpec
 
-POINTS, VALIDATIONS, VALIDATION_SHARE = 50, 10, 0.1  # as in compare/runs/train.py
 LEAST_TIMED, MOST_TIMED, TIMED_SECONDS = 3, 20, 3.0  # repetitions of a measurement, as in compare/runs/measure.py
-TEST_TOKENS = 2**19  # at another length than that of training, as in compare/runs/score.py
 FEWEST_RUNS = 8  # of a machine, to learn its overheads from them alone
 
 Pace = Callable[[Cost, int, int], float]
@@ -64,8 +63,8 @@ def parts_of(spec: RunSpec, pace: Pace, splits: Splits) -> Parts:
     if spec.kind == "train":
         evaluating += evaluation(spec, "test", spec.seq_len, spec.batch_size, pace, splits)
         for length in spec.test_lens:
-            batch = max(1, spec.batch_size * spec.seq_len // length)
-            evaluating += evaluation(spec, "test", length, batch, pace, splits, max(1, TEST_TOKENS // length))
+            batch, most = at_length(spec, length)
+            evaluating += evaluation(spec, "test", length, batch, pace, splits, most)
     return Parts(measuring, counting, training, evaluating, steps, flops)
 
 
@@ -84,7 +83,7 @@ def evaluation(
 
 def validations(spec: RunSpec, training: float, steps: float, validation: float) -> int:
     """How many validations a training has room for: at its points, as long as they take a tenth of its time."""
-    points = max(1, min(POINTS, round(steps)))
+    points = max(1, min(CURVE_POINTS, round(steps)))
     count = 0
     for done in (point / points for point in range(1, points + 1)):
         due = done >= spec.pretrain and done * VALIDATIONS >= count + 1

@@ -12,11 +12,8 @@ from torch import Tensor
 
 from compare.runs.outcome import DivergedError
 from compare.runs.ranks import ALONE, Ranks
-from compare.spec import RunSpec
 from tasks import IGNORE, Batch, EvalSplit, Task
 from tasks.base import BITS_PER_BYTE, EXPLAINED_VARIANCE, Metric
-
-TEST_TOKENS = 2**19  # at most, at another length than that of training: softmax at 65,536 takes minutes for them
 
 
 class Tally:
@@ -97,11 +94,6 @@ OnDevice = tuple[Tensor, Tensor, Tensor | None]
 def to_device(batch: Batch, device: torch.device) -> OnDevice:
     inputs, targets = (torch.from_numpy(x).to(device) for x in (batch.inputs, batch.targets))
     return inputs, targets, None if batch.padding is None else torch.from_numpy(batch.padding).to(device)
-
-
-def at_length(spec: RunSpec, seq_len: int) -> tuple[int, int]:
-    """Samples in a batch of about the usual number of tokens, and samples to evaluate, at another length."""
-    return max(1, spec.batch_size * spec.seq_len // seq_len), max(1, TEST_TOKENS // seq_len)
 
 
 @torch.no_grad()

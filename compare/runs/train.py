@@ -26,21 +26,18 @@ from compare.runs.model import Model, decay_groups, restoring_loss
 from compare.runs.outcome import DivergedError
 from compare.runs.progress import Progress, part_of, share_done
 from compare.runs.ranks import ALONE, Ranks
-from compare.runs.score import Evaluation, OnDevice, Tally, at_length, evaluate, to_device
+from compare.runs.score import Evaluation, OnDevice, Tally, evaluate, to_device
 from compare.runs.teacher import Teacher
 from compare.runs.tune import tune
-from compare.schedule import lr_factor
+from compare.schedule import CURVE_POINTS, VALIDATION_SHARE, VALIDATIONS, at_length, lr_factor
 from compare.spec import RunSpec
 from tasks import Batch, EvalSplit, Task
 from zoo.contract import UnsupportedError
 from zoo.pretrained import in_short
 
-CURVE_POINTS = 50
-VALIDATIONS = 10
 TIMED_STEPS = 1000  # the latest at full length; their median is compared with the measurement before training
 FEWEST_TIMED = 3
 PROGRESS_SECONDS = 0.5  # between reports of progress, beside those at points of the curve
-VALIDATION_SHARE = 0.1  # of the training time, at most, apart from the last validation
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
