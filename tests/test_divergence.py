@@ -84,3 +84,15 @@ def test_training_stops_at_the_step_with_the_weights_before_it() -> None:
     with pytest.raises(DivergedError, match=r"forward: the output of encoder\.layers\.0\.feed_forward\.out \(Linear\)"):
         trainer.step(batch, trainer.training_tally())
     torch.testing.assert_close(feed.hidden.weight, before, rtol=0, atol=0)
+
+
+def test_an_evaluation_that_is_not_finite_names_the_split_and_the_module() -> None:
+    spec = small_spec("mqar", 64, steps=2)
+    trainer = Trainer(spec, make_task(spec))
+    with torch.no_grad():
+        trainer.encoder.layers[1].feed_forward.out.weight.fill_(torch.nan)
+    said = (
+        r"validation after step 0: loss is nan; forward: the output of encoder\.layers\.1\.feed_forward\.out \(Linear\)"
+    )
+    with pytest.raises(DivergedError, match=said):
+        trainer.evaluate("validation")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from compare.runs.outcome import DivergedError
 
 
 def first_not_finite(model: nn.Module, forward: Callable[[], Tensor], backward: Callable[[Tensor], None]) -> str:
@@ -24,7 +26,7 @@ def first_not_finite(model: nn.Module, forward: Callable[[], Tensor], backward: 
     for name, weight in model.named_parameters():
         if not is_finite(weight):
             return f"the weight {name} was not finite before the step"
-    names = {module: name or "the model" for name, module in model.named_modules()}
+    names = names_of(model)
     said: list[str] = []
     with watching(model, partial(watch_forward, names, said)):
         loss = forward()
@@ -41,6 +43,18 @@ def first_not_finite(model: nn.Module, forward: Callable[[], Tensor], backward: 
             said.append(f"backward: the gradient of the weight {name} {count_bad(weight.grad)}")
     model.zero_grad()
     return said[0] if said else ""
+
+
+def first_bad_output(model: nn.Module, evaluate: Callable[[], object]) -> str:
+    """Repeat an evaluation that failed, and name the first module whose output is not finite, as above."""
+    said: list[str] = []
+    with watching(model, partial(watch_forward, names_of(model), said)), suppress(DivergedError):
+        evaluate()
+    return said[0] if said else "all outputs of modules are finite"
+
+
+def names_of(model: nn.Module) -> dict[nn.Module, str]:
+    return {module: name or "the model" for name, module in model.named_modules()}
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -19,7 +20,7 @@ from compare.record import as_kept
 from compare.runs.clocks import add_since, clocks, shares
 from compare.runs.compiled import compile_seconds, graph_breaks
 from compare.runs.data import count_tokens, length_of
-from compare.runs.divergence import first_not_finite
+from compare.runs.divergence import first_bad_output, first_not_finite
 from compare.runs.kept import find_model, start_from
 from compare.runs.measure import storage_bytes, synchronise
 from compare.runs.model import Model, decay_groups, restoring_loss
@@ -208,9 +209,15 @@ class Trainer:
         if elsewhere is not None:
             task, size, most = elsewhere, *at_length(self.spec, elsewhere.seq_len)
         self.model.eval()
-        result = evaluate(self.model, task, split, size, self.device, on_progress, most, self.ranks)
-        self.model.train()
-        return result
+        run = partial(evaluate, self.model, task, split, size, self.device, on_progress, most, self.ranks)
+        try:
+            return run()
+        except DivergedError as error:
+            watchable = not self.spec.compile and self.ranks.size == 1
+            where = f"; {first_bad_output(self.trained, run)}" if watchable else ""
+            raise DivergedError(f"{split} after step {self.steps}: {error}{where}") from None
+        finally:
+            self.model.train()
 
     def train(
         self,
