@@ -188,17 +188,25 @@ def test_steps_to_recall_are_those_that_were_printed() -> None:
 
 
 def test_the_start_of_queries_and_keys_is_that_of_the_records() -> None:
-    scores: dict[tuple[str, float], list[float]] = {}
-    for file in ("mqar_64.jsonl", "mqar_64_kernels.jsonl"):
+    scores: dict[tuple[str, str, float], list[float]] = {}
+    for file in ("mqar_64.jsonl", "mqar_64_kernels.jsonl", "recall_128.jsonl"):
         for run in printed(f"initialisation/{file}"):
-            scores.setdefault((run["variant"], run["start"]), []).append(100 * run["test"])
+            scores.setdefault((run["task"], run["variant"], run["start"]), []).append(100 * run["test"])
     told = " ".join((ROOT / "zoo/contract.py").read_text(encoding="utf-8").replace("# ", "").split())
-    for variant, words in (("full", told), ("nystromformer", told), ("linear", words_of("linear"))):
-        both = scores[variant, 0.333], scores[variant, 1.0]
+    linear = words_of("linear")
+    cases = (
+        ("mqar", "full", told),
+        ("mqar", "nystromformer", told),
+        ("mqar", "linear", linear),
+        ("noisy_recall", "linear", linear),
+    )
+    for task, variant, words in cases:
+        both = scores[task, variant, 0.333], scores[task, variant, 1.0]
         third, one = (f"{min(each):.1f} to {max(each):.1f} %" for each in both)
         assert third in words
         assert one in words
         assert (sum(both[0]) > sum(both[1]) + 3) == (variant != "linear")
+    assert all(map(float.__lt__, *both)), "from 1 linear recalls more, with each seed"
 
 
 def test_backends_tell_what_they_recall_after_few_steps() -> None:
