@@ -209,6 +209,8 @@ def test_masks_that_cannot_be_honoured_are_refused() -> None:
     own = torch.zeros(2, 1, N, N)
     with pytest.raises(ValueError, match="BertSelfAttention got a mask of shape"):
         bert(input_ids=inputs["input_ids"], attention_mask=own)
+    with pytest.raises(ValueError, match=rf"expected one of \(batch, tokens\), .* got \(2, {N}, {N}\)"):
+        bert(input_ids=inputs["input_ids"], attention_mask=torch.ones(2, N, N).tril())
     llama = made("Llama", "zoo_full", **LLAMA)
     packed = torch.arange(N).remainder(12).expand(2, -1)
     with pytest.raises(ValueError, match="packed sequences"):
@@ -397,6 +399,19 @@ def test_a_pickled_model_works_again(tmp_path: Path) -> None:
 def test_half_precision_is_finite(attention: str) -> None:
     model = made("bert", attention).bfloat16()
     assert model(**inputs_of(model)).last_hidden_state.isfinite().all()
+
+
+def test_a_model_that_never_asks_the_interface_is_named_in_the_docs() -> None:
+    ids = torch.randint(3, 50, (2, 9))
+    results = []
+    for attention in ("eager", "zoo_local"):
+        torch.manual_seed(0)
+        config = transformers.DebertaV2Config(
+            vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32
+        )
+        model = transformers.AutoModel.from_config(config, attn_implementation=attention).eval()
+        results.append(model(input_ids=ids).last_hidden_state)
+    assert torch.equal(*results), "docs/library.md says that DeBERTa computes its own attention: it no longer does"
 
 
 def test_models_that_mix_by_themselves_and_cross_attention_are_refused() -> None:

@@ -52,6 +52,9 @@ def make_mask(
     check_class(config.__class__)
     if attention_mask is not None and is_ours(attention_mask):  # a model passed it on to a part of it
         return attention_mask
+    if attention_mask is not None and attention_mask.dim() != 2:
+        shape = tuple(attention_mask.shape)
+        raise ValueError(f"attention_mask: expected one of (batch, tokens), which says what is padding, got {shape}")
     whole = local_size is None or local_size >= kv_length + kv_offset
     causal = is_causal(mask_function) if whole else None
     if causal is None and others:
