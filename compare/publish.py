@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from huggingface_hub import CommitOperationAdd, DatasetCardData, HfApi
 
@@ -33,7 +35,7 @@ the record of each run with its learning curve, and `environment.json` describes
 
 
 def publish(options: argparse.Namespace) -> int:
-    """Draw the report of a folder and upload it with the records, or print what would be uploaded.
+    """Draw the report of a folder into a copy and upload it with the records, or print what would be uploaded.
 
     Raises:
         UsageError: a folder without records, a name that the hub refuses, no login or no connection.
@@ -43,7 +45,16 @@ def publish(options: argparse.Namespace) -> int:
     check_foreign(folder)
     if re.fullmatch(NAME, options.repo) is None:
         raise UsageError(f"--repo: expected user/name, got {options.repo!r}")
-    text = card(folder, write_report(folder), options.repo, options.license)
+    with TemporaryDirectory() as name:
+        drawn = Path(name)
+        for source in (folder / "records.jsonl", folder / "environment.json"):
+            if source.exists():
+                shutil.copy(source, drawn)
+        return publish_drawn(drawn, card(drawn, write_report(drawn), options.repo, options.license), options)
+
+
+def publish_drawn(folder: Path, text: str, options: argparse.Namespace) -> int:
+    """Upload a folder with its report and the card ``text``, or print what would be uploaded."""
     files = [path for pattern in FILES for path in sorted(folder.glob(pattern))]
     if options.dry_run:
         print(text)

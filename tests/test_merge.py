@@ -137,12 +137,15 @@ def test_a_dry_run_shows_the_card_and_the_files(
 ) -> None:
     monkeypatch.setattr(HfApi, "create_commit", lambda *_, **__: pytest.fail("nothing is uploaded"))
     a, _ = two_folders(tmp_path)
+    before = sorted(Path(a).iterdir())
     text = said(capsys, "publish", a, "--repo", "me/mine", "--license", "mit", "--dry-run")
+    assert sorted(Path(a).iterdir()) == before, "a dry run writes nothing"
     assert text.startswith("---\n")
     assert "license: mit" in text
     assert ENVIRONMENT["command"] in text
     for name in ("records.jsonl", "environment.json", "table.csv", "report.html", "charts/"):
         assert f"\n{name}" in text
+    said(capsys, "report", a)
     table = datasets.load_dataset("csv", data_files=str(Path(a) / "table.csv"), cache_dir=str(tmp_path), split="train")
     assert len(table) == 2
 
