@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from compare.errors import closest
+from compare.errors import UsageError, closest
 from compare.quantities import (
     FORWARD,
     RECOMPUTED,
@@ -210,6 +210,17 @@ def apply(name: str, spec: RunSpec, teacher: str) -> RunSpec:
     return spec
 
 
+def lost_part(name: str, spec: RunSpec, teacher: str) -> str:
+    """The part of a combination that changes a spec alone, but not beside the other parts; "" where each counts."""
+    parts = name.split("+")
+    changed = apply(name, spec, teacher)
+    for place, part in enumerate(parts):
+        others = "+".join(parts[:place] + parts[place + 1 :])
+        if others and apply(others, spec, teacher) == changed != spec and apply(part, spec, teacher) != spec:
+            return part
+    return ""
+
+
 def teacher_of(spec: RunSpec, specs: Sequence[RunSpec]) -> RunSpec:
     """The run of full on the same data with the same seed, among the specs, or else with the settings of the spec."""
     plain = replace(spec, variant="full", options=(), quantize=None, tune=None)
@@ -234,7 +245,11 @@ class Tipped(NamedTuple):
 
 
 def with_tips(specs: Sequence[RunSpec], tips: Sequence[str]) -> Tipped:
-    """The specs, each followed by itself with each tip, at its own learning rate."""
+    """The specs, each followed by itself with each tip, at its own learning rate.
+
+    Raises:
+        UsageError: a combination in which one part undoes or repeats another.
+    """
     import tasks  # brings numpy, which --help does not need
 
     rows, idle = dict[RunSpec, tuple[str, str]](), dict[str, None]()
@@ -246,6 +261,8 @@ def with_tips(specs: Sequence[RunSpec], tips: Sequence[str]) -> Tipped:
         rows.setdefault(spec, (BASELINE, spec.run_id))
         for name in tips:
             changed = apply(name, spec, teacher.run_id)
+            if lost := lost_part(name, spec, teacher.run_id):
+                raise UsageError(f"--tips {name}: {lost} changes nothing beside the others: leave out one of them")
             if any(TIPS[part].pictures for part in name.split("+")) and not tasks.get(spec.task).picture:
                 idle[f"{name} on {spec.task}, which has no pictures"] = None
             elif changed.label_smoothing and tasks.get(spec.task).kind == "value":

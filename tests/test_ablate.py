@@ -14,6 +14,7 @@ import pytest
 
 from compare.__main__ import main
 from compare.display import choose_display
+from compare.errors import UsageError
 from compare.listing import written
 from compare.report import of_tip, write_report
 from compare.report.facts.ablation import ablations, split_tips
@@ -178,10 +179,25 @@ def test_every_tip_changes_the_run_and_keeps_its_samples(tip: str) -> None:
 def test_tips_combine_and_equal_ones_run_once() -> None:
     both = apply("amp+checkpoint", SPEC, "")
     assert (both.dtype, both.checkpointing) == ("bfloat16", True)
-    tipped = with_tips([SPEC], ["amp", "cosine-lr", "amp+amp"])
+    tipped = with_tips([SPEC], ["amp", "cosine-lr", "amp+cosine-lr"])
     amp = apply("amp", SPEC, "")
     assert tipped.rows == [(SPEC, BASELINE, SPEC.run_id), (amp, "amp", SPEC.run_id)]
-    assert tipped.idle == ["cosine-lr on mqar equals baseline", "amp+amp on mqar equals amp"]
+    assert tipped.idle == ["cosine-lr on mqar equals baseline", "amp+cosine-lr on mqar equals amp"]
+
+
+@pytest.mark.parametrize(
+    ("tip", "lost"),
+    [
+        ("amp+amp", "amp"),
+        ("amp+amp-fp16", "amp"),
+        ("no-weight-decay+weight-decay", "weight-decay"),
+        ("lora+adapter", "lora"),
+        ("pretrain+prompt", "pretrain"),
+    ],
+)
+def test_a_part_that_another_undoes_is_refused(tip: str, lost: str) -> None:
+    with pytest.raises(UsageError, match=rf"^--tips {re.escape(tip)}: {lost} changes nothing beside the others"):
+        with_tips([SPEC], [tip])
 
 
 def test_a_teacher_is_the_run_of_full_and_comes_first() -> None:
