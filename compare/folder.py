@@ -18,14 +18,15 @@ from compare.report.facts.grouping import machine_line
 
 @contextmanager
 def claim_folder(folder: Path, command: str, *, resume: bool | None = None) -> Iterator[None]:
-    """Create a folder, and lock it against other processes. A new folder that stays empty is removed.
+    """Create a folder, and lock it against other processes. A new folder that stays empty is removed, with new parents.
 
     resume: whether to continue the runs in the folder; None: only a report is drawn into it.
 
     Raises:
         UsageError: the folder cannot be written, another process holds it, or it has files that must not be replaced.
     """
-    is_new = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    is_new = bool(made)
     if resume and is_new:
         raise UsageError(f"--resume: folder {folder} does not exist; leave out --resume to start a comparison in it")
     try:
@@ -42,9 +43,9 @@ def claim_folder(folder: Path, command: str, *, resume: bool | None = None) -> I
                 check_foreign(folder)
             yield
     finally:
-        if is_new:
-            with suppress(OSError):  # the folder is not empty
-                folder.rmdir()
+        with suppress(OSError):  # a folder that is not empty
+            for path in made:
+                path.rmdir()
 
 
 def check_foreign(folder: Path) -> None:
