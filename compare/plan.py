@@ -64,6 +64,8 @@ def plan_runs(options: argparse.Namespace, device: str, threads: int) -> Planned
         UsageError: the arguments contradict one another, or name something that does not exist.
     """
     check_flags(options)
+    if options.dtype == "float16" and device == "cpu":
+        raise UsageError("--dtype float16: expected a GPU, got a CPU: take bfloat16 or float32")
     variants = asked_variants(options)
     for name in left_out(options):
         del variants[name]
@@ -219,6 +221,8 @@ def common_fields(options: argparse.Namespace, task: Task, budget: float) -> dic
         )
     if options.label_smoothing and task.kind == "value":
         raise UsageError(f"--label-smoothing: {task.name} has numbers as answers, not classes")
+    if common["positions"].endswith("-2d") and not task.picture:
+        raise UsageError(f"--positions {common['positions']}: {task.name} has no pictures")
     if options.test_len and common["positions"].endswith("-2d"):
         raise UsageError(f"--test-len: positions of a picture ({common['positions']}) have one length")
     check_test_lengths(task, sorted(options.test_len))
@@ -247,7 +251,7 @@ def choose_lengths(name: LengthSchedule | None, task: Task) -> LengthSchedule:
             else "has training samples of full length only"
         )
         raise UsageError(
-            f"--length-schedule {name} ({in_words(name)}) trains at {shortest} of {task.seq_len} tokens, "
+            f"--length-schedule {name} ({in_words(name)}) trains at {max(1, shortest)} of {task.seq_len} tokens, "
             f"but {task.name} {least}: take another schedule or a longer --seq-len"
         )
     return name

@@ -84,7 +84,10 @@ def rates(text: str) -> tuple[float, ...]:
 
 def amount(text: str) -> float:
     """0 or a positive number."""
-    return 0.0 if text.strip() in ("0", "0.0") else positive_float(text)
+    try:
+        return 0.0 if text.strip() in ("0", "0.0") else positive_float(text)
+    except ArgumentTypeError:
+        raise ArgumentTypeError(f"expected 0 or a positive number, got {text!r}") from None
 
 
 def amounts(text: str) -> tuple[float, ...]:

@@ -174,7 +174,7 @@ def test_runs_of_the_search_are_no_results(tmp_path: Path) -> None:
         (["--lr", "1e-3"], "--lr: not allowed with argument --lr-grid"),
         (["--steps", "0"], "--lr-grid cannot be combined with --steps 0: choosing a rate needs training"),
         (["--weight-decay", "0.1", "--weight-decay-grid", "0,0.1"], "--weight-decay-grid: not allowed"),
-        (["--weight-decay-grid", "0,-1"], "--weight-decay-grid: expected a positive number, got '-1'"),
+        (["--weight-decay-grid", "0,-1"], "--weight-decay-grid: expected 0 or a positive number, got '-1'"),
         (["--lr-grid", "1e-3"], "--lr-grid: expected at least two rates such as 1e-3,3e-3, got '1e-3'"),
         (["--lr-grid", "1e-3,much"], "--lr-grid: expected a positive number, got 'much'"),
         (["--grid-at", "mqar.x=4"], r"expected a task option that --sweep varies \(nothing\), got mqar.x"),
