@@ -93,6 +93,11 @@ TIPS: dict[str, Tip] = {
     "constant-lr": Tip(summary="the learning rate stays at its peak to the end", changes={"lr_schedule": "constant"}),
     "cosine-lr": Tip(summary="the learning rate falls by half a cosine", changes={"lr_schedule": "cosine"}),
     "linear-lr": Tip(summary="the learning rate falls linearly", changes={"lr_schedule": "linear"}),
+    "inverse-sqrt-lr": Tip(
+        summary="the learning rate falls as 1 / √(share of the training done)",
+        changes={"lr_schedule": "inverse-square-root"},
+    ),
+    "full-length": Tip(summary="no shorter samples at the start", changes={"length_schedule": "constant"}),
     "small-batch": Tip(summary="a quarter of the samples in a step", changes=reduced),
     "large-batch": Tip(summary="four times the samples in a step", changes=enlarged),
     "accumulate": Tip(
@@ -170,6 +175,18 @@ TIPS: dict[str, Tip] = {
     "distil": Tip(
         summary="also learns from the answers of full, trained before on the same seed",
         changes={},
+        teacher="teacher",
+        elsewhere=True,
+    ),
+    "distil-hidden": Tip(
+        summary="as distil, and from the states between the layers of full",
+        changes={"distill": "hidden"},
+        teacher="teacher",
+        elsewhere=True,
+    ),
+    "distil-attention": Tip(
+        summary="half of the training learns the attention weights of full",
+        changes={"distill": "attention", "pretrain": 0.5},
         teacher="teacher",
         elsewhere=True,
     ),
