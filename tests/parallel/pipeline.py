@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from tests.parallel.small import SAMPLES, Batch, Small, all_ranks, alone, batch, close, refused, train
+from tests.parallel.small import IDS, SAMPLES, Batch, Small, all_ranks, alone, batch, close, mesh_of, refused, train
 from zoo.parallel.pipeline import Pipeline, split_layers
 
 PARTS = 4  # micro-batches
@@ -78,6 +78,8 @@ def refusals() -> None:
     pipeline = piped(Small("full", n_layers=4), mesh)
     refused(lambda: pipeline.step(batch(0)[0][:7], batch(0)[2][:7]), f"{PARTS} micro-batches divide, got 7 samples")
     refused(lambda: Pipeline(pipeline.stage, mesh, micro_batches=1, loss=loss_of), "micro-batches, one a stage, got 1")
+    single = piped(Small("full"), mesh_of(mesh.size(), 1, names=("other", "pipeline"))["pipeline"])
+    refused(lambda: single.predict(torch.full((SAMPLES, 3), IDS)), f"token ids from 0 to {IDS - 1}")
 
 
 def checks() -> Iterator[tuple[str, Callable[[], None]]]:

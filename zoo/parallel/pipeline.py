@@ -65,11 +65,8 @@ def split_layers(encoder: Encoder, mesh: DeviceMesh, head: nn.Module | None = No
         UnsupportedError: a class token, or reversible layers, whose two streams end in one encoder.
     """
     check_mesh(mesh)
+    check_layers(encoder, mesh.size())
     rank, ranks, layers = mesh.get_local_rank(), mesh.size(), len(encoder.layers)
-    if layers % ranks or not layers:
-        raise ValueError(f"expected layers that {ranks} processes divide, got {layers}")
-    if encoder.class_token is not None or encoder.reversible:
-        raise UnsupportedError("a class token and reversible layers cannot pass from stage to stage")
     part = copy.copy(encoder)
     part._modules = dict(encoder._modules)
     part.layers = nn.ModuleList()
@@ -82,6 +79,15 @@ def split_layers(encoder: Encoder, mesh: DeviceMesh, head: nn.Module | None = No
     if rank + 1 < ranks:
         part.norm, head = nn.Identity(), None
     return Stage(part, head)
+
+
+def check_layers(encoder: Encoder, ranks: int) -> None:
+    """Raise what ``split_layers`` raises for an encoder that it cannot split over so many ranks."""
+    layers = len(encoder.layers)
+    if layers % ranks or not layers:
+        raise ValueError(f"expected layers that {ranks} processes divide, got {layers}")
+    if encoder.class_token is not None or encoder.reversible:
+        raise UnsupportedError("a class token and reversible layers cannot pass from stage to stage")
 
 
 class Pipeline:
@@ -103,7 +109,8 @@ class Pipeline:
             raise ValueError(f"expected at least {mesh.size()} micro-batches, one a stage, got {micro_batches}")
         self.stage, self.mesh, self.micro_batches, self.loss = stage, mesh, micro_batches, loss
         self.inner = next(module for module in stage.modules() if isinstance(module, Stage))
-        self.schedules: dict[tuple[object, ...], PipelineScheduleSingle] = {}  # one for each shape of batches
+        self.schedules: dict[bool, tuple[object, PipelineScheduleSingle]] = {}
+        """Whether it trains -> the latest shape of batches and its schedule, which has buffers of that shape."""
 
     @property
     def is_last(self) -> bool:
@@ -130,12 +137,15 @@ class Pipeline:
         return self._run(x, key_padding_mask, math.gcd(len(x), self.micro_batches), {})
 
     def _run(self, x: Tensor, key_padding_mask: Tensor | None, parts: int, beside: dict[str, Any]) -> Tensor | None:
-        key = (x.shape, x.dtype, torch.is_grad_enabled())
-        if key not in self.schedules:
-            self.schedules[key] = self._schedule(x, parts)
+        trains, kind = torch.is_grad_enabled(), (x.shape, x.dtype)
+        if trains not in self.schedules or self.schedules[trains][0] != kind:
+            self.schedules[trains] = kind, self._schedule(x, parts)
         options = beside if key_padding_mask is None else {**beside, "key_padding_mask": key_padding_mask}
         inputs = (x,) if self.mesh.get_local_rank() == 0 else ()
-        predicted: Tensor | None = self.schedules[key].step(*inputs, **options)
+        try:
+            predicted: Tensor | None = self.schedules[trains][1].step(*inputs, **options)
+        except RuntimeError as error:  # torch tells the shapes of a stage that failed, and hides why
+            raise (error.__cause__ or error) from None
         return predicted
 
     def _schedule(self, x: Tensor, parts: int) -> PipelineScheduleSingle:

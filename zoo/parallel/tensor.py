@@ -187,23 +187,30 @@ def _interleaved(model: nn.Module) -> dict[str, int]:
 
 
 def clip_grad_norm(model: nn.Module, limit: float, mesh: DeviceMesh) -> Tensor:
-    """``torch.nn.utils.clip_grad_norm_`` of a split ``model``: returns the norm of all gradients, each counted once.
+    """``torch.nn.utils.clip_grad_norm_`` of a split ``model``: returns ``grad_norm``, that of the gradients before.
 
     torch's function takes no mixture of tensors and DTensors.
     """
+    norm = grad_norm(model, mesh)
+    scale = (limit / (norm + 1e-6)).clamp(max=1)
+    for parameter in model.parameters():
+        if (grad := parameter.grad) is not None:
+            (grad.to_local() if isinstance(grad, DTensor) else grad).mul_(scale)
+    return norm
+
+
+def grad_norm(model: nn.Module, mesh: DeviceMesh) -> Tensor:
+    """The norm of all gradients of a split ``model``, each counted once. All ranks must call it."""
     apart, squares = _apart(model, mesh.size()), []
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    for name, grad in gradients.items():
+    for name, parameter in model.named_parameters():
+        if (grad := parameter.grad) is None:
+            continue
         square = grad.square().sum(dtype=accumulator(grad))
         square = square.full_tensor() if isinstance(square, DTensor) else square
         if name in apart:
             dist.all_reduce(square, group=mesh.get_group())
         squares.append(square)
-    norm = torch.stack(squares).sum().sqrt()
-    scale = (limit / (norm + 1e-6)).clamp(max=1)
-    for grad in gradients.values():
-        (grad.to_local() if isinstance(grad, DTensor) else grad).mul_(scale)
-    return norm
+    return torch.stack(squares).sum().sqrt()
 
 
 def _apart(model: nn.Module, ranks: int) -> dict[str, int]:
