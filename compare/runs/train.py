@@ -29,12 +29,10 @@ from compare.runs.progress import Progress, part_of, share_done
 from compare.runs.ranks import ALONE, Ranks
 from compare.runs.score import Evaluation, OnDevice, Tally, evaluate, to_device
 from compare.runs.teacher import Teacher
-from compare.runs.tune import tune
+from compare.runs.tune import check_start, tune
 from compare.schedule import CURVE_POINTS, VALIDATION_SHARE, VALIDATIONS, at_length, lr_factor
 from compare.spec import RunSpec
 from tasks import Batch, EvalSplit, Task
-from zoo.contract import UnsupportedError
-from zoo.pretrained import in_short
 
 TIMED_STEPS = 1000  # the latest at full length; their median is compared with the measurement before training
 FEWEST_TIMED = 3
@@ -77,13 +75,7 @@ class Trainer:
         self.device: torch.device = self.accelerator.device
         self.trained = model = Model(self.spec, self.task)
         if self.spec.start is not None:
-            left = start_from(model, self.spec, find_model(self.spec.start, self.out))
-            new = [name for name in left if name.startswith("encoder.")]
-            if self.spec.tune is not None and not self.spec.pretrain and new:
-                raise UnsupportedError(
-                    f"--tune {self.spec.tune} fixes the encoder, and the model of --start lacks {in_short(new)}: "
-                    "add --pretrain SHARE, which trains them first"
-                )
+            check_start(self.spec, start_from(model, self.spec, find_model(self.spec.start, self.out)))
         self.parameters = sum(p.numel() for part in (model.encoder, model.head) for p in part.parameters())
         self.encoder = model.encoder
         self.tuned = False

@@ -20,9 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compare.runs.model import PROMPTS, Model, per_position
+from compare.spec import RunSpec
 from zoo import Encoder
 from zoo.contract import UnsupportedError
 from zoo.layers import EncoderLayer
+from zoo.pretrained import in_short
 
 RANK = 8
 DEVIATION = 0.02  # of new vectors
@@ -32,6 +34,19 @@ def check_tuner(method: str) -> None:
     """Raise NotImplementedError unless the library that a method needs is installed."""
     if method == "lora" and find_spec("peft") is None:
         raise NotImplementedError("LoRA needs peft: pip install 'attention-zoo[tune]'")
+
+
+def check_start(spec: RunSpec, left: list[str]) -> None:
+    """Raise UnsupportedError where the tuning of a run would fix parameters of the encoder that nothing trained.
+
+    left: names of the parameters that the model of ``--start`` lacks.
+    """
+    new = [name for name in left if name.startswith("encoder.")]
+    if spec.tune is not None and not spec.pretrain and new:
+        raise UnsupportedError(
+            f"--tune {spec.tune} fixes the encoder, and the model of --start lacks {in_short(new)}: "
+            "add --pretrain SHARE, which trains them first"
+        )
 
 
 def tune(model: Model, method: str) -> None:
