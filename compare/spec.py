@@ -307,8 +307,9 @@ class RunSpec:
     parallel: str | None = flagged(
         "switches",
         "how the processes of torchrun share each run. data=N: each trains on its rows of every batch; shard=N: each "
-        "also stores only its part of the weights; tensor=N: each computes some heads; context=N: each holds a piece "
-        "of every sequence. data, tensor and context join with commas (default: data, among all processes)",
+        "also stores only its part of the weights; pipeline=N: each has some layers; tensor=N: each computes some "
+        "heads; context=N: each holds a piece of every sequence. data and tensor join with commas, with pipeline or "
+        "context (default: data, among all processes)",
         read_parallel,
         default=None,
         metavar="KIND=N,…",

@@ -32,6 +32,7 @@ def why_whole(spec: RunSpec, sizes: Sizes) -> str:
         UsageError: the model could be split in other sizes.
     """
     from zoo.parallel.context import check_sequence  # take a second
+    from zoo.parallel.pipeline import check_layers
     from zoo.parallel.tensor import check_heads
 
     splits = split_sizes(spec.parallel)
@@ -45,6 +46,8 @@ def why_whole(spec: RunSpec, sizes: Sizes) -> str:
             check_heads(model, splits["tensor"])
         if "context" in splits:
             check_sequence(model.encoder)
+        if "pipeline" in splits:
+            check_layers(model.encoder, splits["pipeline"])
     except UnsupportedError as error:
         return str(error)
     except ValueError as error:

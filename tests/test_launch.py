@@ -42,7 +42,7 @@ TINY = ["--tasks", "mqar", "--seq-len", "32", "--d-model", "16", "--n-heads", "2
 TINY += ["--batch-size", "8", "--steps", "6", "--checkpoint-every", "1e-9"]
 TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
 TORCHRUN |= {"MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_USE_AGENT_STORE": "True"}
-KINDS = "data=N, shard=N, context=N, tensor=N"
+KINDS = "data=N, shard=N, pipeline=N, context=N, tensor=N"
 PLUG_IN = '''
 import os, signal
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Processes that split heads or sequences train one model: they learn, test and store what one process does."""
+"""Processes that split heads, layers or sequences train one model: they learn, test and store what one process does."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from compare.errors import UsageError
-from compare.parallel import read_parallel, split_sizes, unable
+from compare.parallel import processes_of, read_parallel, split_sizes, unable
 from compare.runs.data import make_task
-from compare.runs.kept import read_run
+from compare.runs.kept import load, read_run
 from compare.runs.options import RunOptions
 from compare.spec import RunSpec
 from compare.splits import check_splits
@@ -30,15 +30,22 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hedgehog": {"variant": "hedgehog", "steps": 12},  # parameters of each head
     "pretrained": {"pretrain": 0.5, "steps": 6},  # tokens are hidden alike, as in one process
     "listops": {"task": "listops", "seq_len": 32, "steps": 4},  # samples of any length
+    "deep": {"n_layers": 2, "batch_size": 12, "clip_norm": 0.1},
+}
+LONG_SETTINGS: dict[str, dict[str, Any]] = {
+    "deep listops": {"task": "listops", "seq_len": 32, "n_layers": 2, "batch_size": 8, "steps": 4, "accumulate": 2},
+    "deep pairs": {"task": "matching", "seq_len": 64, "n_layers": 2, "batch_size": 8, "steps": 4},
 }
 CASES = [("full", "tensor"), ("linear", "tensor"), ("pretrained", "tensor")]
 CASES += [("full", "context"), ("linear", "context"), ("listops", "context")]
-RESUMED = [("hedgehog", "tensor"), ("full", "context")]
+CASES += [("deep", "pipeline")]
+RESUMED = [("hedgehog", "tensor"), ("full", "context"), ("deep", "pipeline")]
+STAGED = {"parallel": "pipeline=2", "n_layers": 2}
 AT = 8  # the step after which a training leaves a checkpoint
 
 
 def spec_of(setting: str, parallel: str | None = None) -> RunSpec:
-    return replace(SPEC, **SETTINGS[setting], parallel=parallel)
+    return replace(SPEC, **(SETTINGS | LONG_SETTINGS)[setting], parallel=parallel)
 
 
 @pytest.fixture(scope="session")
@@ -80,17 +87,19 @@ def test_two_processes_go_on_from_the_checkpoint_of_one(
     agree(two[f"resumed {setting} {kind}"][1], alone[setting])
 
 
-@pytest.mark.parametrize("kind", ["tensor", "context"])
+@pytest.mark.parametrize(("setting", "kind"), [("full", "tensor"), ("full", "context"), ("deep", "pipeline")])
 def test_one_process_goes_on_from_the_checkpoint_of_two(
-    kind: str, folder: Path, alone: dict[str, Any], two: dict[str, list[dict[str, Any]]]
+    setting: str, kind: str, folder: Path, alone: dict[str, Any], two: dict[str, list[dict[str, Any]]]
 ) -> None:
     assert two
-    agree(train(Case(spec_of("full"), begin=str(folder / f"full {kind}"))), alone["full"])
+    agree(train(Case(spec_of(setting), begin=str(folder / f"{setting} {kind}"))), alone[setting])
 
 
-def test_a_process_of_split_heads_holds_less(alone: dict[str, Any], two: dict[str, list[dict[str, Any]]]) -> None:
+def test_a_process_of_a_split_model_holds_less(alone: dict[str, Any], two: dict[str, list[dict[str, Any]]]) -> None:
     layer = 12 * SPEC.d_model**2  # the matrices of a layer; each has two averages in the optimizer
     assert alone["full"]["held"] - two["full tensor"][0]["held"] >= 4 * 3 * layer / 2
+    for stage in two["deep pipeline"]:
+        assert alone["deep"]["held"] - stage["held"] >= 4 * 3 * layer
 
 
 def test_bytes_are_those_of_the_page_on_scale(folder: Path, two: dict[str, list[dict[str, Any]]]) -> None:
@@ -104,13 +113,23 @@ def test_bytes_are_those_of_the_page_on_scale(folder: Path, two: dict[str, list[
     weights = torch.load(folder / "full context", weights_only=True)["model"].values()
     parameters = sum(x.numel() for x in weights)
     assert two["full context"][0]["sent"] == 4 * (ring + gathered + neighbours + parameters + 1)
+    told = (4 + 5 * 8) / 2  # the loss, and the numbers of a tally, of which one of two stages sends all
+    for stage in two["deep pipeline"]:  # encodings or their gradients, a count and a norm
+        assert stage["sent"] == 4 * (12 * SPEC.seq_len * SPEC.d_model + 1 + 1) + told
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("parallel", ["data=2,tensor=2", "data=2,context=2", "context=2,tensor=2"])
-def test_four_processes_learn_what_one_does(parallel: str) -> None:
-    cases = [Case(spec_of(name, parallel)) for name in ("full", "linear")]
-    for rank in train_together(cases, 4):
+@pytest.mark.parametrize(
+    ("parallel", "settings"),
+    [
+        *((parallel, ("full", "linear")) for parallel in ("data=2,tensor=2", "data=2,context=2", "context=2,tensor=2")),
+        *((parallel, ("deep", *LONG_SETTINGS)) for parallel in ("data=2,pipeline=2", "pipeline=2,tensor=2")),
+        ("pipeline=2", tuple(LONG_SETTINGS)),
+    ],
+)
+def test_more_processes_and_tasks_learn_what_one_does(parallel: str, settings: tuple[str, ...]) -> None:
+    cases = [Case(spec_of(name, parallel)) for name in settings]
+    for rank in train_together(cases, processes_of(parallel)):
         for result, case in zip(rank, cases, strict=True):
             agree(result, train(Case(replace(case.spec, parallel=None))))
 
@@ -137,10 +156,29 @@ def test_torchrun_records_and_keeps_what_it_split(kind: str, unable: str, tmp_pa
     assert alone["flops"] < record["flops"] < 1.5 * alone["flops"], "the head is repeated"
 
 
+@pytest.mark.long
+def test_torchrun_records_and_keeps_the_layers_of_all_stages(tmp_path: Path) -> None:
+    words = ["--variants", "full", "--n-layers", "2", "--save", "--parallel", "pipeline=2"]
+    done = torchrun(*TINY, *words, "--out", str(tmp_path / "out"), site=tmp_path)
+    (record,) = read_records(tmp_path / "out/records.jsonl")[0]
+    assert record["status"] == "ok", record["reason"] + done.stderr
+    assert record["trained_params"] == record["params"]
+    spec, _, _ = read_run(tmp_path / "out" / record["model"])
+    alone = run_whole(replace(spec, parallel=None), run_options=RunOptions(machine=record["machine"]))
+    losses = [[point["train_loss"] for point in each["curve"]] for each in (alone, record)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert (alone["test_score"], alone["test_size"]) == (record["test_score"], record["test_size"])
+    assert alone["flops"] == pytest.approx(record["flops"], rel=1e-6)
+    assert record["weights_bytes"] < 0.7 * alone["weights_bytes"]
+    kept = load(tmp_path / "out" / record["model"], spec.seq_len).model
+    assert sum(p.numel() for p in kept.parameters()) == record["params"]
+
+
 def test_kinds_have_one_order() -> None:
     assert read_parallel("tensor=2, data=4") == "data=4,tensor=2"
     assert split_sizes("data=4,context=3,tensor=2") == {"context": 3, "tensor": 2}
-    for text, why in (("shard=2,tensor=2", "expected shard=N alone"), ("pipeline=2", "zoo.parallel.pipeline")):
+    assert read_parallel("tensor=2,pipeline=2,data=2") == "data=2,pipeline=2,tensor=2"
+    for text, why in (("shard=2,tensor=2", "expected shard=N alone"), ("pipeline=2,context=2", "without context=N")):
         with pytest.raises(argparse.ArgumentTypeError, match=why):
             read_parallel(text)
 
@@ -157,6 +195,14 @@ def test_kinds_have_one_order() -> None:
         ({"parallel": "context=4", "length_schedule": "from-16th"}, "samples of 2 tokens"),
         ({"parallel": "context=2", "pretrain": 0.5}, "--pretrain"),
         ({"parallel": "tensor=2", "pretrain": 0.5}, ""),
+        ({"parallel": "pipeline=2"}, "--n-layers 1: expected layers that 2 processes divide"),
+        ({**STAGED, "batch_size": 9}, "batches of 9: expected samples that 2 divides"),
+        ({**STAGED, "parallel": "data=2,pipeline=2"}, "batches of 6: expected samples that 4 divides"),
+        ({**STAGED, "dtype": "float16"}, "--dtype float16"),
+        ({**STAGED, "reversible": True}, "--reversible"),
+        ({**STAGED, "pretrain": 0.5}, "--pretrain"),
+        ({**STAGED, "teacher": "x"}, "--teacher"),
+        ({**STAGED, "dtype": "bfloat16", "checkpointing": True, "dropout": 0.1}, ""),
     ],
 )
 def test_sizes_that_cannot_be_split_are_refused(changed: dict[str, Any], why: str) -> None:
@@ -174,6 +220,8 @@ def test_sizes_that_cannot_be_split_are_refused(changed: dict[str, Any], why: st
         (["performer"], {"parallel": "context=2"}, "performer cannot split a sequence over processes; these can: full"),
         (["performer", "full"], {"parallel": "context=2"}, ""),
         (["performer"], {"parallel": "data=2"}, ""),
+        (["mamba2"], STAGED, ""),
+        (["full"], STAGED | {"pool": "cls", "task": "listops"}, "a class token and reversible layers cannot pass"),
     ],
 )
 def test_variants_that_cannot_be_split_are_refused_if_no_other_can(
@@ -181,9 +229,9 @@ def test_variants_that_cannot_be_split_are_refused_if_no_other_can(
 ) -> None:
     specs = [replace(SPEC, **{"parallel": "tensor=2", "variant": name} | changed) for name in variants]
     if not why:
-        check_splits(specs, make_task(SPEC), variants)
+        check_splits(specs, make_task(specs[0]), variants)
         return
     with pytest.raises(UsageError) as refusal:
-        check_splits(specs, make_task(SPEC), variants)
+        check_splits(specs, make_task(specs[0]), variants)
     assert why in str(refusal.value)
     assert "\n" not in str(refusal.value)

@@ -15,6 +15,7 @@ from compare.runs.measure import OnParts
 TIMES = {
     **dict.fromkeys(("allreduce_", "all_reduce"), 2),
     **dict.fromkeys(("allgather_", "_allgather_base_", "all_gather_into_tensor"), 1),
+    "broadcast_": 1,
     **dict.fromkeys(("reduce_scatter_", "_reduce_scatter_base_", "reduce_scatter_tensor"), 1),
 }
 """Collective -> how often a process sends its share of the tensor, (W - 1) / W of it. Names with _ at the end are of
@@ -25,7 +26,8 @@ def sent_bytes(step: Callable[[], object]) -> float:
     """Bytes that this process sends in ``step``, where collectives go around a ring.
 
     Each of W processes of a group sends (W - 1) / W of a tensor to gather it from all, and as much to reduce it to a
-    part for each; to reduce it to the whole for each it sends both. What goes to one process counts as it is.
+    part for each; to reduce it to the whole for each it sends both; what one tells all, all but the last pass on. What
+    goes to one process counts as it is.
     """
     counter = _Counter()
     with counter, OnParts():  # type: ignore[no-untyped-call]

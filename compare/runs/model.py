@@ -52,6 +52,7 @@ class Model(nn.Module):
     def __init__(self, spec: RunSpec, task: Task | Sizes) -> None:
         super().__init__()
         restores = hidden_ids(spec) == 1
+        self.sizes = task if isinstance(task, Sizes) else Sizes.of(task)
         self.encoder = Encoder(
             describe(spec.variant).config(**dict(spec.options)),
             d_model=spec.d_model,
@@ -98,11 +99,19 @@ class Model(nn.Module):
         """
         if restore:
             return self._restored(inputs, padding)
+        x, mask = self.sequences(inputs, padding)
+        return self.answer(self.encoder(x, key_padding_mask=mask), targets, mask)
+
+    def sequences(self, inputs: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What the encoder takes: of pairs both sequences, side by side, (B, 2, N) -> (2B, N)."""
+        if self.sizes.kind != "pair":
+            return inputs, padding
+        return inputs.flatten(0, 1), None if padding is None else padding.flatten(0, 1)
+
+    def answer(self, encoded: Tensor, targets: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Predictions and targets as of ``forward``, from the encoder's result (B, N, C), of pairs (2B, N, C)."""
         if isinstance(self.head, PairHead):
-            both = inputs.flatten(0, 1)  # (B, 2, N) -> (2B, N)
-            padding = None if padding is None else padding.flatten(0, 1)
-            return self.head(self.encoder(both, key_padding_mask=padding), key_padding_mask=padding), targets
-        encoded = self.encoder(inputs, key_padding_mask=padding)
+            return self.head(encoded, key_padding_mask=padding), targets
         if isinstance(self.head, ClassificationHead):
             padding = padding if self.encoder.class_token is None else None  # the class token is the first position
             return self.head(encoded, key_padding_mask=padding), targets
@@ -112,9 +121,7 @@ class Model(nn.Module):
 
     def _restored(self, inputs: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
         assert self.restore is not None
-        if isinstance(self.head, PairHead):
-            inputs = inputs.flatten(0, 1)
-            padding = None if padding is None else padding.flatten(0, 1)
+        inputs, padding = self.sequences(inputs, padding)
         real = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device) if padding is None else ~padding
         if self.encoder.causal:
             asked = real.clone()

@@ -57,6 +57,11 @@ class Ranks:
         """Processes of the same number draw the same random numbers."""
         return self.rank
 
+    @property
+    def stage(self) -> int:
+        """Processes of the same number have the same layers."""
+        return 0
+
     def rows(self, batch: Batch) -> Batch:
         """This process's share of a batch: neighbouring samples. Shares differ by at most one sample."""
         if self.shares == 1:
@@ -106,12 +111,12 @@ class Ranks:
 
     @contextmanager
     def alike(self, seed: int, step: int) -> Iterator[None]:
-        """A context in which all processes draw the same random numbers; outside each draws its own."""
+        """A context in which processes with the same layers draw alike; outside each draws its own random numbers."""
         if self.size == 1:
             yield
             return
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed((step << 32) + seed)
+            torch.manual_seed((step << 32) + (self.stage << 16) + seed)
             yield
 
     def draw_apart(self, seed: int, step: int = 0) -> None:
@@ -134,11 +139,12 @@ class Ranks:
         dist.all_reduce(x)
         x /= self.size
 
-    def shared(self, prepared: Any, model: Model, spec: RunSpec) -> Any:
-        """What a training calls in place of the prepared model.
+    def shared(self, accelerator: Accelerator, model: Model, spec: RunSpec) -> Any:
+        """What a training calls in place of the model.
 
         Its backward averages the gradients over the processes. Every process has the same weights before.
         """
+        prepared = accelerator.prepare(model)
         if self.size == 1:
             return prepared
         # `join_buffers` joins the buffers. A pretraining leaves one head unused in each of its parts.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -57,9 +57,18 @@ class Tally:
         if ranks.size == 1:
             return self
         joined = Tally(self.metric, self.smoothing)
-        count, *sums = ranks.total([self.count, *map(float, self.sums.values())])
-        joined.count, joined.sums = round(count), dict(zip(self.sums, sums, strict=True))
+        joined.add_sums(ranks.total(self.numbers()))
         return joined
+
+    def numbers(self) -> list[float]:
+        """The number of predictions, and the sums."""
+        return [self.count, *map(float, self.sums.values())]
+
+    def add_sums(self, numbers: Sequence[float]) -> None:
+        """Add the ``numbers`` of another tally."""
+        count, *sums = numbers
+        self.count += round(count)
+        self.sums = {name: own + other for (name, own), other in zip(self.sums.items(), sums, strict=True)}
 
     def read(self) -> tuple[float, float]:
         """Return the mean loss and the score.

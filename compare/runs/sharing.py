@@ -22,7 +22,8 @@ from compare.spec import RunSpec
 class ShardedRanks(Ranks):
     """Processes that each store a part of weights, gradients and optimizer state."""
 
-    def shared(self, prepared: Any, model: Model, spec: RunSpec) -> Any:
+    def shared(self, accelerator: Accelerator, model: Model, spec: RunSpec) -> Any:
+        prepared = accelerator.prepare(model)
         mesh = init_device_mesh(spec.device, (self.size,))
         for layer in model.encoder.layers:
             fully_shard(layer, mesh=mesh)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from compare.parallel import is_sharded
+from compare.parallel import is_sharded, is_staged
 from compare.record import Record
 from compare.runs import measure
 from compare.runs.clocks import add_since, clocks, shares
@@ -55,12 +55,15 @@ def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
     if spec.kind == "cost":
         record["matrix_rate_flops"] = measure.matrix_rate(device, getattr(torch, spec.dtype))
     batch = trainer.to_device(first)
-    sublayer: Any = trainer.trained.encoder.layers[0].attention
+    layer: Any = next(iter(trainer.trained.encoder.layers))
+    sublayer = layer.attention
     shape = (count_tokens(ranks.rows(first)) // spec.seq_len, spec.seq_len, spec.d_model)
     example = torch.empty(shape, device=device, dtype=getattr(torch, spec.dtype), requires_grad=True)
     kernel = sublayer.kernel(example, None if batch[2] is None else batch[2].view(shape[:2]))
-    parts = trainer.trained.encoder, trainer.trained.head
-    trained = sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
+    trained = trainer.parameters
+    if spec.tune is not None:  # runs of one process
+        parts = trainer.trained.encoder, trainer.trained.head
+        trained = sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
     record |= {
         "params": trainer.parameters,
         "trained_params": trained,
@@ -72,7 +75,7 @@ def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
     del example
 
     def forward_backward() -> None:
-        trainer.accelerator.backward(trainer.loss(batch, trainer.training_tally()))
+        trainer.learn(batch, trainer.training_tally())
         trainer.model.zero_grad()
 
     def step() -> None:
@@ -87,13 +90,13 @@ def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
     added = measure.peak_memory(whole_step, device)
     record["peak_memory_bytes"] = None if added is None else round(ranks.most(added))
     record["train_memory_bytes"] = None if added is None else round(ranks.most(trainer.held_bytes() + added))
-    if not is_sharded(spec.parallel):  # it would count gathered weights, which are freed
+    if not (is_sharded(spec.parallel) or is_staged(spec.parallel)):  # gathered weights, and micro-batches, are freed
         record["saved_bytes"] = measure.saved_bytes(
             lambda: trainer.loss(batch, trainer.training_tally()), trainer.model
         )
     if ranks.size > 1:
         record["communicated_bytes"] = round(ranks.most(sent_bytes(whole_step)))
-    record["weights_bytes"] = weights_bytes(trainer.trained)
+    record["weights_bytes"] = round(ranks.most(weights_bytes(trainer.trained)))
     measure_forward(trainer, batch, record)
     note_time(record, "forward_backward", forward_backward, trainer, times=spec.accumulate)
     note_time(record, "step", whole_step, trainer)
@@ -130,7 +133,7 @@ def count_step(trainer: Trainer, first: Batch) -> dict[int, float]:
         lengths |= {max(1, spec.seq_len // 4), max(1, spec.seq_len // 16)}
 
     def forward_backward(batch: Batch) -> None:
-        trainer.accelerator.backward(trainer.loss(trainer.to_device(batch), trainer.training_tally()))
+        trainer.learn(trainer.to_device(batch), trainer.training_tally())
         trainer.model.zero_grad()
 
     parts = {length: resized(first, length) for length in lengths}

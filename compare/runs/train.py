@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from compare.parallel import is_staged
 from compare.record import as_kept
 from compare.runs.clocks import add_since, clocks, shares
 from compare.runs.compiled import compile_seconds, graph_breaks
@@ -77,9 +78,9 @@ class Trainer:
         if self.spec.start is not None:
             check_start(self.spec, start_from(model, self.spec, find_model(self.spec.start, self.out)))
         self.parameters = sum(p.numel() for part in (model.encoder, model.head) for p in part.parameters())
-        self.encoder = model.encoder
         self.tuned = False
-        self.model = self.ranks.shared(self.accelerator.prepare(model), model, self.spec)
+        self.model = self.ranks.shared(self.accelerator, model, self.spec)
+        self.encoder = model.encoder
         if self.spec.pretrain:
             self.optimizer = self.accelerator.prepare(self.make_optimizer())
         else:
@@ -140,6 +141,15 @@ class Trainer:
                 loss = self.teacher.loss(batch, predicted, tally.add(predicted, targets))
                 return self.ranks.weighted(loss, len(targets))
 
+    def learn(self, batch: OnDevice, tally: Tally) -> Tensor:
+        """Run forward and backward of a micro-batch, and return its ``loss``, without a graph."""
+        if not is_staged(self.spec.parallel):
+            loss = self.loss(batch, tally)
+            self.accelerator.backward(loss)
+        else:  # torch's schedule runs both
+            loss = self.model.learn(batch, tally)
+        return loss.detach()
+
     def step(self, batch: OnDevice, tally: Tally) -> float | None:
         """Run forward, backward and, after the last micro-batch of a step, the optimizer.
 
@@ -153,15 +163,13 @@ class Trainer:
         self.micro_batches.append(batch)
         with self.accelerator.accumulate(self.model):
             self.ranks.average(self.model, self.accelerator.sync_gradients)
-            loss = self.loss(batch, tally)
-            self.accelerator.backward(loss)
+            loss = self.learn(batch, tally)
             if self.restoring:
-                self.progress.restored.append(self.ranks.total([float(loss.detach())])[0] / self.ranks.shares)
+                self.progress.restored.append(self.ranks.total([float(loss)])[0] / self.ranks.shares)
             if self.accelerator.sync_gradients:
-                limit = self.spec.clip_norm or math.inf
-                norm = self.ranks.clip(self.accelerator, self.trained, limit)
+                norm = self.ranks.clip(self.accelerator, self.trained, self.spec.clip_norm or math.inf)
                 scaled = self.accelerator.scaler is not None  # a scaler skips steps whose gradients overflow
-                reached = float(loss.detach())
+                reached = float(loss)
                 if not math.isfinite(norm) and not (scaled and math.isfinite(reached)):
                     where = self.where_it_diverged()
                     raise DivergedError(f"step {self.steps + 1}: loss {reached:.3g}, gradient norm {norm:.3g}; {where}")
