@@ -4,9 +4,10 @@
     python -m benchmarks.parallel --processes 2,4 --variants full --seq-len 1024 --out DIR
 
 Each line is a run of ``python -m compare cost``, under torchrun where it has several processes: ``data`` is torch's
-DistributedDataParallel, ``shard`` its FSDP2. Every process has one thread, and on a CPU all share one machine: more
-processes than cores show no speed. DIR gets the records and the report of `compare`, and the table as ``parallel.json``
-and ``parallel.md``.
+DistributedDataParallel, ``shard`` its FSDP2, ``pipeline`` its schedule 1F1B, left out where the processes do not divide
+the layers. Every process has one thread, and on a CPU all share one machine: more processes than cores show no speed.
+DIR gets the records and the report of `compare`, and the table as ``parallel.json`` and ``parallel.md``; what it has
+already is not measured again.
 """
 
 from __future__ import annotations
@@ -75,13 +76,17 @@ def main() -> None:
     parser.add_argument("--variants", default="full,linear", help="names of variants (default: %(default)s)")
     parser.add_argument("--seq-len", default="1024", help="length of the samples (default: %(default)s)")
     parser.add_argument("--batch-size", default="8", help="samples of all processes (default: %(default)s)")
+    parser.add_argument("--n-layers", type=int, default=2, help="layers of the encoder (default: %(default)s)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     options = parser.parse_args()
     words = ["--tasks", "mqar", "--variants", options.variants, "--seq-len", options.seq_len]
-    words += ["--batch-size", options.batch_size, "--device", options.device]
-    for parallel in (None, *(f"{kind}={size}" for size in options.processes.split(",") for kind in KINDS)):
-        measure(parallel, words, options.out)
+    words += ["--n-layers", str(options.n_layers), "--batch-size", options.batch_size, "--device", options.device]
+    measure(None, words, options.out)
+    for size in map(int, options.processes.split(",")):
+        for kind in KINDS:
+            if kind != "pipeline" or options.n_layers % size == 0:
+                measure(f"{kind}={size}", words, options.out)
     rows = table(read_records(options.out / "records.jsonl")[0])
     write_atomically(options.out / "parallel.json", json.dumps(rows, indent=1) + "\n")
     write_atomically(options.out / "parallel.md", markdown(rows))
