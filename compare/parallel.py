@@ -59,6 +59,12 @@ def split_sizes(parallel: str | None) -> dict[str, int]:
     return {} if parallel is None else {kind: n for kind, n in sizes_of(parallel).items() if kind in SPLITS}
 
 
+def takers(parallel: str | None) -> int:
+    """The number of processes that need samples of their own in each batch: those alike in data, and the stages."""
+    sizes = {} if parallel is None else sizes_of(parallel)
+    return math.prod(n for kind, n in sizes.items() if kind not in ("context", "tensor"))
+
+
 def is_sharded(parallel: str | None) -> bool:
     return parallel is not None and "shard" in sizes_of(parallel)
 

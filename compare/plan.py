@@ -18,7 +18,7 @@ from compare.choice import (
     typed_variants,
 )
 from compare.errors import UsageError
-from compare.parallel import unable
+from compare.parallel import takers, unable
 from compare.runs.kept import find_model, read_run
 from compare.runs.model import Sizes, per_position
 from compare.runs.rate_search import At, GridPoint, make_grid
@@ -229,7 +229,7 @@ def common_fields(options: argparse.Namespace, task: Task, budget: float) -> dic
     return common | {
         "budget": None if options.steps is not None else options.budget or budget,
         "steps": options.steps,
-        "batch_size": options.batch_size or max(1, defaults.tokens_per_step // task.seq_len),
+        "batch_size": options.batch_size or default_batch(task, takers(options.parallel)),
         "conv_width": defaults.conv_width,
         "embedding_std": defaults.embedding_std,
         "length_schedule": choose_lengths(options.length_schedule, task),
@@ -238,6 +238,12 @@ def common_fields(options: argparse.Namespace, task: Task, budget: float) -> dic
         "decode": options.decode,
         "dtype": options.dtype,
     }
+
+
+def default_batch(task: Task, takers: int) -> int:
+    """The samples in a task's micro-batch, rounded up so that each of the processes that take samples gets as many."""
+    samples = max(1, task.defaults.tokens_per_step // task.seq_len)
+    return -(-samples // takers) * takers
 
 
 def choose_lengths(name: LengthSchedule | None, task: Task) -> LengthSchedule:

@@ -28,6 +28,7 @@ from compare.arguments import (
 )
 from compare.folder_arguments import merge_parser, publish_parser
 from compare.listing import markdown, written
+from compare.parallel import processes_of
 from compare.plan import plan_runs
 from compare.record import is_search, read_records
 from compare.tips import read_tips
@@ -58,6 +59,12 @@ def commands() -> list[str]:
     """Every ``python -m compare …`` of the pages, without comments."""
     lines = [line for _, code in blocks("sh") for line in code.splitlines()]
     return list(dict.fromkeys(line.split("  #")[0].strip() for line in lines if line.startswith("python -m compare")))
+
+
+def launches() -> list[str]:
+    """Every command of the pages that starts several processes of a comparison."""
+    lines = [line for _, code in blocks("sh") for line in code.splitlines()]
+    return list(dict.fromkeys(line for line in lines if re.match(r"(torchrun|accelerate launch) .*-m compare", line)))
 
 
 def words_of(backend: str) -> str:
@@ -112,6 +119,15 @@ def test_every_table_is_shown() -> None:
 @pytest.mark.parametrize(("page", "code"), [block for block in blocks("python") if block[0] != "extending.md"])
 def test_code_runs(page: str, code: str) -> None:
     exec(compile(code, page, "exec"), {})
+
+
+@pytest.mark.parametrize("command", [*launches(), "torchrun --nproc-per-node 2 -m compare"])
+def test_launched_commands_can_be_shared(command: str) -> None:
+    number, words = re.findall(r"--n(?:proc-per-node|um_processes) (\d) -m compare(.*)", command)[0]
+    options = run_parser().parse_args(shlex.split(words))
+    options.parallel = options.parallel or f"data={number}"
+    assert processes_of(options.parallel) == int(number)
+    assert plan_runs(options, "cpu", 1).specs
 
 
 @pytest.mark.parametrize("command", commands())
