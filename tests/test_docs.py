@@ -42,7 +42,6 @@ PARSE_ONLY = {
     **{"diff": diff_parser, "evaluate": evaluate_parser, "predict": predict_parser},
     **{"merge": merge_parser, "publish": publish_parser, "plan": plan_parser},
 }
-THREE_SEEDS = ("full", "linear", "none")  # of results/cpu-2core/mqar_64; the other nine have one
 SMALL = "--no-control --seq-len 64 --steps 2 --d-model 16 --n-layers 1 --batch-size 4"
 
 
@@ -250,36 +249,66 @@ def test_backends_tell_what_they_recall_after_few_steps() -> None:
     assert f"``gated_deltanet`` has {other}, and reaches {late} at 1e-3 after 1,000" in told["retnet"]
 
 
-@pytest.mark.parametrize("folder", ["mqar_64", "mqar_64_causal"])
-def test_backends_tell_what_they_recall_in_the_records(folder: str) -> None:
-    records = read_records(ROOT / f"results/cpu-2core/{folder}/records.jsonl")[0]
-    runs = [r for r in records if not is_search(r) and r["variant"] not in THREE_SEEDS]
-    assert len({run["variant"] for run in runs}) == {"mqar_64": 9, "mqar_64_causal": 1}[folder]
-    for run in runs:
-        (told,) = re.findall(rf"recalls ([\d.]+) %[^%]*?``results/cpu-2core/{folder}``", words_of(run["variant"]))
-        assert told == f"{100 * run['test_score']:.1f}", run["variant"]
+def test_three_runs_of_the_main_job_agree() -> None:
+    page = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+    first, second, third = (recalled(folder) for folder in ("main", "main_2", "main_3"))
+    told = {"full": "`full`", "linear": "`linear`", "linformer": "`linformer`", "none": "the control"}
+    for name, words in told.items():
+        ((one,), (again,), (last,)) = (next(iter(run[name].values())) for run in (first, second, third))
+        least = {"full": 90, "linear": 50}.get(name, 0)
+        most = 100 if least else 10
+        assert all(least <= score <= most for score in (one, again, last)), name
+        assert f"{words} {listed([again, last])}" in page
+
+
+def recalled(folder: str) -> dict[str, dict[float, list[float]]]:
+    """Variant -> learning rate -> accuracy of each seed, %, of results/cpu-2core/``folder``."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for run in read_records(ROOT / f"results/cpu-2core/{folder}/records.jsonl")[0]:
+        if not is_search(run):
+            found.setdefault(run["variant"], {}).setdefault(run["spec"]["lr"], []).append(100 * run["test_score"])
+    return found
+
+
+def listed(scores: list[float]) -> str:
+    """ "99.0, 97.5 and 97.7 %"."""
+    *first, last = (f"{score:.1f}" for score in scores)
+    return f"{', '.join(first)} and {last} %" if first else f"{last} %"
+
+
+LOOKING_UP = ("topk", "skyformer", "performer", "reformer", "s4d", "hyena", "gated_deltanet", "mamba2", "retnet")
+
+
+@pytest.mark.parametrize(
+    ("folder", "variants"),
+    [("mqar_64", LOOKING_UP), ("mqar_64_causal", ("retnet",)), ("mqar_64_longer", ("gated_deltanet",))],
+)
+def test_backends_tell_what_they_recall_in_the_records(folder: str, variants: tuple[str, ...]) -> None:
+    for name in variants:
+        (scores,) = recalled(folder)[name].values()
+        (told,) = re.findall(rf"recalls ([\d., and]+ %)[^%]*?``results/cpu-2core/{folder}``", words_of(name))
+        assert told == listed(scores), name
 
 
 def test_recall_at_64_tokens_is_that_of_the_records() -> None:
     page = (ROOT / "docs/findings.md").read_text(encoding="utf-8")
     told = page.split("## Who recalls at 64 tokens")[1].split("\n## ")[0]
+    table = re.findall(r"^\| `(\w+)` \| (\S+) \| (.*) \| ([\d.]+) \|$", told, re.M)
+    wanted = []
+    for name, by_rate in recalled("mqar_64").items():
+        ((rate, scores),) = by_rate.items()
+        assert len(scores) >= 3, "fewer seeds are no ranking"
+        assert len(scores) >= 5 or max(scores) - min(scores) < 15, f"{name}: seeds that fall apart need five"
+        mean = sum(scores) / len(scores)
+        rate_words = f"{rate:.0e}".replace("e-0", "e-")
+        wanted.append((mean, (name, rate_words, ", ".join(f"{score:.1f}" for score in scores), f"{mean:.1f}")))
+    assert table == [row for _, row in sorted(wanted, key=lambda pair: -pair[0])]
+    words = " ".join(told.split())
+    assert f"after 2,000 steps {listed(recalled('mqar_64_longer')['gated_deltanet'][3e-3])}" in words
+    assert f"causal form: {listed(recalled('mqar_64_causal')['retnet'][3e-3])} after 4,000" in words
     records = read_records(ROOT / "results/cpu-2core/mqar_64/records.jsonl")[0]
-    tested = [r for r in records if not is_search(r)]
-    for name, words in (("full", "`full` recalls"), ("linear", "`linear`")):
-        seeds = [f"{100 * r['test_score']:.1f}" for r in tested if r["variant"] == name]
-        assert f"{words} {', '.join(seeds[:-1])} and {seeds[-1]} %" in told
-    told = told.partition("With three seeds")[0]
-    scores = {r["variant"]: f"{100 * r['test_score']:.1f}" for r in tested if r["variant"] not in THREE_SEEDS}
-    parts = re.split(r"\n- |\n\n`s4d`", told)[1:]
-    solve, fail, rest = (dict(re.findall(r"`(\w+)` ([\d.]+) %", part)) for part in parts)
-    assert solve | fail == scores
-    assert min(map(float, solve.values())) > 90
-    assert max(map(float, fail.values())) < 25
-    assert not rest
     found = {(r["variant"], r["spec"]["lr"]): r["val_score"] for r in records if is_search(r)}
     assert max(found["gated_deltanet", 1e-3], found["gated_deltanet", 1e-2], found["topk", 1e-2]) < 0.25
-    (causal,) = read_records(ROOT / "results/cpu-2core/mqar_64_causal/records.jsonl")[0]
-    assert f"causal form: {100 * causal['test_score']:.1f} %" in " ".join(told.split())
 
 
 def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:

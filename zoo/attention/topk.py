@@ -13,8 +13,8 @@ matrix of weights would take N / k times the operations. Backward does not scatt
 slow. It sorts the choices by key, and each key sums over the queries that chose it: a gather again, in a fixed order.
 Forward keeps q, k, v and the indices, as int32, for backward.
 
-On mqar at 64 tokens ``topk`` recalls 100.0 % with k = 8 after 1,000 optimizer steps of 64 samples (learning rate 3e-3,
-the best of three; one seed, ``results/cpu-2core/mqar_64``).
+On mqar at 64 tokens ``topk`` recalls 100.0, 100.0 and 100.0 % with k = 8 after 1,000 optimizer steps of 64 samples
+(learning rate 3e-3, the best of three; three seeds, ``results/cpu-2core/mqar_64``).
 
 Departures from the paper:
 - The logits are float32 at least: in half precision they overflow, and rounding makes different keys tie.
