@@ -75,6 +75,26 @@ def test_queries_and_keys_start_as_declared(name: str) -> None:
     assert declared.source in " ".join(str(entry).split())
 
 
+def first_scale(name: str) -> float:
+    """The size of what a layer adds to inputs of size 1 before any training, on 64 positions."""
+    sizes = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        layer = MultiHeadAttention(name, d_model=64, n_heads=4, max_len=64)
+        with torch.no_grad():
+            sizes.append(layer(torch.randn(2, 64, 64)).std().item())
+    return sum(sizes) / len(sizes)
+
+
+def test_the_first_output_has_the_scale_of_full_or_of_the_input(name: str) -> None:
+    """A mean over positions shrinks what it reads; a recurrence, a filter or a transform keeps its size."""
+    size, full = first_scale(name), first_scale("full")
+    if name == "skyformer":
+        assert 10 * full < size < 25 * full, "its kernel sums without a norm, as its file says"
+    else:
+        assert 0.4 * full < size < 1.5
+
+
 def test_kernel_is_named(case: Case) -> None:
     kernel = case.sublayer().kernel(torch.randn(2, 33, 16))
     assert kernel.name
