@@ -105,7 +105,8 @@ def make_comparison(options: argparse.Namespace, words: list[str], longest: int 
     device = choose_device(options.device, launch) if is_here or options.device == "auto" else options.device
     threads = choose_threads(display, launch) if is_here else torch.get_num_threads()
     planned = plan_runs(options, device, threads)
-    with_tips(planned.specs, options.tips)  # raises where parts of a tip contradict one another
+    if options.tips:
+        with_tips(planned.specs, options.tips)  # raises where parts of a tip contradict one another
     for line in remarks(options):
         display.say(line)
     run = {find(spec.variant, "--variants").name for spec in planned.specs}
