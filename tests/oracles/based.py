@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 OPTIONS: list[dict[str, object]] = [
-    {"features": 4, "window": 5},
-    {"features": 3, "window": 0},
-    {"features": 2, "window": 1},
-    {"features": 4, "window": 1000},
+    {"features": 4, "window": 5, "short": 0},
+    {"features": 3, "window": 0, "short": 0},
+    {"features": 2, "window": 1, "short": 0},
+    {"features": 4, "window": 1000, "short": 0},
+    {"features": 3, "window": 5},
     {},
 ]
 

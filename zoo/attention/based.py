@@ -22,6 +22,8 @@ Departures from the paper:
   half its weight. On two CPU cores at N = 8192, forward and backward, both scans take 0.35 (heads of 64) to 0.5 (of 32)
   of fused full attention's time, and about 0.6 on a Xeon whose fused kernel is faster: M is 153 for any head width,
   and chunks weigh all their keys, near ones twice.
+- Up to ``short`` positions, in both directions, the weights of all pairs are computed at once, and again in backward:
+  there two scans take more time and memory.
 - No epsilon is added to the denominator, which is at least 1/4 after that division.
 """
 
@@ -49,14 +51,16 @@ LOWEST = -1e30  # stands for the logarithm of a weight of 0
 class BasedConfig:
     """features: d, the width of queries and keys in each head (d' in the paper).
     window: keys less than this far away have exact weights, on both sides unless causal; 0 for none.
+    short: in both directions, up to this length, the weights of all pairs are computed, which costs less there.
     """
 
     features: int = 16
     window: int = 64
+    short: int = 512
 
     def __post_init__(self) -> None:
         at_least(1, **{"based.features": self.features})
-        at_least(0, **{"based.window": self.window})
+        at_least(0, **{"based.window": self.window, "based.short": self.short})
 
 
 @register("based", config=BasedConfig)
@@ -86,12 +90,15 @@ class Based(Mixer):
             nn.init.normal_(linear.weight, std=C**-0.5)
             nn.init.zeros_(linear.bias)
         self.rotary = RotaryPositions.of(dims, d)
-        self.products = Table(partial(pairs, d))
+        self.short = 0 if self.causal else config.short
+        self.products = Table(partial(pairs, d)) if dims.max_len > self.short else None
 
     def forward(self, x: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         sequences = self._project(x)
         if key_padding_mask is not None:
             sequences = (*sequences, key_padding_mask[:, None, :, None])
+        if x.shape[1] <= self.short:
+            return self._finish(scan(self._at_once, sequences, (), size=x.shape[1]), x)
         if self.causal:
             return self._finish(scan(self._chunk, sequences, self.begin(x), next_state=self._next_state, folds=True), x)
         before, after = scan_both(
@@ -127,6 +134,15 @@ class Based(Mixer):
             q, k = self.rotary(q, first), self.rotary(k, first)
         return q, k, v
 
+    def _at_once(
+        self, _first: int, _state: Tensors, q: Tensor, k: Tensor, v: Tensor, *hidden: Tensor
+    ) -> tuple[Tensor, Tensors]:
+        """The weighted mean of the values for each position, (B, H, N, D), from the weights of all pairs: a chunk of
+        ``scan`` that is the whole input, so that backward computes the weights again."""
+        k, v = self._real(k, v, *hidden)
+        place = torch.arange(q.shape[2], device=q.device)
+        return self._mean(q, k, v, (place[:, None] - place).abs())[0], ()
+
     def _chunk(
         self, _first: int, state: Tensors, q: Tensor, k: Tensor, v: Tensor, *hidden: Tensor
     ) -> tuple[Tensor, Tensors]:
@@ -137,60 +153,78 @@ class Based(Mixer):
         k, v = self._with_past(state, k, v, *hidden)  # (B, H, past + n, …)
         size = max(CHUNK, self.window)
         if not is_long(q, size):
-            return self._mean(total, q, k, v), self._moved(total, k, v)
+            return self._after(total, q, k, v), self._moved(total, k, v)
         keys, values = (fold(x[:, :, :n], size) for x in (k, v))  # (B, H, blocks, size, …)
-        sums = (self._key_features(keys).mT @ values).cumsum(2)
+        sums = (self._features(keys, of_keys=True).mT @ values).cumsum(2)
         after = total + sums[:, :, -1], k[:, :, n:], v[:, :, n:]
         total = total[:, :, None] + F.pad(sums[:, :, :-1], (0, 0, 0, 0, 1, 0))
         keys, values = (F.pad(x, (0, 0, 0, -n % size)).unfold(2, self.reach + size, size).mT for x in (k, v))
-        return self._mean(total, fold(q, size), keys, values).flatten(2, 3)[:, :, :n], after
+        return self._after(total, fold(q, size), keys, values).flatten(2, 3)[:, :, :n], after
 
-    def _mean(self, total: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _after(self, total: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The result of ``_chunk`` for n positions, (…, n, D). They see the sums total (B, H, …, M, D + 1), and singly
         the keys k (B, H, …, window - 1 + n, d) with v (B, H, …, window - 1 + n, D + 1)."""
-        past, n = self.reach, q.shape[-2]
-        place = torch.arange(past + n, device=k.device)
-        distance = place[past:, None] - place
-        share = torch.where(distance == 0, 1 if self.causal else 0.5, 1).to(v.dtype)
+        place = torch.arange(k.shape[-2], device=k.device)
+        distance = place[self.reach :, None] - place
+        if self.causal:
+            return self._mean(q, k, v, distance, total=total)[0]
+        return torch.cat(self._mean(q, k, v, distance, own=0.5, total=total), dim=-1)
+
+    def _mean(
+        self, q: Tensor, k: Tensor, v: Tensor, distance: Tensor, *, own: float = 1.0, total: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The weighted mean of the values for n queries, (…, n, D), and the logarithm of the sum of weights, (…, n, 1).
+
+        Args:
+            q: (…, n, d). k, v: (…, keys, d) and (…, keys, D + 1), as ``_real`` returns them.
+            distance: (n, keys). A query does not see a key with a negative one.
+            own: share of the weight of a key at distance 0.
+            total: the sums of further keys, (…, M, D + 1), that have Taylor weights.
+        """
+        share = torch.where(distance == 0, own, 1).to(v.dtype)
         near, far = (distance >= 0) & (distance < self.window), share * (distance >= self.window)
-        real = v[:, :1, ..., -1]
+        real = v[:, :1, ..., -1:]
         logits = q @ k.mT
-        exact = logits + torch.where(near & (real > 0)[..., None, :], share.log(), -math.inf)
+        exact = logits + torch.where(near & (real > 0).mT, share.log(), -math.inf)
         top = exact.detach().amax(-1, keepdim=True)
-        count = F.pad(real.cumsum(-1), (1, 0))[..., max(0, past + 1 - self.window) :][..., :n, None]
-        beyond = count + total[:, :1, ..., :1, -1:] > 0  # has Taylor weights: each is at least 1/2, or half of 1/2
-        top = torch.where(beyond, top.clamp(min=0), top).clamp(min=LOWEST)
+        beyond = far @ real if total is None else far @ real + total[:, :1, ..., :1, -1:]
+        # A Taylor weight is at least 1/2, or half of 1/2.
+        top = torch.where(beyond > 0, top.clamp(min=0), top).clamp(min=LOWEST)
         scale = (-top).clamp(max=0).exp()
         taylor = torch.addcmul(far, far, torch.addcmul(logits, logits, logits, value=0.5))
         weights = torch.addcmul((exact - top).exp(), taylor, scale)
-        of_query, _, other = self.products(q).to(q.dtype)
-        sums = weights @ v + features(q, of_query, other) * scale @ total
+        sums = weights @ v
+        if total is not None:
+            sums = sums + self._features(q) * scale @ total
         met = sums[..., -1:] > 0
         below = sums[..., -1:].masked_fill(~met, 1)
-        out = sums[..., :-1] * below.reciprocal()
-        if not self.causal:
-            out = torch.cat([out, (below.log() + top).masked_fill(~met, LOWEST)], dim=-1)
-        return out
+        return sums[..., :-1] * below.reciprocal(), (below.log() + top).masked_fill(~met, LOWEST)
 
     def _next_state(self, _first: int, state: Tensors, _q: Tensor, k: Tensor, v: Tensor, *hidden: Tensor) -> Tensors:
         """Only the next state, for ``scan``."""
         return self._moved(state[0], *self._with_past(state, k, v, *hidden))
 
     def _with_past(self, state: Tensors, k: Tensor, v: Tensor, *hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys (B, H, window - 1 + n, d) and [values, 1] (B, H, window - 1 + n, D + 1), both 0 at padding."""
+        """As ``_real``, (B, H, window - 1 + n, …), with those before."""
+        k, v = self._real(k, v, *hidden)
+        return torch.cat([state[1], k], dim=2), torch.cat([state[2], v], dim=2)
+
+    def _real(self, k: Tensor, v: Tensor, *hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys (B, H, n, d) and [values, 1] (B, H, n, D + 1), both 0 at padding."""
         v = F.pad(v, (0, 1), value=1)
         if hidden:
             k, v = k.masked_fill(hidden[0], 0), v.masked_fill(hidden[0], 0)
-        return torch.cat([state[1], k], dim=2), torch.cat([state[2], v], dim=2)
+        return k, v
 
     def _moved(self, total: Tensor, k: Tensor, v: Tensor) -> Tensors:
         """The state after k and v, which come from ``_with_past``."""
         n = k.shape[2] - self.reach
-        return total + self._key_features(k[:, :, :n]).mT @ v[:, :, :n], k[:, :, n:], v[:, :, n:]
+        return total + self._features(k[:, :, :n], of_keys=True).mT @ v[:, :, :n], k[:, :, n:], v[:, :, n:]
 
-    def _key_features(self, k: Tensor) -> Tensor:
-        _, of_key, other = self.products(k).to(k.dtype)
-        return features(k, of_key, other)
+    def _features(self, z: Tensor, *, of_keys: bool = False) -> Tensor:
+        assert self.products is not None, "it scans"
+        of_query, of_key, other = self.products(z).to(z.dtype)
+        return features(z, of_key if of_keys else of_query, other)
 
     def _finish(self, mixed: Tensor, x: Tensor) -> Tensor:
         y: Tensor = self.out(rearrange(mixed, "b h n d -> b n (h d)").to(x.dtype))
