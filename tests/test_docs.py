@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tasks
@@ -27,11 +28,13 @@ from compare.arguments import (
     run_parser,
 )
 from compare.folder_arguments import merge_parser, publish_parser
-from compare.listing import markdown, written
+from compare.listing import backends, markdown, written
 from compare.parallel import processes_of
 from compare.plan import plan_runs
 from compare.record import is_search, read_records
 from compare.tips import read_tips
+from tasks.base import IGNORE
+from tasks.mqar import Mqar
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -293,7 +296,10 @@ def test_backends_tell_what_they_recall_in_the_records(folder: str, variants: tu
 def test_recall_at_64_tokens_is_that_of_the_records() -> None:
     page = (ROOT / "docs/findings.md").read_text(encoding="utf-8")
     told = page.split("## Who recalls at 64 tokens")[1].split("\n## ")[0]
-    table = re.findall(r"^\| `(\w+)` \| (\S+) \| (.*) \| ([\d.]+) \|$", told, re.M)
+    table = re.findall(r"^\| `(\w+)` \| (.*) \| (\S+) \| (.*) \| ([\d.]+) \|$", told, re.M)
+    records = read_records(ROOT / "results/cpu-2core/mqar_64/records.jsonl")[0]
+    options = {r["variant"]: r["label"].removeprefix(r["variant"]).strip() for r in records}
+    assert set(options) == {entry.name for entry in backends() if entry.own}
     wanted = []
     for name, by_rate in recalled("mqar_64").items():
         ((rate, scores),) = by_rate.items()
@@ -301,14 +307,31 @@ def test_recall_at_64_tokens_is_that_of_the_records() -> None:
         assert len(scores) >= 5 or max(scores) - min(scores) < 15, f"{name}: seeds that fall apart need five"
         mean = sum(scores) / len(scores)
         rate_words = f"{rate:.0e}".replace("e-0", "e-")
-        wanted.append((mean, (name, rate_words, ", ".join(f"{score:.1f}" for score in scores), f"{mean:.1f}")))
+        each = ", ".join(f"{score:.1f}" for score in scores)
+        wanted.append((mean, (name, options[name], rate_words, each, f"{mean:.1f}")))
     assert table == [row for _, row in sorted(wanted, key=lambda pair: -pair[0])]
     words = " ".join(told.split())
     assert f"after 2,000 steps {listed(recalled('mqar_64_longer')['gated_deltanet'][3e-3])}" in words
     assert f"causal form: {listed(recalled('mqar_64_causal')['retnet'][3e-3])} after 4,000" in words
-    records = read_records(ROOT / "results/cpu-2core/mqar_64/records.jsonl")[0]
     found = {(r["variant"], r["spec"]["lr"]): r["val_score"] for r in records if is_search(r)}
     assert max(found["gated_deltanet", 1e-3], found["gated_deltanet", 1e-2], found["topk", 1e-2]) < 0.25
+
+
+def test_sparse_methods_recall_what_they_can_see() -> None:
+    """The shares of the questions that ``dilated`` and ``local`` reach, beside their scores."""
+    test = Mqar(64).whole("test")
+    dilated, local = [], []
+    for row, answers in zip(test.inputs, test.targets, strict=True):
+        for asked in np.flatnonzero(answers != IGNORE):
+            first, second = row[:-1] == row[asked], row[1:] == answers[asked]
+            (key,) = np.flatnonzero(first & second)
+            dilated.append(key // 16 == asked // 16 or (asked - key) % 4 == 0)
+            local.append(asked - key <= 10)
+    page = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+    shares = [f"{100 * np.mean(seen):.1f} %" for seen in (dilated, local)]
+    means = [f"{np.mean(recalled('mqar_64')[name][3e-3]):.1f} %" for name in ("dilated", "local")]
+    assert f"distance: {shares[0]} of the questions, and it recalls {means[0]}" in page
+    assert f"within 10 positions of {shares[1]}, and it recalls {means[1]}" in page
 
 
 def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
