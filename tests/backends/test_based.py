@@ -24,10 +24,11 @@ def based(
     d_model: int = 16,
     max_len: int = 512,
     rotary: bool = False,
+    short: int = 0,
 ) -> Based:
     torch.manual_seed(0)
     dims = Dims(d_model=d_model, n_heads=2, max_len=max_len, causal=causal, rotary=rotary)
-    backend = build(BasedConfig(features=features, window=window), dims)
+    backend = build(BasedConfig(features=features, window=window, short=short), dims)
     assert isinstance(backend, Based)
     return backend
 
@@ -53,12 +54,12 @@ def test_features_multiply_to_the_taylor_series() -> None:
     assert features(q, of_query, other).shape == (7, 1 + 5 + 15)
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("causal", "short"), [(False, 0), (False, 512), (True, 0)])
 @pytest.mark.parametrize("window", [300, 1000])
 @pytest.mark.parametrize("scale", [1.0, 30.0])
-def test_a_window_over_all_keys_is_softmax_attention(causal: bool, window: int, scale: float) -> None:
+def test_a_window_over_all_keys_is_softmax_attention(causal: bool, short: int, window: int, scale: float) -> None:
     """At any size of the logits, negative ones too: in float32 many of these are below -88."""
-    backend = based(window=window, causal=causal)
+    backend = based(window=window, causal=causal, short=short)
     x = scale * torch.randn(2, 300, 16)
     exact = F.scaled_dot_product_attention(*(y.double() for y in heads(backend, x)), is_causal=causal)
     want = finished(backend, exact.float())
