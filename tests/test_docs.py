@@ -441,6 +441,18 @@ def test_scores_by_pairs_are_those_of_the_records() -> None:
         assert words.format(*scores(variant, pairs)) in page
 
 
+def test_five_seeds_are_those_of_the_records() -> None:
+    page = (ROOT / "docs/findings.md").read_text(encoding="utf-8").split("Five seeds on another")[1]
+    found: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
+    for run in read_records(ROOT / "results/cpu-2core/recall_pairs_seeds/records.jsonl")[0]:
+        rate = f"{run['spec']['lr']:.0e}".replace("e-0", "e-")
+        cell = run["variant"], str(dict(run["spec"]["task_options"])["pairs"]), rate
+        found.setdefault(cell, []).append((run["seed"], 100 * run["test_score"]))
+    assert set(map(len, found.values())) == {5}
+    told = re.findall(r"^\| `(\w+)` \| (\d+) \| (\S+) \| ([\d., ]+) \|$", page, re.M)
+    assert told == [(*cell, ", ".join(f"{score:.1f}" for _, score in sorted(own))) for cell, own in found.items()]
+
+
 def test_no_single_learning_rate_suits_all() -> None:
     page = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
     assert "at 1e-3 neither `reformer` nor `topk` solves the task, and at 1e-2 `full` and `luna` do not" in page
