@@ -273,6 +273,11 @@ def recalled(folder: str) -> dict[str, dict[float, list[float]]]:
     return found
 
 
+def rate_words(rate: float) -> str:
+    """ "3e-3"."""
+    return f"{rate:.0e}".replace("e-0", "e-")
+
+
 def listed(scores: list[float]) -> str:
     """ "99.0, 97.5 and 97.7 %"."""
     *first, last = (f"{score:.1f}" for score in scores)
@@ -306,9 +311,8 @@ def test_recall_at_64_tokens_is_that_of_the_records() -> None:
         assert len(scores) >= 3, "fewer seeds are no ranking"
         assert len(scores) >= 5 or max(scores) - min(scores) < 15, f"{name}: seeds that fall apart need five"
         mean = sum(scores) / len(scores)
-        rate_words = f"{rate:.0e}".replace("e-0", "e-")
         each = ", ".join(f"{score:.1f}" for score in scores)
-        wanted.append((mean, (name, options[name], rate_words, each, f"{mean:.1f}")))
+        wanted.append((mean, (name, options[name], rate_words(rate), each, f"{mean:.1f}")))
     assert table == [row for _, row in sorted(wanted, key=lambda pair: -pair[0])]
     words = " ".join(told.split())
     assert f"after 2,000 steps {listed(recalled('mqar_64_longer')['gated_deltanet'][3e-3])}" in words
@@ -445,8 +449,7 @@ def test_five_seeds_are_those_of_the_records() -> None:
     page = (ROOT / "docs/findings.md").read_text(encoding="utf-8").split("Five seeds on another")[1]
     found: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
     for run in read_records(ROOT / "results/cpu-2core/recall_pairs_seeds/records.jsonl")[0]:
-        rate = f"{run['spec']['lr']:.0e}".replace("e-0", "e-")
-        cell = run["variant"], str(dict(run["spec"]["task_options"])["pairs"]), rate
+        cell = run["variant"], str(dict(run["spec"]["task_options"])["pairs"]), rate_words(run["spec"]["lr"])
         found.setdefault(cell, []).append((run["seed"], 100 * run["test_score"]))
     assert set(map(len, found.values())) == {5}
     told = re.findall(r"^\| `(\w+)` \| (\d+) \| (\S+) \| ([\d., ]+) \|$", page, re.M)

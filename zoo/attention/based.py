@@ -166,14 +166,14 @@ class Based(Mixer):
         the keys k (B, H, …, window - 1 + n, d) with v (B, H, …, window - 1 + n, D + 1)."""
         place = torch.arange(k.shape[-2], device=k.device)
         distance = place[self.reach :, None] - place
-        if self.causal:
-            return self._mean(q, k, v, distance, total=total)[0]
-        return torch.cat(self._mean(q, k, v, distance, own=0.5, total=total), dim=-1)
+        mean, below, top = self._mean(q, k, v, distance, own=1 if self.causal else 0.5, total=total)
+        return mean if self.causal else torch.cat([mean, below.log() + top], dim=-1)
 
     def _mean(
         self, q: Tensor, k: Tensor, v: Tensor, distance: Tensor, *, own: float = 1.0, total: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The weighted mean of the values for n queries, (…, n, D), and the logarithm of the sum of weights, (…, n, 1).
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The weighted mean of the values for n queries, (…, n, D), the sum of their weights, and the logarithm of the
+        factor that it lacks, both (…, n, 1). A query without a key has 0, 1 and ``LOWEST``.
 
         Args:
             q: (…, n, d). k, v: (…, keys, d) and (…, keys, D + 1), as ``_real`` returns them.
@@ -196,9 +196,8 @@ class Based(Mixer):
         sums = weights @ v
         if total is not None:
             sums = sums + self._features(q) * scale @ total
-        met = sums[..., -1:] > 0
-        below = sums[..., -1:].masked_fill(~met, 1)
-        return sums[..., :-1] * below.reciprocal(), (below.log() + top).masked_fill(~met, LOWEST)
+        below = sums[..., -1:].masked_fill(~(sums[..., -1:] > 0), 1)
+        return sums[..., :-1] * below.reciprocal(), below, top
 
     def _next_state(self, _first: int, state: Tensors, _q: Tensor, k: Tensor, v: Tensor, *hidden: Tensor) -> Tensors:
         """Only the next state, for ``scan``."""
