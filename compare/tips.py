@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from compare.errors import UsageError, closest
+from compare.flags import CONTROL
 from compare.quantities import (
     FORWARD,
     RECOMPUTED,
@@ -264,6 +265,8 @@ class Tipped(NamedTuple):
 def with_tips(specs: Sequence[RunSpec], tips: Sequence[str]) -> Tipped:
     """The specs, each followed by itself with each tip, at its own learning rate.
 
+    The control gets no tips beside other variants: it is there to show what a task needs attention for.
+
     Raises:
         UsageError: a combination in which one part undoes or repeats another.
     """
@@ -271,7 +274,11 @@ def with_tips(specs: Sequence[RunSpec], tips: Sequence[str]) -> Tipped:
 
     rows, idle = dict[RunSpec, tuple[str, str]](), dict[str, None]()
     taught = any(TIPS[part].teacher for name in tips for part in name.split("+"))
+    compared = [spec for spec in specs if spec.variant != CONTROL] or specs
     for spec in specs:
+        if spec not in compared:
+            rows[spec] = BASELINE, spec.run_id
+            continue
         teacher = teacher_of(spec, specs)
         if taught:  # before the runs that need its model
             rows.setdefault(teacher, (BASELINE if teacher in specs else TEACHER, teacher.run_id))

@@ -200,6 +200,13 @@ def test_a_part_that_another_undoes_is_refused(tip: str, lost: str) -> None:
         with_tips([SPEC], [tip])
 
 
+def test_a_control_gets_no_tips_beside_other_variants() -> None:
+    control = replace(SPEC, variant="none")
+    beside = with_tips([SPEC, control], ["amp", "distil"]).rows
+    assert [(spec.variant, tip) for spec, tip, _ in beside if spec.variant == "none"] == [("none", BASELINE)]
+    assert [tip for _, tip, _ in with_tips([control], ["amp"]).rows] == [BASELINE, "amp"]
+
+
 def test_a_teacher_is_the_run_of_full_and_comes_first() -> None:
     full, linear = SPEC, replace(SPEC, variant="linear", lr=0.5)
     tipped = with_tips([linear, full], ["amp+distil", "convert"])
