@@ -181,6 +181,7 @@ COMMUNICATED = Quantity(
     floor=0.05,
 )
 FLOPS = Quantity(field="flops", title="FLOPs of a step", unit="FLOP", show=count, column="FLOPs/step", floor=0)
+MOVED = Quantity(field="moved_bytes", title="bytes moved by a step", unit="B", show=size)
 TOKEN = Quantity(
     field="token_seconds",
     title="time per token",
@@ -269,6 +270,7 @@ QUANTITIES = (
     LAYER_STATE,
     COMMUNICATED,
     FLOPS,
+    MOVED,
     TOKEN,
     STATE,
     RECOMPUTED,

@@ -157,10 +157,13 @@ def test_cost_measures_searches_and_resumes(tmp_path: Path) -> None:
     for record in measured:
         assert record["status"] == "ok", record["reason"]
         assert record["matrix_rate_flops"] > 0
+        assert record["copy_rate_bytes"] > 0
+        assert record["moved_bytes"] > 2 * 4 * record["seq_len"] ** 2, "naive writes and reads its weights"
     report = (tmp_path / "report.md").read_text()
     assert "longest N in 3\xa0GiB" in report
     assert "128 (no longer length tried)" in report
     assert "share of matrix rate" in report
+    assert "What limits forward + backward" in report
 
     lines = (tmp_path / "records.jsonl").read_text().splitlines()
     (tmp_path / "records.jsonl").write_text("\n".join(lines[:-1]) + "\n")

@@ -16,6 +16,7 @@ from compare.runs.communicated import sent_bytes
 from compare.runs.data import at_full_length, count_tokens, resized
 from compare.runs.quantise import weights_bytes
 from compare.runs.score import OnDevice
+from compare.runs.traffic import copy_rate, moved_bytes
 from compare.runs.train import Trainer
 from tasks import Batch
 
@@ -54,6 +55,7 @@ def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
     spec, device, ranks = trainer.spec, trainer.device, trainer.ranks
     if spec.kind == "cost":
         record["matrix_rate_flops"] = measure.matrix_rate(device, getattr(torch, spec.dtype))
+        record["copy_rate_bytes"] = copy_rate(device)
     batch = trainer.to_device(first)
     layer: Any = next(iter(trainer.trained.encoder.layers))
     sublayer = layer.attention
@@ -94,6 +96,8 @@ def measure_step(trainer: Trainer, first: Batch, record: Record) -> None:
         record["saved_bytes"] = measure.saved_bytes(
             lambda: trainer.loss(batch, trainer.training_tally()), trainer.model
         )
+    if spec.kind == "cost" and ranks.size == 1 and not spec.compile:  # a compiler leaves operations out
+        record["moved_bytes"] = moved_bytes(forward_backward) * spec.accumulate
     if ranks.size > 1:
         record["communicated_bytes"] = round(ranks.most(sent_bytes(whole_step)))
     record["weights_bytes"] = round(ranks.most(weights_bytes(trainer.trained)))

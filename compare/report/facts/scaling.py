@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from compare.quantities import FLOPS, FORWARD_BACKWARD, Quantity
+from compare.quantities import FLOPS, FORWARD_BACKWARD, MOVED, Quantity
 from compare.report.facts.groups import Group, Row
 from compare.report.facts.stats import t95
 from compare.report.facts.values import as_mapping, as_number, conditions_in_words, distinct_slugs, numbers
@@ -289,12 +289,21 @@ def between(logs: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 def matrix_share(row: Row) -> float | None:
     """FLOPs per second of forward + backward, as a share of the rate of a large matrix product in the same process."""
+    return share_of_rate(row, FLOPS, "matrix_rate_flops")
+
+
+def copy_share(row: Row) -> float | None:
+    """Bytes per second that forward + backward moves, as a share of the rate of a large copy in the same process."""
+    return share_of_rate(row, MOVED, "copy_rate_bytes")
+
+
+def share_of_rate(row: Row, work: Quantity, rate: str) -> float | None:
     shares = [
-        flops / time / rate
+        done / time / best
         for record in row.finished
-        if (flops := as_number(record.get(FLOPS.field)))
+        if (done := as_number(record.get(work.field)))
         and (time := as_number(record.get(FORWARD_BACKWARD.field)))
-        and (rate := as_number(record.get("matrix_rate_flops")))
+        and (best := as_number(record.get(rate)))
     ]
     return float(np.mean(shares)) if shares else None
 
@@ -309,11 +318,16 @@ def lengths_of(cells: RowsByLength) -> list[int]:
     return sorted({n for rows in cells.values() for n in rows})
 
 
-def longest_decoded(groups: Sequence[Group]) -> list[Group]:
-    """The decoding groups with the longest length, one for each machine, task and set of cost conditions."""
+def longest_groups(groups: Sequence[Group]) -> list[Group]:
+    """The groups with the longest length, one for each machine, task and set of cost conditions."""
     longest: dict[tuple[str, str, str], Group] = {}
     for group in groups:
         kind = group.machine, group.task, group.cost_conditions
-        if group.decodes and (kind not in longest or group.seq_len > longest[kind].seq_len):
+        if kind not in longest or group.seq_len > longest[kind].seq_len:
             longest[kind] = group
     return list(longest.values())
+
+
+def longest_decoded(groups: Sequence[Group]) -> list[Group]:
+    """The decoding groups with the longest length, one for each machine, task and set of cost conditions."""
+    return longest_groups([group for group in groups if group.decodes])

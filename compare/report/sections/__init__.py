@@ -23,6 +23,7 @@ from compare.report.sections import (
     matrix,
     published,
     reading,
+    roofline,
     task_sweeps,
 )
 from compare.report.sections.data import commands
@@ -33,7 +34,7 @@ TITLE = "Comparison of attention variants"
 OPENING = (matrix,)
 BEFORE = (answer, ablation, published)
 RESULTS = (task_sweeps, groups)
-AFTER = (cost, decoding, heat_map, baselines, failures, busy, reading)
+AFTER = (cost, roofline, decoding, heat_map, baselines, failures, busy, reading)
 
 
 @dataclass(frozen=True)
