@@ -133,12 +133,14 @@ def test_the_state_is_the_size_of_the_keys_and_values_that_queries_meet(
     assert 3 * own * backend.state_size(64) == met[-1]
 
 
-@pytest.mark.parametrize(("landmarks", "length"), [(6, 64), (5, 64), (64, 3), (1, 1)])
+@pytest.mark.parametrize(("landmarks", "length"), [(6, 64), (5, 64), (64, 33), (1, 2)])
 def test_the_state_of_skyformer_is_its_landmarks_and_their_values(landmarks: int, length: int) -> None:
     backend = build(describe("skyformer").config(landmarks=landmarks), Dims(d_model=16, n_heads=2, max_len=64))
     q, k = torch.randn(2, 3, 2, length, 8)
-    z, _ = backend._landmarks(q, k, None)
+    z, *_ = backend._landmarks(q, k, None)
     assert backend.state_size(length) == 2 * z[0].numel()
+    short = (landmarks + 1) // 2  # every key is a landmark, and no other row is read
+    assert backend.state_size(short) == 2 * 16 * short
 
 
 @pytest.mark.parametrize(("variant", "narrowest"), [("luna", "unpack_context"), ("mean", "value")])

@@ -1,7 +1,8 @@
 """Kernelized attention of arXiv:2111.00035 by the Nyström method, each sample and head alone, real positions only.
 
 The distances are taken as differences, the inverse's iterations written out, and which rows are landmarks is read from
-the module's draws: position ``draws[i] mod size`` of the i-th segment of the queries, then of the keys.
+the module's draws: position ``draws[i] mod size`` of the i-th segment of the queries, then of the keys. Where all
+keys are landmarks the kernel itself is applied.
 """
 
 import torch
@@ -45,6 +46,9 @@ def oracle(module, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | N
             continue
         for h in range(H):
             queries, keys, values = q[b, h, real], k[b, h, real], v[b, h, real]
+            if len(real) <= module.config.landmarks - half:
+                out[b, h, real] = kappa(queries, keys) @ values
+                continue
             rows = torch.cat([queries[picks(len(real), draws[:half])], keys[picks(len(real), draws[half:])]])
             eye = torch.eye(len(rows), dtype=q.dtype)
             regular = kappa(rows, rows) + module.config.gamma * eye

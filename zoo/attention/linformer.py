@@ -6,6 +6,7 @@ Cost: O(N M D) time, O(N D + M D) memory.
 
 Departures from the paper:
 - Padded keys and values are set to 0 before the projection, so padding changes nothing.
+- A rank above ``max_len`` is cut to it, where projecting saves nothing.
 - Inputs shorter than ``max_len`` use the first N columns of E and F.
 - Queries and keys start at variance 1/3, the default here; the authors' fairseq code has 1/2.
 - Layers do not share E and F: a backend belongs to one layer.
@@ -26,7 +27,7 @@ from zoo.registry import register
 
 @dataclass(frozen=True, kw_only=True)
 class LinformerConfig:
-    """rank: M, how many positions keys and values are projected to (k in the paper).
+    """rank: M, how many positions keys and values are projected to (k in the paper); at most ``max_len``.
     sharing: ``none`` (E and F for each head), ``heads`` (one E and one F), ``kv`` (one E, also used as F).
     """
 
@@ -57,8 +58,9 @@ class LinformerAttention(Attention):
         super().__init__(dims)
         heads = dims.n_heads if config.sharing == "none" else 1
         projections = 1 if config.sharing == "kv" else 2
+        shape = projections, heads, min(config.rank, dims.max_len), dims.max_len
         # (1 or 2, H or 1, M, max_len). Inputs of unit variance and full length give outputs of unit variance.
-        self.projection = nn.Parameter(torch.randn(projections, heads, config.rank, dims.max_len) * dims.max_len**-0.5)
+        self.projection = nn.Parameter(torch.randn(shape) * dims.max_len**-0.5)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, key_padding_mask: Tensor | None = None) -> Tensor:
         if key_padding_mask is not None:

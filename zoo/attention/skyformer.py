@@ -32,9 +32,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.contract import Attention, Dims, Init, Kernel, Traits, at_least
@@ -63,6 +64,17 @@ class SkyformerConfig:
             raise ValueError(f"skyformer.gamma must be a positive number, got {self.gamma!r}")
 
 
+class Landmarks(NamedTuple):
+    """z: (B, H, M, D), in float32 at least: rows of queries, then of keys. used: (B, 1, M, 1) bool, which of them are
+    there. places: positions of the rows of keys, (B, rows). real: how many positions of a sample are no padding, (B,).
+    """
+
+    z: Tensor
+    used: Tensor
+    places: Tensor
+    real: Tensor
+
+
 @register("skyformer", config=SkyformerConfig)
 class SkyformerAttention(Attention):
     """A Gaussian kernel in place of softmax, rebuilt from landmarks by the Nyström method."""
@@ -85,6 +97,7 @@ class SkyformerAttention(Attention):
     def __init__(self, dims: Dims, config: SkyformerConfig) -> None:
         super().__init__(dims)
         self.config = config
+        self.key_landmarks = config.landmarks - config.landmarks // 2
         # (M,) integers: which position of its segment a landmark is, modulo the segment's size.
         self.register_buffer("draws", torch.randint(2**31, (config.landmarks,)))
 
@@ -95,17 +108,26 @@ class SkyformerAttention(Attention):
         if key_padding_mask is not None:
             v = v.masked_fill(key_padding_mask[:, None, :, None], 0)
         with torch.autocast(q.device.type, enabled=False):
-            z, used = self._landmarks(q, k, key_padding_mask)
+            if q.shape[2] <= self.key_landmarks and not traced():
+                keys, values = k.to(accumulator(k)), v.to(accumulator(v))
+                exact: Tensor = _Spread.apply(q, values, keys)  # type: ignore[no-untyped-call]
+                return exact
+            z, used, places, real = self._landmarks(q, k, key_padding_mask)
             inverse = recompute(lambda z: self._inverse(z, used), z)
             if traced():
                 values = inverse @ (gaussian(k.to(z.dtype), z).mT @ v.to(z.dtype))
+            else:
+                values = inverse @ _Collect.apply(k, v, z)  # type: ignore[no-untyped-call]
+            if key_padding_mask is not None or traced():  # some samples may be short
+                own = v.gather(2, places[:, None, :, None].expand(-1, v.shape[1], -1, v.shape[3])).to(z.dtype)
+                own = F.pad(own.masked_fill(~used[:, :, -own.shape[2] :], 0), (0, 0, z.shape[2] - own.shape[2], 0))
+                values = torch.where((real <= self.key_landmarks)[:, None, None, None], own, values)
+            if traced():
                 return (gaussian(q.to(z.dtype), z) @ values).to(q.dtype)
-            values = inverse @ _Collect.apply(k, v, z)  # type: ignore[no-untyped-call]
             out: Tensor = _Spread.apply(q, values, z)  # type: ignore[no-untyped-call]
         return out
 
-    def _landmarks(self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """z: (B, H, M, D), in float32 at least, and which landmarks are used: (B, 1, M, 1) bool."""
+    def _landmarks(self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None) -> Landmarks:
         B, H, N, D = q.shape
         order = None
         real = torch.full((B,), N, device=q.device)
@@ -113,8 +135,7 @@ class SkyformerAttention(Attention):
             order = key_padding_mask.argsort(dim=1, stable=True)  # the real positions, then the padding
             real = N - key_padding_mask.sum(1)
         landmarks, used = [], []
-        half = self.config.landmarks // 2
-        for x, draws in ((q, self.draws[:half]), (k, self.draws[half:])):
+        for x, draws in ((q, self.draws[: -self.key_landmarks]), (k, self.draws[-self.key_landmarks :])):
             count = len(draws) if traced() else min(len(draws), N)  # unused landmarks change nothing
             starts, sizes = segments(real, count)
             place = (starts + draws[:count] % sizes.clamp(min=1)).clamp(max=N - 1)
@@ -123,7 +144,7 @@ class SkyformerAttention(Attention):
             used.append(sizes > 0)
         present = torch.cat(used, dim=1)[:, None, :, None]
         z = torch.cat(landmarks, dim=2).masked_fill(~present, 0)
-        return z.to(accumulator(z)), present
+        return Landmarks(z.to(accumulator(z)), present, index, real)
 
     def _inverse(self, z: Tensor, used: Tensor) -> Tensor:
         """S⁻¹ on the landmarks in use, 0 elsewhere. (B, H, M, D) -> (B, H, M, M)."""
@@ -135,8 +156,8 @@ class SkyformerAttention(Attention):
         return scale * iterate_inverse(a, eye.expand_as(a), self.config.iterations) * scale.mT * present
 
     def state_size(self, length: int) -> int:
-        """Z and its values; queries and keys have at most N landmarks each."""
-        return 2 * min(self.config.landmarks, 2 * length) * self.d_model
+        """Z and its values; of a short sequence all keys and values."""
+        return 2 * (length if length <= self.key_landmarks else self.config.landmarks) * self.d_model
 
     def kernel(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Kernel:
         return Kernel("torch ops in chunks")
