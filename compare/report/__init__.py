@@ -4,12 +4,13 @@ Nothing here imports torch: a report needs only the records.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from compare.fields import parse_json
 from compare.record import read_records, write_atomically
-from compare.report.facts.ablation import ablations, split_tips, tables_of_tips
+from compare.report.facts.ablation import Ablation, ablations, split_tips, tables_of_tips
 from compare.report.facts.equal_terms import match_scores
 from compare.report.facts.grouping import Source, group_records
 from compare.report.facts.overview import Overview
@@ -120,11 +121,17 @@ def of_tip(folder: Path, tip: str) -> tuple[list[str], list[list[str]]]:
     Raises:
         ValueError: no run of the folder has the tip.
     """
-    plain, tipped = split_tips([read_source(folder)])
-    header, rows = table_of_tip(ablations(group_records(plain), tipped), tip)
+    header, rows = table_of_tip(tips_in(folder, (folder / "records.jsonl").stat().st_mtime_ns), tip)
     if not rows:
         raise ValueError(f"{folder} has no runs with the tip {tip!r}")
     return header, rows
+
+
+@lru_cache(maxsize=1)
+def tips_in(folder: Path, _changed: int) -> list[Ablation]:
+    """What all tips of a folder change, read once for a page that shows each. _changed: when its records were."""
+    plain, tipped = split_tips([read_source(folder)])
+    return ablations(group_records(plain), tipped)
 
 
 def of_plan(folder: Path) -> Table:
