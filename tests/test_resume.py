@@ -314,14 +314,14 @@ def finished_lines(out: Path) -> list[str]:
 @pytest.mark.parametrize(("comparisons", "kills"), [(1, 1), pytest.param(2, 10, marks=pytest.mark.long)])
 def test_kills_at_random_moments_lose_and_repeat_nothing(tmp_path: Path, comparisons: int, kills: int) -> None:
     """Comparisons at once, the parent of each killed some times, and with it its worker."""
-    specs = [replace(TINY, variant=variant, steps=150) for variant in ("full", "none")]
+    specs = [replace(TINY, variant=variant, steps=80) for variant in ("full", "none")]
     failures: list[str] = []
 
     def torment(out: Path, rng: random.Random) -> None:
         out.mkdir()
         kept: list[str] = []
         for kill in range(kills):
-            compare_until(rng.randint(1, 110), out, specs, rng)
+            compare_until(rng.randint(1, 60), out, specs, rng)
             lines = finished_lines(out)
             if lines[: len(kept)] != kept:
                 failures.append(f"kill {kill}: {len(kept)} finished runs before it, after it {len(lines)}")

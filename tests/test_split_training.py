@@ -30,7 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hedgehog": {"variant": "hedgehog", "steps": 12},  # parameters of each head
     "pretrained": {"pretrain": 0.5, "steps": 6},  # tokens are hidden alike, as in one process
     "listops": {"task": "listops", "seq_len": 32, "steps": 4},  # samples of any length
-    "deep": {"n_layers": 2, "batch_size": 12, "clip_norm": 0.1},
+    "deep": {"n_layers": 2, "batch_size": 12, "clip_norm": 0.1, "steps": 12},
 }
 LONG_SETTINGS: dict[str, dict[str, Any]] = {
     "deep listops": {"task": "listops", "seq_len": 32, "n_layers": 2, "batch_size": 8, "steps": 4, "accumulate": 2},

@@ -22,9 +22,9 @@ SPEC = replace(small_spec("mqar", 32, steps=20, batch_size=9), **SMALL)
 SETTINGS: dict[str, dict[str, Any]] = {
     "full": {},
     "linear": {"variant": "linear"},
-    "accumulated": {"accumulate": 2, "clip_norm": 0.1, "label_smoothing": 0.1},
-    "pretrained": {"pretrain": 0.5, "causal": True},
-    "checkpointed": {"checkpointing": True},
+    "accumulated": {"accumulate": 2, "clip_norm": 0.1, "label_smoothing": 0.1, "steps": 8},
+    "pretrained": {"pretrain": 0.5, "causal": True, "steps": 10},
+    "checkpointed": {"checkpointing": True, "steps": 8},
     "lengthened": {"length_schedule": "from-16th", "seq_len": 512, "batch_size": 3, "steps": 8},
     "listops": {"task": "listops", "seq_len": 32, "batch_size": 6, "steps": 6},
 }
