@@ -151,12 +151,6 @@ def test_a_cache_is_compared_with_recomputing_in_the_same_run() -> None:
     assert effect.score is None
 
 
-def test_the_page_of_tips_explains_each() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "tips.md").read_text(encoding="utf-8")
-    named = {name.strip(" .") for names in re.findall(r"\*\*([a-z0-9-, .]+)\*\*", page) for name in names.split(",")}
-    assert named == set(TIPS)
-
-
 def test_without_a_baseline_nothing_is_said() -> None:
     plain, tipped = split_tips([Source([r for r in made_up() if r["tip"] != BASELINE], ENVIRONMENT)])
     groups = group_records(plain)

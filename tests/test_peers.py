@@ -114,7 +114,7 @@ def test_only_what_agrees_is_timed(
     assert "- no_cpu · torch" not in text.partition("Missed:")[2].partition("##")[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_measures_and_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
     words = ["linformer", "--seq-len", "256,257,258,259", "--rounds", "2", "--out", str(tmp_path)]
     process = subprocess.Popen(

@@ -308,10 +308,10 @@ def finished_lines(out: Path) -> list[str]:
     return [line.decode() for line in lines if line.startswith(b"{") and line.endswith(b"}")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel to end the worker with its parent")
-@pytest.mark.parametrize(("comparisons", "kills"), [(1, 1), pytest.param(2, 10, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("comparisons", "kills"), [(1, 1), (2, 10)])
 def test_kills_at_random_moments_lose_and_repeat_nothing(tmp_path: Path, comparisons: int, kills: int) -> None:
     """Comparisons at once, the parent of each killed some times, and with it its worker."""
     specs = [replace(TINY, variant=variant, steps=80) for variant in ("full", "none")]

@@ -70,7 +70,7 @@ def two(folder: Path, alone: dict[str, Any], taught: RunSpec) -> dict[str, list[
             changed = {"variant": variant, "options": tuple(options.items()), "dropout": 0.1, "steps": 7}
             cases[f"{variant} {kind}"] = Case(replace(spec, **changed))
         cases[f"taught {kind}"] = Case(replace(taught, parallel=f"{kind}=2"))
-        cases[f"stopping {kind}"] = Case(replace(spec, early_stopping=2, steps=30))
+        cases[f"stopping {kind}"] = Case(replace(spec, early_stopping=2, steps=15))
     cases["reversible data"] = Case(replace(spec_of("full", "data=2"), reversible=True))
     first, second = train_together(list(cases.values()), 2)
     return {name: [a, b] for name, a, b in zip(cases, first, second, strict=True)}
