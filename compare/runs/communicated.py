@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compare.runs.measure import OnParts
+from compare.runs.traffic import tensors
 
 TIMES = {
     **dict.fromkeys(("allreduce_", "all_reduce"), 2),
@@ -69,12 +69,4 @@ def _group_of(given: dict[str, Any]) -> dist.ProcessGroup:
 
 def _size(values: Any) -> int:
     """Bytes of all tensors in nested lists."""
-    return sum(x.numel() * x.element_size() for x in _tensors_in(values))
-
-
-def _tensors_in(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, list | tuple):
-        for each in values:
-            yield from _tensors_in(each)
+    return sum(x.numel() * x.element_size() for x in tensors(values))
