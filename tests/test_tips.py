@@ -17,6 +17,7 @@ def test_each_tip_has_a_paragraph_with_its_figures() -> None:
     """But for tips that change nothing on the tasks that were measured; the page says so."""
     page = (ROOT / "docs/tips.md").read_text(encoding="utf-8")
     measured = {record.get("tip") for record in read_records(MEASURED / "records.jsonl")[0]}
+    assert set(re.findall(r"^\*\*([a-z0-9-]+)\*\* \(", page, re.M)) == set(TIPS)
     for name in TIPS:
         paragraph = re.search(rf"^\*\*{name}\*\* \(.*?(?=^\*\*|^## |\Z)", page, re.M | re.S)
         assert paragraph, name
