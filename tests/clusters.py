@@ -58,8 +58,8 @@ class Dying(Attention):
         self.calls += self.training
         if self.trained and self.calls == 4 and not os.path.exists(self.config.flag):
             Path(self.config.flag).touch()
-            parent = os.getppid()
-            for _ in range(self.config.above):
+            parent = os.getppid()  # the template
+            for _ in range(1 + self.config.above):
                 parent = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
             os.kill(parent, signal.SIGKILL)
         return v + q.mean() + k.mean()
@@ -98,7 +98,7 @@ def runs_left() -> list[str]:
             words, variables = ((folder / name).read_bytes() for name in ("cmdline", "environ"))
         except OSError:
             continue
-        if b"compare.runs.process" in words and os.environ["HF_HOME"].encode() in variables:
+        if b"compare.runs.template" in words and os.environ["HF_HOME"].encode() in variables:
             found.append(folder.name)
     return found
 

@@ -214,7 +214,7 @@ def test_a_worker_that_dies_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     record = run_one(SPEC, lambda _: None)
-    assert (record["status"], record["reason"]) == ("error", "exit code 3 in starting: fatal: it broke")
+    assert (record["status"], record["reason"]) == ("error", "exit code 3 in loading torch: fatal: it broke")
 
 
 def test_where_every_run_fails_the_exit_code_is_1(tmp_path: Path) -> None:
@@ -277,7 +277,9 @@ def test_a_killed_comparison_leaves_no_worker_behind(tmp_path: Path) -> None:
     workers: list[str] = []
     while not workers and time.monotonic() < give_up:
         time.sleep(0.5)
-        workers = [pid for pid in children.read_text().split() if "compare.runs.process" in proc(pid, "cmdline")]
+        templates = [pid for pid in children.read_text().split() if "compare.runs.template" in proc(pid, "cmdline")]
+        workers = [pid for each in templates for pid in (each, *proc(each, f"task/{each}/children").split())][:2]
+        workers = workers if len(workers) == 2 else []
     time.sleep(3)
     process.kill()
     process.wait()

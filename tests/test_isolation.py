@@ -23,6 +23,7 @@ from compare.display import Display
 from compare.errors import UsageError
 from compare.lock import hold
 from compare.record import append_record, read_records, write_atomically
+from compare.runs import supervisor
 from compare.runs.data import make_task
 from compare.runs.options import RunOptions
 from compare.runs.outcome import record_of_crash
@@ -134,6 +135,7 @@ def test_the_reason_of_a_timeout_names_phase_and_step(monkeypatch: pytest.Monkey
     script.write_text(f"#!/bin/sh\necho '{event}'\nsleep 60\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(supervisor, "may_fork", lambda _: False)
     record = run_one(SPEC, lambda _: None, RunOptions(timeout=1.5))
     assert record["status"] == "timeout"
     assert record["reason"] == "not done after 1.5 s; stopped in training, after step 12"
@@ -150,6 +152,7 @@ def test_a_signal_is_named_with_the_last_words(
     script.write_text(f"#!/bin/sh\n{said}\nkill -{number} $$\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(supervisor, "may_fork", lambda _: False)
     record = run_one(SPEC, lambda _: None, RunOptions())
     assert record["reason"] == f"killed by signal {number} ({signal}) in training, after step 3: terminate called"
 

@@ -48,9 +48,14 @@ def settle_in() -> Events:
     events = Events(os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)
     warnings.filterwarnings("ignore")
-    if sys.platform == "linux":  # an orphan would keep training and disturb the next run
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     return events
+
+
+def die_with_parent() -> None:
+    """Let the system kill this process when its parent dies: an orphan would train on and disturb the next run."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def limit_memory(limit: int | None = None) -> None:

@@ -40,7 +40,7 @@ def time_it(
     device: torch.device,
     *,
     warm_up: int = 1,
-    seconds: float = 3.0,
+    seconds: float = 2.0,
     first: Callable[[float], float] = float,
 ) -> Timing:
     """Time ``fn`` after ``warm_up`` calls: at least 3 times, then until ``seconds`` are spent, at most 20 times.

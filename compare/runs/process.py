@@ -23,8 +23,7 @@ def main() -> None:
     spec, run_options = RunSpec.from_json(first), RunOptions.from_json(second)
     if spec.device == "cpu":
         limit_memory(spec.memory_limit)
-    events.phase("loading torch")
-    from compare.runs.execute import execute  # imports torch: after the limit is set and the phase is sent
+    from compare.runs.execute import execute  # imports torch: after the limit is set
     from compare.runs.ranks import ALONE, join
 
     ranks = ALONE

@@ -22,6 +22,7 @@ from compare.record import Record
 from compare.runs.environ import worker_environment
 from compare.runs.options import RunOptions
 from compare.runs.outcome import CALLED_OFF, new_record, record_of_crash
+from compare.runs.template import Forked, fork
 from compare.spec import RunSpec
 
 OnEvent = Callable[[Record], None]
@@ -34,7 +35,7 @@ class Worker:
     is_late: whether it was ended because it took too long. is_called_off: because another process of its run failed.
     """
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | Forked
     stderr: IO[str]
     is_late: bool = False
     is_called_off: bool = False
@@ -68,7 +69,7 @@ class Worker:
         """Kill the process, if it is alive, and its children."""
         if self.process.poll() is not None:
             return
-        if sys.platform == "win32":
+        if sys.platform == "win32" or isinstance(self.process, Forked):
             self.process.kill()
         else:
             with suppress(ProcessLookupError):
@@ -86,26 +87,36 @@ class Place(NamedTuple):
 
 @contextmanager
 def start(
-    module: str, message: str, *, environment: Mapping[str, str] | None = None, timeout: float | None = None
+    module: str,
+    message: str,
+    *,
+    environment: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    forks: bool = False,
 ) -> Iterator[Worker]:
-    """A fresh Python that runs the ``main`` of a module; leaving the context ends it.
+    """A fresh process that runs the ``main`` of a module; leaving the context ends it.
 
     Args:
         module: name of the module; its ``main`` begins with ``compare.runs.child.settle_in``.
         message: text for its stdin.
         environment: its complete environment; None = that of this process.
         timeout: seconds after which it is ended; None = never.
+        forks: fork it from a process that has imported what runs need, instead of starting a Python.
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
-        process = subprocess.Popen(
-            python_command(module),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=environment,
-            text=True,
-            start_new_session=True,  # Ctrl-C reaches this process, which ends the worker
-        )
+        process: subprocess.Popen[str] | Forked
+        if forks:
+            process = fork(module, python_command("compare.runs.template"), environment or os.environ, stderr)
+        else:
+            process = subprocess.Popen(
+                python_command(module),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=environment,
+                text=True,
+                start_new_session=True,  # Ctrl-C reaches this process, which ends the worker
+            )
         assert process.stdin is not None
         worker = Worker(process, stderr)
         alarm = threading.Timer(min(timeout or math.inf, threading.TIMEOUT_MAX), worker.give_up)
@@ -119,6 +130,8 @@ def start(
         finally:
             alarm.cancel()
             worker.end()  # after its answer it has nothing left to do, and would take seconds to exit
+            if isinstance(process, Forked):
+                process.release()
             process.wait()
 
 
@@ -127,6 +140,11 @@ def python_command(module: str) -> list[str]:
     a user's tasks.py or random.py hides no other module."""
     code = f"import sys; sys.path[:] = dict.fromkeys(sys.argv[1:] + sys.path); from {module} import main; main()"
     return [sys.executable, "-P", "-c", code, *dict.fromkeys([*sys.path, os.getcwd()])]
+
+
+def may_fork(spec: RunSpec) -> bool:
+    """Whether a run may begin in a fork: CUDA allows none, and what a template imports counts against a limit."""
+    return sys.platform == "linux" and spec.device == "cpu" and spec.memory_limit is None
 
 
 def run_one(
@@ -155,8 +173,11 @@ def run_one(
     message, environment = f"{spec.to_json()}\n{run_options.to_json()}", worker_environment(spec)
     if place is not None:
         message, environment = f"{message}\n{place.seat.to_json()}", {**environment, **place.variables}
+    hear({"phase": "loading torch", "done": None, "loss": None, "step": None})
     with (
-        start("compare.runs.process", message, environment=environment, timeout=run_options.timeout) as worker,
+        start(
+            "compare.runs.process", message, environment=environment, timeout=run_options.timeout, forks=may_fork(spec)
+        ) as worker,
         nullcontext() if place is None else place.watch(worker),
     ):
         record = worker.answer("record", hear)
@@ -169,7 +190,7 @@ def run_one(
             reason = f"not done after {run_options.timeout:g} s; stopped in {where}"
             return new_record(spec, "timeout", reason) | {"wall_seconds": wall}
         no_memory = kills is None or oom_kills() != kills
-        code, words = worker.process.returncode, worker.last_words()
+        code, words = worker.process.wait(), worker.last_words()
         return record_of_crash(spec, code, words, wall, where=where, no_memory=no_memory)
 
 
