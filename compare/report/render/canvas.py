@@ -173,10 +173,18 @@ class Sheet:
 @cache
 def text_size(text: str, points: float, weight: str = "normal") -> tuple[float, float]:
     """Width and height of a text in pixels."""
-    figure = Figure(dpi=DPI)
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    box = figure.text(0, 0, text, size=points, weight=weight, linespacing=1.05).get_window_extent(renderer)
+    figure, canvas = ruler()
+    drawn = figure.text(0, 0, text, size=points, weight=weight, linespacing=1.05)
+    box = drawn.get_window_extent(canvas.get_renderer())
+    drawn.remove()
     return float(box.width), float(box.height)
+
+
+@cache
+def ruler() -> tuple[Figure, FigureCanvasAgg]:
+    """An empty figure for the measuring of texts."""
+    figure = Figure(figsize=(0.1, 0.1), dpi=DPI)
+    return figure, FigureCanvasAgg(figure)
 
 
 def wrap_to_page(text: str, points: float, weight: str = "normal") -> list[str]:

@@ -1,9 +1,15 @@
 """The chart files."""
 
+import multiprocessing
 import os
 import re
+import signal
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -14,6 +20,9 @@ from compare.report.render.canvas import DPI, STYLE, Style, fonts
 from compare.report.sections.section import Chart
 
 SUFFIXES = (".png", ".svg")
+FEWEST_SHARED = 4  # charts that are worth further processes
+shared: Sequence[Callable[[], None]] = ()
+"""What forked processes draw: functions that no message could carry."""
 
 
 def write_charts(charts: Sequence[Chart], styles: Mapping[str, Style], out: Path) -> None:
@@ -28,12 +37,33 @@ def write_charts(charts: Sequence[Chart], styles: Mapping[str, Style], out: Path
         matplotlib.rcParams.update(STYLE | {"font.family": fonts()})
         # A letter that no font has shows as a box on the chart; a warning for each drawing of it would only be noise.
         warnings.filterwarnings("ignore", r"Glyph .* missing from|Matplotlib currently does not support .* natively")
-        for chart in charts:
-            save(chart.draw(styles), folder / chart.stem)
+        draw_all([partial(draw, chart, styles, folder) for chart in charts])
     kept = [f"{chart.stem}{suffix}" for chart in charts for suffix in SUFFIXES]
     for old in listed(written) - set(kept):
         (folder / old).unlink(missing_ok=True)
     write_atomically(written, "".join(f"{name}\n" for name in kept))
+
+
+def draw(chart: Chart, styles: Mapping[str, Style], folder: Path) -> None:
+    save(chart.draw(styles), folder / chart.stem)
+
+
+def draw_all(drawings: Sequence[Callable[[], None]]) -> None:
+    """Draw in as many processes as there are cores, where the system can copy this one; a chart takes a second."""
+    if sys.platform != "linux" or len(drawings) < FEWEST_SHARED:
+        for each in drawings:
+            each()
+        return
+    global shared
+    shared = drawings
+    warnings.filterwarnings("ignore", r"This process .* is multi-threaded")  # threads that no drawing needs
+    fork, cores = multiprocessing.get_context("fork"), len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(cores, fork, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        deque(pool.map(draw_shared, range(len(drawings))), maxlen=0)
+
+
+def draw_shared(number: int) -> None:
+    shared[number]()
 
 
 def listed(path: Path) -> set[str]:
