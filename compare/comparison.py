@@ -35,6 +35,7 @@ from compare.runs.options import RunOptions
 from compare.runs.prepare import prepare_data
 from compare.runs.rate_search import At, GridPoint, search_rates
 from compare.runs.sequence import run_all
+from compare.runs.supervisor import make_ready
 from compare.runs.track import TRACKERS, check_trackers
 from compare.spec import DataId, RunSpec
 from compare.tips import BASELINE, with_tips
@@ -195,6 +196,8 @@ def carry_out(comparison: Comparison, display: Display) -> int:
         claim_folder(out, comparison.command, resume=comparison.resume),
         open_engine(comparison.engine, out, comparison.run_options.timeout) as engine,
     ):
+        if comparison.engine == "local":
+            make_ready(comparison.specs[0])
         unprepared = prepare_data(comparison.specs, display)
         if len(unprepared) == len({spec.data_id for spec in comparison.specs}):
             return 2  # each error was shown

@@ -22,9 +22,10 @@ from compare.record import Record
 from compare.runs.environ import worker_environment
 from compare.runs.options import RunOptions
 from compare.runs.outcome import CALLED_OFF, new_record, record_of_crash
-from compare.runs.template import Forked, fork
+from compare.runs.template import Forked, fork, start_early
 from compare.spec import RunSpec
 
+TEMPLATE = "compare.runs.template"
 OnEvent = Callable[[Record], None]
 
 
@@ -106,7 +107,7 @@ def start(
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
         process: subprocess.Popen[str] | Forked
         if forks:
-            process = fork(module, python_command("compare.runs.template"), environment or os.environ, stderr)
+            process = fork(module, python_command(TEMPLATE), environment or os.environ, stderr)
         else:
             process = subprocess.Popen(
                 python_command(module),
@@ -145,6 +146,12 @@ def python_command(module: str) -> list[str]:
 def may_fork(spec: RunSpec) -> bool:
     """Whether a run may begin in a fork: CUDA allows none, and what a template imports counts against a limit."""
     return sys.platform == "linux" and spec.device == "cpu" and spec.memory_limit is None
+
+
+def make_ready(spec: RunSpec) -> None:
+    """Begin the imports of the first of such runs."""
+    if may_fork(spec):
+        start_early(python_command(TEMPLATE), worker_environment(spec))
 
 
 def run_one(

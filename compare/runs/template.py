@@ -35,10 +35,10 @@ IDLE: list[Template] = []
 class Template:
     """A template, as its supervisor sees it. It serves one run at a time.
 
-    stderr: of the first run, which thus says why it cannot start.
+    stderr: of the first run, which thus says why it cannot start; or nowhere.
     """
 
-    def __init__(self, command: list[str], environment: Mapping[str, str], stderr: IO[str]) -> None:
+    def __init__(self, command: list[str], environment: Mapping[str, str], stderr: IO[str] | int) -> None:
         self.made_by = command, dict(environment)
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -93,7 +93,7 @@ class Forked:
         return self.returncode
 
     def has_begun(self) -> bool:
-        """Wait for the answer of an idle template; False where it is dead."""
+        """Wait for the answer of an idle template, which may still import; False where it is dead."""
         select.select([self.template.socket], [], [])
         self.poll()
         return self.pid is not None
@@ -143,6 +143,12 @@ def fork(module: str, command: list[str], environment: Mapping[str, str], stderr
     return Forked(Template(command, environment, stderr), module, stderr)
 
 
+def start_early(command: list[str], environment: Mapping[str, str]) -> None:
+    """Let the template of the next ``fork`` import while this process does something else."""
+    if not any(template.made_by == (command, dict(environment)) for template in IDLE):
+        IDLE.append(Template(command, environment, subprocess.DEVNULL))
+
+
 @atexit.register
 def close_all() -> None:
     while IDLE:
@@ -187,11 +193,7 @@ def become(module: str, streams: list[int]) -> None:
     try:
         importlib.import_module(module).main()
         code = 0
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
-        with suppress(Exception):
-            sys.stderr.flush()
-        os._exit(code)
+        os._exit(code)  # nothing of the template runs in its forks
