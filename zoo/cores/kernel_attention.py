@@ -209,16 +209,18 @@ def kernel_step(
 ) -> tuple[Tensor, Tensors]:
     """The causal form at one position, in place. q, k, v and the result: (B, H, 1, D)."""
     total, *top = state
-    whole = slice(0, 1)
-    keys, reference = features.keys(_wide(k, whole), position), None
+    dtype = v.dtype
+    q, k, v = (x.to(total.dtype) for x in (q, k, v))
+    keys, reference = features.keys(k, position), None
     if features.logarithmic:
         before, top = top[0], [torch.maximum(top[0], keys)]
         reference = finite(top[0])
         total *= (before - reference).exp_().mT
         keys = (keys - reference).exp_()
-    total.addcmul_(keys.mT, _values(v, whole))
-    out, _ = divide(_query_features(_wide(q, whole), position, features, reference) @ total)
-    return out.to(v.dtype), (total, *top)
+    total[..., :-1].addcmul_(keys.mT, v)
+    total[..., -1:].add_(keys.mT)
+    out, _ = divide(_query_features(q, position, features, reference) @ total)
+    return out.to(dtype), (total, *top)
 
 
 def empty_state(v: Tensor, features: FeatureMap) -> Tensors:
