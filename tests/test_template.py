@@ -18,6 +18,11 @@ SPEC = replace(small_spec("mqar", 32, steps=3, batch_size=8), d_model=16, n_head
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="templates fork on Linux only")
 
 
+@pytest.fixture(autouse=True)
+def none_idle() -> None:
+    template.close_all()
+
+
 def idle() -> int:
     """The process of the only idle template."""
     (only,) = template.IDLE
@@ -45,6 +50,15 @@ def test_one_template_serves_runs_of_one_environment(monkeypatch: pytest.MonkeyP
     assert idle() != first
     with pytest.raises(ProcessLookupError):
         os.kill(first, 0)
+
+
+def test_the_first_run_takes_the_template_that_began_early() -> None:
+    supervisor.make_ready(SPEC)
+    early = idle()
+    assert run_one(SPEC, lambda _: None)["status"] == "ok"
+    assert idle() == early
+    supervisor.make_ready(replace(SPEC, threads=SPEC.threads + 1))
+    assert idle() != early
 
 
 def test_a_template_that_died_is_replaced() -> None:

@@ -144,8 +144,9 @@ def fork(module: str, command: list[str], environment: Mapping[str, str], stderr
 
 
 def start_early(command: list[str], environment: Mapping[str, str]) -> None:
-    """Let the template of the next ``fork`` import while this process does something else."""
+    """Let the template of the next ``fork`` import while this process does something else. Other idle ones end."""
     if not any(template.made_by == (command, dict(environment)) for template in IDLE):
+        close_all()
         IDLE.append(Template(command, environment, subprocess.DEVNULL))
 
 
