@@ -131,9 +131,9 @@ def start(
         finally:
             alarm.cancel()
             worker.end()  # after its answer it has nothing left to do, and would take seconds to exit
+            process.wait()
             if isinstance(process, Forked):
                 process.release()
-            process.wait()
 
 
 def python_command(module: str) -> list[str]:
@@ -212,6 +212,4 @@ def oom_kills() -> int | None:
 
 def place_of(event: Record) -> str:
     """Phase and step of a run at its last event, in words."""
-    if not event:
-        return "starting"
     return f"{event['phase']}, after step {event['step']}" if event["step"] is not None else str(event["phase"])

@@ -116,8 +116,7 @@ class Forked:
         self.stdout.close()
 
     def release(self) -> None:
-        """Wait for the end, and keep the template for another run."""
-        self.wait()
+        """After the end: keep the template for another run."""
         self.close()
         if self.template.process.poll() is None:
             IDLE.append(self.template)
