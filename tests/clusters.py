@@ -9,6 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -90,8 +91,16 @@ def lines(out: Path) -> list[Record]:
     return [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
 
 
-def runs_left() -> list[str]:
-    """Processes of runs of these tests, which have a folder of their own, that live."""
+def runs_left(patience: float = 30.0) -> list[str]:
+    """Processes of runs of these tests, which have a folder of their own, that still live after ``patience`` seconds:
+    Ray ends the workers of a client a while after it has gone."""
+    until = time.monotonic() + patience
+    while (found := runs_alive()) and time.monotonic() < until:
+        time.sleep(0.2)
+    return found
+
+
+def runs_alive() -> list[str]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
