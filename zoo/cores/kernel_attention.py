@@ -70,7 +70,8 @@ def kernel_attention(
         return scan(kernel_chunk(features), sequences, empty_state(v, features))
     if traced():
         return _whole(q, k, v, hidden, features)
-    attend = _Bidirectional if features.slope is None else _Elementwise
+    trains = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    attend = _Elementwise if trains and features.slope is not None else _Bidirectional
     out: Tensor = attend.apply(q, k, v, hidden, features)  # type: ignore[no-untyped-call]
     return out
 
@@ -160,22 +161,27 @@ class _Elementwise(torch.autograd.Function):
             queries = features.queries(_wide(q, whole), 0)
             keys, values = _raw_keys(_wide(k, whole), 0, features, *_hidden(hidden, whole)), _values(v, whole)
             summary = keys.mT @ values
-            out[:], inverse[:] = divide(queries @ summary)
+            for at in _slices(q, features):
+                out[:, :, at], inverse[:, :, at] = divide(queries[:, :, at] @ summary)
         ctx.save_for_backward(queries, keys, values, summary, out, inverse)
-        ctx.slope = features.slope
+        ctx.features = features
         return out
 
     @staticmethod
     @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, values, summary, out, inverse = ctx.saved_tensors
+        slope, slices = ctx.features.slope, _slices(grad, ctx.features)
         dq, dk, dv = side_by_side(out, out, out)
+        d_summary = torch.zeros_like(summary)
         with torch.autocast(grad.device.type, enabled=False):
-            d_total = _divide_backward(grad, out, inverse, slice(0, grad.shape[2]))
-            d_summary = queries.mT @ d_total
-            torch.mul(d_total @ summary.mT, ctx.slope(queries), out=dq)
-            torch.mul(values @ d_summary.mT, ctx.slope(keys), out=dk)
-            dv.copy_(keys @ d_summary[..., :-1])
+            for at in slices:
+                d_total = _divide_backward(grad, out, inverse, at)
+                d_summary += queries[:, :, at].mT @ d_total
+                torch.mul(d_total @ summary.mT, slope(queries[:, :, at]), out=dq[:, :, at])
+            for at in slices:
+                torch.mul(values[:, :, at] @ d_summary.mT, slope(keys[:, :, at]), out=dk[:, :, at])
+                dv[:, :, at] = keys[:, :, at] @ d_summary[..., :-1]
         return dq, dk, dv, None, None
 
 
