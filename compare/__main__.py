@@ -16,13 +16,17 @@ import shlex
 import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from math import floor
 from pathlib import Path
 from typing import NoReturn
 
 from compare.arguments import LONGEST, parse, run_parser
 from compare.errors import UsageError
 from compare.launch import Launch, find_launch
+from compare.runs.limits import usable_cores
+from compare.runs.template import start_early
 
+GPUS = "/dev/nvidiactl", "/dev/kfd"  # devices of the drivers of Nvidia and AMD
 WHY_NOT_DECODED = {
     "longest": "decoding measures only the lengths of --seq-len",
     "compile": "decoding steps run uncompiled",
@@ -135,9 +139,21 @@ def execute(options: argparse.Namespace, words: list[str], longest: int | None =
 
     display = choose_display(quiet=options.quiet, as_json=options.json)
     display.say(f"attention zoo: comparing {options.variants} on {options.tasks}")
+    begin_imports(options)
     from compare.comparison import carry_out, make_comparison  # torch takes seconds to load: the line comes first
 
     return carry_out(make_comparison(options, words, longest, display), display)
+
+
+def begin_imports(options: argparse.Namespace) -> None:
+    """Let the process that the first run is forked from import while this one does: each takes seconds. Nothing is lost
+    where the run turns out to need another one."""
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, floor(usable_cores())))
+    on_gpu = options.device == "cuda" or (options.device == "auto" and any(map(os.path.exists, GPUS)))
+    if sys.platform != "linux" or on_gpu or options.engine != "local" or options.memory_limit or find_launch():
+        return
+    if threads.isdecimal():
+        start_early(int(threads))
 
 
 def command_list(options: argparse.Namespace, _words: list[str]) -> int:

@@ -25,7 +25,6 @@ from compare.launch import Launch, choose_parallel, find_launch, program
 from compare.parallel import split_sizes
 from compare.plan import plan_runs
 from compare.record import Record, is_result, read_records
-from compare.report import write_report
 from compare.runs.fit_batch import fit_batches
 from compare.runs.kept import spec_of
 from compare.runs.limits import usable_cores
@@ -227,6 +226,8 @@ def run_and_report(comparison: Comparison, unprepared: dict[DataId, str], engine
         interrupted = True
     finished = read_records(comparison.records)[0] if comparison.records.exists() else []
     if any(map(is_result, finished)):
+        from compare.report import write_report  # matplotlib takes most of a second to load: the runs come first
+
         for sentence in write_report(out, comparison.match).sentences:
             display.say(sentence)
         display.report(out / "report.html")

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from compare.spec import RunSpec
-
 NEEDED = """
 PATH HOME USER LOGNAME LANG LANGUAGE TZ TMPDIR TEMP TMP LOCALE_ARCHIVE
 LD_LIBRARY_PATH LD_PRELOAD DYLD_LIBRARY_PATH DYLD_FALLBACK_LIBRARY_PATH NIX_LD NIX_LD_LIBRARY_PATH
@@ -34,15 +32,15 @@ def one_gpu(local_rank: int, inherited: Mapping[str, str] = os.environ) -> dict[
     return {"CUDA_VISIBLE_DEVICES": shown[local_rank % len(shown)] if shown else str(local_rank)}
 
 
-def worker_environment(spec: RunSpec, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The complete environment of the process that executes a run."""
+def worker_environment(threads: int, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The complete environment of the process that executes a run with so many threads."""
     kept = {
         name: value
         for name, value in inherited.items()
         if name.upper() in KEPT or name.upper().startswith(FAMILIES)  # proxies may be in lower case
     }
     return kept | {
-        "OMP_NUM_THREADS": str(spec.threads),
+        "OMP_NUM_THREADS": str(threads),
         "PYTHONIOENCODING": "utf-8",  # a plug-in may print any character
         "PYTHONSAFEPATH": "1",  # its children import nothing from the current folder first
     }

@@ -22,10 +22,9 @@ from compare.record import Record
 from compare.runs.environ import worker_environment
 from compare.runs.options import RunOptions
 from compare.runs.outcome import CALLED_OFF, new_record, record_of_crash
-from compare.runs.template import Forked, fork, start_early
+from compare.runs.template import Forked, fork, python_command, start_early
 from compare.spec import RunSpec
 
-TEMPLATE = "compare.runs.template"
 OnEvent = Callable[[Record], None]
 
 
@@ -107,7 +106,7 @@ def start(
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
         process: subprocess.Popen[str] | Forked
         if forks:
-            process = fork(module, python_command(TEMPLATE), environment or os.environ, stderr)
+            process = fork(module, environment or os.environ, stderr)
         else:
             process = subprocess.Popen(
                 python_command(module),
@@ -136,13 +135,6 @@ def start(
                 process.release()
 
 
-def python_command(module: str) -> list[str]:
-    """A Python with the module path of this process, and the current folder last: it finds plug-ins in that folder, but
-    a user's tasks.py or random.py hides no other module."""
-    code = f"import sys; sys.path[:] = dict.fromkeys(sys.argv[1:] + sys.path); from {module} import main; main()"
-    return [sys.executable, "-P", "-c", code, *dict.fromkeys([*sys.path, os.getcwd()])]
-
-
 def may_fork(spec: RunSpec) -> bool:
     """Whether a run may begin in a fork: CUDA allows none, and what a template imports counts against a limit."""
     return sys.platform == "linux" and spec.device == "cpu" and spec.memory_limit is None
@@ -151,7 +143,7 @@ def may_fork(spec: RunSpec) -> bool:
 def make_ready(spec: RunSpec) -> None:
     """Begin the imports of the first of such runs."""
     if may_fork(spec):
-        start_early(python_command(TEMPLATE), worker_environment(spec))
+        start_early(spec.threads)
 
 
 def run_one(
@@ -177,7 +169,7 @@ def run_one(
             on_event(event)
 
     started, kills = time.perf_counter(), oom_kills()
-    message, environment = f"{spec.to_json()}\n{run_options.to_json()}", worker_environment(spec)
+    message, environment = f"{spec.to_json()}\n{run_options.to_json()}", worker_environment(spec.threads)
     if place is not None:
         message, environment = f"{message}\n{place.seat.to_json()}", {**environment, **place.variables}
     hear({"phase": "loading torch", "done": None, "loss": None, "step": None})

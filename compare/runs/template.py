@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import IO, TextIO
 
+from compare.runs.environ import worker_environment
+
 PRELOADED = (
     "compare.runs.execute",
     "datasets",
@@ -124,13 +126,10 @@ class Forked:
             self.template.close()
 
 
-def fork(module: str, command: list[str], environment: Mapping[str, str], stderr: IO[str]) -> Forked:
+def fork(module: str, environment: Mapping[str, str], stderr: IO[str]) -> Forked:
     """A process that runs the ``main`` of a module, forked by an idle template that was made in the same way, or by a
-    new one. Other idle ones end.
-
-    Args:
-        command: of a Python that runs ``main`` of this file. environment: its complete environment.
-    """
+    new one. Other idle ones end. environment: its complete environment."""
+    command = python_command(__name__)
     while IDLE:
         template = IDLE.pop()
         if template.made_by == (command, dict(environment)):
@@ -142,11 +141,22 @@ def fork(module: str, command: list[str], environment: Mapping[str, str], stderr
     return Forked(Template(command, environment, stderr), module, stderr)
 
 
-def start_early(command: list[str], environment: Mapping[str, str]) -> None:
-    """Let the template of the next ``fork`` import while this process does something else. Other idle ones end."""
-    if not any(template.made_by == (command, dict(environment)) for template in IDLE):
+def start_early(threads: int) -> None:
+    """Let the template of the next ``fork`` import while this process does something else. Other idle ones end.
+
+    threads: of the next run.
+    """
+    command, environment = python_command(__name__), worker_environment(threads)
+    if not any(template.made_by == (command, environment) for template in IDLE):
         close_all()
         IDLE.append(Template(command, environment, subprocess.DEVNULL))
+
+
+def python_command(module: str) -> list[str]:
+    """A Python with the module path of this process, and the current folder last: it finds plug-ins in that folder, but
+    a user's tasks.py or random.py hides no other module."""
+    code = f"import sys; sys.path[:] = dict.fromkeys(sys.argv[1:] + sys.path); from {module} import main; main()"
+    return [sys.executable, "-P", "-c", code, *dict.fromkeys([*sys.path, os.getcwd()])]
 
 
 @atexit.register
