@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks.peers.__main__ import find, main
-from benchmarks.peers._report import Results, page, read_rows
+from benchmarks.peers._report import by_dtype, page, read_rows
 from benchmarks.peers._worker import relative_difference
 
 ROOT = Path(__file__).parent.parent
@@ -87,14 +87,17 @@ def test_only_what_agrees_is_timed(
     (planted / "_no_adapter.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    words = ["--seq-len", "256", "--rounds", "2", "--full-len", "0", "--out", str(out), "--check"]
+    words = ["--shapes", "2x256x64x4", "--rounds", "2", "--full-shape", "", "--out", str(out), "--check"]
     with pytest.raises(SystemExit) as ended:
         main(words, adapters="planted")
     assert ended.value.code == 1, "a layer that differs is a bar missed"
     rows = {row["backend"]: row for row in read_rows(out / "peers.jsonl")}
     assert rows.keys() == changes.keys()
     assert rows["right"]["status"] == "ok"
-    assert rows["right"]["rounds"] == 2
+    assert rows["right"]["times"].keys() == {"train", "forward", "inference"}
+    for times in rows["right"]["times"].values():
+        assert times["rounds"] == 2
+        assert times["time_ratio"][0] <= times["time_ratio"][1] <= times["time_ratio"][2]
     assert rows["right"]["output_difference"] == 0
     assert rows["right"]["ours_saved_bytes"] == rows["right"]["theirs_saved_bytes"] > 0
     if sys.platform == "linux":
@@ -105,18 +108,20 @@ def test_only_what_agrees_is_timed(
     assert rows["no_cpu"]["status"] == "unsupported"
     assert rows["no_cpu"]["side"] == "theirs"
     for backend in ("wrong", "no_cpu"):
-        assert not {"time_ratio", "ours_ms", "ours_peak_bytes"} & rows[backend].keys(), "it was timed"
+        assert not {"times", "ours_peak_bytes"} & rows[backend].keys(), "it was timed"
     said = " ".join(capsys.readouterr().out.split())
-    assert "wrong against torch at 256: differs, output by 0.0099" in said
+    assert "wrong against torch at 2 × 256 × 64, 4 heads: differs, output by 0.0099" in said
     assert (out / "peers.png").exists()
     text = (out / "peers.md").read_text()
-    assert "- wrong against torch at 256: differs" in text
-    assert "- no_cpu · torch" not in text.partition("Missed:")[2].partition("##")[0]
+    missed = text.partition("Missed:")[2].partition("##")[0]
+    assert "- wrong against torch at 2 × 256 × 64, 4 heads: differs" in missed
+    assert "- no_cpu against" not in missed
 
 
 @pytest.mark.long
 def test_the_command_measures_and_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
-    words = ["linformer", "--seq-len", "256,257,258,259", "--rounds", "2", "--out", str(tmp_path)]
+    shapes = ",".join(f"1x{length}x64x4" for length in range(256, 260))
+    words = ["linformer", "--shapes", shapes, "--dtype", "bfloat16", "--rounds", "2", "--out", str(tmp_path)]
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.peers", *words],
         cwd=ROOT,
@@ -130,7 +135,7 @@ def test_the_command_measures_and_ctrl_c_keeps_what_is_finished(tmp_path: Path) 
     try:
         lines = iter(process.stdout)
         assert next(lines).startswith("peers: ")
-        assert any("linformer against linformer at 256: time" in line for line in lines)
+        assert any("linformer against linformer at 1 × 256 × 64, 4 heads in bfloat16: train" in line for line in lines)
         process.send_signal(signal.SIGINT)
         said, complained = process.communicate(timeout=60)
     finally:
@@ -142,21 +147,34 @@ def test_the_command_measures_and_ctrl_c_keeps_what_is_finished(tmp_path: Path) 
     assert row["status"] == "ok"
     assert row["package"] == "linformer"
     assert row["environment"]["torch"] == torch.__version__
-    assert row["time_ratio"][0] <= row["time_ratio"][1] <= row["time_ratio"][2]
+    assert row["dtype"] == "bfloat16"
     assert "| linformer | linformer |" in (tmp_path / "peers.md").read_text()
 
 
-def test_unknown_names_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["linfromer"], "'linfromer' has no peer and is not a sub-quadratic backend; known: "),
+        (["--shapes", "1x2048x512"], "expected batch x length x d_model x heads, like 1x2048x512x8, got '1x2048x512'"),
+        (["--shapes", "1x0x512x8"], "got '1x0x512x8'"),
+        (["--shapes", "1x64x510x8"], "expected a d_model that the heads divide, got '1x64x510x8'"),
+        (["--dtype", "float16"], "expected float32 or bfloat16, got 'float16'"),
+    ],
+)
+def test_bad_words_are_said(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["linfromer"])
+        main(words)
     assert ended.value.code == 2
-    assert "'linfromer' has no peer and is not a sub-quadratic backend; known: " in capsys.readouterr().err
+    assert told in capsys.readouterr().err
 
 
 # Bars and tables
 
+MODES_TOLD = ("forward + backward, time", "forward of a training, time", "inference, time")
+
 
 def row(backend: str, length: int, time: float, memory: float, **more: Any) -> dict[str, Any]:
+    times = {"rounds": 6, "time_ratio": [time] * 3, "ours_ms": [time] * 3, "theirs_ms": [1.0] * 3}
     return {
         "run": "1",
         "kind": "peer",
@@ -166,14 +184,12 @@ def row(backend: str, length: int, time: float, memory: float, **more: Any) -> d
         "setting": "defaults",
         "tolerance": 1e-4,
         "why": "",
-        "seq_len": length,
+        "shape": [1, length, 256, 4],
+        "dtype": "float32",
         "status": "ok",
         "reason": "",
         "side": "",
-        "rounds": 6,
-        "time_ratio": [time, time, time],
-        "ours_ms": [time] * 3,
-        "theirs_ms": [1.0] * 3,
+        "times": {"train": times, "forward": times, "inference": times},
         "ours_peak_bytes": int(memory * 1e8),
         "theirs_peak_bytes": 10**8,
         "environment": {
@@ -190,7 +206,7 @@ def row(backend: str, length: int, time: float, memory: float, **more: Any) -> d
 
 def failed(backend: str, length: int, status: str, side: str) -> dict[str, Any]:
     whole = row(backend, length, 1, 1, status=status, side=side, reason="why")
-    measured = ("time_ratio", "ours_ms", "theirs_ms", "ours_peak_bytes", "theirs_peak_bytes")
+    measured = ("times", "ours_peak_bytes", "theirs_peak_bytes")
     return {key: value for key, value in whole.items() if key not in measured}
 
 
@@ -198,46 +214,60 @@ def full(backend: str, time: float) -> dict[str, Any]:
     return row(backend, 8192, time, 1) | {"kind": "full", "package": ""}
 
 
+def misses(rows: list[dict[str, Any]]) -> list[str]:
+    return [miss for results in by_dtype(rows) for miss in results.misses()]
+
+
 def test_all_bars_are_met() -> None:
-    rows = [row("a", 1024, 1.05, 0.4), row("a", 2048, 0.5, 0.4), row("b", 1024, 0.6, 0.6), full("a", 0.9)]
+    rows = [row("a", 1024, 1.004, 1.05), row("a", 2048, 0.3, 0.2), row("b", 1024, 0.6, 0.6), full("a", 0.9)]
     rows.append(failed("b", 2048, "oom", "theirs"))
-    assert Results(rows).misses() == []
-    assert "All bars are met." in page(Results(rows), rows)
+    assert misses(rows) == []
+    assert "All bars are met." in page(rows)
+
+
+AT = "at 1 × 1,024 × 256, 4 heads"
 
 
 @pytest.mark.parametrize(
-    ("rows", "misses"),
+    ("rows", "told"),
     [
-        ([row("a", 1024, 1.06, 0.5), row("b", 1024, 0.4, 0.5)], ["a against package: time, median 1.06"]),
-        ([row("a", 1024, 0.5, 1.06), row("b", 1024, 0.4, 0.5)], ["a against package: peak memory, median 1.06"]),
-        ([row("a", 1024, 0.81, 0.5)], ["time, median over the rows: 0.81"]),
-        ([row("a", 1024, 0.5, 0.9)], ["peak memory, median over the rows: 0.90"]),
-        ([failed("a", 1024, "differs", "")], ["a against package at 1,024: differs, why"]),
-        ([failed("a", 1024, "error", "ours")], ["a against package at 1,024: error, why"]),
-        ([full("a", 1.0)], ["a against full attention at 8,192: time 1.00"]),
+        (
+            [row("a", 1024, 1.01, 0.5), row("b", 1024, 0.3, 0.5)],
+            [f"a against package {AT}: {mode} 1.01" for mode in MODES_TOLD],
+        ),
+        (
+            [row("a", 1024, 0.5, 1.06), row("b", 1024, 0.4, 0.3)],
+            [f"a against package {AT}: forward + backward, peak memory 1.06"],
+        ),
+        ([row("a", 1024, 0.71, 0.5)], [f"{mode}, median over the rows: 0.71" for mode in MODES_TOLD]),
+        ([row("a", 1024, 0.5, 0.9)], ["forward + backward, peak memory, median over the rows: 0.90"]),
+        ([failed("a", 1024, "differs", "")], [f"a against package {AT}: differs, why"]),
+        ([failed("a", 1024, "error", "ours")], [f"a against package {AT}: error, why"]),
+        (
+            [failed("a", 1024, "error", "ours") | {"dtype": "bfloat16"}],
+            [f"a against package {AT} in bfloat16: error, why"],
+        ),
+        ([full("a", 1.0)], ["a against full attention at 1 × 8,192 × 256, 4 heads: time 1.00"]),
     ],
 )
-def test_bars_that_are_missed_are_named(rows: list[dict[str, Any]], misses: list[str]) -> None:
-    assert [miss for miss in Results(rows).misses() if "over the rows" not in miss or len(rows) == 1] == misses
-
-
-def test_a_single_length_above_the_bar_is_told_beside_a_good_median() -> None:
-    rows = [row("a", 1024, 1.2, 0.5), row("a", 2048, 0.4, 0.5), row("a", 4096, 0.4, 0.5)]
-    assert Results(rows).misses() == []
-    assert Results(rows).excesses() == ["a against package at 1,024: time 1.20"]
-    assert "- a against package at 1,024: time 1.20" in page(Results(rows), rows)
+def test_bars_that_are_missed_are_named(rows: list[dict[str, Any]], told: list[str]) -> None:
+    assert misses(rows) == told
 
 
 def test_tables_hold_ratios_and_their_medians() -> None:
     rows = [row("a", 1024, 0.2, 0.5), row("a", 2048, 0.4, 0.5), row("b", 1024, 0.6, 0.5)]
     rows.append(failed("b", 2048, "differs", ""))
-    text = page(Results(rows), rows)
+    rows.append(row("a", 1024, 0.3, 0.5, dtype="bfloat16", shape=[2, 1024, 512, 8]))
+    text = page(rows)
     for line in (
-        "| backend | peer | 1,024 | 2,048 | median |",
+        "| backend | peer | 1×1,024×256/4 | 1×2,048×256/4 | median |",
         "| a | package | 0.20 | 0.40 | 0.30 |",
         "| b | package | 0.60 | differs | 0.60 |",
         "| **median** |  | **0.40** | **0.40** | **0.45** |",
-        "- b · package at 2,048: differs, why",
+        "- b against package at 1 × 2,048 × 256, 4 heads: differs, why",
+        "## Inference, time, ours over theirs, bfloat16",
+        "| backend | peer | 2×1,024×512/8 | median |",
+        "| a | package | 0.30 | 0.30 |",
     ):
         assert line in text.splitlines()
 
@@ -246,4 +276,4 @@ def test_a_later_run_replaces_what_it_measures_and_a_line_cut_off_is_skipped(tmp
     file = tmp_path / "peers.jsonl"
     rows = [row("a", 1024, 0.2, 0.5), row("a", 2048, 0.2, 0.5), failed("a", 1024, "error", "") | {"run": "2"}]
     file.write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"run": "3", "ki')
-    assert [(r["run"], r["seq_len"]) for r in read_rows(file)] == [("1", 2048), ("2", 1024)]
+    assert [(r["run"], r["shape"][1]) for r in read_rows(file)] == [("1", 2048), ("2", 1024)]

@@ -11,21 +11,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+from benchmarks.peers._worker import Shape
+
 Row = dict[str, Any]
-DESCRIPTION = """Compare each backend with public packages of the same method: time of forward + backward and peak
-memory of one layer (d_model 256, 4 heads, batch 1, float32, CPU). The benchmark times only layers
-that give the same outputs and gradients. Each measurement runs alone, in a fresh process. A pair
-takes about two minutes for the five lengths on 2 cores, and the comparison with full attention
-about 15 seconds a backend."""
-EPILOG = """Ctrl-C keeps finished measurements. A later run into the same folder replaces the backends and
-lengths that it measures and keeps the others."""
+DTYPES = ("float32", "bfloat16")
+DESCRIPTION = """Compare each backend with public packages of the same method: the time of forward + backward, of
+forward and of inference, and the peak memory of a training step, of one layer on a CPU. The
+benchmark times only layers that give the same outputs and gradients. Each measurement runs alone,
+in a fresh process. A pair takes about two minutes for the five shapes on 2 cores, and the
+comparison with full attention about 10 seconds a backend."""
+EPILOG = """Ctrl-C keeps finished measurements. A later run into the same folder replaces the backends, shapes
+and dtypes that it measures and keeps the others."""
+SHAPES = "1x2048x512x8,8x1000x384x6,1x8192x512x8,1x16384x256x4,4x4096x256x4"
+FULL_SHAPE = "1x8192x256x4"
 
 
 def main(arguments: list[str] | None = None, adapters: str = "benchmarks.peers") -> NoReturn:
@@ -52,9 +57,9 @@ def main(arguments: list[str] | None = None, adapters: str = "benchmarks.peers")
     if unknown:
         parser().error(f"{unknown[0]!r} has no peer and is not a sub-quadratic backend; known: {', '.join(known)}")
     chosen = options.names or known
-    tasks = [Task("peer", name, peers[name], n) for name in chosen if name in peers for n in options.seq_len]
-    if options.full_len:
-        tasks += [Task("full", name, name, options.full_len) for name in chosen if name in backends]
+    each = [(shape, dtype) for shape in options.shapes for dtype in options.dtype]
+    tasks = [Task("peer", name, peers[name], *one) for name in chosen if name in peers for one in each]
+    tasks += [Task("full", name, name, shape) for name in chosen if name in backends for shape in options.full_shape]
 
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "peers.jsonl"
@@ -65,16 +70,16 @@ def main(arguments: list[str] | None = None, adapters: str = "benchmarks.peers")
         measure(tasks, options.rounds, {"run": now(), "environment": environment}, file, console)
     except KeyboardInterrupt:
         interrupted = True
-    rows = _report.read_rows(file)
+    rows, misses = _report.read_rows(file), []
     if rows:
         write_atomically(file, "".join(json.dumps(row) + "\n" for row in rows))
         _report.write_files(rows, options.out)
-        show(_report.Results(rows), console)
+        misses = show(rows, console)
         console.print(f"files: {file}, peers.md, peers.png", highlight=False, soft_wrap=True)
     if interrupted:
         console.print("interrupted: finished measurements are kept", highlight=False)
         sys.exit(130)
-    sys.exit(1 if options.check and _report.Results(rows).misses() else 0)
+    sys.exit(1 if options.check and misses else 0)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,21 +92,28 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("names", nargs="*", metavar="NAME", help="backends (all)")
     found.add_argument(
-        "--seq-len",
-        type=lengths,
-        default=[1024, 2048, 4096, 8192, 16384],
-        metavar="N,M",
-        help="lengths (1024,2048,4096,8192,16384)",
+        "--shapes",
+        type=shapes,
+        default=shapes(SHAPES),
+        metavar="BxNxDxH,…",
+        help=f"batch, length, d_model and heads of the layers ({SHAPES})",
+    )
+    found.add_argument(
+        "--dtype",
+        type=dtypes,
+        default=["float32"],
+        metavar="T,…",
+        help="float32, bfloat16 by autocast, or both (float32)",
     )
     found.add_argument(
         "--rounds", type=positive, metavar="K", help="timed steps of each side (6 or more, about 5 seconds)"
     )
     found.add_argument(
-        "--full-len",
-        type=int,
-        default=8192,
-        metavar="N",
-        help="length of the comparison with full attention; 0 skips it (%(default)s)",
+        "--full-shape",
+        type=shapes,
+        default=shapes(FULL_SHAPE),
+        metavar="BxNxDxH",
+        help=f"shape of the comparison with full attention; an empty word skips it ({FULL_SHAPE})",
     )
     found.add_argument(
         "--out", type=Path, default=Path("results/cpu-2core/peers"), metavar="DIR", help="folder (%(default)s)"
@@ -117,8 +129,26 @@ def positive(text: str) -> int:
     return value
 
 
-def lengths(text: str) -> list[int]:
-    return [positive(part) for part in text.split(",")]
+def shapes(text: str) -> list[Shape]:
+    found = []
+    for part in filter(None, text.split(",")):
+        numbers = part.split("x")
+        if len(numbers) != len(Shape._fields) or not all(number.isdecimal() and int(number) for number in numbers):
+            raise argparse.ArgumentTypeError(
+                f"expected batch x length x d_model x heads, like 1x2048x512x8, got {part!r}"
+            )
+        shape = Shape(*map(int, numbers))
+        if shape.d_model % shape.n_heads:
+            raise argparse.ArgumentTypeError(f"expected a d_model that the heads divide, got {part!r}")
+        found.append(shape)
+    return found
+
+
+def dtypes(text: str) -> list[str]:
+    for part in (found := text.split(",")):
+        if part not in DTYPES:
+            raise argparse.ArgumentTypeError(f"expected {' or '.join(DTYPES)}, got {part!r}")
+    return found
 
 
 def find(package: str) -> dict[str, str]:
@@ -136,23 +166,24 @@ def subquadratic() -> list[str]:
 
 @dataclass(frozen=True)
 class Task:
-    """One cell of a table: a pair of an adapter at a length, or a backend against full attention."""
+    """One cell of a table: a pair of an adapter at a shape, or a backend against full attention."""
 
     kind: str
     backend: str
     subject: str
-    length: int
+    shape: Shape
+    dtype: str = "float32"
     index: int = 0
-    package: str = ""
 
     @property
     def weight(self) -> float:
         """The approximate duration in seconds."""
-        return 12 + self.length / 800
+        return 12 + self.shape.batch * self.shape.length * self.shape.d_model / 200_000
 
     def __str__(self) -> str:
-        against = "full attention" if self.kind == "full" else self.package or "its peer"
-        return f"{self.backend} against {against} at {self.length:,}"
+        from benchmarks.peers._report import title_of
+
+        return title_of({"kind": self.kind, "backend": self.backend, "shape": self.shape, "dtype": self.dtype})
 
 
 def measure(tasks: list[Task], rounds: int | None, common: Row, file: Path, console: Console) -> None:
@@ -168,13 +199,14 @@ def measure(tasks: list[Task], rounds: int | None, common: Row, file: Path, cons
             if done:
                 left *= (time.perf_counter() - started) / done
             tell.begin(task, done, sum(t.weight for t in todo), left)
-            row = common | {"kind": task.kind, "backend": task.backend, "package": "", "seq_len": task.length}
+            row = common | {"kind": task.kind, "backend": task.backend, "shape": task.shape, "dtype": task.dtype}
+            row |= {"package": ""}
             row |= measure_one(task, rounds, tell.phase)
             append_record(file, row)
-            tell.end(task, row)
+            tell.end(row)
             if task.index == 0:  # the first row says how many pairs the adapter has
                 others = range(1, row.get("pairs", 1))
-                todo[:0] = [Task(task.kind, task.backend, task.subject, task.length, i) for i in others]
+                todo[:0] = [replace(task, index=i) for i in others]
             done += task.weight
 
 
@@ -183,15 +215,16 @@ def measure_one(task: Task, rounds: int | None, say: Callable[[str], None]) -> R
     from benchmarks.peers._worker import Job
 
     if task.kind == "full":
-        with start(Job("full", task.subject, task.length, rounds=rounds)) as worker:
+        with start(Job("full", task.subject, task.shape, rounds=rounds)) as worker:
             return row_of(worker, say)
-    with start(Job("time", task.subject, task.length, task.index, rounds=rounds)) as worker:
+    job = Job("time", task.subject, task.shape, task.dtype, task.index, rounds=rounds)
+    with start(job) as worker:
         row = row_of(worker, say)
     if row["status"] != "ok":
         return row
     say("memory of each")
     # This measures memory, not time, so both sides run at once, each in a process of its own.
-    ours, theirs = (Job("memory", task.subject, task.length, task.index, side) for side in ("ours", "theirs"))
+    ours, theirs = (replace(job, what="memory", side=side) for side in ("ours", "theirs"))
     with start(ours) as first, start(theirs) as second:
         for found in (row_of(first), row_of(second)):
             row = found | row if found["status"] == "ok" else row | found
@@ -210,10 +243,10 @@ class Plain:
     def phase(self, phase: str) -> None:
         pass
 
-    def end(self, task: Task, row: Row) -> None:
+    def end(self, row: Row) -> None:
         from rich.markup import escape
 
-        self.console.print(escape(outcome(task, row)), highlight=False, soft_wrap=True)
+        self.console.print(escape(outcome(row)), highlight=False, soft_wrap=True)
 
 
 class Bar(Plain):
@@ -254,27 +287,25 @@ def clock(seconds: float) -> str:
     return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
 
 
-def outcome(task: Task, row: Row) -> str:
-    from benchmarks.peers._report import memory_ratio, told
+def outcome(row: Row) -> str:
+    from benchmarks.peers._report import MEMORY, title_of, told
 
-    package = row["package"] if task.kind == "peer" else "full attention"
-    name = f"{task.backend} against {package or 'its peer'} at {task.length:,}"
     if row["status"] != "ok":
-        return f"{name}: {row['status']}, {row['reason']}"
-    low, median, high = row["time_ratio"]
-    memory = f", memory {told(memory_ratio(row))}" if task.kind == "peer" else ""
-    return f"{name}: time {median:.2f} ({low:.2f} to {high:.2f} in {row['rounds']} rounds){memory}"
+        return f"{title_of(row)}: {row['status']}, {row['reason']}"
+    parts = [f"{mode} {told(times['time_ratio'][1])}" for mode, times in row["times"].items()]
+    if row["kind"] == "peer":
+        parts.append(f"memory {told(MEMORY.ratio(row))}")
+    return f"{title_of(row)}: {', '.join(parts)}"
 
 
-def show(results: Any, console: Console) -> None:
+def show(rows: list[Row], console: Console) -> list[str]:
+    """Print the tables and the bars that are missed, which it returns."""
     from rich.table import Table
 
-    from benchmarks.peers._report import EACH, MEMORY, RULES, TIME
+    from benchmarks.peers._report import RULES, by_dtype
 
-    tables = [(f"{m.title}, ours over theirs", results.table(m)) for m in (TIME, MEMORY)] if results.rows else []
-    if results.against_full:
-        tables.append((f"Time {results.full_title()}", results.full_table()))
-    for title, (heading, body) in tables:
+    parts = by_dtype(rows)
+    for title, heading, body in (table for results in parts for table in results.tables()):
         table = Table(title=title, title_justify="left")
         for column in heading:
             table.add_column(column, justify="left" if column in ("backend", "peer") else "right")
@@ -282,15 +313,11 @@ def show(results: Any, console: Console) -> None:
             table.add_row(*row, end_section=len(body) > 1 and row is body[-2] and body[-1][0] == "median")
         console.print(table)
     console.print(RULES, highlight=False)
-    misses = results.misses()
+    misses = [miss for results in parts for miss in results.misses()]
     console.print("Missed:" if misses else "All bars are met.", highlight=False)
     for miss in misses:
         console.print(f"  {miss}", markup=False, highlight=False, soft_wrap=True)
-    excesses = results.excesses()
-    if excesses:
-        console.print(f"Single lengths above {EACH}:", highlight=False)
-    for excess in excesses:
-        console.print(f"  {excess}", markup=False, highlight=False, soft_wrap=True)
+    return misses
 
 
 if __name__ == "__main__":

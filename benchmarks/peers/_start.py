@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,8 +20,9 @@ TIMEOUT = 300.0
 
 @contextmanager
 def start(job: Job) -> Iterator[Worker]:
-    """A fresh Python process for a job; leaving the context ends it."""
-    with supervisor.start(Job.__module__, json.dumps(asdict(job)), timeout=TIMEOUT) as worker:
+    """A fresh process for a job; leaving the context ends it."""
+    forks = sys.platform == "linux"
+    with supervisor.start(Job.__module__, json.dumps(asdict(job)), timeout=TIMEOUT, forks=forks) as worker:
         yield worker
 
 

@@ -11,12 +11,12 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compare.runs.child import limit_memory, settle_in
 
@@ -26,9 +26,22 @@ if TYPE_CHECKING:
     from benchmarks.peers import Pair
 
 Row = dict[str, Any]
-D_MODEL, N_HEADS = 256, 4
+MODES = ("train", "forward", "inference")
+"""What is timed: forward and backward; the forward of a training, which saves for the backward; evaluation."""
 LEAST_ROUNDS, LEAST_ROUNDS_FULL, MOST_ROUNDS = 6, 3, 50
-SECONDS = 5.0  # of timing, beyond the least number of rounds
+SECONDS = 3.0  # of timing of a mode, beyond the least number of rounds
+
+
+class Shape(NamedTuple):
+    """Of the input of a layer, with its number of heads."""
+
+    batch: int
+    length: int
+    d_model: int
+    n_heads: int
+
+    def __str__(self) -> str:
+        return f"{self.batch} × {self.length:,} × {self.d_model}, {self.n_heads} heads"
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,8 @@ class Job:
     Attributes:
         what: ``time`` (compare, then time a pair), ``memory`` (peak of one side), ``full`` (time against full).
         subject: the adapter's module; for ``full`` the backend's name.
+        shape: a `Shape`, or the list that JSON makes of one.
+        dtype: ``float32``, or the autocast type ``bfloat16``.
         index: the index among the adapter's pairs.
         side: ``ours`` or ``theirs``, for ``memory``.
         rounds: number of timed rounds; None = as many as fit the time.
@@ -45,7 +60,8 @@ class Job:
 
     what: str
     subject: str
-    length: int
+    shape: Sequence[int]
+    dtype: str = "float32"
     index: int = 0
     side: str = ""
     rounds: int | None = None
@@ -73,7 +89,9 @@ def build(job: Job) -> list[Pair]:
     import torch
 
     torch.manual_seed(0)
-    pairs: list[Pair] = importlib.import_module(job.subject).pair(d_model=D_MODEL, n_heads=N_HEADS, length=job.length)
+    shape = Shape(*job.shape)
+    adapter = importlib.import_module(job.subject)
+    pairs: list[Pair] = adapter.pair(d_model=shape.d_model, n_heads=shape.n_heads, length=shape.length)
     return pairs
 
 
@@ -93,12 +111,12 @@ def compare_and_time(job: Job, row: Row, say: Callable[[str], None]) -> None:
         "why": pair.why,
     }
     say("comparing")
-    results, steps = [], []
-    for side, layer in (("ours", pair.ours), ("theirs", pair.theirs)):
+    results, sides = [], (("ours", pair.ours), ("theirs", pair.theirs))
+    for side, layer in sides:
         with blame(row, side):
-            results.append(output_and_gradient(layer, job.length))
-            row[f"{side}_saved_bytes"] = saved_bytes(partial(layer, example(job.length)), layer)
-            steps.append(step_of(layer, job.length))
+            results.append(output_and_gradient(layer, job))
+            with autocast(job):
+                row[f"{side}_saved_bytes"] = saved_bytes(partial(layer, example(job)), layer)
     errors = {
         name: relative_difference(*both)
         for name, both in zip(("output", "gradient"), zip(*results, strict=True), strict=True)
@@ -111,22 +129,28 @@ def compare_and_time(job: Job, row: Row, say: Callable[[str], None]) -> None:
         row["reason"] = f"{' and '.join(told)}, tolerance {pair.tolerance:.2g}"
         return
     results.clear()
-    ours, theirs = steps
-    row |= time_in_turn(ours, theirs, LEAST_ROUNDS, job.rounds, say)
+    times = {}
+    for mode in MODES:
+        steps = []
+        for side, layer in sides:
+            with blame(row, side):
+                steps.append(step_of(layer, job, mode))
+                steps[-1]()
+        times[mode] = time_in_turn(*steps, LEAST_ROUNDS, job.rounds, lambda phase, mode=mode: say(f"{mode}, {phase}"))
+    row["times"] = times
 
 
 def time_against_full(job: Job, row: Row, say: Callable[[str], None]) -> None:
     from zoo import MultiHeadAttention
 
     say("loading")
-    steps = []
+    shape, steps = Shape(*job.shape), []
     for side, attention in (("ours", job.subject), ("theirs", "full")):
         with blame(row, side):
-            layer = MultiHeadAttention(attention, d_model=D_MODEL, n_heads=N_HEADS, max_len=job.length)
-            steps.append(step_of(layer, job.length))
+            layer = MultiHeadAttention(attention, d_model=shape.d_model, n_heads=shape.n_heads, max_len=shape.length)
+            steps.append(step_of(layer, job, "train"))
             steps[-1]()
-    ours, full = steps
-    row |= time_in_turn(ours, full, LEAST_ROUNDS_FULL, job.rounds, say)
+    row["times"] = {"train": time_in_turn(*steps, LEAST_ROUNDS_FULL, job.rounds, say)}
 
 
 def peak(job: Job, row: Row, say: Callable[[str], None]) -> None:
@@ -139,7 +163,7 @@ def peak(job: Job, row: Row, say: Callable[[str], None]) -> None:
     layer = getattr(build(job)[job.index], job.side)
     say(f"memory of {job.side}")
     with blame(row, job.side):
-        step = step_of(layer, job.length)
+        step = step_of(layer, job, "train")
         step()
         peaks: list[int] = []
         start = time.perf_counter()
@@ -188,32 +212,47 @@ def spread(values: list[float]) -> list[float]:
     return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
 
 
-def example(length: int) -> Tensor:
+def example(job: Job) -> Tensor:
     import torch
 
+    shape = Shape(*job.shape)
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(1, length, D_MODEL, generator=generator).requires_grad_()
+    return torch.randn(shape.batch, shape.length, shape.d_model, generator=generator).requires_grad_()
 
 
-def step_of(layer: nn.Module, length: int) -> Callable[[], None]:
-    """Forward and backward of the whole layer; each step makes new gradients."""
+def autocast(job: Job) -> AbstractContextManager[Any]:
     import torch
 
-    x = example(length)
+    return torch.autocast("cpu", getattr(torch, job.dtype), enabled=job.dtype != "float32")
+
+
+def step_of(layer: nn.Module, job: Job, mode: str) -> Callable[[], None]:
+    """One of `MODES` of the whole layer; each training step makes new gradients."""
+    import torch
+
+    x = example(job)
     grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
 
-    def step() -> None:
-        layer(x).backward(grad)
+    def train() -> None:
+        with autocast(job):
+            y = layer(x)
+        y.backward(grad.to(y.dtype))
         x.grad = None
         layer.zero_grad()
 
-    return step
+    def forward() -> None:
+        layer.train(mode == "forward")
+        with autocast(job):
+            layer(x)
+
+    return {"train": train, "forward": forward, "inference": torch.no_grad()(forward)}[mode]
 
 
-def output_and_gradient(layer: nn.Module, length: int) -> tuple[Tensor, Tensor]:
+def output_and_gradient(layer: nn.Module, job: Job) -> tuple[Tensor, Tensor]:
+    """In float32, whatever is timed: rounding would move a token to another bucket."""
     import torch
 
-    x = example(length)
+    x = example(job)
     y = layer(x)
     y.backward(torch.randn(x.shape, generator=torch.Generator().manual_seed(2)))
     assert x.grad is not None
