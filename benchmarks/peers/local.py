@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 
 from benchmarks.peers import Pair
 from zoo import MultiHeadAttention
@@ -28,4 +29,17 @@ def pair(*, d_model: int, n_heads: int, length: int, causal: bool = False) -> li
     with torch.no_grad():  # the peer has no biases; ours start at 0
         theirs.to_qkv.weight.copy_(ours.mixer.qkv.weight)
         theirs.to_out.weight.copy_(ours.mixer.out.weight)
-    return [Pair(ours, theirs, "local-attention", f"window {window} on each side")]
+    layer = theirs if length % window == 0 else _Masked(theirs)
+    return [Pair(ours, layer, "local-attention", f"window {window} on each side")]
+
+
+class _Masked(nn.Module):
+    """Their layer with a mask: it pads to whole windows, and without one attends to its padding."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x, mask=torch.ones(x.shape[:2], dtype=torch.bool))
+        return y
