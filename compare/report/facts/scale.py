@@ -81,6 +81,10 @@ class Scale:
         """A difference with its sign, in points or in the unit: "−4.1 ± 1.2"."""
         return in_points(difference, self.factor, self.decimals)
 
+    def change_in_words(self, difference: Difference) -> str:
+        """The same with its unit: "−4.1 ± 1.2 points"; without it before a count of solved seeds."""
+        return self.change(difference) + ("" if difference.solved else f" {self.points}")
+
     def margin(self, full: float) -> float:
         """How much worse than full a variant may be and still be as good, in units of the score."""
         return WITHIN if self.is_fraction else WITHIN * full

@@ -152,7 +152,7 @@ def table_of_tip(ablations: Sequence[Ablation], tip: str) -> tuple[list[str], li
     body = [
         [
             *(name, f"{a.group.task}, {a.group.seq_len:,}", times(e.memory), times(e.speed)),
-            *(f"{change(e.score, a.group.scale)} {a.group.scale.points}" if e.score else MISSING, status(e.row)),
+            *(a.group.scale.change_in_words(e.score) if e.score else MISSING, status(e.row)),
         ]
         for a in ablations
         for name, effects in a.effects.items()

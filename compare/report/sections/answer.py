@@ -141,7 +141,8 @@ def as_good(group: Group, full: Estimate) -> list[str]:
         return [f"{sentence(words)} ({level}): {names}.", *cheapest(group, reached, " of these")]
     near = {row.name: differences[row.name] for row in rivals(group) if row.name in differences}
     nearest = max(near, key=lambda name: scale.better(near[name].mean) - (near[name].half or 0.0))
-    return [f"No variant is shown to be {words} ({level}); nearest: {nearest} ({points_words(group, near[nearest])})."]
+    told = scale.change_in_words(near[nearest])
+    return [f"No variant is shown to be {words} ({level}); nearest: {nearest} ({told})."]
 
 
 def cheapest(group: Group, rows: Sequence[Row], among: str) -> list[str]:
@@ -198,10 +199,6 @@ def clearly(group: Group) -> list[str]:
 
 def score_words(group: Group, score: Estimate) -> str:
     return group.scale.show(score.mean) if score.solved is None else group.scale.number(score)
-
-
-def points_words(group: Group, difference: Difference) -> str:
-    return group.scale.change(difference) + ("" if difference.solved else f" {group.scale.points}")
 
 
 def sobering(group: Group) -> list[str]:
