@@ -272,6 +272,15 @@ def test_tables_hold_ratios_and_their_medians() -> None:
         assert line in text.splitlines()
 
 
+def test_two_settings_of_one_package_have_a_row_each() -> None:
+    rows = [row("a", 1024, time, 0.5, setting=setting) for time, setting in ((0.2, "top"), (0.4, "soft"))]
+    rows.append(failed("a", 2048, "unsupported", "") | {"package": "", "setting": ""})
+    lines = page(rows).splitlines()
+    assert "| a | package: soft | 0.40 | unsupported | 0.40 |" in lines
+    assert "| a | package: top | 0.20 | unsupported | 0.20 |" in lines
+    assert misses(rows) == [], "the package takes no such shape"
+
+
 def test_a_later_run_replaces_what_it_measures_and_a_line_cut_off_is_skipped(tmp_path: Path) -> None:
     file = tmp_path / "peers.jsonl"
     rows = [row("a", 1024, 0.2, 0.5), row("a", 2048, 0.2, 0.5), failed("a", 1024, "error", "") | {"run": "2"}]

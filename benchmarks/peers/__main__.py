@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None, adapters: str = "benchmarks.peers")
     console.print("peers: loading the backends", highlight=False)
     import torch
 
-    from benchmarks.peers import _report
+    from benchmarks.peers import _chart, _report
     from compare.record import now, write_atomically
     from compare.runs.machine import describe_machine
 
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None, adapters: str = "benchmarks.peers")
     rows, misses = _report.read_rows(file), []
     if rows:
         write_atomically(file, "".join(json.dumps(row) + "\n" for row in rows))
-        _report.write_files(rows, options.out)
+        _chart.write_files(rows, options.out)
         misses = show(rows, console)
         console.print(f"files: {file}, peers.md, peers.png", highlight=False, soft_wrap=True)
     if interrupted:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.peers._worker import Shape
-from compare.record import write_atomically
 from compare.units import significant
 
 Row = dict[str, Any]
@@ -89,8 +86,16 @@ def shape_of(row: Row) -> Shape:
     return Shape(*row["shape"])
 
 
-def label(row: Row) -> tuple[str, str]:
-    return row["backend"], row["package"] or "?"
+class Label(NamedTuple):
+    """Of a row of the tables. setting: "" where it failed before it was known."""
+
+    backend: str
+    package: str
+    setting: str
+
+
+def label(row: Row) -> Label:
+    return Label(row["backend"], row["package"], row.get("setting", ""))
 
 
 def title_of(row: Row) -> str:
@@ -114,17 +119,24 @@ class Results:
         rows = list(rows)
         self.dtype: str = rows[0]["dtype"]
         self.against_full = sorted((r for r in rows if r["kind"] == "full"), key=lambda r: r["backend"])
-        self.rows = sorted((r for r in rows if r["kind"] == "peer"), key=lambda r: (*label(r), shape_of(r)))
+        self.rows = sorted((r for r in rows if r["kind"] == "peer"), key=lambda r: (label(r), shape_of(r)))
         self.shapes = sorted({shape_of(r) for r in self.rows}, key=lambda s: (s.batch * s.length, s.length))
-        self.labels = list(dict.fromkeys(label(r) for r in self.rows))
-        self.at = {(*label(r), shape_of(r)): r for r in self.rows}
+        named = [label(r) for r in self.rows if r["package"]]
+        ours = {r["backend"] for r in self.rows} - {each.backend for each in named}
+        self.labels = list(dict.fromkeys([*named, *(Label(backend, "", "") for backend in sorted(ours))]))
+        self.at = {(each, shape_of(r)): r for r in self.rows for each in self.labels if could_be(r, each)}
 
-    def ratios(self, measure: Measure, of: tuple[str, str]) -> dict[Shape, float]:
+    def peer(self, of: Label) -> str:
+        """The package, with the setting where it has several."""
+        alike = [each for each in self.labels if each[:2] == of[:2]]
+        return (of.package or "?") if len(alike) == 1 else f"{of.package}: {of.setting}"
+
+    def ratios(self, measure: Measure, of: Label) -> dict[Shape, float]:
         """Shape -> ratio, where there is one."""
-        found = {shape: measure.ratio(self.at[(*of, shape)]) for shape in self.shapes if (*of, shape) in self.at}
+        found = {shape: measure.ratio(self.at[of, shape]) for shape in self.shapes if (of, shape) in self.at}
         return {shape: ratio for shape, ratio in found.items() if ratio is not None}
 
-    def median(self, measure: Measure, of: tuple[str, str]) -> float | None:
+    def median(self, measure: Measure, of: Label) -> float | None:
         return middle(self.ratios(measure, of).values())
 
     def median_at(self, measure: Measure, shape: Shape) -> float | None:
@@ -136,11 +148,11 @@ class Results:
         return middle(m for m in medians if m is not None)
 
     def misses(self) -> list[str]:
-        """The bars that are missed, in words. What only the peer cannot do is no miss of ours."""
+        """The bars that are missed, in words. What the peer cannot do is no miss of ours."""
         found = [
             f"{title_of(row)}: {row['status']}, {row['reason']}"
             for row in self.rows
-            if row["status"] != "ok" and row["side"] != "theirs"
+            if row["status"] not in ("ok", "unsupported") and row["side"] != "theirs"
         ]
         for measure in MEASURES:
             title = measure.title.lower()
@@ -173,13 +185,13 @@ class Results:
         body = []
         for of in self.labels:
             cells = [self.cell(measure, of, shape) for shape in self.shapes]
-            body.append([*of, *cells, told(self.median(measure, of))])
+            body.append([of.backend, self.peer(of), *cells, told(self.median(measure, of))])
         medians = [told(self.median_at(measure, shape)) for shape in self.shapes]
         body.append(["median", "", *medians, told(self.overall(measure))])
         return ["backend", "peer", *map(short, self.shapes), "median"], body
 
-    def cell(self, measure: Measure, of: tuple[str, str], shape: Shape) -> str:
-        row = self.at.get((*of, shape))
+    def cell(self, measure: Measure, of: Label, shape: Shape) -> str:
+        row = self.at.get((of, shape))
         if row is None:
             return "–"
         return row["status"] if row["status"] != "ok" else told(measure.ratio(row))
@@ -188,8 +200,8 @@ class Results:
         """Heading, and both sides of each ratio in units."""
         body = []
         for of in self.labels:
-            rows = [self.at.get((*of, shape), {}) for shape in self.shapes]
-            body.append([*of, *(measure.detail(row) for row in rows)])
+            rows = [self.at.get((of, shape), {}) for shape in self.shapes]
+            body.append([of.backend, self.peer(of), *(measure.detail(row) for row in rows)])
         return ["backend", "peer", *map(short, self.shapes)], body
 
     def full_table(self) -> tuple[str, list[str], list[list[str]]]:
@@ -203,6 +215,11 @@ class Results:
         return f"Time against fused full attention at {at}", ["backend", "ms", "ms of full", "ratio"], body
 
 
+def could_be(row: Row, each: Label) -> bool:
+    """Whether a row has this label; one that failed before its package was known has all of its backend."""
+    return label(row) == each or (not row["package"] and row["backend"] == each.backend)
+
+
 def short(shape: Shape) -> str:
     return f"{shape.batch}×{shape.length:,}×{shape.d_model}/{shape.n_heads}"
 
@@ -214,14 +231,6 @@ def middle(values: Iterable[float]) -> float | None:
 
 def told(ratio: float | None) -> str:
     return "–" if ratio is None else f"{ratio:.2f}"
-
-
-def write_files(rows: list[Row], out: Path) -> None:
-    """peers.md beside the rows, and a chart for each dtype."""
-    for results in by_dtype(rows):
-        if results.rows:
-            draw(results, out / chart_of(results))
-    write_atomically(out / "peers.md", page(rows))
 
 
 def chart_of(results: Results) -> str:
@@ -278,7 +287,7 @@ def settings_of(results: Results) -> list[list[str]]:
         rows = [r for r in results.rows if label(r) == of and "setting" in r]
         if rows:
             widest = f"{max(r['tolerance'] for r in rows):.2g}" + (f": {rows[0]['why']}" if rows[0]["why"] else "")
-            body.append([of[0], f"{of[1]} {rows[0]['version'] or ''}".strip(), rows[0]["setting"], widest])
+            body.append([of.backend, f"{of.package} {rows[0]['version'] or ''}".strip(), of.setting, widest])
     return body
 
 
@@ -292,97 +301,3 @@ def machine(environment: Row) -> str:
 def markdown(heading: list[str], body: list[list[str]]) -> list[str]:
     lines = [heading, ["---"] * len(heading), *body]
     return [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
-
-
-INK, FAINT, GOOD, MISSED = "#222222", "#8a8a8a", "#0072B2", "#D55E00"  # Okabe-Ito blue and vermillion
-
-
-def draw(results: Results, path: Path) -> None:
-    """A dot for each shape, in the order of the tables; two panels, time and memory of a training step."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows, step = len(results.labels), 0.105
-    height = step * (len(results.shapes) + 2)  # of one row, in inches
-    figure = Figure(figsize=(9, rows * height + 1.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2, sharey=True)
-    pitch = len(results.shapes) + 2
-    low, high = limits(results)
-    for axis, measure in zip(axes, (TIME, MEMORY), strict=True):
-        axis.set_xscale("log", base=2)
-        axis.set_xlim(low, high)
-        axis.set_title(f"{measure.title.split(', ')[1].capitalize()}: ours / theirs", fontsize=11, color=INK)
-        axis.axvline(1, color=FAINT, linewidth=0.9, zorder=1)
-        for number, of in enumerate(results.labels):
-            top = number * pitch
-            if number % 2:
-                axis.axhspan(top - 1, top + pitch - 1, color="#f4f4f4", zorder=0, linewidth=0)
-            draw_row(axis, results, measure, of, top, named=number == 0)
-        ticks = [t for t in (2.0**e for e in range(-6, 5)) if low <= t <= high]
-        axis.set_xticks(ticks, [f"{t:g}" for t in ticks], fontsize=9, color=INK)
-        axis.minorticks_off()
-        axis.spines[["top", "right", "left"]].set_visible(False)
-        axis.tick_params(axis="y", length=0)
-        overall = results.overall(measure)
-        axis.set_xlabel(f"median of the rows {told(overall)}", fontsize=9.5, color=INK)
-    centres = [number * pitch + (len(results.shapes) - 1) / 2 for number in range(rows)]
-    axes[0].set_yticks(centres, [f"{backend}\nagainst {package}" for backend, package in results.labels], fontsize=9)
-    axes[0].set_ylim(rows * pitch - 1, -1.6)
-    figure.suptitle(
-        f"Forward + backward of one layer against public packages, {results.dtype};\n"
-        "in each row a dot for each shape (batch×length×width/heads), the number is their median",
-        fontsize=9.5,
-        color=INK,
-    )
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, format="png")
-    os.replace(part, path)
-
-
-def draw_row(axis: Any, results: Results, measure: Measure, of: tuple[str, str], top: float, *, named: bool) -> None:
-    from matplotlib.patheffects import withStroke
-
-    ratios = results.ratios(measure, of)
-    heights = {n: top + i for i, n in enumerate(results.shapes)}
-    axis.plot(list(ratios.values()), [heights[n] for n in ratios], color=FAINT, linewidth=0.8, zorder=2)
-    for n, ratio in ratios.items():
-        missed = round(ratio, 2) > measure.bar
-        style = {"marker": "D", "facecolor": MISSED} if missed else {"marker": "o", "facecolor": GOOD}
-        axis.scatter([ratio], [heights[n]], s=26, edgecolor="white", linewidth=0.6, zorder=3, **style)
-        if named:
-            axis.annotate(
-                short(n),
-                (ratio, heights[n]),
-                (5, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=6.5,
-                color=INK,
-                path_effects=[withStroke(linewidth=2, foreground="white")],
-            )
-    middle_height = top + (len(results.shapes) - 1) / 2
-    median = results.median(measure, of)
-    words = told(median)
-    if median is None:
-        words = ", ".join(dict.fromkeys(r["status"] for r in results.rows if label(r) == of))
-    axis.annotate(
-        words,
-        (1, middle_height),
-        (-2, 0),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        ha="right",
-        va="center",
-        fontsize=9.5,
-        color=INK,
-        fontweight="bold" if median is not None else "normal",
-    )
-
-
-def limits(results: Results) -> tuple[float, float]:
-    """A range for both panels that holds every ratio and 1, with room for the medians at the right."""
-    found = [r for m in (TIME, MEMORY) for of in results.labels for r in results.ratios(m, of).values()] + [1.0]
-    low, high = math.log2(min(found)), math.log2(max(found))
-    room = high - low
-    return 2 ** (low - 0.06 * room - 0.05), 2 ** (high + 0.3 * room + 0.1)

@@ -49,8 +49,11 @@ class Layer(nn.Module):
 
 @torch.no_grad()
 def pair(*, d_model: int, n_heads: int, length: int) -> list[Pair]:
-    """``length`` must be a multiple of 64 and at least 768: below, the rule finds too few blocks."""
+    """At 768 positions or more: below, the rule finds too few blocks."""
     from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention
+
+    if length % BLOCK:
+        raise NotImplementedError(f"transformers' layer takes whole blocks of {BLOCK} positions")
 
     class DrawnOnce(BigBirdBlockSparseAttention):  # type: ignore[misc]
         def __init__(self, config: Any) -> None:

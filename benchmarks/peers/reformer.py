@@ -18,6 +18,8 @@ WHY = "their first chunk of each round looks back, around the end, at the last c
 
 
 def pair(*, d_model: int, n_heads: int, length: int) -> list[Pair]:
+    if length % (2 * BUCKET):
+        raise NotImplementedError(f"both packages take whole pairs of buckets of {BUCKET} positions")
     return [
         lucidrains(d_model, n_heads, length),
         hugging_face(d_model, n_heads, length),

@@ -29,6 +29,8 @@ def pair(*, d_model: int, n_heads: int, length: int) -> list[Pair]:
     """Both compute the new centroids of a training step and neither uses them, so that all steps are equal."""
     from routing_transformer.routing_transformer import SelfAttention
 
+    if length % WINDOW:
+        raise NotImplementedError(f"routing-transformer takes whole windows of {WINDOW} positions")
     config = RoutingConfig(window=WINDOW, decay=1.0)
     ours = MultiHeadAttention(config, d_model=d_model, n_heads=n_heads, max_len=length)
     theirs = SelfAttention(d_model, 1, length, n_heads, 0, WINDOW)
