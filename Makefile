@@ -35,7 +35,7 @@ bench-peers: setup
 	$(BIN)/python -m benchmarks.peers
 
 readme: setup
-	$(BIN)/python -m compare list --write README.md docs/backends.md docs/tasks.md docs/findings.md docs/tips.md
+	$(BIN)/python -m compare list --write README.md docs/backends.md docs/tasks.md docs/findings.md docs/tips.md docs/limits.md
 
 results: setup
 	for records in results/*/*/records.jsonl; do \

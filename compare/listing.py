@@ -14,7 +14,7 @@ from rich.table import Table
 
 import tasks
 import zoo
-from compare.report import in_short, of_plan, of_tip
+from compare.report import in_short, of_plan, of_roofline, of_tip
 from zoo.entry import Entry, format_added, format_bytes
 
 Rows = list[list[str]]
@@ -29,6 +29,7 @@ MARKDOWN = ["name", "what it does", "family", "year", *COST[1:-1], "state", "cac
 TIP = "tip:"
 PUBLISHED = "published"
 PICTURE = "picture"
+ROOFLINE = "roofline"
 WRAPPED = ("time", "directions", "what it does", "options", "what it asks", "lengths", "purpose", "tasks")
 
 
@@ -160,10 +161,11 @@ def results(folder: Path, shown_as: str, chart: str = "") -> str:
         shown_as: path of the folder, relative to the file that shows the chart.
         chart: stem of the chart; "" = the first chart of the report. ``tip:NAME`` = a table of what a tip changes;
             ``published`` = a table of the scores beside published ones, and what the report says of them;
+            ``roofline`` = the chart and the table of what limits each variant, and the rates of the machine;
             ``picture`` = the first chart without sentences.
 
     Raises:
-        ValueError: the folder has no such chart, no run with the tip, or no published comparison.
+        ValueError: the folder has no such chart, no run with the tip, no published comparison, or no measured rates.
     """
     if chart == PUBLISHED:
         table = of_plan(folder)
@@ -171,12 +173,22 @@ def results(folder: Path, shown_as: str, chart: str = "") -> str:
         return f"{markdown_table(list(table.header), list(map(list, table.rows)))}\n\n{said}"
     if chart.startswith(TIP):
         return markdown_table(*of_tip(folder, chart.removeprefix(TIP)))
+    if chart == ROOFLINE:
+        limits = of_roofline(folder)
+        (drawn,), (table,) = limits.charts, limits.tables
+        parts = picture(folder, shown_as, drawn.stem), *limits.sentences
+        return "\n\n".join([*parts, markdown_table(list(table.header), list(map(list, table.rows)))])
     stem, sentences = in_short(folder)
-    path = folder / "charts" / f"{stem if chart in ('', PICTURE) else chart}.png"
+    shown = picture(folder, shown_as, stem if chart in ("", PICTURE) else chart)
+    return shown if chart == PICTURE else f"{shown}\n\n{' '.join(sentences)}"
+
+
+def picture(folder: Path, shown_as: str, stem: str) -> str:
+    """A chart of a folder of results, as Markdown."""
+    path = folder / "charts" / f"{stem}.png"
     if not path.is_file():
         raise ValueError(f"chart {path} does not exist")
-    picture = f"![{path.stem.replace('_', ' ')}]({shown_as}/charts/{path.name})"
-    return picture if chart == PICTURE else f"{picture}\n\n{' '.join(sentences)}"
+    return f"![{path.stem.replace('_', ' ')}]({shown_as}/charts/{path.name})"
 
 
 def results_in(text: str, folder: Path) -> dict[str, str]:

@@ -21,19 +21,20 @@ from compare.report.render.csv_table import TEXT, csv_table
 from compare.report.render.latex import NEEDS, latex_tables
 from compare.report.render.markdown import markdown_report
 from compare.report.render.page import html_page
-from compare.report.sections import TITLE, document
+from compare.report.sections import TITLE, document, roofline
 from compare.report.sections.ablation import table_of_tip
 from compare.report.sections.answer import crossovers
 from compare.report.sections.data import mixed_data
 from compare.report.sections.lead import lead_of
 from compare.report.sections.published import in_lines, published_tables
-from compare.report.sections.section import Table
+from compare.report.sections.section import Section, Table
 
 __all__ = [
     "Report",
     "foreign_files",
     "in_short",
     "of_plan",
+    "of_roofline",
     "of_tip",
     "read_source",
     "write_report",
@@ -144,6 +145,18 @@ def of_plan(folder: Path) -> Table:
     if not tables:
         raise ValueError(f"{folder} has no runs of python -m compare reproduce")
     return tables[0]
+
+
+def of_roofline(folder: Path) -> Section:
+    """What limits each variant: a chart, the rates of the machine, and a table.
+
+    Raises:
+        ValueError: the folder has no runs of ``cost`` that measured the rates.
+    """
+    found = roofline.sections(Overview(group_records([read_source(folder)])))
+    if not found:
+        raise ValueError(f"{folder} has no runs of python -m compare cost with the rates of the machine")
+    return found[0].parts[0]
 
 
 def in_short(folder: Path) -> tuple[str, list[str]]:
