@@ -2,7 +2,7 @@
 # make test      lint, types, tests
 # make check NAME=linformer   the laws and tests of one backend
 # make bench     what the project promises about time, on an idle machine (about 2 minutes)
-# make bench-peers   time and memory beside public packages (about 40 minutes)
+# make bench-peers   time and memory beside public packages (about 80 minutes)
 # make readme    the tables and results in README.md and docs
 # make results   pages, charts and tables of the committed records
 # make docs      the documentation, in site/

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
@@ -148,7 +148,7 @@ def markdown() -> dict[str, str]:
     }
 
 
-def markdown_table(headers: list[str], rows: Rows) -> str:
+def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [headers, ["---"] * len(headers), *([f"`{first}`", *rest] for first, *rest in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -170,14 +170,14 @@ def results(folder: Path, shown_as: str, chart: str = "") -> str:
     if chart == PUBLISHED:
         table = of_plan(folder)
         said = "\n".join(f"- {finding}" for finding in table.findings)
-        return f"{markdown_table(list(table.header), list(map(list, table.rows)))}\n\n{said}"
+        return f"{markdown_table(table.header, table.rows)}\n\n{said}"
     if chart.startswith(TIP):
         return markdown_table(*of_tip(folder, chart.removeprefix(TIP)))
     if chart == ROOFLINE:
         limits = of_roofline(folder)
         (drawn,), (table,) = limits.charts, limits.tables
         parts = picture(folder, shown_as, drawn.stem), *limits.sentences
-        return "\n\n".join([*parts, markdown_table(list(table.header), list(map(list, table.rows)))])
+        return "\n\n".join([*parts, markdown_table(table.header, table.rows)])
     stem, sentences = in_short(folder)
     shown = picture(folder, shown_as, stem if chart in ("", PICTURE) else chart)
     return shown if chart == PICTURE else f"{shown}\n\n{' '.join(sentences)}"

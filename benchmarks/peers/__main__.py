@@ -25,7 +25,7 @@ DTYPES = ("float32", "bfloat16")
 DESCRIPTION = """Compare each backend with public packages of the same method: the time of forward + backward, of
 forward and of inference, and the peak memory of a training step, of one layer on a CPU. The
 benchmark times only layers that give the same outputs and gradients. Each measurement runs alone,
-in a fresh process. A pair takes about two minutes for the five shapes on 2 cores, and the
+in a fresh process. A pair takes about four minutes for the five shapes on 2 cores, and the
 comparison with full attention about 10 seconds a backend."""
 EPILOG = """Ctrl-C keeps finished measurements. A later run into the same folder replaces the backends, shapes
 and dtypes that it measures and keeps the others."""
@@ -106,7 +106,10 @@ def parser() -> argparse.ArgumentParser:
         help="float32, bfloat16 by autocast, or both (float32)",
     )
     found.add_argument(
-        "--rounds", type=positive, metavar="K", help="timed steps of each side (6 or more, about 5 seconds)"
+        "--rounds",
+        type=positive,
+        metavar="K",
+        help="timed steps of each side (6 or more, about 3 seconds a mode)",
     )
     found.add_argument(
         "--full-shape",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers._report import MEMORY, TIME, Label, Measure, Results, Row, by_dtype, chart_of, page, short, told
-from benchmarks.peers._report import label as label_of
 from compare.record import write_atomically
 
 INK, FAINT, GOOD, MISSED = "#222222", "#8a8a8a", "#0072B2", "#D55E00"  # Okabe-Ito blue and vermillion
@@ -90,7 +89,7 @@ def draw_row(axis: Any, results: Results, measure: Measure, of: Label, top: floa
     median = results.median(measure, of)
     words = told(median)
     if median is None:
-        words = ", ".join(dict.fromkeys(r["status"] for r in results.rows if label_of(r) == of))
+        words = ", ".join(dict.fromkeys(results.at[of, s]["status"] for s in results.shapes if (of, s) in results.at))
     axis.annotate(
         words,
         (1, middle_height),

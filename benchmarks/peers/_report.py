@@ -1,10 +1,10 @@
-"""Rows to bars, tables and a chart."""
+"""Rows to bars, tables and a page."""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,17 +106,16 @@ def title_of(row: Row) -> str:
 
 def by_dtype(rows: Iterable[Row]) -> list[Results]:
     """float32 first."""
-    rows = list(rows)
-    return [
-        Results(r for r in rows if r["dtype"] == dtype) for dtype in sorted({r["dtype"] for r in rows}, reverse=True)
-    ]
+    parts: dict[str, list[Row]] = {}
+    for row in rows:
+        parts.setdefault(row["dtype"], []).append(row)
+    return [Results(parts[dtype]) for dtype in sorted(parts, reverse=True)]
 
 
 class Results:
     """What the rows of one dtype say, in the order of the tables."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
-        rows = list(rows)
+    def __init__(self, rows: Sequence[Row]) -> None:
         self.dtype: str = rows[0]["dtype"]
         self.against_full = sorted((r for r in rows if r["kind"] == "full"), key=lambda r: r["backend"])
         self.rows = sorted((r for r in rows if r["kind"] == "peer"), key=lambda r: (label(r), shape_of(r)))
